@@ -1,0 +1,177 @@
+"""Dense networks in torch, on the CPU or a CUDA device, with nothing read back inside an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from lpfamily import error_log_odds, penalty
+from lpfamily.ascent import frank_wolfe
+from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
+from lpfamily.training.draws import Draws
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Dense, State, parameter_shapes
+
+
+@dataclass(frozen=True)
+class TorchBackend:
+    """Trains dense networks on any device of torch's."""
+
+    layers: frozenset[type] = frozenset({Dense})
+
+    def check_device(self, device: str) -> None:
+        """Try the device with one number."""
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as cause:
+            reason = str(cause).splitlines()[0]
+            raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
+
+    def trainer(self, task: Task, state: State) -> TorchTrainer:
+        """Return a trainer for `task` that starts from `state`."""
+        return TorchTrainer(task, state)
+
+
+backend = TorchBackend()
+
+
+class TorchTrainer:
+    """A dense network in training; `lpfamily.training.backends.Trainer` says what each method does."""
+
+    def __init__(self, task: Task, state: State) -> None:
+        self.task = task
+        self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
+        self.load(state)
+
+    def state(self) -> State:
+        with torch.no_grad():
+            return {name: tensor.cpu().numpy().copy() for name, tensor in self._state.items()}
+
+    def load(self, state: State) -> None:
+        dtype = getattr(torch, self.task.dtype)
+        self._state = {name: self._tensor(array).to(dtype) for name, array in state.items()}
+        self._parameters = [self._state[name] for name in parameter_shapes(self.task.network)]
+        for parameter in self._parameters:
+            parameter.requires_grad_()
+
+    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+        total = torch.zeros(2, dtype=torch.float64, device=self.task.device)
+        steps = zip(rates.lr.tolist(), rates.momentum.tolist(), rates.sigma.tolist(), strict=True)
+        with self._precision():
+            for step, batch in enumerate(torch.split(self._tensor(order), self.task.batch_size)):
+                lr, momentum, sigma = next(steps)
+                x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
+                losses, logits = self._objective(x, labels, sigma, step, draws)
+                gradients = torch.autograd.grad(losses.mean(), self._parameters)
+                self._update(gradients, lr, momentum)
+                wrong = logits.argmax(dim=1) != labels
+                total += torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()])
+        loss, error = (total / len(order)).tolist()
+        return {"loss": loss, "error": error}
+
+    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad(), self._precision():
+            return self._logits(self._tensor(x)).cpu().numpy()
+
+    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad(), self._precision():
+            return softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
+
+    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        with self._precision():
+            return self._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
+
+    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+        with self._precision():
+            at = self._tensor(x).requires_grad_()
+            loss = softplus(self._odds(at, self._tensor(labels))).sum()
+            (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
+            return torch.autograd.grad(gradient, at, self._tensor(v))[0].cpu().numpy()
+
+    def _objective(
+        self, x: Tensor, labels: Tensor, sigma: float, step: int, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """Return the objective of each example and the logits it saw."""
+        objective = self.task.objective
+        if objective.name == "penalty":
+            return self._penalised(x, labels, sigma)
+        if objective.name == "noise":
+            x = x + sigma * self._tensor(draws.noise(step, tuple(x.shape), self.task.dtype))
+        clean = x
+        if objective.name == "perturb":
+            start = None
+            if objective.random_start:
+                drawn = draws.start(step, tuple(x.shape), objective.p, self.task.dtype)
+                start = sigma * self._tensor(drawn)
+            x = x + frank_wolfe(
+                lambda at: self._direction(at, labels), x, objective.p, sigma, objective.steps, start
+            )
+        logits = self._logits(x)
+        losses = softplus(error_log_odds(logits, labels))
+        if objective.name == "perturb" and (weight := objective.clean_weight):
+            losses = weight * softplus(self._odds(clean, labels)) + (1 - weight) * losses
+        return losses, logits
+
+    def _penalised(self, x: Tensor, labels: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        p = self.task.objective.p
+        by_difference = self.task.objective.penalty_by == "difference"
+        x = x.requires_grad_()
+        logits = self._logits(x)
+        odds = error_log_odds(logits, labels)
+        (gradient,) = torch.autograd.grad(odds.sum(), x, create_graph=not by_difference, retain_graph=True)
+        losses = softplus(odds)
+        if by_difference:
+            eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
+            ahead = softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels))
+            return losses + (ahead - losses) / DIFFERENCE_STEP, logits
+        return losses + torch.sigmoid(odds) * penalty(gradient, p, sigma), logits
+
+    def _direction(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the input gradient of the error log-odds; no weight gradient is computed."""
+        at = x.detach().requires_grad_()
+        return torch.autograd.grad(self._odds(at, labels).sum(), at)[0]
+
+    def _odds(self, x: Tensor, labels: Tensor) -> Tensor:
+        odds: Tensor = error_log_odds(self._logits(x), labels)
+        return odds
+
+    def _logits(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.task.network.layers):
+            x = torch.addmm(self._state[f"layers.{index}.bias"], x, self._state[f"layers.{index}.weight"])
+            if layer.activation == "sigmoid":
+                x = torch.sigmoid(x)
+        return x
+
+    @torch.no_grad()
+    def _update(self, gradients: tuple[Tensor, ...], lr: float, momentum: float) -> None:
+        for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
+            parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
+            is_weight = name.endswith("weight")
+            if is_weight and self.task.weight_decay:
+                gradient = gradient.add(parameter, alpha=self.task.weight_decay)
+            velocity.mul_(momentum).sub_(gradient, alpha=lr)
+            parameter.add_(velocity)
+            limit = self.task.network.layers[int(name.split(".")[1])].max_norm
+            if is_weight and limit is not None:
+                norms = torch.linalg.vector_norm(parameter, dim=0)
+                parameter.mul_(torch.where(norms > limit, limit / norms, 1.0))
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.tensor(array, device=self.task.device)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Set the policy on TF32 for a while: the process may have its own."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.task.tf32
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before

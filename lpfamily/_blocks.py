@@ -1,0 +1,237 @@
+"""NumPy's kernels: the definitions of `steepest.py`, a block of rows at a time.
+
+The definitions make some twenty passes over the whole array, each through main memory. Here a block
+of rows stays in the cache from its first pass to its last, p decides once how the power is taken,
+and what is rare (NaN, infinite, zero, subnormal rows) is found on one number a row: such rows are
+done again, scaled, and what that cannot mend goes to the definition. So the common path has only
+the passes that the mathematics needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.kernels import Library, Primitive
+from lpfamily.steepest import is_close
+
+BLOCK_BYTES = 1 << 18
+"""Of one operand: a block, its result and two scratch arrays fit in the second-level cache."""
+
+Floats = NDArray[Any]
+Rows = NDArray[np.bool_]
+Kernel = Callable[[Floats, Floats, Floats, Floats, Floats], Rows]
+"""kernel(x, sigma, out, s, t) fills out and says which rows are right; s and t are scratch like x."""
+
+
+class NumpyLibrary(Library):
+    """NumPy, which has no derivatives to be told of."""
+
+    def apply(self, primitive: Primitive, p: float, *operands: Floats) -> Floats:
+        """Evaluate `primitive` block by block."""
+        x = operands[0]
+        if x.size == 0:
+            return np.asarray(primitive.value(p, *operands))
+        rows = x.reshape(-1, x.shape[-1])
+        with np.errstate(all="ignore"):
+            # NumPy would first copy a column operand that is wider than this buffer.
+            np.setbufsize(16)
+            if primitive.name == "dual_norm":
+                norms = [primitive.value(p, rows[block]) for block in _blocks(rows)]
+                return np.concatenate(norms).reshape(x.shape[:-1])
+            sigma = np.broadcast_to(operands[1], (*x.shape[:-1], 1)).reshape(-1, 1)
+            return _steepest(primitive, p, rows, sigma).reshape(x.shape)
+
+
+def _blocks(rows: Floats) -> list[slice]:
+    step = max(1, BLOCK_BYTES // rows[0].nbytes)
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _steepest(primitive: Primitive, p: float, x: Floats, sigma: Floats) -> Floats:
+    kernel = _kernel(p, x.dtype)
+    blocks = _blocks(x)
+    out = np.empty(x.shape, x.dtype)
+    scratch = np.empty((2, *x[blocks[0]].shape), x.dtype)
+    for block in blocks:
+        rows = x[block]
+        right = kernel(rows, sigma[block], out[block], *scratch[:, : len(rows)])
+        if not right.all():
+            wrong = ~right
+            out[block][wrong] = _repaired(primitive, p, kernel, rows[wrong], sigma[block][wrong])
+    return out
+
+
+def _repaired(primitive: Primitive, p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
+    out: Floats
+    out, s, t, scaled = np.empty((4, *x.shape), x.dtype)
+    exact = _scale(x, scaled, p)
+    right = kernel(scaled, sigma, out, s, t) & exact
+    out[~right] = primitive.value(p, x[~right], sigma[~right])
+    return out
+
+
+def _scale(x: Floats, out: Floats, p: float) -> Rows:
+    """Fill `out` with x times a power of two, max|x| in [1/2, 1); say for which rows no entry is lost."""
+    top = np.maximum(x.max(axis=1), -x.min(axis=1))
+    exponents = np.frexp(top)[1]
+    most = np.finfo(x.dtype).maxexp - 2
+    # Scaling down may take a small entry to zero, which matters only to a small power of it.
+    down = most if p < 5 else 0
+    np.multiply(x, np.ldexp(x.dtype.type(1), -exponents)[:, None], out=out)
+    exact: Rows = (top > 0) & (top < math.inf) & (exponents >= -most) & (exponents <= down)
+    return exact
+
+
+def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
+    if p == math.inf:
+        return _signs
+    if p == 1:
+        return _largest
+    power, e, scales = _power(1 / (p - 1), dtype)
+    info = np.finfo(dtype)
+    least, most = float(info.tiny) * 2.0**26, float(info.max) * 2.0**-26
+    # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
+    exact_root = -e / (e + 1) if e else -1 / Fraction(p)
+    root = float(exact_root)
+    lost = float(exact_root - Fraction(root))
+
+    def kernel(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
+        exact: Any = True
+        if scales:
+            exact = _scale(x, s, p)
+            x = s
+        unit = power(x, out, t)
+        total = np.vecdot(out, x).astype(np.float64) / unit**2
+        out *= (sigma[:, 0] * total**root * (1 + lost * np.log(total)) / unit).astype(x.dtype)[:, None]
+        right: Rows = exact & (total >= least) & (total <= most)
+        return right
+
+    return kernel
+
+
+def _power(
+    e: float, dtype: np.dtype[Any]
+) -> tuple[Callable[[Floats, Floats, Floats], Floats], Fraction | None, bool]:
+    """Return power(x, u, t), its exponent if that is a fraction, and whether x must be scaled first.
+
+    power fills u with sign(x) |x|^e in units of what it returns, 1 or max|x|: what stands in u is
+    unit * sign(x) |x / unit|^e. t is scratch.
+    """
+    tiny = float(np.finfo(dtype).tiny)
+    bits = np.dtype(f"u{dtype.itemsize}")
+    sign = bits.type(1 << (8 * dtype.itemsize - 1))
+    one = np.ones(1)
+    whole = round(e) if e < 13 and is_close(e, round(e), dtype) else 0
+
+    def identity(x: Floats, u: Floats, t: Floats) -> Floats:
+        u[...] = x
+        return one
+
+    def square(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.abs(x, out=t)
+        np.multiply(x, t, out=u)
+        return one
+
+    def cube(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.multiply(x, x, out=t)
+        np.multiply(x, t, out=u)
+        return one
+
+    def cube_root(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.cbrt(x, out=u)
+        return one
+
+    def ninth_root(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.cbrt(x, out=u)
+        np.cbrt(u, out=u)
+        return one
+
+    def copy_sign(x: Floats, u: Floats, t: Floats) -> Floats:
+        t = t.view(bits)
+        np.bitwise_and(x.view(bits), sign, out=t)
+        np.bitwise_or(u.view(bits), t, out=u.view(bits))
+        return one
+
+    def square_root(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.abs(x, out=u)
+        np.sqrt(u, out=u)
+        return copy_sign(x, u, t)
+
+    def whole_power(x: Floats, u: Floats, t: Floats) -> Floats:
+        # |x|^(e-1) by squaring, from below where it would be subnormal, which is slow; x brings the sign
+        np.abs(x, out=t)
+        np.maximum(t, tiny ** (0.9 / e), out=t)
+        u[...] = x
+        n = whole - 1
+        while n:
+            if n & 1:
+                u *= t
+            n >>= 1
+            if n:
+                t *= t
+        return one
+
+    def steep(x: Floats, u: Floats, t: Floats) -> Floats:
+        # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
+        top = np.maximum(x.max(axis=1), -x.min(axis=1))[:, None]
+        np.abs(x, out=u)
+        u -= top
+        u *= 1 / top
+        np.maximum(u, float(np.finfo(dtype).epsneg) - 1, out=u)
+        np.log1p(u, out=u)
+        u *= e - 1
+        np.maximum(u, 0.9 * math.log(tiny), out=u)
+        np.exp(u, out=u)
+        u *= x
+        unit: Floats = top[:, 0].astype(np.float64)
+        return unit
+
+    def general(x: Floats, u: Floats, t: Floats) -> Floats:
+        np.abs(x, out=u)
+        np.log(u, out=u)
+        u *= e
+        np.exp(u, out=u)
+        return copy_sign(x, u, t)
+
+    roots = {2: square_root, 3: cube_root, 9: ninth_root}
+    for n, power in {1: identity, 2: square, 3: cube}.items():
+        if whole == n:
+            return power, Fraction(n), False
+    for n, power in roots.items():
+        if is_close(e, 1 / n, dtype):
+            return power, Fraction(1, n), False
+    if whole:
+        return whole_power, Fraction(whole), True
+    return (steep, None, True) if e > 2 else (general, None, e > 0.25)
+
+
+def _largest(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
+    np.abs(x, out=t)
+    top = t.max(axis=1)
+    where = np.flatnonzero(t == top[:, None])
+    row = where // x.shape[1]
+    ties = np.bincount(row, minlength=len(x))
+    out[...] = 0
+    share = (sigma[:, 0] / ties).astype(x.dtype)
+    np.put(out, where, np.copysign(share[row], x.take(where)))
+    right: Rows = top > 0
+    return right
+
+
+def _signs(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
+    # The least subnormal times `huge` is `least`, so the clip makes every entry +-least, 0 or NaN.
+    info = np.finfo(x.dtype)
+    huge = 2.0 ** (info.maxexp - 1)
+    least = huge * float(info.smallest_subnormal)
+    np.multiply(x, x.dtype.type(huge), out=out)
+    np.clip(out, -least, least, out=out)
+    factor = sigma * x.dtype.type(1 / least)
+    out *= factor
+    right: Rows = np.isfinite(factor[:, 0])
+    return right

@@ -1,0 +1,113 @@
+"""Cross-entropy, and the error log-odds, whose direction does not round away."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import device
+
+from lpfamily._arrays import Array, compute_dtype, namespace_of
+from lpfamily.kernels import constant
+
+
+def error_log_odds(logits: Array, labels: Array) -> Array:
+    """Return log((1 - p_y) / p_y) = logsumexp of the wrong logits - the right logit.
+
+    The cross-entropy of a hard label is softplus of this, 1 - p_y is its sigmoid, and by the chain
+    rule grad CE = (1 - p_y) * grad(error_log_odds): the same direction. In softmax - onehot the
+    term of the right class is p_y - 1, which is rounded to a few bits or to zero when the network
+    is confident; here it is -1. As `lpfamily.epsilon` sees directions alone, this is the function
+    to differentiate for it.
+
+    Parameters
+    ----------
+    logits
+        Of shape (..., classes), at least two classes.
+    labels
+        Integers in 0..classes - 1, of shape `logits.shape[:-1]`.
+
+    Returns
+    -------
+    Array
+        Of shape `logits.shape[:-1]` and of the logits' dtype; NaN for a label that is out of range
+        and could not be seen without waiting for a device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For logits that are not floating, fewer than two classes, labels that are not integers, of
+        the wrong shape, or (in a NumPy array) out of range.
+    """
+    xp = namespace_of(logits, "logits")
+    odds = _odds(xp, *_checked(xp, logits, labels))
+    return xp.astype(odds, logits.dtype, copy=False)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return -log p_y for each example, exact also where p_y rounds to 1.
+
+    For integer labels it is softplus(error_log_odds). Soft labels, floating and of the logits'
+    shape, give -sum_j t_j log p_j.
+
+    Parameters
+    ----------
+    logits
+        Of shape (..., classes), at least two classes.
+    labels
+        Integers of shape `logits.shape[:-1]`, or probabilities of the logits' shape.
+
+    Returns
+    -------
+    Array
+        Of shape `logits.shape[:-1]` and of the logits' dtype, in nats.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `error_log_odds`.
+    """
+    xp = namespace_of(logits, "logits")
+    if tuple(labels.shape) == tuple(logits.shape) and xp.isdtype(labels.dtype, "real floating"):
+        z = xp.astype(logits, compute_dtype(logits, "logits"), copy=False)
+        loss = -xp.sum(xp.astype(labels, z.dtype) * (z - _logsumexp(xp, z)[..., None]), axis=-1)
+    else:
+        odds = _odds(xp, *_checked(xp, logits, labels))
+        loss = xp.logaddexp(odds, xp.zeros_like(odds))
+    return xp.astype(loss, logits.dtype, copy=False)
+
+
+def _checked(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
+    dtype = compute_dtype(logits, "logits")
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits must hold at least two classes in their last axis; got shape {tuple(logits.shape)}: "
+            f"for one logit z of a binary problem pass stack([0, z])"
+        )
+    if isinstance(labels, int | np.integer | np.ndarray):
+        labels = np.asarray(labels)
+        least, most = (labels.min(), labels.max()) if labels.size else (0, 0)
+        if labels.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
+            raise ValueError(
+                f"labels must lie in 0..{logits.shape[-1] - 1}; got values from {least} to {most}"
+            )
+        labels = xp.asarray(labels, device=device(logits))
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise TypeError(f"labels must be integers; got {labels.dtype}")
+    if tuple(labels.shape) != tuple(logits.shape[:-1]):
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
+    classes = xp.arange(logits.shape[-1], device=device(logits), dtype=labels.dtype)
+    return xp.astype(logits, dtype, copy=False), labels[..., None] == classes
+
+
+def _odds(xp: Any, logits: Array, right: Array) -> Array:
+    wrong = _logsumexp(xp, xp.where(right, -math.inf, logits))
+    known = xp.any(right, axis=-1)
+    return xp.where(known, wrong - xp.sum(xp.where(right, logits, 0.0), axis=-1), math.nan)
+
+
+def _logsumexp(xp: Any, z: Array) -> Array:
+    top = constant(xp.max(z, axis=-1, keepdims=True))
+    top = xp.where(xp.isfinite(top), top, 0.0)
+    return xp.log(xp.sum(xp.exp(z - top), axis=-1)) + top[..., 0]

@@ -1,0 +1,89 @@
+"""The seam between the mathematics and the array libraries.
+
+Every function has one definition, in the array API, and that definition serves every library. The
+two functions at the bottom of everything, the steepest step and the dual norm, are `Primitive`s: a
+definition together with its derivative, which `Library.apply` evaluates. A library that can do
+better (NumPy: in blocks that stay in the cache) or that must be told more (torch, JAX: the
+derivative) registers a `Library` of its own under its name in the entry-point group
+`lpfamily.kernels`; it is loaded when the first array of that library arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from lpfamily._arrays import Array, namespace_of
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """A function of arrays with a parameter p, and its first derivative in closed form.
+
+    `value(p, *operands)` is the definition. `jvp(p, operands, tangents)` is the directional
+    derivative, `vjp(p, operands, cotangent)` its transpose, one cotangent an operand; both are built
+    from primitives, so that they can be differentiated again.
+    """
+
+    name: str
+    value: Callable[..., Array]
+    jvp: Callable[[float, tuple[Array, ...], tuple[Array, ...]], Array]
+    vjp: Callable[[float, tuple[Array, ...], Array], tuple[Array, ...]]
+
+    def __call__(self, p: float, *operands: Array) -> Array:
+        """Evaluate on the library that the operands belong to."""
+        return library_of(operands[0]).apply(self, p, *operands)
+
+
+class Library:
+    """What one array library knows: by default, that it follows the array API and no more."""
+
+    def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
+        """Evaluate `primitive`, so that the library's automatic differentiation sees its derivative."""
+        with np.errstate(all="ignore"):  # log 0 = -inf and overflow to inf are steps of the definition
+            return primitive.value(p, *operands)
+
+    def constant(self, x: Array) -> Array:
+        """Return x with its gradient stopped."""
+        return x
+
+
+_libraries: dict[str, Library] = {}
+
+
+def library_of(x: Array) -> Library:
+    """Return the `Library` that serves `x`."""
+    name = namespace_of(x).__name__.removeprefix("array_api_compat.").partition(".")[0]
+    _load(name)
+    return _libraries[name]
+
+
+def constant(x: Array) -> Array:
+    """Return `x` with its gradient stopped, in whatever library it lives."""
+    return library_of(x).constant(x)
+
+
+def _load(name: str) -> bool:
+    if name in _libraries:
+        return True
+    library: Any = Library()
+    if name == "numpy":
+        from lpfamily._blocks import NumpyLibrary
+
+        library = NumpyLibrary()
+    for entry in entry_points(group="lpfamily.kernels", name=name):
+        library = entry.load()
+        if not isinstance(library, Library):
+            raise TypeError(
+                f"entry point {entry.value!r} of lpfamily.kernels must be a Library; got {library!r}"
+            )
+    _libraries[name] = library
+    return True
+
+
+# What torch.compiler.assume_constant_result sets: entry points cannot be read in a traced function.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,237 @@
+"""The closed form of the steepest step in an Lp ball (eq. 3) and its limits p = 1, 2, inf.
+
+Written as the paper has it, eq. 3 fails in floating point: the sum inside ||g||_{p*} underflows or
+overflows for gradients that networks really have, r ** (1/(p-1)) needs log r to full relative
+accuracy when p is near 1, and a small r underflows where its small power would not when p is large.
+So: divide by the largest entry first, take one power u = r ** (1/(p-1)) of each entry, and use that
+||g||_{p*}^{p*} is then the sum of u * r, and the step u * sum(u * r) ** (-1/p).
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily.kernels import Primitive
+
+
+def check_p(p: float) -> float:
+    """Return p as a float; raise if it is not a number in [1, inf]."""
+    if not isinstance(p, Real) or isinstance(p, bool):
+        raise TypeError(f"p must be a Python number in [1, inf]; got {p!r}")
+    value = float(p)
+    if not value >= 1:
+        raise ValueError(
+            f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex and eq. 3 is not its maximiser"
+        )
+    return value
+
+
+def is_close(exponent: float, target: float, dtype: Any) -> bool:
+    """Whether x**target is x**exponent to rounding in `dtype`, for 1/(p-1) with a rounded p."""
+    rounding = 2.0**-52 if "64" in str(dtype) else 2.0**-30
+    return abs(exponent - target) <= 1.5 * rounding * target
+
+
+def epsilon(
+    grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None, mask: Array | None = None
+) -> Array:
+    """Return the step of Lp norm sigma that raises the linearised loss most.
+
+    The maximiser of <grad, eps> subject to ||eps||_p <= sigma, for each example (eq. 2, solved in
+    Appendix A)::
+
+        eps = sigma * sign(grad) * (|grad| / ||grad||_{p*}) ** (1 / (p - 1))     (3)
+
+    p = inf is sigma * sign(grad), the fast gradient sign method (eq. 8); p = 2 is sigma * grad /
+    ||grad||_2 (eq. 12); p = 1 puts the budget on the largest |grad|, shared equally by ties (eq. 11,
+    corrected), which is the limit of eq. 3.
+
+    The step depends on the direction of grad alone, from subnormal to the largest finite entries.
+    sign(0) = 0, so that a zero entry, and a zero example, stays zero. Infinite entries share the
+    budget of their example for p < inf. A NaN makes its example NaN; at p = inf, where coordinates
+    do not depend on each other, its entry. Derivatives are those of eq. 3 where it has them, and 0
+    where it has none (p = 1 and inf; zero examples; zero entries for p > 2).
+
+    Parameters
+    ----------
+    grad
+        The gradient of the loss with respect to the input, a floating array of any library; its
+        first `batch_ndim` axes index examples, each of which has its own ball.
+    p
+        A number in [1, inf].
+    sigma
+        The radius, in units of the input: a number >= 0, or an array that broadcasts to
+        `grad.shape[:batch_ndim]`.
+    batch_ndim
+        None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
+        treats each token of a sequence as an example.
+    mask
+        Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget.
+
+    Returns
+    -------
+    Array
+        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32.
+
+    Raises
+    ------
+    TypeError
+        If grad is not a real floating array, p not a number, or mask not boolean.
+    ValueError
+        If p < 1 or NaN, a shape does not fit, or sigma is visibly outside [0, inf); a sigma that
+        lives on a device is not looked at, and a bad one makes its example NaN.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    eq. 2-12 and Appendix A.
+    """
+    p = check_p(p)
+    xp = namespace_of(grad, "grad")
+    dtype = compute_dtype(grad, "grad")
+    batch, size = example_shape(grad, batch_ndim, "grad")
+    kept = grad if mask is None else _masked(xp, grad, mask)
+    rows = xp.astype(xp.reshape(kept, (*batch, size)), dtype, copy=False)
+    eps = steepest(p, rows, broadcast_sigma(sigma, rows, xp))
+    return xp.astype(xp.reshape(eps, grad.shape), grad.dtype, copy=False)
+
+
+def _masked(xp: Any, grad: Array, mask: Array) -> Array:
+    mask = xp.asarray(mask)
+    if not xp.isdtype(mask.dtype, "bool"):
+        raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
+    try:
+        mask = xp.broadcast_to(mask, grad.shape)
+    except Exception as cause:  # each library has its own type for this
+        raise ValueError(
+            f"mask must broadcast to the shape of grad, {tuple(grad.shape)}; got {tuple(mask.shape)}"
+        ) from cause
+    return xp.where(mask, grad, xp.zeros_like(grad))
+
+
+# The definitions. `x` holds examples as rows, (..., d), in float32 or float64; `sigma` is (..., 1).
+
+
+def _steepest(p: float, x: Array, sigma: Array) -> Array:
+    xp = namespace_of(x)
+    if x.shape[-1] == 0:
+        return x
+    if p == math.inf:
+        return sigma * xp.where((x == 0) | (x != x), x, xp.copysign(xp.ones_like(x), x))
+    if p == 1:
+        top = xp.abs(x) == xp.max(xp.abs(x), axis=-1, keepdims=True)
+        ties = xp.sum(xp.astype(top, x.dtype), axis=-1, keepdims=True)
+        share = xp.where((x == 0) & (ties > 0), 0.0, sigma / xp.where(ties > 0, ties, math.nan))
+        return xp.copysign(xp.where(top | (ties == 0), share, 0.0), x)
+    u, total, _ = _powers(xp, p, x)
+    return xp.copysign(u, x) * (sigma * xp.where(total == 0, 1.0, total) ** (-1 / p))
+
+
+def _dual_norm(p: float, x: Array) -> Array:
+    xp = namespace_of(x)
+    if x.shape[-1] == 0:
+        return xp.sum(x, axis=-1)
+    if p == math.inf:
+        return xp.sum(xp.abs(x), axis=-1)
+    if p == 1:
+        return xp.max(xp.abs(x), axis=-1)
+    _, total, top = _powers(xp, p, x)
+    return (top * total ** ((p - 1) / p))[..., 0]
+
+
+def _powers(xp: Any, p: float, x: Array) -> tuple[Array, Array, Array]:
+    """Return u = r^(1/(p-1)), sum u*r = sum r^{p*} and max|x|, where r = |x| / max|x|."""
+    size = xp.abs(x)
+    top = xp.max(size, axis=-1, keepdims=True)
+    scale = _scale(xp, top)
+    scaled, unit = size * scale, xp.where(top == 0, 1.0, top * scale)
+    r = xp.where(top == math.inf, xp.astype(size == top, x.dtype), scaled * (1 / unit))
+    # Below 2^-60 every power is 1; the bound keeps the exponent a normal number in float32.
+    exponent = max(1 / (p - 1), 2.0**-60)
+    if exponent == 1:  # p = 2
+        u = r
+    elif exponent == 0.5:  # p = 3
+        u = xp.sqrt(r)
+    elif exponent == 2:  # p = 3/2
+        u = r * r
+    elif is_close(exponent, 3, x.dtype):  # p = 4/3
+        u = r * r * r
+    elif exponent > 2:
+        # r is rounded, and the power magnifies that where r is near 1: x - max x and r - 1 are
+        # exact there, and their difference is what the rounding took.
+        lost = ((scaled - unit) - (r - 1) * unit) / unit
+        u = xp.exp(exponent * xp.where(top == math.inf, xp.log(r), xp.log(r) + lost))
+    elif exponent > 0.25:
+        u = xp.exp(exponent * xp.log(r))
+    else:
+        # the power of an r that underflows may still be large
+        tiny = r < float(xp.finfo(x.dtype).smallest_normal)
+        tiny = tiny & (top < math.inf)
+        u = xp.exp(exponent * (xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)))
+    return u, xp.sum(u * r, axis=-1, keepdims=True), top
+
+
+def _scale(xp: Any, top: Array) -> Array:
+    """Return powers of two c, 1 for ordinary rows, so that 1 / (c * top) is a normal number."""
+    info = xp.finfo(top.dtype)
+    bits = math.frexp(float(info.max))[1]
+    up, down = 2.0 ** (bits * 3 // 4), 2.0 ** (-bits * 3 // 4)
+    one = xp.ones_like(top)
+    return xp.where(top < 2.0 ** (-bits // 4), up * one, xp.where(top > 2.0 ** (bits // 4), down * one, one))
+
+
+# The derivatives. eps = sigma * d with d the unit step, d is the gradient of n = ||x||_{p*}, and
+# with e = 1/(p-1) the Hessian of n is e/n * (diag(n d / x) - d d'): symmetric, so jvp and vjp agree.
+
+
+def _unit(p: float, x: Array) -> Array:
+    return steepest(p, x, namespace_of(x).ones_like(x[..., :1]))
+
+
+def _hessian_product(p: float, x: Array, v: Array) -> Array:
+    xp = namespace_of(x)
+    if p in (1, math.inf) or x.shape[-1] == 0:
+        return xp.zeros_like(x)
+    top = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    scale = _scale(xp, top)
+    smooth = (top > 0) & (top < math.inf)
+    b = xp.where(smooth, x * scale, 1.0)
+    d, n = _unit(p, b), dual_norm(p, b)[..., None]
+    nonzero = b != 0
+    largest = float(xp.finfo(x.dtype).max)
+    ratio = xp.clip(xp.where(nonzero, d / xp.where(nonzero, b, 1.0), 0.0), 0.0, largest)
+    if p == 2:
+        ratio = xp.where(nonzero, ratio, 1 / n)
+    along = xp.sum(d * v, axis=-1, keepdims=True)
+    return xp.where(smooth, scale * ((ratio * v - d * (along / n)) / (p - 1)), 0.0)
+
+
+def _steepest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
+    (x, sigma), (dx, dsigma) = operands, tangents
+    return sigma * _hessian_product(p, x, dx) + dsigma * _unit(p, x)
+
+
+def _steepest_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
+    x, sigma = operands
+    along = namespace_of(x).sum(_unit(p, x) * v, axis=-1, keepdims=True)
+    return sigma * _hessian_product(p, x, v), along
+
+
+def _dual_norm_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
+    (x,), (dx,) = operands, tangents
+    return namespace_of(x).sum(_unit(p, x) * dx, axis=-1)
+
+
+def _dual_norm_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
+    (x,) = operands
+    return (v[..., None] * _unit(p, x),)
+
+
+steepest = Primitive("steepest", _steepest, _steepest_jvp, _steepest_vjp)
+"""steepest(p, x, sigma): eq. 3 on examples as rows."""
+
+dual_norm = Primitive("dual_norm", _dual_norm, _dual_norm_jvp, _dual_norm_vjp)
+"""dual_norm(p, x): ||x||_{p*} of each row."""

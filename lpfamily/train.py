@@ -1,0 +1,238 @@
+"""`python -m lpfamily.train`: train a network with the Lp family, test it, and keep the run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from lpfamily.training import backends, commands, data, recipes, runs
+from lpfamily.training.commands import count, count_or_none, exponent, fraction, not_negative, positive
+from lpfamily.training.errors import BadInput
+from lpfamily.training.progress import Progress
+from lpfamily.training.recipes import Recipe
+
+NAME = "python -m lpfamily.train"
+VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
+ON_RESUME = {"resume", "backend", "device", "tf32", "data_dir", "quiet"}
+
+
+def parser() -> commands.Parser:
+    """Return the command's parser; what was not given is not in the namespace."""
+    by = Recipe()
+    values = {name: get_args(hint) for name, hint in get_type_hints(Recipe).items()}
+    result = commands.Parser(
+        prog=NAME,
+        description="Train a network on perturbed inputs, or with the dual-norm penalty, and test it.",
+        epilog="example: python -m lpfamily.train --backend torch --data mnist --p inf --sigma 0.1",
+    )
+
+    add = result.group("what is trained")
+    add("--model", "the network", choices=recipes.MODELS, default=by.model)
+    add("--data", "the data set", choices=data.NAMES, default=by.data)
+    add(
+        "--data-dir",
+        "local data files, in DIR/mnist/ or DIR/",
+        Path,
+        default="LPFAMILY_DATA, or a download into the user's cache",
+    )
+    add("--validation", "hold out the last N training examples", count_or_none, default="10000; digits 197")
+    add("--seed", "of weights, order and noise", count_or_none, default=by.seed)
+
+    add = result.group("the objective")
+    add(
+        "--objective",
+        "plain: L(x); noise: L(x + Gaussian); perturb: L(x + eps), eq. 3; "
+        "penalty: L(x) + sigma ||grad L||_p*, eq. 4",
+        choices=values["objective"],
+        default=by.objective,
+    )
+    add("--p", "the exponent of the ball, from 1 to inf", exponent, default=by.p)
+    add(
+        "--sigma",
+        "the radius, or the noise's standard deviation, in units of the input",
+        not_negative,
+        default="d^(1/p) / 28 for d coordinates, which is 1 at p = 2 on MNIST; noise 1/28",
+    )
+    add("--steps", "perturb: gradients a perturbation takes, by Frank-Wolfe", count, default=by.steps)
+    add("--random-start", "perturb: take the first gradient at a random point of the ball")
+    add("--clean-weight", "perturb: C in C L(x) + (1 - C) L(x + eps)", fraction, default=by.clean_weight)
+    add(
+        "--penalty-by",
+        "penalty: differentiate through the gradient, or take a finite difference along eps",
+        choices=values["penalty_by"],
+        default=by.penalty_by,
+    )
+    add("--sigma-ramp", "epochs over which sigma rises to its value", count_or_none, default=by.sigma_ramp)
+
+    add = result.group("the optimiser: SGD, v <- m v - lr g, w <- w + v")
+    add("--epochs", "how often to go through the training set", count, default=f"{by.epochs}; digits 50")
+    add("--batch-size", "examples a step", count, default=by.batch_size)
+    add("--lr", "the learning rate", positive, default=f"{by.lr}; softmax 0.1")
+    add("--lr-decay", "by the step, by the epoch, or not", choices=values["lr_decay"], default=by.lr_decay)
+    add("--lr-factor", "exponential: what lr is divided by after every step", positive, default=by.lr_factor)
+    add("--lr-floor", "exponential: the least lr", not_negative, default=by.lr_floor)
+    add("--lr-final", "linear: the last lr, as a fraction of the first", fraction, default=by.lr_final)
+    add("--lr-epochs", "linear: the epoch that reaches it", count, default=by.lr_epochs)
+    add("--momentum", "at first", fraction, default=by.momentum)
+    add("--momentum-final", "at last", fraction, default=by.momentum_final)
+    add("--momentum-epochs", "the epoch that reaches it", count, default=by.momentum_epochs)
+    add("--weight-decay", "C in C/2 |W|^2, on weights, not biases", not_negative, default=by.weight_decay)
+
+    add = result.group("where and how")
+    add("--backend", f"one of {', '.join(backends.names())}", str, default="numpy")
+    add("--device", "cpu, cuda, cuda:1, ...", str, default="cpu")
+    add("--dtype", "of weights and data", choices=values["dtype"], default=by.dtype)
+    add("--tf32", "let a GPU round the factors of float32 products to 10 bits")
+
+    add = result.group("the run")
+    add("--out", "the run folder, empty or new", Path, default="runs/MODEL-DATA-OBJECTIVE-TIME")
+    kept = ", ".join(sorted("--" + name.replace("_", "-") for name in ON_RESUME - {"resume"}))
+    add("--resume", f"go on with the run in this folder; of the other flags only {kept} go with it", Path)
+    add("--quiet", "no progress, only the table at the end")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return commands.run(NAME, lambda: _train(parser().parse(argv)))
+
+
+def _train(given: dict[str, Any]) -> int:
+    commands.check_extra()
+    if "resume" in given:
+        return _resume(given)
+    name = given.get("backend", "numpy")
+    device = given.get("device", "cpu")
+    backend = backends.find(name)
+    backend.check_device(device)
+    dataset = data.load(given.get("data", Recipe.data), given.get("data_dir"))
+    recipe = _recipe(given, dataset)
+    config = {
+        "recipe": recipes.to_json(recipe),
+        "backend": name,
+        "device": device,
+        "tf32": given.get("tf32", False),
+        "data_dir": str(given["data_dir"].resolve()) if "data_dir" in given else None,
+        "data_sha256": dataset.sha256(),
+        "versions": _versions(),
+    }
+    _check(recipe, dataset, name, backend)
+    run = runs.create(given.get("out") or _folder(recipe), config)
+    return _go(run, recipe, dataset, backend, config, given, resume=False)
+
+
+def _resume(given: dict[str, Any]) -> int:
+    run = runs.find(given["resume"])
+    if fixed := sorted(given.keys() - ON_RESUME):
+        flag = "--" + fixed[0].replace("_", "-")
+        raise BadInput(f"{flag} cannot be changed in a run that has begun; leave it out, or start a new run")
+    if run.result is not None:
+        print(f"{run.folder} is finished; nothing to do")
+        return 0
+    config = run.config
+    try:
+        recipe = recipes.from_json(config["recipe"])
+        folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
+        expected, versions = config["data_sha256"], config["versions"]
+        name, device = str(config["backend"]), str(config["device"])
+    except (KeyError, TypeError, ValueError) as cause:
+        raise BadInput(f"{run.folder / runs.CONFIG}: not the config of a run ({cause!r})") from cause
+    name, device = given.get("backend", name), given.get("device", device)
+    backend = backends.find(name)
+    backend.check_device(device)
+    dataset = data.load(recipe.data, folder)
+    if dataset.sha256() != expected:
+        raise BadInput(
+            f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
+        )
+    _check(recipe, dataset, name, backend)
+    if versions != _versions() or name != config["backend"]:
+        print(
+            f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
+            file=sys.stderr,
+        )
+    return _go(run, recipe, dataset, backend, config, given, resume=True)
+
+
+def _go(
+    run: runs.Run,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    backend: backends.Backend,
+    config: dict[str, Any],
+    given: dict[str, Any],
+    *,
+    resume: bool,
+) -> int:
+    from lpfamily.report import plots, tables
+    from lpfamily.training.protocol import train
+
+    if not given.get("quiet"):
+        print(f"run folder: {run.folder}", file=sys.stderr)
+    try:
+        result = train(
+            run,
+            recipe,
+            dataset,
+            backend,
+            device=given.get("device", config["device"]),
+            tf32=given.get("tf32", config["tf32"]),
+            progress=Progress(given.get("quiet", False)),
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
+        raise
+    plots.training_curves(run.metrics(), run.folder / "curves.png", run.folder.name)
+    print(tables.result_table(result, recipe, dataset.train.x.shape[1]))
+    return 0
+
+
+def _recipe(given: dict[str, Any], dataset: data.Dataset) -> Recipe:
+    recipe = recipes.default(
+        given.get("model", Recipe.model),
+        dataset.name,
+        given.get("objective", Recipe.objective),
+        given.get("p", Recipe.p),
+        dataset.train.x.shape[1],
+    )
+    return replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
+
+
+def _check(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
+    """Raise `BadInput` for what can be known to fail before a folder is made."""
+    from lpfamily.training.protocol import hold_out, network_of
+
+    hold_out(dataset, recipe.validation)
+    backends.check_layers(name, backend, network_of(recipe, dataset))
+
+
+def _folder(recipe: Recipe) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    strength = "" if recipe.objective == "plain" else f"-p{recipe.p:g}-sigma{recipe.sigma:.4g}"
+    folder = Path("runs") / f"{recipe.model}-{recipe.data}-{recipe.objective}{strength}-{stamp}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "cpus": str(len(os.sched_getaffinity(0)))}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

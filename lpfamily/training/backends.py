@@ -1,0 +1,160 @@
+"""The contract of a backend, and how backends are found.
+
+A backend turns a `Task` into a trainer. It knows array work and nothing else: no files, no printing,
+no schedules. It registers in the entry-point group `lpfamily.backends`, this project's own like a
+stranger's, and is imported when it is chosen. `lpfamily.training.testing.BackendTests` holds the
+laws that it must obey.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from lpfamily.training.draws import Draws
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Network, State
+
+GROUP = "lpfamily.backends"
+
+Metrics = dict[str, float]
+
+ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
+
+DIFFERENCE_STEP = 2.0**-10
+"""The step of the finite-difference penalty, in units of eps."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, as a mean over the minibatch; L is the cross-entropy of one example.
+
+    - `plain`: L(x).
+    - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
+    - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
+      eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
+      (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
+    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
+      term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+    """
+
+    name: ObjectiveName = "plain"
+    p: float = 2.0
+    steps: int = 1
+    clean_weight: float = 0.0
+    random_start: bool = False
+    penalty_by: Literal["gradient", "difference"] = "gradient"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What schedules set for each step of an epoch: arrays of one float64 a step."""
+
+    lr: NDArray[Any]
+    momentum: NDArray[Any]
+    sigma: NDArray[Any]
+    """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a trainer is made from."""
+
+    network: Network
+    objective: Objective
+    x: NDArray[Any]
+    """The training inputs, (n, inputs), of `dtype`."""
+    labels: NDArray[Any]
+    """int64, (n,), in 0..classes - 1."""
+    batch_size: int
+    weight_decay: float = 0.0
+    """c in the term c/2 |W|^2 of each weight matrix."""
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    tf32: bool = False
+    """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
+
+
+class Trainer(Protocol):
+    """A network in training, on its device; arrays go in and come out as NumPy arrays."""
+
+    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+        """Take a step for every `batch_size` indices of `order`, the last batch as it is.
+
+        A step is v <- momentum * v - lr * gradient, w <- w + v, then the norm constraints. Returns
+        `loss` and `error` (a fraction), means over the examples as the objective saw them.
+        """
+
+    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits, (n, classes), of inputs (n, inputs)."""
+
+    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the cross-entropy of each example."""
+
+    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the gradient of each example's error log-odds with respect to its input."""
+
+    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+        """Return H v for each example, H the Hessian of its cross-entropy with respect to its input."""
+
+    def state(self) -> State:
+        """Return copies of all arrays that training changes, named as in `networks.state_shapes`."""
+
+    def load(self, state: State) -> None:
+        """Replace the state."""
+
+
+class Backend(Protocol):
+    """What an entry point of the group `lpfamily.backends` names."""
+
+    layers: frozenset[type]
+    """The layer types that it trains."""
+
+    def check_device(self, device: str) -> None:
+        """Raise `BadInput` if `device` is not one it can train on."""
+
+    def trainer(self, task: Task, state: State) -> Trainer:
+        """Return a trainer for `task` that starts from `state`."""
+
+
+def names() -> list[str]:
+    """Return the names of the installed backends; imports none of them."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def find(name: str) -> Backend:
+    """Import and return the backend of this name, or raise `BadInput` with the reason and the remedy."""
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        raise BadInput(f"unknown backend {name!r}; installed: {', '.join(names())}")
+    if len({entry.value for entry in found}) > 1:
+        owners = " and ".join(sorted(f"{entry.value} of {_owner(entry)}" for entry in found))
+        raise BadInput(f"two backends are named {name!r}: {owners}; uninstall one of them")
+    entry = found[0]
+    try:
+        backend: Backend = entry.load()
+    except ImportError as cause:
+        raise BadInput(f"backend {name!r} cannot be imported ({cause}); {_remedy(entry)}") from cause
+    return backend
+
+
+def check_layers(name: str, backend: Backend, network: Network) -> None:
+    """Raise `BadInput` if `backend` does not train a layer of `network`."""
+    for layer in network.layers:
+        if type(layer) not in backend.layers:
+            known = ", ".join(sorted(kind.__name__ for kind in backend.layers))
+            raise BadInput(f"backend {name!r} does not train {type(layer).__name__} layers, only {known}")
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
+
+
+def _remedy(entry: EntryPoint) -> str:
+    extras = (entry.dist.metadata.get_all("Provides-Extra") or []) if entry.dist else []
+    if entry.name in extras:
+        return f'pip install "{_owner(entry)}[{entry.name}]"'
+    return f"install what {_owner(entry)} needs"

@@ -1,0 +1,109 @@
+"""What the commands share: one-line errors, option types, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lpfamily.training.errors import BadInput
+
+EXTRA = {"matplotlib": "matplotlib", "safetensors": "safetensors", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose namespace holds only what was given."""
+
+    def __init__(self, **settings: Any) -> None:
+        formatter = functools.partial(argparse.HelpFormatter, max_help_position=28, width=100)
+        super().__init__(
+            argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=formatter, **settings
+        )
+
+    def group(self, title: str) -> Callable[..., None]:
+        """Start a group of options and return what adds one: add(flag, what, type, choices=, default=)."""
+        group = self.add_argument_group(title)
+
+        def add(
+            flag: str, what: str, kind: Any = None, *, choices: Iterable[str] = (), default: Any = None
+        ) -> None:
+            text = what if default is None else f"{what} (default: {default})"
+            if choices:
+                group.add_argument(flag, choices=list(choices), help=text)
+            elif kind is None:
+                group.add_argument(flag, action="store_true", help=text)
+            else:
+                group.add_argument(flag, type=kind, metavar=_METAVARS.get(kind, "NAME"), help=text)
+
+        return add
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage block."""
+        raise BadInput(message.removeprefix("argument "))
+
+    def parse(self, argv: list[str] | None) -> dict[str, Any]:
+        """Return the options that were given; an unknown flag is answered with the nearest one."""
+        values, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+            raise BadInput(f"unknown option {unknown[0]}; {hint}")
+        return vars(values)
+
+
+def run(name: str, command: Callable[[], int]) -> int:
+    """Run a command and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
+    try:
+        return command()
+    except BadInput as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        return 2
+    except (ArithmeticError, OSError, MemoryError) as problem:
+        print(f"{name}: {problem or type(problem).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def check_extra() -> None:
+    """Raise `BadInput` with the install line if what the commands stand on is not there."""
+    missing = [project for module, project in EXTRA.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise BadInput(f'this command needs {", ".join(missing)}; pip install "lpfamily[train]"')
+
+
+def number(
+    what: str, accepts: Callable[[float], bool], kind: type[int] | type[float] = float
+) -> Callable[[str], float]:
+    """Return an option type: a number that `accepts`, described by `what`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value) or not accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {what}; got {text}")
+        return value
+
+    return convert
+
+
+positive = number("a finite number above 0", lambda v: 0 < v < math.inf)
+not_negative = number("a finite number, 0 or more", lambda v: 0 <= v < math.inf)
+fraction = number("a number from 0 to 1", lambda v: 0 <= v <= 1)
+exponent = number("a number of at least 1, or inf: below 1 the ball is not convex", lambda v: v >= 1)
+count = number("a whole number above 0", lambda v: v > 0, int)
+count_or_none = number("a whole number, 0 or more", lambda v: v >= 0, int)
+
+_METAVARS: dict[Any, str] = {Path: "PATH", count: "N", count_or_none: "N"} | dict.fromkeys(
+    (positive, not_negative, fraction, exponent), "X"
+)

@@ -1,0 +1,84 @@
+"""The data sets by name: examples as float32 in [0, 1], labels as integers."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training.errors import BadInput
+
+__all__ = ["NAMES", "Dataset", "Split", "load"]
+
+NAMES = ("digits", "mnist")
+
+
+# Compared by identity: an array compared with an array has no single truth value.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples with their labels.
+
+    Attributes
+    ----------
+    x
+        float32 of shape (n, *shape), values in [0, 1].
+    labels
+        int64 of shape (n,), values in [0, classes).
+    """
+
+    x: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set by the name it is loaded with: its two splits and how many classes they have."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+
+    def sha256(self) -> str:
+        """Return the checksum of everything in it, by which a run knows its data again."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(split.x.data)
+            digest.update(split.labels.data)
+        return digest.hexdigest()
+
+
+def load(name: str, data_dir: Path | None = None) -> Dataset:
+    """Load a data set.
+
+    ``digits``: scikit-learn's 8x8 digits, x of shape (n, 64), 1,497 for training and 300 for testing.
+    ``mnist``: x of shape (n, 784), 60,000 for training and 10,000 for testing in the official files.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    data_dir
+        Folder with local files, which are then the only ones used. None takes the environment
+        variable LPFAMILY_DATA; without that, the official files are downloaded once into the user's
+        cache. The digits need no files and ignore it.
+
+    Raises
+    ------
+    BadInput
+        Unknown name; a file that is missing, unreadable, damaged or not what its name says; a
+        download that failed everywhere; scikit-learn missing.
+    """
+    # Each loader is imported when asked for: listing the names must not cost an import of scikit-learn.
+    if name == "digits":
+        from lpfamily.training.data import digits
+
+        return digits.load()
+    if name == "mnist":
+        from lpfamily.training.data import mnist
+
+        folder = os.environ.get("LPFAMILY_DATA")
+        return mnist.load(Path(folder) if data_dir is None and folder else data_dir)
+    raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")

@@ -1,0 +1,33 @@
+"""The 8x8 handwritten digits that come with scikit-learn: real images, and no download."""
+
+import importlib
+
+import numpy as np
+
+from lpfamily.training.data import Dataset, Split
+from lpfamily.training.errors import BadInput
+
+TEST_EXAMPLES = 300
+SPLIT_SEED = 0
+
+
+def load() -> Dataset:
+    """Load the 1,797 digits, x = pixel / 16 of shape (n, 64); always the same 300 are the test set.
+
+    Raises
+    ------
+    BadInput
+        scikit-learn cannot be imported.
+    """
+    try:
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise BadInput(
+            f"the digits come with scikit-learn, which cannot be imported ({error}): "
+            'pip install "lpfamily[train]"'
+        ) from error
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    x, labels = (pixels / 16).astype(np.float32), labels.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
+    test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
+    return Dataset("digits", Split(x[train], labels[train]), Split(x[test], labels[test]), classes=10)

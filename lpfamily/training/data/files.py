@@ -1,0 +1,200 @@
+"""Files of data: where they lie, how they are downloaded, and reading them without trusting them."""
+
+import gzip
+import hashlib
+import http.client
+import os
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+from lpfamily.training.errors import BadInput
+
+SECONDS_OF_SILENCE = 30.0
+SECONDS_IN_ALL = 600.0
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to download: its name, its size in bytes and its SHA-256 checksum in hexadecimal."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """Return the folder in which this user's platform keeps what can be downloaded again.
+
+    Raises
+    ------
+    BadInput
+        The user has no home directory.
+    """
+    try:
+        if sys.platform == "win32":
+            base, usual = os.environ.get("LOCALAPPDATA"), Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base, usual = None, Path.home() / "Library" / "Caches"
+        else:
+            base, usual = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache"
+    except RuntimeError as error:
+        raise BadInput(
+            f"there is no home directory to keep downloads in ({error}): set HOME, or name a folder "
+            "that holds the files with --data-dir"
+        ) from error
+    # The XDG specification has relative paths ignored.
+    return (Path(base) if base and Path(base).is_absolute() else usual) / "lpfamily"
+
+
+def find(name: str, folders: Sequence[Path]) -> Path:
+    """Return the first of folder/name and folder/name.gz that exists, folder by folder.
+
+    Raises
+    ------
+    BadInput
+        There is none, or a folder does not let itself be searched.
+    """
+    for path in (folder / (name + suffix) for folder in folders for suffix in ("", ".gz")):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return path
+    raise BadInput(
+        f"no {name} or {name}.gz: looked for {' and '.join(str(folder / name) for folder in folders)}; "
+        "put the file there, or download the official one by giving neither --data-dir nor LPFAMILY_DATA"
+    )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedIOBase]:
+    """Open a file for reading, through gzip if its name ends in .gz.
+
+    Raises
+    ------
+    BadInput
+        When it is opened or while it is read: no regular file, no permission, damaged gzip data.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is a folder or a device, expected a file: put the file in its place")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadInput(
+            f"{path} is damaged ({error}), expected a whole gzip file: copy or download it again"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_at_most(stream: BufferedIOBase, size: int) -> bytes:
+    """Read `size` bytes, fewer where the stream ends before.
+
+    By blocks, so that memory grows with what the stream holds: one call of read(size) sets aside all
+    of `size`, which a header may put at terabytes.
+    """
+    blocks = []
+    while block := stream.read(min(size, BLOCK_BYTES)):
+        blocks.append(block)
+        size -= len(block)
+    return b"".join(blocks)
+
+
+def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
+    """Return folder/name, downloaded from the first mirror that serves the right bytes.
+
+    A file already there is used if its checksum is right and replaced if not. The new one appears
+    whole or not at all.
+
+    Parameters
+    ----------
+    mirrors
+        What precedes the name in a URL, the preferred one first.
+
+    Raises
+    ------
+    BadInput
+        Every mirror failed, or `folder` cannot be written.
+    """
+    path = folder / remote.name
+    try:
+        if not (path.is_file() and _checksum(path.read_bytes()) == remote.sha256):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, _download(remote, mirrors))
+    except OSError as error:
+        raise BadInput(
+            f"the download {path} cannot be kept ({error.strerror or error}): make its folder writable, "
+            "or name a folder that holds the files with --data-dir"
+        ) from error
+    return path
+
+
+def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
+    failures = []
+    for url in (mirror + remote.name for mirror in mirrors):
+        sys.stderr.write(f"downloading {url}\n")
+        try:
+            content = _get(url, remote.size)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failures.append(f"{url}: {error}")
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+            continue
+        if _checksum(content) == remote.sha256:
+            return content
+        failures.append(f"{url}: {len(content)} bytes with the wrong checksum, expected {remote.size}")
+    raise BadInput(
+        f"{remote.name} could not be downloaded ({'; '.join(failures)}): try again later, or name a folder "
+        "that holds the files with --data-dir"
+    )
+
+
+def _get(url: str, limit: int) -> bytes:
+    deadline = time.monotonic() + SECONDS_IN_ALL
+    content = bytearray()
+    with urllib.request.urlopen(url, timeout=SECONDS_OF_SILENCE) as response:  # noqa: S310 (a mirror, http)
+        # read1 returns what has arrived; read would wait for a whole block and miss the deadline.
+        while block := response.read1(BLOCK_BYTES):
+            content += block
+            if len(content) > limit:
+                raise ValueError(f"more than the expected {limit} bytes")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not finished after {SECONDS_IN_ALL:g} s")
+    return bytes(content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{path} cannot be read ({error.strerror or error}), expected a readable file: check its "
+        "permissions and those of its folder"
+    )

@@ -1,0 +1,51 @@
+"""What a long command shows: a bar on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Report = Callable[[dict[str, Any], int], None]
+"""report(metrics, examples) says that an epoch is done."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress on stderr, or none if quiet."""
+
+    quiet: bool = False
+
+    @contextmanager
+    def epochs(self, total: int, done: int) -> Iterator[Report]:
+        """Show `total` epochs, of which `done` were there before."""
+        if self.quiet:
+            yield lambda metrics, examples: None
+        elif sys.stderr.isatty():
+            from tqdm import tqdm
+
+            with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True) as bar:
+
+                def advance(metrics: dict[str, Any], examples: int) -> None:
+                    bar.set_postfix_str(_summary(metrics, examples), refresh=False)
+                    bar.update()
+
+                yield advance
+        else:
+
+            def write(metrics: dict[str, Any], examples: int) -> None:
+                left = (total - metrics["epoch"]) * metrics["seconds"]
+                line = f"epoch {metrics['epoch']}/{total}: {_summary(metrics, examples)}, {left:.0f} s left"
+                sys.stderr.write(line + "\n")
+
+            yield write
+
+
+def _summary(metrics: dict[str, Any], examples: int) -> str:
+    parts = [f"loss {metrics['loss']:.4g}"]
+    if "validation_error" in metrics:
+        parts.append(f"validation error {metrics['validation_error']:.2%}")
+    parts.append(f"{examples / metrics['seconds']:,.0f} examples/s")
+    return ", ".join(parts)

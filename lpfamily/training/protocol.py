@@ -1,0 +1,112 @@
+"""A run from its first epoch to its result, for any backend."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from lpfamily.training import backends, evaluation
+from lpfamily.training.data import Dataset, Split
+from lpfamily.training.draws import Draws
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Network, initial_state, state_shapes
+from lpfamily.training.progress import Progress
+from lpfamily.training.recipes import MODELS, Recipe, objective_of, rates
+from lpfamily.training.runs import Run
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a parameter is no longer a finite number; the last finite checkpoint is kept."""
+
+
+def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
+    """Split the last `validation` examples off the training set."""
+    x, labels = dataset.train.x, dataset.train.labels
+    if not validation < len(x):
+        raise BadInput(
+            f"--validation {validation}: {dataset.name} has {len(x)} training examples; hold out fewer"
+        )
+    kept = len(x) - validation
+    return Split(x[:kept], labels[:kept]), Split(x[kept:], labels[kept:])
+
+
+def network_of(recipe: Recipe, dataset: Dataset) -> Network:
+    """Return the recipe's network for the data's inputs and classes."""
+    return MODELS[recipe.model](dataset.train.x.shape[1], dataset.classes)
+
+
+def train(
+    run: Run,
+    recipe: Recipe,
+    dataset: Dataset,
+    backend: backends.Backend,
+    *,
+    device: str,
+    tf32: bool,
+    progress: Progress,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train until the recipe's last epoch, test, and return the result that ends the run.
+
+    Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on.
+    """
+    network = network_of(recipe, dataset)
+    held_in, held_out = hold_out(dataset, recipe.validation)
+    if resume:
+        state, done = run.load(state_shapes(network), recipe.dtype)
+        metrics = run.cut_metrics(done)
+    else:
+        state, done, metrics = initial_state(network, recipe.seed, recipe.dtype), 0, []
+        run.save(state, 0)
+    task = backends.Task(
+        network,
+        objective_of(recipe),
+        held_in.x.astype(recipe.dtype, copy=False),
+        held_in.labels,
+        recipe.batch_size,
+        recipe.weight_decay,
+        recipe.dtype,
+        device,
+        tf32,
+    )
+    trainer = backend.trainer(task, state)
+    steps = math.ceil(len(held_in.x) / recipe.batch_size)
+    with progress.epochs(recipe.epochs, done) as report:
+        for epoch in range(done, recipe.epochs):
+            draws = Draws(recipe.seed, epoch)
+            schedule = rates(recipe, epoch, steps)
+            begin = time.perf_counter()
+            line: dict[str, Any] = {"epoch": epoch + 1}
+            line |= trainer.epoch(draws.order(len(held_in.x)), schedule, draws)
+            line |= {"lr": float(schedule.lr[-1]), "seconds": time.perf_counter() - begin}
+            state = trainer.state()
+            _check_finite(line["loss"], state, run, epoch)
+            if recipe.validation:
+                x = held_out.x.astype(recipe.dtype, copy=False)
+                line["validation_error"] = evaluation.error(trainer, x, held_out.labels)
+            run.log(line)
+            run.save(state, epoch + 1)
+            metrics.append(line)
+            report(line, len(held_in.x))
+    result = {
+        "test_error": evaluation.measure(trainer, dataset.test, recipe),
+        "parameters": f"after the last epoch, {recipe.epochs}",
+        "tested_on": f"{dataset.name}, {len(dataset.test.x)} test examples",
+        "seconds_per_epoch": statistics.median([line["seconds"] for line in metrics] or [0.0]),
+        "epochs": recipe.epochs,
+    }
+    run.finish(result)
+    return result
+
+
+def _check_finite(loss: float, state: dict[str, Any], run: Run, epoch: int) -> None:
+    if math.isfinite(loss) and all(np.isfinite(array).all() for array in state.values()):
+        return
+    raise NotFinite(
+        f"epoch {epoch + 1} ended with loss {loss} and is not finite; {run.folder} keeps the checkpoint "
+        f"after epoch {epoch}; try a smaller --lr or --sigma"
+    )

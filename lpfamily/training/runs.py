@@ -1,0 +1,164 @@
+"""The run folder: config, metrics, checkpoint and result.
+
+A checkpoint is one safetensors file, replaced atomically: at any instant the folder holds a whole
+one. Nothing is unpickled. `metrics.jsonl` is written first, so that after a crash it may be ahead of
+the checkpoint, never behind; resuming cuts it back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import State
+
+Json = dict[str, Any]
+
+CONFIG, METRICS, CHECKPOINT, RESULT = (
+    "config.json",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "result.json",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is known to hold a config."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Json:
+        """What the run was started with."""
+        return _read_json(self.folder / CONFIG)
+
+    @property
+    def result(self) -> Json | None:
+        """The result, or None while the run is not finished."""
+        path = self.folder / RESULT
+        return _read_json(path) if path.exists() else None
+
+    def metrics(self) -> list[Json]:
+        """Return the lines of `metrics.jsonl`; an unfinished last line is left out."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return []
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as cause:
+            raise BadInput(f"{path}: not one JSON object a line ({cause}); the run cannot go on") from cause
+
+    def cut_metrics(self, epochs: int) -> list[Json]:
+        """Drop what `metrics.jsonl` says of epochs after the first `epochs`; return the rest."""
+        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        _replace(self.folder / METRICS, "".join(_line(line) for line in kept).encode())
+        return kept
+
+    def log(self, metrics: Json) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with (self.folder / METRICS).open("a") as file:
+            file.write(_line(metrics))
+
+    def save(self, state: State, epoch: int) -> None:
+        """Replace the checkpoint by the state after `epoch` epochs."""
+        from safetensors.numpy import save
+
+        _replace(self.folder / CHECKPOINT, save(state, {"lpfamily": json.dumps({"epoch": epoch})}))
+
+    def load(self, shapes: dict[str, tuple[int, ...]], dtype: str) -> tuple[State, int]:
+        """Return the state and the epoch of the checkpoint, which must fit the shapes and be finite."""
+        path = self.folder / CHECKPOINT
+        remedy = "restore the file from a copy, or start a new run"
+        state, metadata = _read_tensors(path, remedy)
+        try:
+            epoch = json.loads(metadata["lpfamily"])["epoch"]
+        except (KeyError, TypeError, ValueError) as cause:
+            raise BadInput(
+                f"{path}: not a checkpoint of lpfamily's, its epoch is missing; {remedy}"
+            ) from cause
+        if state.keys() != shapes.keys():
+            odd = min(state.keys() ^ shapes.keys())
+            where = "has" if odd in state else "lacks"
+            raise BadInput(f"{path}: a checkpoint of another network, it {where} the array {odd}; {remedy}")
+        for name, array in state.items():
+            if array.shape != shapes[name] or array.dtype != dtype:
+                raise BadInput(
+                    f"{path}: a checkpoint of another network, {name} is {array.dtype} {array.shape} "
+                    f"and should be {dtype} {shapes[name]}; {remedy}"
+                )
+            if not np.isfinite(array).all():
+                raise BadInput(f"{path}: {name} holds values that are not finite; {remedy}")
+        return state, epoch
+
+    def finish(self, result: Json) -> None:
+        """Write the result, which makes the run a finished one."""
+        _replace(self.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def create(folder: Path, config: Json) -> Run:
+    """Make a run folder that holds its config; a folder with anything in it is left alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise BadInput(
+                f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
+            )
+        _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    except OSError as cause:
+        raise BadInput(f"--out {folder}: cannot be written ({cause.strerror}); choose another") from cause
+    return Run(folder)
+
+
+def find(folder: Path) -> Run:
+    """Return the run in a folder."""
+    if not (folder / CONFIG).is_file():
+        raise BadInput(f"--resume {folder}: holds no {CONFIG}, so it is not a run; give the folder of one")
+    return Run(folder)
+
+
+def _read_tensors(path: Path, remedy: str) -> tuple[State, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as cause:
+        raise BadInput(f"{path}: cannot be read as a checkpoint ({cause}); {remedy}") from cause
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as cause:
+        raise BadInput(f"{path}: cannot be read as JSON ({cause}); restore it from a copy") from cause
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
+    return values
+
+
+def _line(metrics: Json) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that at every instant the old or the new content is there, whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
