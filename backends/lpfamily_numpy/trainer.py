@@ -218,12 +218,14 @@ def _products(activations: list[Floats], deltas: list[Floats], *, bias: bool = T
 
 def _sigmoid(z: Floats) -> Floats:
     # tanh saturates where exp would overflow
-    return np.asarray(0.5 * np.tanh(0.5 * z) + 0.5)
+    result: Floats = 0.5 * np.tanh(0.5 * z) + 0.5
+    return result
 
 
 def _softmax(logits: Floats) -> Floats:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
+    result: Floats = e / e.sum(axis=1, keepdims=True)
+    return result
 
 
 def _odds_delta(logits: Floats, labels: NDArray[Any]) -> Floats:

@@ -1,0 +1,140 @@
+"""The backends follow one trajectory, and `perturb`'s first pass is as cheap as it can be."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+from backends_under_test import NAMES
+
+from lpfamily.training import backends, data
+from lpfamily.training.backends import Objective, Rates, Task
+from lpfamily.training.draws import Draws
+from lpfamily.training.networks import Dense, Network, initial_state
+
+NETWORK = Network(64, (Dense(32, "sigmoid", 3.0), Dense(32, "sigmoid", 3.0), Dense(10, max_norm=3.0)))
+STEPS = 50
+
+OBJECTIVES = [
+    Objective("plain"),
+    Objective("noise"),
+    *[
+        objective
+        for p in (1.0, 1.5, 2.0, math.inf)
+        for objective in (
+            Objective("perturb", p),
+            Objective("perturb", p, steps=3, random_start=True, clean_weight=0.3),
+            Objective("penalty", p),
+            Objective("penalty", p, penalty_by="difference"),
+        )
+    ],
+]
+
+
+def trained(name, objective):
+    """Return the state after 50 steps of 30 on digits, in float64, rates changing at every step."""
+    train = data.load("digits").train
+    task = Task(
+        NETWORK, objective, train.x.astype(np.float64), train.labels, batch_size=30, weight_decay=1e-4,
+        dtype="float64",
+    )  # fmt: skip
+    trainer = backends.find(name).trainer(task, initial_state(NETWORK, 0, "float64"))
+    draws = Draws(0, 0)
+    rates = Rates(np.linspace(0.3, 0.1, STEPS), np.linspace(0.5, 0.7, STEPS), np.linspace(0.1, 0.3, STEPS))
+    order = np.resize(draws.order(len(train.x)), 30 * STEPS)
+    trainer.epoch(order, rates, draws)
+    return trainer.state()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
+def test_backends_follow_numpys_trajectory(name, objective):
+    expected, found = trained("numpy", objective), trained(name, objective)
+    for key, array in expected.items():
+        difference = np.linalg.norm(found[key] - array) / np.linalg.norm(array)
+        assert difference < 1e-9, key
+
+
+# What a step costs, in products of an activation or delta matrix with a weight matrix or each other:
+# a forward pass takes one a layer, so does the way back to the input, and so do weight gradients.
+LAYERS = len(NETWORK.layers)
+COST = {"plain": 3 * LAYERS - 1, "perturb": 5 * LAYERS - 1}
+
+
+@pytest.mark.parametrize(("objective", "products"), COST.items())
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_pass_computes_no_weight_gradient(name, objective, products):
+    rng = np.random.default_rng(0)
+    x, labels = rng.uniform(0, 1, (20, 64)).astype(np.float32), rng.integers(0, 10, 20)
+    task = Task(NETWORK, Objective(objective), x, labels, batch_size=20)
+    trainer = backends.find(name).trainer(task, initial_state(NETWORK, 0, "float32"))
+    rates = Rates(np.array([0.1]), np.array([0.5]), np.array([0.3]))
+
+    def step():
+        trainer.epoch(np.arange(20), rates, Draws(0, 0))
+
+    assert {"numpy": numpy_products, "torch": torch_products, "jax": jax_products}[name](trainer, step) == products
+
+
+def numpy_products(trainer, step):
+    count = collections.Counter()
+
+    class Counting(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+            count[ufunc.__name__] += 1
+            plain = [i.view(np.ndarray) if isinstance(i, Counting) else i for i in inputs]
+            if out := kwargs.get("out"):
+                kwargs["out"] = tuple(o.view(np.ndarray) if isinstance(o, Counting) else o for o in out)
+            result = getattr(ufunc, method)(*plain, **kwargs)
+            return result.view(Counting) if isinstance(result, np.ndarray) else result
+
+    trainer._state = {name: array.view(Counting) for name, array in trainer._state.items()}
+    trainer.task.x.flags.writeable = False
+    object.__setattr__(trainer.task, "x", trainer.task.x.view(Counting))
+    step()
+    return count["matmul"]
+
+
+def torch_products(trainer, step):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    count = collections.Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            count[func.overloadpacket.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        step()
+    return count["mm"] + count["addmm"]
+
+
+def jax_products(trainer, step):
+    from lpfamily_jax import trainer as module
+
+    traced = []
+
+    class Tracing:
+        def __call__(self, *args):
+            traced.append(original.trace(*args).jaxpr)
+            return original(*args)
+
+    original, module._epoch = module._epoch, Tracing()
+    try:
+        step()
+    finally:
+        module._epoch = original
+    return sum(dot_generals(jaxpr.jaxpr) for jaxpr in traced)
+
+
+def dot_generals(jaxpr):
+    inner = [
+        getattr(value, "jaxpr", value)
+        for equation in jaxpr.eqns
+        for parameter in equation.params.values()
+        for value in (parameter if isinstance(parameter, tuple) else (parameter,))
+        if hasattr(getattr(value, "jaxpr", value), "eqns")
+    ]
+    found = sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+    return found + sum(map(dot_generals, inner))

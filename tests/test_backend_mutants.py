@@ -1,0 +1,90 @@
+"""BackendTests fails on backends that are wrong: each mutant breaks the law that is named for it."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer
+
+from lpfamily import epsilon
+from lpfamily.training import testing
+from lpfamily.training.backends import Objective
+from lpfamily.training.testing import BackendTests
+
+PERTURB = Objective("perturb", 2.0)
+
+
+class WithoutWeightGradients(NumpyTrainer):
+    def _update(self, gradients, *rest):
+        gradients[0] = np.zeros_like(gradients[0])
+        super()._update(gradients, *rest)
+
+
+class WithEpsilonThatMoves(NumpyTrainer):
+    """Differentiates through eps: the gradient of the maximum's value where eq. 1 wants eps constant."""
+
+    def _step(self, x, labels, sigma, step, draws):
+        losses, errors, gradients = super()._step(x, labels, sigma, step, draws)
+        names = list(testing.parameter_shapes(self.task.network))
+
+        def mean(state):
+            start = np.zeros_like(x)
+            eps = testing.perturbation(self.task, state, x, labels, sigma, start)
+            return testing.cross_entropy(testing.logits(self.task.network, state, x + eps), labels).sum()
+
+        moving = testing.central_differences(mean, self.state(), names)
+        return losses, errors, [moving[name] for name in names]
+
+
+class WithOneBallForTheBatch(NumpyTrainer):
+    def _step(self, x, labels, sigma, *rest):
+        eps = epsilon(self.input_gradients(x, labels), self.task.objective.p, sigma, batch_ndim=0)
+        return self._at(x + eps, labels)
+
+
+class WithShiftedLabels(NumpyTrainer):
+    def __init__(self, task, state):
+        super().__init__(replace(task, labels=(task.labels + 1) % task.network.classes), state)
+
+
+class WithoutVelocityOnResume(NumpyTrainer):
+    def load(self, state):
+        super().load(state)
+        for name in self._state:
+            if name.startswith("velocity."):
+                self._state[name][:] = 0
+
+
+@dataclass(frozen=True)
+class Mutant(NumpyBackend):
+    kind: type[NumpyTrainer] = NumpyTrainer
+
+    def trainer(self, task, state):
+        return self.kind(task, state)
+
+
+def laws(kind):
+    tests = BackendTests()
+    tests.find = lambda: Mutant(kind=kind)
+    step = functools.partial(tests.test_a_step_descends_the_objective, PERTURB)
+    return tests, step
+
+
+CASES = {
+    "weight gradients missing": (WithoutWeightGradients, lambda tests, step: step),
+    "eps not held constant": (WithEpsilonThatMoves, lambda tests, step: step),
+    "sigma applied to the batch": (WithOneBallForTheBatch, lambda tests, step: step),
+    "labels shifted": (WithShiftedLabels, lambda tests, step: step),
+    "velocity lost on resume": (
+        WithoutVelocityOnResume,
+        lambda tests, step: functools.partial(tests.test_a_state_continues_as_if_nothing_had_happened, "float64"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("mutant", "law"), CASES.values(), ids=CASES)
+def test_a_mutant_breaks_its_law(mutant, law):
+    law(*laws(NumpyTrainer))()  # and the original does not
+    with pytest.raises(AssertionError):
+        law(*laws(mutant))()
