@@ -213,22 +213,21 @@ _Strange.__name__ = "Strange"
 def logits(network: Network, state: State, x: Array) -> Array:
     """Return the network's logits."""
     for index, layer in enumerate(network.layers):
-        x = x @ state[f"layers.{index}.weight"] + state[f"layers.{index}.bias"]
-        if layer.activation == "sigmoid":
-            x = 1 / (1 + np.exp(-x))
+        z: Array = x @ state[f"layers.{index}.weight"] + state[f"layers.{index}.bias"]
+        x = 1 / (1 + np.exp(-z)) if layer.activation == "sigmoid" else z
     return x
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return logsumexp(z) - z_y."""
-    return _logsumexp(logits) - logits[np.arange(len(labels)), labels]
+    return np.asarray(_logsumexp(logits) - logits[np.arange(len(labels)), labels])
 
 
 def error_log_odds(logits: Array, labels: Array) -> Array:
     """Return logsumexp over the wrong classes - z_y."""
     wrong = np.arange(logits.shape[1]) != labels[:, None]
     rest = logits[wrong].reshape(len(labels), -1)
-    return _logsumexp(rest) - logits[~wrong]
+    return np.asarray(_logsumexp(rest) - logits[~wrong])
 
 
 def _logsumexp(z: Array) -> Array:
