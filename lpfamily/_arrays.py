@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj
 
 Array: TypeAlias = Any
 """An array of any library that follows the array API standard, directly or through array-api-compat."""
@@ -17,7 +19,7 @@ _namespaces: dict[type, Any] = {}
 
 def namespace_of(x: Array, name: str = "x") -> Any:
     """Return the array API namespace of `x`; `name` is what an error calls it."""
-    # Kept by type: array-api-compat's own caches make torch.compile warn.
+    _look_up(type(x))
     if (xp := _namespaces.get(type(x))) is not None:
         return xp
     if not is_array_api_obj(x):
@@ -27,6 +29,27 @@ def namespace_of(x: Array, name: str = "x") -> Any:
         )
     xp = _namespaces[type(x)] = array_namespace(x)
     return xp
+
+
+def _look_up(kind: type) -> bool:
+    """Find the namespace that array-api-compat has for a type, from the library the type is from."""
+    if kind not in _namespaces and hasattr(kind, "dtype") and hasattr(kind, "shape"):
+        for base in kind.__mro__:
+            with contextlib.suppress(ImportError):
+                xp = importlib.import_module("array_api_compat." + base.__module__.partition(".")[0])
+                if hasattr(xp, "__array_api_version__"):
+                    _namespaces[kind] = xp
+                    break
+    return True
+
+
+# What torch.compiler.assume_constant_result sets: array_namespace itself makes torch.compile warn.
+_look_up._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def device_of(x: Array) -> Any:
+    """Return the device of `x`, or None where the library has none to name, as under a JAX trace."""
+    return getattr(x, "device", None)
 
 
 def compute_dtype(x: Array, name: str) -> Any:
@@ -50,7 +73,9 @@ def example_shape(x: Array, batch_ndim: int | None, name: str) -> tuple[tuple[in
     """Return the shape of the batch axes of `x` and the number of coordinates of one example."""
     if batch_ndim is None:
         batch_ndim = 0 if x.ndim < 2 else 1
-    elif not 0 <= batch_ndim <= x.ndim:
+    if not isinstance(batch_ndim, int):
+        raise TypeError(f"batch_ndim must be a whole number; got {batch_ndim!r}")
+    if not 0 <= batch_ndim <= x.ndim:
         raise ValueError(
             f"batch_ndim must lie in 0..{x.ndim}, the number of axes of {name}; got {batch_ndim}: "
             f"it counts the leading axes that index examples"
@@ -66,14 +91,15 @@ def broadcast_sigma(sigma: Any, rows: Array, xp: Any) -> Array:
     elsewhere a sigma outside [0, inf) becomes NaN, and so does its row.
     """
     largest = float(xp.finfo(rows.dtype).max)
-    if isinstance(sigma, int | float | np.number):
+    if isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool):
         _check_radius(sigma, 0 <= sigma <= largest, largest, rows)
-        return xp.full_like(rows[..., :1], float(sigma))
+        # an empty sum makes the column also where examples have no coordinates
+        return xp.sum(rows[..., :0], axis=-1, keepdims=True) + float(sigma)
     if isinstance(sigma, np.ndarray):
         if sigma.dtype.kind not in "iuf":
             raise TypeError(f"sigma must be real; got {sigma.dtype}")
         _check_radius(sigma, np.all((sigma >= 0) & (sigma <= largest)), largest, rows)
-        sigma = xp.asarray(sigma.astype(np.float64), dtype=rows.dtype, device=device(rows))
+        sigma = xp.asarray(sigma.astype(np.float64), dtype=rows.dtype, device=device_of(rows))
     else:
         namespace_of(sigma, "sigma")
         sigma = xp.astype(sigma, rows.dtype)

@@ -41,10 +41,10 @@ class NumpyLibrary(Library):
         with np.errstate(all="ignore"):
             # NumPy would first copy a column operand that is wider than this buffer.
             np.setbufsize(16)
-            if primitive.name == "dual_norm":
-                norms = [primitive.value(p, rows[block]) for block in _blocks(rows)]
-                return np.concatenate(norms).reshape(x.shape[:-1])
             sigma = np.broadcast_to(operands[1], (*x.shape[:-1], 1)).reshape(-1, 1)
+            if primitive.name == "dual_norm":
+                norms = [primitive.value(p, rows[block], sigma[block]) for block in _blocks(rows)]
+                return np.concatenate(norms).reshape(x.shape[:-1])
             return _steepest(primitive, p, rows, sigma).reshape(x.shape)
 
 
@@ -78,13 +78,16 @@ def _repaired(primitive: Primitive, p: float, kernel: Kernel, x: Floats, sigma: 
 
 def _scale(x: Floats, out: Floats, p: float) -> Rows:
     """Fill `out` with x times a power of two, max|x| in [1/2, 1); say for which rows no entry is lost."""
+    info = np.finfo(x.dtype)
     top = np.maximum(x.max(axis=1), -x.min(axis=1))
     exponents = np.frexp(top)[1]
-    most = np.finfo(x.dtype).maxexp - 2
-    # Scaling down may take a small entry to zero, which matters only to a small power of it.
-    down = most if p < 5 else 0
+    exact: Rows = (top > 0) & (top < math.inf) & (np.abs(exponents) <= info.maxexp - 2)
+    if p >= 5 and (down := exact & (exponents > 0)).any():
+        # going down may take a small entry to zero, which matters to a small power of it
+        size = np.abs(x[down])
+        size[size == 0] = math.inf
+        exact[down] = np.ldexp(size.min(axis=1), -exponents[down]) >= info.tiny
     np.multiply(x, np.ldexp(x.dtype.type(1), -exponents)[:, None], out=out)
-    exact: Rows = (top > 0) & (top < math.inf) & (exponents >= -most) & (exponents <= down)
     return exact
 
 
@@ -95,7 +98,7 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
         return _largest
     power, e, scales = _power(1 / (p - 1), dtype)
     info = np.finfo(dtype)
-    least, most = float(info.tiny) * 2.0**26, float(info.max) * 2.0**-26
+    normal, largest = float(info.tiny), float(info.max)
     # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
     exact_root = -e / (e + 1) if e else -1 / Fraction(p)
     root = float(exact_root)
@@ -108,8 +111,10 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
             x = s
         unit = power(x, out, t)
         total = np.vecdot(out, x).astype(np.float64) / unit**2
-        out *= (sigma[:, 0] * total**root * (1 + lost * np.log(total)) / unit).astype(x.dtype)[:, None]
-        right: Rows = exact & (total >= least) & (total <= most)
+        factor = sigma[:, 0] * (total**root * (1 + lost * np.log(total)) / unit)
+        out *= factor.astype(x.dtype)[:, None]
+        right: Rows = exact & (total >= normal * 2.0**26) & (total <= largest * 2.0**-26)
+        right &= ((factor >= normal) & (factor <= largest)) | (sigma[:, 0] == 0)
         return right
 
     return kernel
@@ -208,7 +213,7 @@ def _power(
             return power, Fraction(1, n), False
     if whole:
         return whole_power, Fraction(whole), True
-    return (steep, None, True) if e > 2 else (general, None, e > 0.25)
+    return steep if e > 2 else general, None, True
 
 
 def _largest(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:

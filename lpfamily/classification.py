@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import device
 
-from lpfamily._arrays import Array, compute_dtype, namespace_of
+from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
 from lpfamily.kernels import constant
 
 
@@ -69,35 +68,47 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         As in `error_log_odds`.
     """
     xp = namespace_of(logits, "logits")
-    if tuple(labels.shape) == tuple(logits.shape) and xp.isdtype(labels.dtype, "real floating"):
+    _check_classes(logits)
+    labels = _in_library(xp, labels, logits)
+    if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(logits.shape):
         z = xp.astype(logits, compute_dtype(logits, "logits"), copy=False)
         loss = -xp.sum(xp.astype(labels, z.dtype) * (z - _logsumexp(xp, z)[..., None]), axis=-1)
     else:
         odds = _odds(xp, *_checked(xp, logits, labels))
-        loss = xp.logaddexp(odds, xp.zeros_like(odds))
+        loss = xp.maximum(odds, xp.zeros_like(odds)) + xp.log1p(xp.exp(-xp.abs(odds)))
     return xp.astype(loss, logits.dtype, copy=False)
 
 
-def _checked(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
-    dtype = compute_dtype(logits, "logits")
+def _check_classes(logits: Array) -> None:
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(
             f"logits must hold at least two classes in their last axis; got shape {tuple(logits.shape)}: "
             f"for one logit z of a binary problem pass stack([0, z])"
         )
-    if isinstance(labels, int | np.integer | np.ndarray):
-        labels = np.asarray(labels)
-        least, most = (labels.min(), labels.max()) if labels.size else (0, 0)
-        if labels.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
-            raise ValueError(
-                f"labels must lie in 0..{logits.shape[-1] - 1}; got values from {least} to {most}"
-            )
-        labels = xp.asarray(labels, device=device(logits))
+
+
+def _in_library(xp: Any, labels: Array, logits: Array) -> Array:
+    """Return labels as an array of the logits' library; look at those that NumPy can see."""
+    if not isinstance(labels, int | np.ndarray | np.generic):
+        namespace_of(labels, "labels")
+        return labels
+    seen = np.asarray(labels)
+    least, most = (seen.min(), seen.max()) if seen.size else (0, 0)
+    if seen.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
+        raise ValueError(f"labels must lie in 0..{logits.shape[-1] - 1}; got values from {least} to {most}")
+    return xp.asarray(seen, device=device_of(logits))
+
+
+def _checked(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the logits in the dtype to compute in, and where the right class is."""
+    dtype = compute_dtype(logits, "logits")
+    _check_classes(logits)
+    labels = _in_library(xp, labels, logits)
     if not xp.isdtype(labels.dtype, "integral"):
         raise TypeError(f"labels must be integers; got {labels.dtype}")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
-    classes = xp.arange(logits.shape[-1], device=device(logits), dtype=labels.dtype)
+    classes = xp.arange(logits.shape[-1], device=device_of(logits), dtype=labels.dtype)
     return xp.astype(logits, dtype, copy=False), labels[..., None] == classes
 
 

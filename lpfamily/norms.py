@@ -55,7 +55,7 @@ def norm(x: Array, p: float, *, batch_ndim: int | None = None) -> Array:
     """
     # The primitive is keyed by the ball's exponent, in which it is exact for p near 1; the norm's
     # own exponent is the dual of that.
-    return _dual_norm_of_examples(x, dual_exponent(p), batch_ndim, "x")
+    return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, "x")
 
 
 def penalty(grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None) -> Array:
@@ -79,15 +79,12 @@ def penalty(grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None)
     TypeError, ValueError
         As in `lpfamily.epsilon`.
     """
-    return _dual_norm_of_examples(grad, check_p(p), batch_ndim, "grad", sigma)
+    return _of_examples(grad, check_p(p), sigma, batch_ndim, "grad")
 
 
-def _dual_norm_of_examples(x: Array, p: float, batch_ndim: int | None, name: str, sigma: Any = None) -> Array:
+def _of_examples(x: Array, p: float, sigma: Any, batch_ndim: int | None, name: str) -> Array:
     xp = namespace_of(x, name)
     dtype = compute_dtype(x, name)
     batch, size = example_shape(x, batch_ndim, name)
     rows = xp.astype(xp.reshape(x, (*batch, size)), dtype, copy=False)
-    result = dual_norm(p, rows)
-    if sigma is not None:
-        result = broadcast_sigma(sigma, rows, xp)[..., 0] * result
-    return xp.astype(result, x.dtype, copy=False)
+    return xp.astype(dual_norm(p, rows, broadcast_sigma(sigma, rows, xp)), x.dtype, copy=False)

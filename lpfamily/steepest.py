@@ -130,16 +130,23 @@ def _steepest(p: float, x: Array, sigma: Array) -> Array:
     return xp.copysign(u, x) * (sigma * xp.where(total == 0, 1.0, total) ** (-1 / p))
 
 
-def _dual_norm(p: float, x: Array) -> Array:
+def _dual_norm(p: float, x: Array, sigma: Array) -> Array:
     xp = namespace_of(x)
-    if x.shape[-1] == 0:
-        return xp.sum(x, axis=-1)
-    if p == math.inf:
-        return xp.sum(xp.abs(x), axis=-1)
-    if p == 1:
-        return xp.max(xp.abs(x), axis=-1)
-    _, total, top = _powers(xp, p, x)
-    return (top * total ** ((p - 1) / p))[..., 0]
+    size = xp.abs(x)
+    if p == 1 and x.shape[-1]:
+        result = sigma * xp.max(size, axis=-1, keepdims=True)
+    elif p == math.inf or x.shape[-1] == 0:
+        norm = xp.sum(size, axis=-1, keepdims=True)
+        # sigma may bring back what the sum takes beyond the largest number
+        shrunk = xp.sum(size * 2.0**-40, axis=-1, keepdims=True)
+        result = xp.where(norm == math.inf, sigma * shrunk * 2.0**40, sigma * norm)
+    else:
+        _, total, top = _powers(xp, p, x)
+        root = total ** ((p - 1) / p)
+        # in the order that neither overflows on the way nor rounds a subnormal number twice
+        first = (top * root == math.inf) | (sigma > 1)
+        result = xp.where(first, sigma * top * root, sigma * (top * root))
+    return result[..., 0]
 
 
 def _powers(xp: Any, p: float, x: Array) -> tuple[Array, Array, Array]:
@@ -169,7 +176,7 @@ def _powers(xp: Any, p: float, x: Array) -> tuple[Array, Array, Array]:
     else:
         # the power of an r that underflows may still be large
         tiny = r < float(xp.finfo(x.dtype).smallest_normal)
-        tiny = tiny & (top < math.inf)
+        tiny = tiny & (top > 0) & (top < math.inf)
         u = xp.exp(exponent * (xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)))
     return u, xp.sum(u * r, axis=-1, keepdims=True), top
 
@@ -191,47 +198,59 @@ def _unit(p: float, x: Array) -> Array:
     return steepest(p, x, namespace_of(x).ones_like(x[..., :1]))
 
 
-def _hessian_product(p: float, x: Array, v: Array) -> Array:
+def _norm(p: float, x: Array) -> Array:
+    return dual_norm(p, x, namespace_of(x).ones_like(x[..., :1]))
+
+
+def _hessian_product(p: float, x: Array, sigma: Array, v: Array) -> Array:
+    """Return the derivative of sigma * d along v."""
     xp = namespace_of(x)
     if p in (1, math.inf) or x.shape[-1] == 0:
         return xp.zeros_like(x)
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    smooth = (top > 0) & (top < math.inf) & (sigma > 0)
     scale = _scale(xp, top)
-    smooth = (top > 0) & (top < math.inf)
-    b = xp.where(smooth, x * scale, 1.0)
-    d, n = _unit(p, b), dual_norm(p, b)[..., None]
+    unit = xp.where(smooth, top * scale, 1.0)
+    b = xp.where(smooth, x * scale / unit, 1.0)
+    d, n = _unit(p, b), _norm(p, b)[..., None]
     nonzero = b != 0
     largest = float(xp.finfo(x.dtype).max)
     ratio = xp.clip(xp.where(nonzero, d / xp.where(nonzero, b, 1.0), 0.0), 0.0, largest)
     if p == 2:
         ratio = xp.where(nonzero, ratio, 1 / n)
+    # The factor sigma / (p - 1) / max|x|, its root before the product and its root after: the
+    # transpose that reverse mode makes of this must not subtract inf from inf, so it is bounded too.
+    side = xp.sqrt(scale) / xp.sqrt(unit) * (xp.sqrt(sigma) * (p - 1) ** -0.5)
+    side = xp.where(smooth, xp.minimum(side, xp.full_like(side, largest**0.48)), 0.0)
+    v = side * v
     along = xp.sum(d * v, axis=-1, keepdims=True)
-    return xp.where(smooth, scale * ((ratio * v - d * (along / n)) / (p - 1)), 0.0)
+    return side * (ratio * v - d * (along / n))
 
 
 def _steepest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
     (x, sigma), (dx, dsigma) = operands, tangents
-    return sigma * _hessian_product(p, x, dx) + dsigma * _unit(p, x)
+    return _hessian_product(p, x, sigma, dx) + dsigma * _unit(p, x)
 
 
 def _steepest_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
     x, sigma = operands
     along = namespace_of(x).sum(_unit(p, x) * v, axis=-1, keepdims=True)
-    return sigma * _hessian_product(p, x, v), along
+    return _hessian_product(p, x, sigma, v), along
 
 
 def _dual_norm_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
-    (x,), (dx,) = operands, tangents
-    return namespace_of(x).sum(_unit(p, x) * dx, axis=-1)
+    (x, sigma), (dx, dsigma) = operands, tangents
+    along = namespace_of(x).sum(_unit(p, x) * dx, axis=-1)
+    return sigma[..., 0] * along + dsigma[..., 0] * _norm(p, x)
 
 
 def _dual_norm_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
-    (x,) = operands
-    return (v[..., None] * _unit(p, x),)
+    x, sigma = operands
+    return steepest(p, x, sigma) * v[..., None], (v * _norm(p, x))[..., None]
 
 
 steepest = Primitive("steepest", _steepest, _steepest_jvp, _steepest_vjp)
 """steepest(p, x, sigma): eq. 3 on examples as rows."""
 
 dual_norm = Primitive("dual_norm", _dual_norm, _dual_norm_jvp, _dual_norm_vjp)
-"""dual_norm(p, x): ||x||_{p*} of each row."""
+"""dual_norm(p, x, sigma): sigma * ||x||_{p*} of each row, whose derivative is steepest(p, x, sigma)."""

@@ -189,7 +189,7 @@ def _go(
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
-    plots.training_curves(run.metrics(), run.folder / "curves.png", run.folder.name)
+    plots.training_curves(run.metrics(), run.folder / "curves.png", _title(recipe))
     print(tables.result_table(result, recipe, dataset.train.x.shape[1]))
     return 0
 
@@ -213,10 +213,17 @@ def _check(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.B
     backends.check_layers(name, backend, network_of(recipe, dataset))
 
 
+def _title(recipe: Recipe, separator: str = ", ") -> str:
+    parts = [recipe.model, recipe.data, recipe.objective]
+    if recipe.objective in ("perturb", "penalty"):
+        parts.append(f"p{recipe.p:g}")
+    if recipe.objective != "plain":
+        parts.append(f"sigma{recipe.sigma:.4g}")
+    return separator.join(parts)
+
+
 def _folder(recipe: Recipe) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    strength = "" if recipe.objective == "plain" else f"-p{recipe.p:g}-sigma{recipe.sigma:.4g}"
-    folder = Path("runs") / f"{recipe.model}-{recipe.data}-{recipe.objective}{strength}-{stamp}"
+    folder = Path("runs") / f"{_title(recipe, '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while folder.exists():
         number += 1

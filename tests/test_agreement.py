@@ -73,7 +73,9 @@ def test_the_first_pass_computes_no_weight_gradient(name, objective, products):
     def step():
         trainer.epoch(np.arange(20), rates, Draws(0, 0))
 
-    assert {"numpy": numpy_products, "torch": torch_products, "jax": jax_products}[name](trainer, step) == products
+    assert {"numpy": numpy_products, "torch": torch_products, "jax": jax_products}[name](
+        trainer, step
+    ) == products
 
 
 def numpy_products(trainer, step):

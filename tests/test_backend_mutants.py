@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer
 
 from lpfamily import epsilon
 from lpfamily.training import testing
 from lpfamily.training.backends import Objective
 from lpfamily.training.testing import BackendTests
+from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer
 
 PERTURB = Objective("perturb", 2.0)
 
@@ -25,7 +25,7 @@ class WithEpsilonThatMoves(NumpyTrainer):
     """Differentiates through eps: the gradient of the maximum's value where eq. 1 wants eps constant."""
 
     def _step(self, x, labels, sigma, step, draws):
-        losses, errors, gradients = super()._step(x, labels, sigma, step, draws)
+        losses, errors, _ = super()._step(x, labels, sigma, step, draws)
         names = list(testing.parameter_shapes(self.task.network))
 
         def mean(state):
@@ -78,7 +78,9 @@ CASES = {
     "labels shifted": (WithShiftedLabels, lambda tests, step: step),
     "velocity lost on resume": (
         WithoutVelocityOnResume,
-        lambda tests, step: functools.partial(tests.test_a_state_continues_as_if_nothing_had_happened, "float64"),
+        lambda tests, step: functools.partial(
+            tests.test_a_state_continues_as_if_nothing_had_happened, "float64"
+        ),
     ),
 }
 

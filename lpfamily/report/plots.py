@@ -27,7 +27,7 @@ def training_curves(metrics: list[dict[str, Any]], path: Path, title: str) -> No
         if metrics and name in metrics[0]:
             values = [100 * line[name] for line in metrics]
             errors.plot(epochs, values, label=label, color=color, marker=marker)
-    errors.set(xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+    errors.set(xlabel="epoch", ylabel="error (%)", yscale="log" if errors.dataLim.ymin > 0 else "linear")
     errors.legend(frameon=False)
     for axes in (loss, errors):
         axes.grid(alpha=0.3)

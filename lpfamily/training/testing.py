@@ -188,7 +188,7 @@ class BackendTests:
     def test_it_names_the_layers_that_it_trains(self) -> None:
         backend = self.find()
         backends.check_layers("mine", backend, NETWORK)
-        with pytest.raises(BadInput, match="does not train Strange layers, only .*Dense"):
+        with pytest.raises(BadInput, match=r"does not train Strange layers, only .*Dense"):
             backends.check_layers("mine", backend, replace(NETWORK, layers=(_Strange(3),)))
 
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:

@@ -1,0 +1,151 @@
+"""The array libraries that the suite runs on, each as a small piece of data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+NUMPY_DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
+NUMPY_DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+P = (1, 1 + 1e-12, 1.1, 4 / 3, 1.5, 2, 2.7, 3, 5, 1e9, float("inf"))
+
+
+@dataclass(frozen=True)
+class Floats:
+    """The numbers of a dtype: its rounding, its range, and the least that its results can hold."""
+
+    name: str
+    eps: float
+    tiny: float
+    least: float
+    largest: float
+
+    @classmethod
+    def of(cls, name: str, *, flushes: bool = False) -> Floats:
+        info = ml_dtypes.finfo(NUMPY_DTYPES[name])
+        tiny, least = float(info.smallest_normal), float(info.smallest_subnormal)
+        # float16 is computed in float32, where its subnormals are normal
+        return cls(
+            name, float(info.eps), tiny, tiny if flushes and name != "float16" else least, float(info.max)
+        )
+
+    @property
+    def compute(self) -> str:
+        return "float64" if self.name == "float64" else "float32"
+
+    def round(self, x: Any) -> np.ndarray:
+        """Return x as finite float64 numbers that the dtype holds exactly."""
+        clipped = np.clip(x, -self.largest, self.largest)
+        return clipped.astype(NUMPY_DTYPES[self.name]).astype(np.float64)
+
+    def seen(self, x: np.ndarray) -> np.ndarray:
+        """Return x as the library sees it: without subnormals where it flushes them."""
+        return np.where(np.abs(x) < self.least, 0.0, x)
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile nothing."""
+    return function
+
+
+@dataclass(frozen=True, repr=False)
+class TestLibrary:
+    """One array library: how values enter and leave, and what it can do with a function."""
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    name: str
+    xp: Any
+    dtypes: tuple[str, ...]
+    convert: Callable[[np.ndarray], Any]
+    back: Callable[[Any], np.ndarray]
+    flushes: bool = False
+    compiles: bool = False
+    """Every p and shape costs a compilation, so the laws draw them from a short list."""
+    scope: Callable[[], Any] = contextlib.nullcontext
+    jit: Callable[[Callable[..., Any]], Callable[..., Any]] = plain
+    derivative: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    """derivative(f)(x, ...) is the gradient of the scalar f with respect to x."""
+    vmap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    jacobian: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    """The Jacobian by forward mode."""
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def from_numpy(self, x: Any, dtype: str | None = None) -> Any:
+        """Return x as an array of this library, of `dtype` if one is named."""
+        x = np.asarray(x)
+        with self.scope() if dtype == "float64" else contextlib.nullcontext():
+            return self.convert(x if dtype is None else x.astype(NUMPY_DTYPES[dtype]))
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """Return x as float64."""
+        return np.asarray(self.back(x)).astype(np.float64)
+
+    @cached_property
+    def floats(self) -> dict[str, Floats]:
+        return {name: Floats.of(name, flushes=self.flushes) for name in self.dtypes}
+
+
+def numpy_readonly() -> TestLibrary:
+    def convert(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+
+    return TestLibrary("numpy", np, ("float16", "float32", "float64"), convert, np.asarray)
+
+
+def array_api_strict() -> TestLibrary:
+    import array_api_strict as xp
+
+    return TestLibrary("array-api-strict", xp, ("float32", "float64"), xp.asarray, np.asarray)
+
+
+def torch() -> TestLibrary:
+    import torch as xp
+
+    def convert(x: np.ndarray) -> Any:
+        if x.dtype == NUMPY_DTYPES["bfloat16"]:
+            return xp.tensor(x.astype(np.float32)).to(xp.bfloat16)
+        return xp.tensor(x)
+
+    return TestLibrary(
+        "torch",
+        xp,
+        ("float16", "bfloat16", "float32", "float64"),
+        convert,
+        lambda x: x.detach().to(xp.float64).numpy(),
+        derivative=xp.func.grad,
+        vmap=xp.func.vmap,
+        jacobian=xp.func.jacfwd,
+    )
+
+
+def jax() -> TestLibrary:
+    import jax
+
+    return TestLibrary(
+        "jax",
+        jax.numpy,
+        ("float16", "bfloat16", "float32", "float64"),
+        jax.numpy.asarray,
+        np.asarray,
+        flushes=True,
+        compiles=True,
+        scope=lambda: jax.enable_x64(True),
+        jit=jax.jit,
+        derivative=jax.grad,
+        vmap=jax.vmap,
+        jacobian=jax.jacfwd,
+    )
+
+
+LIBRARIES = {"numpy": numpy_readonly, "array-api-strict": array_api_strict, "torch": torch, "jax": jax}

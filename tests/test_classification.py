@@ -1,0 +1,224 @@
+"""Cross-entropy and the error log-odds: exact where softmax - onehot has rounded to nothing."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax, logsumexp, softmax
+
+from lpfamily import cross_entropy, epsilon, error_log_odds
+
+
+def logits_and_labels(data, lib, *, spread=None):
+    """Draw a dtype, logits that it holds (as float64), and labels."""
+    floats = lib.floats[data.draw(st.sampled_from(lib.dtypes))]
+    batch = data.draw(st.sampled_from([(), (2, 3)]))
+    classes = data.draw(st.sampled_from([2, 5]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    scale = data.draw(st.sampled_from([1e-3, 1.0, 30.0, 1e3, 1e4] if spread is None else [spread]))
+    z = floats.round(scale * rng.standard_normal((*batch, classes)))
+    return floats, z, rng.integers(classes, size=batch)
+
+
+def exact_odds(z, y):
+    """Return log((1 - p_y) / p_y) in long floats."""
+    z = z.astype(np.longdouble)
+    right = np.arange(z.shape[-1]) == y[..., None]
+    with np.errstate(divide="ignore"):
+        return logsumexp(np.where(right, -math.inf, z), axis=-1) - np.sum(np.where(right, z, 0), axis=-1)
+
+
+def call(lib, floats, function, z, labels):
+    with lib.scope():
+        logits = lib.from_numpy(z, floats.name)
+        result = function(logits, labels)
+    assert result.dtype == logits.dtype
+    assert tuple(result.shape) == z.shape[:-1]
+    return lib.to_numpy(result)
+
+
+def allowed(floats, z, result):
+    """What a logarithm of a sum, a subtraction of numbers like z, and the result may round."""
+    with np.errstate(over="ignore"):
+        compute = 2.0**-52 if floats.name == "float64" else 2.0**-23
+        return compute * (8 + 4 * np.max(np.abs(z), axis=-1)) + floats.eps * np.abs(result) + floats.least
+
+
+@given(data=st.data())
+def test_the_odds_are_those_of_the_definition(data, lib):
+    floats, z, y = logits_and_labels(data, lib)
+    expected = exact_odds(z, y)
+    error = np.abs(call(lib, floats, error_log_odds, z, lib.from_numpy(y)) - expected)
+    assert np.all(error <= allowed(floats, z, expected))
+
+
+@given(data=st.data())
+def test_cross_entropy_is_softplus_of_the_odds(data, lib):
+    floats, z, y = logits_and_labels(data, lib)
+    odds = exact_odds(z, y)
+    expected = np.logaddexp(odds, 0)
+    loss = call(lib, floats, cross_entropy, z, lib.from_numpy(y))
+    # its relative error is the odds' absolute one, wherever it is small
+    error = np.abs(loss - expected)
+    relative = np.minimum(allowed(floats, z, odds), 0.5)
+    assert np.all(
+        error
+        <= (relative + 8 * floats.eps) * np.maximum(expected, 2.0**-126)
+        + allowed(floats, z, 0) * expected
+        + floats.least
+    )
+
+
+@given(data=st.data())
+def test_the_sigmoid_of_the_odds_is_the_error(data, lib):
+    floats, z, y = logits_and_labels(data, lib, spread=1.0)
+    odds = call(lib, floats, error_log_odds, z, lib.from_numpy(y))
+    wrong = np.arange(z.shape[-1]) != y[..., None]
+    assert_allclose(
+        1 / (1 + np.exp(-odds)), np.sum(softmax(z, axis=-1) * wrong, axis=-1), rtol=20 * floats.eps
+    )
+
+
+@given(data=st.data())
+def test_soft_labels_average_the_losses(data, lib):
+    floats, z, y = logits_and_labels(data, lib, spread=3.0)
+    soft = floats.round(softmax(np.random.default_rng(0).standard_normal(z.shape), axis=-1))
+    expected = -np.sum(soft * log_softmax(z, axis=-1), axis=-1)
+    loss = call(lib, floats, cross_entropy, z, lib.from_numpy(soft, floats.name))
+    assert_allclose(loss, expected, rtol=8 * floats.eps, atol=8 * floats.eps)
+    onehot = np.eye(z.shape[-1])[y]
+    hard = call(lib, floats, cross_entropy, z, lib.from_numpy(y))
+    assert_allclose(
+        call(lib, floats, cross_entropy, z, lib.from_numpy(onehot, floats.name)), hard, atol=16 * floats.eps
+    )
+
+
+def test_a_confident_loss_does_not_round_to_zero(lib):
+    z = lib.from_numpy(np.array([[60.0, 0.0, 0.0]]), "float32")
+    y = lib.from_numpy(np.array([0]))
+    assert_allclose(lib.to_numpy(error_log_odds(z, y)), math.log(2) - 60, rtol=1e-6)
+    assert_allclose(lib.to_numpy(cross_entropy(z, y)), 2 * math.exp(-60), rtol=1e-5)
+
+
+def test_infinite_logits_take_the_limit(lib):
+    inf = math.inf
+    z = lib.from_numpy(
+        np.array([[0, -inf, 0], [-inf, 0, 0], [0, -inf, -inf], [inf, 0, 0], [0, inf, 0]]), "float32"
+    )
+    y = lib.from_numpy(np.zeros(5, int))
+    with np.errstate(divide="ignore"):
+        assert_allclose(lib.to_numpy(error_log_odds(z, y)), [0, inf, -inf, -inf, inf], atol=1e-7)
+        assert_allclose(lib.to_numpy(cross_entropy(z, y)), [math.log(2), inf, 0, 0, inf], rtol=1e-6)
+
+
+def test_nan_stays_in_its_row(lib):
+    z = lib.from_numpy(np.array([[math.nan, 0.0], [0.0, 0.0]]), "float32")
+    y = lib.from_numpy(np.array([1, 1]))
+    assert_allclose(lib.to_numpy(error_log_odds(z, y)), [math.nan, 0.0], atol=1e-7)
+    assert_allclose(lib.to_numpy(cross_entropy(z, y)), [math.nan, math.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
+def test_one_example_takes_a_plain_label(lib, function):
+    z = lib.from_numpy(np.array([1.0, 3.0]), "float32")
+    assert_array_equal(lib.to_numpy(function(z, 1)), lib.to_numpy(function(z, np.asarray(1))))
+
+
+@pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
+def test_a_label_out_of_range_is_seen_or_spoils_its_row(lib, function):
+    z = lib.from_numpy(np.zeros((3, 2)), "float32")
+    for bad in 2, -1:
+        with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.1; got values from .*{bad}"):
+            function(z, np.array([0, bad, 1]))
+        if lib.name != "numpy":
+            result = lib.to_numpy(function(z, lib.from_numpy(np.array([0, bad, 1]))))
+            assert_array_equal(np.isnan(result), [False, True, False])
+
+
+BAD_CALLS = [
+    (lambda z, _: (z, np.array([0.0, 1.0])), TypeError, "labels must be integers; got .*float"),
+    (lambda z, _: (z, np.array([True, False])), TypeError, "labels must be integers; got .*bool"),
+    (lambda z, _: (z, np.array([0])), ValueError, r"labels must have shape \(2,\); got \(1,\)"),
+    (lambda z, y: (z[:, :1], y), ValueError, "logits must hold at least two classes.*got shape .2, 1."),
+    (lambda _, y: ([[0.0, 1.0]], y), TypeError, "logits must be an array.*got list"),
+    (lambda z, _: (z, [0, 1]), TypeError, "labels must be .*got list"),
+    (lambda z, _: (z, None), TypeError, "labels must be .*got NoneType"),
+]
+
+
+@pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), BAD_CALLS, ids=[message for *_, message in BAD_CALLS]
+)
+def test_an_error_says_what_was_given(lib, function, arguments, error, message):
+    z = lib.from_numpy(np.zeros((2, 3)), "float32")
+    with pytest.raises(error, match=f"(?s){message}"):
+        function(*arguments(z, lib.from_numpy(np.array([0, 1]))))
+
+
+def test_logits_are_real_floating(lib):
+    with pytest.raises(TypeError, match="logits must be float16"):
+        error_log_odds(lib.from_numpy(np.zeros((2, 3), "int32")), np.array([0, 1]))
+
+
+# What automatic differentiation makes of it.
+
+
+@functools.cache
+def slope(lib, function):
+    return lib.jit(lib.derivative(lambda z, labels: lib.xp.sum(function(z, labels))))
+
+
+def gradient(lib, function, z, y, dtype):
+    labels = lib.from_numpy(y, dtype if y.dtype.kind == "f" else None)
+    with lib.scope():
+        return lib.to_numpy(slope(lib, function)(lib.from_numpy(z, dtype), labels))
+
+
+@given(data=st.data())
+def test_the_direction_of_the_loss_is_that_of_the_odds(data, autodiff):
+    _, z, y = logits_and_labels(data, autodiff, spread=3.0)
+    wrong = np.arange(z.shape[-1]) != y[..., None]
+    error = np.sum(softmax(z, axis=-1) * wrong, axis=-1, keepdims=True)  # 1 - p_y
+    loss = gradient(autodiff, cross_entropy, z, y, "float64")
+    assert_allclose(
+        loss, error * gradient(autodiff, error_log_odds, z, y, "float64"), rtol=1e-12, atol=1e-300
+    )
+    assert_allclose(loss, softmax(z, axis=-1) - ~wrong, atol=1e-14)
+
+
+@given(data=st.data())
+def test_soft_labels_have_the_textbook_gradient(data, autodiff):
+    _, z, _ = logits_and_labels(data, autodiff, spread=3.0)
+    soft = softmax(z[..., ::-1] / 2, axis=-1)
+    assert_allclose(
+        gradient(autodiff, cross_entropy, z, soft, "float64"), softmax(z, axis=-1) - soft, atol=1e-14
+    )
+
+
+@given(data=st.data())
+def test_a_confident_network_keeps_its_direction(data, autodiff):
+    dtype = data.draw(st.sampled_from(["float16", "bfloat16", "float32"]))
+    floats = autodiff.floats[dtype]
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    y = rng.integers(5, size=8)
+    z = floats.round(rng.standard_normal((8, 5)) + 40 * np.eye(5)[y])  # p_y rounds to 1
+    with np.errstate(under="ignore"):
+        assert_array_equal(floats.round(1 - softmax(z.astype(np.float32), axis=-1).max(axis=-1)), 0)
+    exact = softmax(np.where(np.eye(5)[y] == 1, -math.inf, z), axis=-1) - np.eye(5)[y]
+    grad = gradient(autodiff, error_log_odds, z, y, dtype)
+    assert_allclose(grad, exact, rtol=4 * floats.eps)
+    for p in 1.5, 2, 5:
+        step = autodiff.to_numpy(epsilon(autodiff.from_numpy(grad, dtype), p, 1.0))
+        assert_allclose(step, epsilon(exact, p, 1.0), rtol=16 * floats.eps)
+
+
+@given(data=st.data())
+def test_derivatives_of_finite_logits_are_finite(data, autodiff):
+    floats, z, y = logits_and_labels(data, autodiff)
+    for function in error_log_odds, cross_entropy:
+        assert np.isfinite(gradient(autodiff, function, z, y, floats.name)).all()

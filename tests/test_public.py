@@ -1,0 +1,53 @@
+"""What the package shows, and what it needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lpfamily
+
+PUBLIC = ["cross_entropy", "dual_exponent", "epsilon", "error_log_odds", "norm", "penalty"]
+
+
+def loaded_after(statement):
+    """Return the names of the modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_all_is_the_public_surface():
+    assert lpfamily.__all__ == PUBLIC
+    modules = {name.rpartition(".")[2] for name in sys.modules if name.startswith("lpfamily.")}
+    shown = {name for name in vars(lpfamily) if not name.startswith("_")} - modules
+    assert shown == set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_says_what_it_does(name):
+    function = getattr(lpfamily, name)
+    for part in "Parameters", "Raises", *function.__annotations__.keys() - {"return"}:
+        assert part in function.__doc__ or "As in `" in function.__doc__
+
+
+def test_importing_the_mathematics_needs_three_packages():
+    before = loaded_after("import numpy, scipy, scipy.special, array_api_compat, importlib.metadata")
+    after = loaded_after(
+        "import lpfamily, pkgutil\n"
+        "for module in pkgutil.iter_modules(lpfamily.__path__):\n"
+        "    if module.name not in ('training', 'train', 'evaluate', 'reproduce', 'report'):\n"
+        "        __import__('lpfamily.' + module.name)"
+    )
+    foreign = {name.partition(".")[0] for name in after - before} - sys.stdlib_module_names
+    assert foreign == {"lpfamily"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import lpfamily", "import lpfamily, numpy; lpfamily.epsilon(numpy.ones((2, 3)), 1.5, 1.0)"],
+    ids=["import", "call"],
+)
+def test_no_framework_is_loaded_unasked(statement):
+    heavy = {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_torch", "lpfamily_jax"}
+    assert not loaded_after(statement) & heavy

@@ -1,0 +1,328 @@
+"""What traces, maps, compiles and differentiates: all agree with the plain call."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from conftest import NAMES
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from laws import assert_rows_close, cases, closed_form, dual, norms
+from libraries import P
+from numpy.testing import assert_allclose
+
+from lpfamily import cross_entropy, epsilon, error_log_odds, norm, penalty
+from lpfamily.steepest import steepest
+
+needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
+needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test")
+SMOOTH = [1.2, 4 / 3, 1.5, 2, 2.7, 3, 9.0]
+COMPILED = {"fullgraph": True, "backend": "aot_eager", "dynamic": False}
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(p=st.sampled_from(P), seed=seeds)
+def test_vmap_is_the_batch(autodiff, p, seed):
+    rng = np.random.default_rng(seed)
+    grad = autodiff.from_numpy(rng.standard_normal((4, 9)), "float32")
+    sigma = autodiff.from_numpy(rng.random(4), "float32")
+    one = autodiff.vmap(lambda g, s: epsilon(g, p, s, batch_ndim=0))(grad, sigma)
+    assert_allclose(autodiff.to_numpy(one), autodiff.to_numpy(epsilon(grad, p, sigma)), rtol=4e-6, atol=1e-30)
+
+
+# Derivatives.
+
+
+@functools.cache
+def slope(lib, function, p):
+    """Return the gradient of the sum of function(x, p, ...), compiled where that is what makes it fast."""
+    return lib.jit(lib.derivative(lambda x, *rest: lib.xp.sum(function(x, p, *rest))))
+
+
+def gain(grad, p, radii, weights):
+    return weights * epsilon(grad, p, radii)
+
+
+def gain_by_radius(radii, p, grad, weights):
+    return weights * epsilon(grad, p, radii)
+
+
+def smooth_gradients(seed):
+    """Return examples away from the kinks of |x|, weights and radii."""
+    rng = np.random.default_rng(seed)
+    grad = rng.standard_normal((2, 5))
+    return grad + np.copysign(0.3, grad), rng.standard_normal((2, 5)), rng.uniform(0.5, 2, 2)
+
+
+def differences(function, x, h=1e-5):
+    """Return the central differences of a scalar function of an array."""
+    steps = h * np.eye(x.size).reshape(-1, *x.shape)
+    return (
+        np.array([(function(x + s) - function(x - s)) / (2 * h) for s in steps])
+        .astype(float)
+        .reshape(x.shape)
+    )
+
+
+@given(p=st.sampled_from(SMOOTH), seed=seeds)
+def test_derivatives_of_epsilon_are_those_of_the_closed_form(autodiff, p, seed):
+    x, w, sigma = smooth_gradients(seed)
+    with autodiff.scope():
+        weights, radii, grad = (autodiff.from_numpy(a, "float64") for a in (w, sigma, x))
+        by_x = slope(autodiff, gain, p)(grad, radii, weights)
+        by_sigma = slope(autodiff, gain_by_radius, p)(radii, grad, weights)
+    expected = differences(lambda x: np.sum(w * closed_form(x, p, sigma)), x)
+    assert_allclose(autodiff.to_numpy(by_x), expected, atol=1e-6, rtol=1e-6)
+    assert_allclose(
+        autodiff.to_numpy(by_sigma),
+        np.sum(w * closed_form(x, p, np.ones(2)), axis=1).astype(float),
+        rtol=1e-12,
+        atol=1e-13,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("p", SMOOTH)
+def test_forward_mode_is_reverse_mode(autodiff, p):
+    x, w, _ = smooth_gradients(5)
+    with autodiff.scope():
+        weights, grad = autodiff.from_numpy(w, "float64"), autodiff.from_numpy(x, "float64")
+        jacobian = autodiff.to_numpy(autodiff.jacobian(lambda g: epsilon(g, p, 0.5))(grad))
+        reverse = autodiff.derivative(lambda g: autodiff.xp.sum(weights * epsilon(g, p, 0.5)))(grad)
+    assert_allclose(np.einsum("ij,ijkl->kl", w, jacobian), autodiff.to_numpy(reverse), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("p", [1.2, 1.5, 2, 3])
+def test_second_derivatives_are_differences_of_the_first(autodiff, p):
+    x, w, _ = smooth_gradients(6)
+
+    def first(g, weights):
+        return autodiff.derivative(lambda g: autodiff.xp.sum(weights * epsilon(g, p, 0.5)))(g)
+
+    with autodiff.scope():
+        weights = autodiff.from_numpy(w, "float64")
+        second = autodiff.derivative(lambda g: autodiff.xp.sum(first(g, weights) ** 2))(
+            autodiff.from_numpy(x, "float64")
+        )
+        expected = differences(
+            lambda x: np.sum(autodiff.to_numpy(first(autodiff.from_numpy(x, "float64"), weights)) ** 2), x
+        )
+    assert_allclose(autodiff.to_numpy(second), expected, rtol=1e-6, atol=1e-6)
+
+
+@given(data=st.data())
+def test_the_derivative_of_penalty_is_epsilon(data, autodiff):
+    case = data.draw(cases(autodiff))
+    with autodiff.scope():
+        grad = autodiff.from_numpy(case.grad, case.floats.name)
+        radii = autodiff.from_numpy(case.radii, case.floats.compute)
+        derivative = slope(autodiff, penalty, case.p)(grad, radii)
+    assert derivative.dtype == grad.dtype
+    # float16 carries the cotangent too, and so the rounding, and the range, of sigma
+    assume(case.floats.name != "float16" or np.all(case.radii < case.floats.largest))
+    got = autodiff.to_numpy(derivative).reshape(case.rows.shape)
+    assert_rows_close(got, case.step_rows(epsilon), case, extra=case.tolerance)
+
+
+@given(data=st.data())
+def test_the_derivative_of_norm_attains_it(data, autodiff):
+    case = data.draw(cases(autodiff))
+    with autodiff.scope():
+        grad = autodiff.from_numpy(case.grad, case.floats.name)
+        derivative = slope(autodiff, norm, case.p)(grad)
+    got = autodiff.to_numpy(derivative).reshape(case.rows.shape)
+    size = norms(got, dual(case.p))
+    expected = case.rows.any(axis=1)
+    underflow = 2 * case.floats.least * case.rows.shape[1]
+    assert np.all(np.abs(size - expected) <= (case.tolerance * 2 + underflow) * expected), case
+
+
+@given(data=st.data())
+def test_derivatives_are_never_nan(data, autodiff):
+    case = data.draw(cases(autodiff))
+    w = case.rng.standard_normal(case.grad.shape)
+    with autodiff.scope():
+        weights, grad = (autodiff.from_numpy(a, case.floats.name) for a in (w, case.grad))
+        radii = autodiff.from_numpy(case.radii, case.floats.compute)
+        by_x = slope(autodiff, gain, case.p)(grad, radii, weights)
+        by_sigma = slope(autodiff, gain_by_radius, case.p)(radii, grad, weights)
+    assert not np.isnan(autodiff.to_numpy(by_x)).any(), case
+    assert not np.isnan(autodiff.to_numpy(by_sigma)).any(), case
+
+
+@pytest.mark.parametrize("p", P)
+def test_there_is_no_derivative_at_a_kink(autodiff, p):
+    rows = np.array([[0.0, 0.0, 0.0], [0.0, 1.0, -2.0]])
+    with autodiff.scope():
+        grad = autodiff.from_numpy(rows, "float64")
+        derivative = autodiff.derivative(lambda g: autodiff.xp.sum(epsilon(g, p, 1.0)))(grad)
+    derivative = autodiff.to_numpy(derivative)
+    assert_allclose(derivative[0], 0)
+    if p > 2 or p == 1:
+        assert derivative[1, 0] == 0
+
+
+# torch.
+
+
+@needs_torch
+class TestTorch:
+    @pytest.fixture(autouse=True)
+    def _fresh(self):
+        import torch
+
+        torch._dynamo.reset()
+
+    @pytest.mark.filterwarnings(
+        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
+    )
+    @pytest.mark.parametrize("p", [1, 1 + 1e-12, 4 / 3, 1.5, 2, 2.7, 3, 5, 1e9, math.inf])
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_compiled_is_eager(self, p, requires_grad, dtype):
+        import torch
+
+        step = torch.compile(lambda g, s: epsilon(g, p, s), **COMPILED)
+        rng = np.random.default_rng(7)
+        for scale in 1e-30, 1.0, 1e30:
+            grad = torch.tensor(rng.standard_normal((4, 9)) * scale).to(getattr(torch, dtype))
+            grad[3] = 0
+            sigma = torch.tensor(rng.random(4), dtype=torch.float32)
+            results, slopes = [], []
+            for function in step, lambda g, s: epsilon(g, p, s):
+                leaf = grad.clone().requires_grad_(requires_grad)
+                result = function(leaf, sigma)
+                assert result.requires_grad == requires_grad
+                if requires_grad:
+                    result[:, 1].sum().backward()
+                    slopes.append(leaf.grad)
+                results.append(result.detach())
+            tolerance = {"rtol": 1e-2 if dtype == "bfloat16" else 1e-5, "atol": 1e-6}
+            torch.testing.assert_close(*results, **tolerance)
+            if requires_grad:
+                slopes = [slope * scale for slope in slopes]
+                torch.testing.assert_close(*slopes, rtol=tolerance["rtol"], atol=1e-5)
+
+    @pytest.mark.filterwarnings(
+        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
+    )
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_everything_compiles(self, requires_grad):
+        import torch
+
+        x = torch.randn(4, 9, dtype=torch.float64, requires_grad=requires_grad)
+        y = torch.tensor([0, 3, 8, 1])
+        mask = torch.rand(9) < 0.5
+        for function in (
+            lambda x: epsilon(x, 1.5, 0.5, mask=mask),
+            lambda x: norm(x, 3),
+            lambda x: penalty(x, 1.5, 0.5),
+            lambda x: error_log_odds(x, y),
+            lambda x: cross_entropy(x, y),
+        ):
+            torch.testing.assert_close(torch.compile(function, **COMPILED)(x), function(x))
+
+    @pytest.mark.filterwarnings(
+        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
+    )
+    def test_p_and_sigma_may_change_between_compiled_calls(self):
+        import torch
+
+        step = torch.compile(epsilon, fullgraph=True, backend="aot_eager")
+        grad = torch.randn(4, 9)
+        for p, sigma in (1.5, 0.1), (2.5, 0.2), (3.5, 0.3), (math.inf, 0.4), (1, 0.5), (2, 0.6):
+            torch.testing.assert_close(step(grad, p, sigma), epsilon(grad, p, sigma))
+
+    def test_no_grad_and_strides(self):
+        import torch
+
+        grad = torch.randn(9, 4, 3, requires_grad=True).permute(1, 2, 0)[:, ::2]
+        assert not grad.is_contiguous()
+        expected = epsilon(grad.detach().contiguous(), 1.5, 0.5)
+        torch.testing.assert_close(epsilon(grad, 1.5, 0.5).detach(), expected)
+        with torch.no_grad():
+            step = epsilon(grad, 1.5, 0.5)
+        assert not step.requires_grad
+        torch.testing.assert_close(step, expected)
+        with torch.inference_mode():
+            torch.testing.assert_close(epsilon(grad, 1.5, 0.5), expected)
+
+    @pytest.mark.parametrize("p", SMOOTH)
+    def test_torch_agrees_that_the_derivatives_are_right(self, p):
+        import torch
+
+        x, _, sigma = (torch.tensor(a) for a in smooth_gradients(8))
+        operands = x.requires_grad_(), sigma[:, None].requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, s: steepest(p, x, s), operands)
+        assert torch.autograd.gradgradcheck(lambda x, s: steepest(p, x, s), operands)
+        assert torch.autograd.gradgradcheck(lambda x: penalty(x, p, 0.5), operands[:1])
+
+    def test_a_training_loop_leaves_the_graph_alone(self):
+        import torch
+
+        weight = torch.randn(5, 9, requires_grad=True)
+        x = torch.randn(4, 9, requires_grad=True)
+        (grad,) = torch.autograd.grad(cross_entropy(x @ weight.T, torch.tensor([0, 1, 2, 3])).sum(), x)
+        step = epsilon(grad, 2, 0.1)
+        assert not step.requires_grad
+        assert weight.grad is None
+
+
+# JAX.
+
+
+@functools.cache
+def jitted(p):
+    import jax
+
+    return jax.jit(lambda g, s: epsilon(g, p, s))
+
+
+@needs_jax
+class TestJax:
+    @given(p=st.sampled_from(P), seed=seeds)
+    def test_jit_is_eager(self, p, seed):
+        import jax
+
+        step = jitted(p)
+        rng = np.random.default_rng(seed)
+        scale = np.exp2(rng.integers(-100, 100, (4, 1)))
+        grad = jax.numpy.asarray(scale * rng.standard_normal((4, 9)), dtype="float32")
+        sigma = jax.numpy.asarray(rng.random(4), dtype="float32")
+        with jax.disable_jit():  # each operation by itself
+            expected = epsilon(grad, p, sigma)
+        assert_allclose(step(grad, sigma), expected, rtol=1e-5, atol=1e-30)
+
+    @pytest.mark.parametrize("p", [1.2, 2, 3])
+    def test_hessian_is_the_jacobian_of_epsilon(self, p):
+        import jax
+
+        x, _, _ = smooth_gradients(9)
+        with jax.enable_x64(True):
+            hessian = jax.hessian(lambda g: penalty(g, p, 0.5, batch_ndim=0))(jax.numpy.asarray(x[0]))
+            columns = [
+                differences(lambda x, i=i: closed_form(x[None], p, [0.5])[0, i], x[0]) for i in range(5)
+            ]
+        assert_allclose(hessian, np.array(columns), rtol=1e-6, atol=1e-7)
+
+    def test_everything_traces(self):
+        import jax
+
+        x, y, mask = jax.numpy.asarray(smooth_gradients(10)[0]), jax.numpy.asarray([0, 4]), np.arange(5) < 3
+        for function in (
+            lambda x: epsilon(x, 1.5, 0.5, mask=mask),
+            lambda x: norm(x, 3),
+            lambda x: penalty(x, 1.5, 0.5),
+            lambda x: error_log_odds(x, y),
+            lambda x: cross_entropy(x, y),
+        ):
+            assert_allclose(jax.jit(function)(x), function(x), rtol=1e-6)
+
+    def test_a_traced_radius_outside_the_range_spoils_its_row(self):
+        import jax
+
+        step = jax.jit(lambda g, s: epsilon(g, 2, s))(
+            jax.numpy.ones((3, 2)), jax.numpy.asarray([1.0, -1.0, math.nan])
+        )
+        assert_allclose(np.isnan(step), [[False] * 2, [True] * 2, [True] * 2])
