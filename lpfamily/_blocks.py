@@ -29,6 +29,9 @@ Kernel = Callable[[Floats, Floats, Floats, Floats, Floats], Rows]
 """kernel(x, sigma, out, s, t) fills out and says which rows are right; s and t are scratch like x."""
 
 
+Power = Callable[[Floats, Floats, Floats], tuple[Floats, Any]]
+
+
 class NumpyLibrary(Library):
     """NumPy, which has no derivatives to be told of."""
 
@@ -109,10 +112,10 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
         if scales:
             exact = _scale(x, s, p)
             x = s
-        unit = power(x, out, t)
-        total = np.vecdot(out, x).astype(np.float64) / unit**2
+        u, unit = power(x, out, t)
+        total = np.vecdot(u, x).astype(np.float64) / unit**2
         factor = sigma[:, 0] * (total**root * (1 + lost * np.log(total)) / unit)
-        out *= factor.astype(x.dtype)[:, None]
+        np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
         right: Rows = exact & (total >= normal * 2.0**26) & (total <= largest * 2.0**-26)
         right &= ((factor >= normal) & (factor <= largest)) | (sigma[:, 0] == 0)
         return right
@@ -120,55 +123,51 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
     return kernel
 
 
-def _power(
-    e: float, dtype: np.dtype[Any]
-) -> tuple[Callable[[Floats, Floats, Floats], Floats], Fraction | None, bool]:
+def _power(e: float, dtype: np.dtype[Any]) -> tuple[Power, Fraction | None, bool]:
     """Return power(x, u, t), its exponent if that is a fraction, and whether x must be scaled first.
 
-    power fills u with sign(x) |x|^e in units of what it returns, 1 or max|x|: what stands in u is
-    unit * sign(x) |x / unit|^e. t is scratch.
+    power returns an array, x or u, and a unit, 1 or max|x| of each row, such that the array is
+    unit * sign(x) |x / unit|^e; t is scratch.
     """
     tiny = float(np.finfo(dtype).tiny)
     bits = np.dtype(f"u{dtype.itemsize}")
     sign = bits.type(1 << (8 * dtype.itemsize - 1))
-    one = np.ones(1)
     whole = round(e) if e < 13 and is_close(e, round(e), dtype) else 0
 
-    def identity(x: Floats, u: Floats, t: Floats) -> Floats:
-        u[...] = x
-        return one
+    def identity(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+        return x, 1.0
 
-    def square(x: Floats, u: Floats, t: Floats) -> Floats:
+    def square(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.abs(x, out=t)
         np.multiply(x, t, out=u)
-        return one
+        return u, 1.0
 
-    def cube(x: Floats, u: Floats, t: Floats) -> Floats:
+    def cube(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.multiply(x, x, out=t)
         np.multiply(x, t, out=u)
-        return one
+        return u, 1.0
 
-    def cube_root(x: Floats, u: Floats, t: Floats) -> Floats:
+    def cube_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.cbrt(x, out=u)
-        return one
+        return u, 1.0
 
-    def ninth_root(x: Floats, u: Floats, t: Floats) -> Floats:
+    def ninth_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.cbrt(x, out=u)
         np.cbrt(u, out=u)
-        return one
+        return u, 1.0
 
-    def copy_sign(x: Floats, u: Floats, t: Floats) -> Floats:
+    def copy_sign(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         t = t.view(bits)
         np.bitwise_and(x.view(bits), sign, out=t)
         np.bitwise_or(u.view(bits), t, out=u.view(bits))
-        return one
+        return u, 1.0
 
-    def square_root(x: Floats, u: Floats, t: Floats) -> Floats:
+    def square_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.abs(x, out=u)
         np.sqrt(u, out=u)
         return copy_sign(x, u, t)
 
-    def whole_power(x: Floats, u: Floats, t: Floats) -> Floats:
+    def whole_power(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         # |x|^(e-1) by squaring, from below where it would be subnormal, which is slow; x brings the sign
         np.abs(x, out=t)
         np.maximum(t, tiny ** (0.9 / e), out=t)
@@ -180,9 +179,9 @@ def _power(
             n >>= 1
             if n:
                 t *= t
-        return one
+        return u, 1.0
 
-    def steep(x: Floats, u: Floats, t: Floats) -> Floats:
+    def steep(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
         top = np.maximum(x.max(axis=1), -x.min(axis=1))[:, None]
         np.abs(x, out=u)
@@ -194,10 +193,9 @@ def _power(
         np.maximum(u, 0.9 * math.log(tiny), out=u)
         np.exp(u, out=u)
         u *= x
-        unit: Floats = top[:, 0].astype(np.float64)
-        return unit
+        return u, top[:, 0].astype(np.float64)
 
-    def general(x: Floats, u: Floats, t: Floats) -> Floats:
+    def general(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
         np.abs(x, out=u)
         np.log(u, out=u)
         u *= e
