@@ -164,7 +164,10 @@ class TorchTrainer:
                 parameter.mul_(torch.where(norms > limit, limit / norms, 1.0))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.tensor(array, device=self.task.device)
+        tensor = torch.tensor(array)
+        if self.task.device.startswith("cuda"):
+            tensor = tensor.pin_memory()  # only from pinned memory does a copy not wait for the device
+        return tensor.to(self.task.device, non_blocking=True)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
