@@ -9,10 +9,11 @@ import time
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
+
+import numpy as np
 
 from lpfamily.training import backends, commands, data, recipes, runs
-from lpfamily.training.commands import count, count_or_none, exponent, fraction, not_negative, positive
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -25,7 +26,7 @@ ON_RESUME = {"resume", "backend", "device", "tf32", "data_dir", "quiet"}
 def parser() -> commands.Parser:
     """Return the command's parser; what was not given is not in the namespace."""
     by = Recipe()
-    values = {name: get_args(hint) for name, hint in get_type_hints(Recipe).items()}
+    values, numbers = recipes.CHOICES, recipes.RANGES
     result = commands.Parser(
         prog=NAME,
         description="Train a network on perturbed inputs, or with the dual-norm penalty, and test it.",
@@ -33,7 +34,7 @@ def parser() -> commands.Parser:
     )
 
     add = result.group("what is trained")
-    add("--model", "the network", choices=recipes.MODELS, default=by.model)
+    add("--model", "the network", choices=values["model"], default=by.model)
     add("--data", "the data set", choices=data.NAMES, default=by.data)
     add(
         "--data-dir",
@@ -41,8 +42,13 @@ def parser() -> commands.Parser:
         Path,
         default="LPFAMILY_DATA, or a download into the user's cache",
     )
-    add("--validation", "hold out the last N training examples", count_or_none, default="10000; digits 197")
-    add("--seed", "of weights, order and noise", count_or_none, default=by.seed)
+    add(
+        "--validation",
+        "hold out the last N training examples",
+        numbers["validation"],
+        default="10000; digits 197",
+    )
+    add("--seed", "of weights, order and noise", numbers["seed"], default=by.seed)
 
     add = result.group("the objective")
     add(
@@ -52,37 +58,77 @@ def parser() -> commands.Parser:
         choices=values["objective"],
         default=by.objective,
     )
-    add("--p", "the exponent of the ball, from 1 to inf", exponent, default=by.p)
+    add("--p", "the exponent of the ball, from 1 to inf", numbers["p"], default=by.p)
     add(
         "--sigma",
         "the radius, or the noise's standard deviation, in units of the input",
-        not_negative,
+        numbers["sigma"],
         default="d^(1/p) / 28 for d coordinates, which is 1 at p = 2 on MNIST; noise 1/28",
     )
-    add("--steps", "perturb: gradients a perturbation takes, by Frank-Wolfe", count, default=by.steps)
+    add(
+        "--steps",
+        "perturb: gradients a perturbation takes, by Frank-Wolfe",
+        numbers["steps"],
+        default=by.steps,
+    )
     add("--random-start", "perturb: take the first gradient at a random point of the ball")
-    add("--clean-weight", "perturb: C in C L(x) + (1 - C) L(x + eps)", fraction, default=by.clean_weight)
+    add(
+        "--clean-weight",
+        "perturb: C in C L(x) + (1 - C) L(x + eps)",
+        numbers["clean_weight"],
+        default=by.clean_weight,
+    )
     add(
         "--penalty-by",
         "penalty: differentiate through the gradient, or take a finite difference along eps",
         choices=values["penalty_by"],
         default=by.penalty_by,
     )
-    add("--sigma-ramp", "epochs over which sigma rises to its value", count_or_none, default=by.sigma_ramp)
+    add(
+        "--sigma-ramp",
+        "epochs over which sigma rises to its value",
+        numbers["sigma_ramp"],
+        default=by.sigma_ramp,
+    )
 
     add = result.group("the optimiser: SGD, v <- m v - lr g, w <- w + v")
-    add("--epochs", "how often to go through the training set", count, default=f"{by.epochs}; digits 50")
-    add("--batch-size", "examples a step", count, default=by.batch_size)
-    add("--lr", "the learning rate", positive, default=f"{by.lr}; softmax 0.1")
+    add(
+        "--epochs",
+        "how often to go through the training set",
+        numbers["epochs"],
+        default=f"{by.epochs}; digits 50",
+    )
+    add("--batch-size", "examples a step", numbers["batch_size"], default=by.batch_size)
+    add("--lr", "the learning rate", numbers["lr"], default=f"{by.lr}; softmax 0.1")
     add("--lr-decay", "by the step, by the epoch, or not", choices=values["lr_decay"], default=by.lr_decay)
-    add("--lr-factor", "exponential: what lr is divided by after every step", positive, default=by.lr_factor)
-    add("--lr-floor", "exponential: the least lr", not_negative, default=by.lr_floor)
-    add("--lr-final", "linear: the last lr, as a fraction of the first", fraction, default=by.lr_final)
-    add("--lr-epochs", "linear: the epoch that reaches it", count, default=by.lr_epochs)
-    add("--momentum", "at first", fraction, default=by.momentum)
-    add("--momentum-final", "at last", fraction, default=by.momentum_final)
-    add("--momentum-epochs", "the epoch that reaches it", count, default=by.momentum_epochs)
-    add("--weight-decay", "C in C/2 |W|^2, on weights, not biases", not_negative, default=by.weight_decay)
+    add(
+        "--lr-factor",
+        "exponential: what lr is divided by after every step",
+        numbers["lr_factor"],
+        default=by.lr_factor,
+    )
+    add("--lr-floor", "exponential: the least lr", numbers["lr_floor"], default=by.lr_floor)
+    add(
+        "--lr-final",
+        "linear: the last lr, as a fraction of the first",
+        numbers["lr_final"],
+        default=by.lr_final,
+    )
+    add("--lr-epochs", "linear: the epoch that reaches it", numbers["lr_epochs"], default=by.lr_epochs)
+    add("--momentum", "at first", numbers["momentum"], default=by.momentum)
+    add("--momentum-final", "at last", numbers["momentum_final"], default=by.momentum_final)
+    add(
+        "--momentum-epochs",
+        "the epoch that reaches it",
+        numbers["momentum_epochs"],
+        default=by.momentum_epochs,
+    )
+    add(
+        "--weight-decay",
+        "C in C/2 |W|^2, on weights, not biases",
+        numbers["weight_decay"],
+        default=by.weight_decay,
+    )
 
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", str, default="numpy")
@@ -139,10 +185,11 @@ def _resume(given: dict[str, Any]) -> int:
     try:
         recipe = recipes.from_json(config["recipe"])
         folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
-        expected, versions = config["data_sha256"], config["versions"]
+        expected, versions, _ = config["data_sha256"], config["versions"], config["tf32"]
         name, device = str(config["backend"]), str(config["device"])
     except (KeyError, TypeError, ValueError) as cause:
-        raise BadInput(f"{run.folder / runs.CONFIG}: not the config of a run ({cause!r})") from cause
+        path = run.folder / runs.CONFIG
+        raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
     name, device = given.get("backend", name), given.get("device", device)
     backend = backends.find(name)
     backend.check_device(device)
@@ -173,8 +220,6 @@ def _go(
     from lpfamily.report import plots, tables
     from lpfamily.training.protocol import train
 
-    if not given.get("quiet"):
-        print(f"run folder: {run.folder}", file=sys.stderr)
     try:
         result = train(
             run,
@@ -190,6 +235,7 @@ def _go(
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
     plots.training_curves(run.metrics(), run.folder / "curves.png", _title(recipe))
+    run.finish(result)
     print(tables.result_table(result, recipe, dataset.train.x.shape[1]))
     return 0
 
@@ -207,9 +253,13 @@ def _recipe(given: dict[str, Any], dataset: data.Dataset) -> Recipe:
 
 def _check(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
     """Raise `BadInput` for what can be known to fail before a folder is made."""
+    from lpfamily.training import evaluation
     from lpfamily.training.protocol import hold_out, network_of
 
     hold_out(dataset, recipe.validation)
+    inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
+    if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
+        raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
     backends.check_layers(name, backend, network_of(recipe, dataset))
 
 

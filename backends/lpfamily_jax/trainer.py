@@ -132,6 +132,8 @@ class JaxTrainer:
 def _device(name: str) -> Any:
     platform, _, index = name.partition(":")
     try:
+        if not platform or not (index or "0").isdecimal():
+            raise ValueError("its form is cpu, gpu or gpu:1")
         return jax.local_devices(backend=platform)[int(index or 0)]
     except (RuntimeError, ValueError, IndexError) as cause:
         reason = str(cause).splitlines()[0]

@@ -20,6 +20,9 @@ from lpfamily.training.networks import Dense, State, parameter_shapes
 
 Floats = NDArray[Any]
 
+# A loss that overflows is for the protocol to notice, once, not for a warning at every step.
+_quiet = np.errstate(all="ignore")
+
 
 @dataclass(frozen=True)
 class NumpyBackend:
@@ -53,6 +56,7 @@ class NumpyTrainer:
     def load(self, state: State) -> None:
         self._state = {name: np.array(array, self.task.dtype) for name, array in state.items()}
 
+    @_quiet
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         size, loss, wrong = self.task.batch_size, 0.0, 0
         for step, (lr, momentum, sigma) in enumerate(zip(rates.lr, rates.momentum, rates.sigma, strict=True)):
@@ -63,16 +67,20 @@ class NumpyTrainer:
             loss, wrong = loss + float(losses.sum()), wrong + int(errors.sum())
         return {"loss": loss / len(order), "error": wrong / len(order)}
 
+    @_quiet
     def logits(self, x: Floats) -> Floats:
         return self._forward(x)[-1]
 
+    @_quiet
     def losses(self, x: Floats, labels: NDArray[Any]) -> Floats:
         return np.asarray(cross_entropy(self.logits(x), labels))
 
+    @_quiet
     def input_gradients(self, x: Floats, labels: NDArray[Any]) -> Floats:
         activations = self._forward(x)
         return self._backward(activations, _odds_delta(activations[-1], labels))[0]
 
+    @_quiet
     def hessian_products(self, x: Floats, labels: NDArray[Any], v: Floats) -> Floats:
         activations = self._forward(x)
         deltas = self._backward(activations, _loss_delta(activations[-1], labels))

@@ -29,7 +29,7 @@ class TorchBackend:
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
         try:
-            torch.zeros(1, device=device)
+            torch.zeros(1, device=device).tolist()
         except (RuntimeError, AssertionError) as cause:
             reason = str(cause).splitlines()[0]
             raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause

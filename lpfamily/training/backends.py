@@ -136,8 +136,10 @@ def find(name: str) -> Backend:
     entry = found[0]
     try:
         backend: Backend = entry.load()
-    except ImportError as cause:
-        raise BadInput(f"backend {name!r} cannot be imported ({cause}); {_remedy(entry)}") from cause
+        if not (hasattr(backend, "trainer") and hasattr(backend, "layers")):
+            raise TypeError(f"{entry.value} is no backend, but {backend!r}")
+    except Exception as cause:  # a stranger's module may fail in any way
+        raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend
 
 

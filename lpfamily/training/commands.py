@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lpfamily.training.errors import BadInput
+from lpfamily.training.recipes import Range
 
 EXTRA = {"matplotlib": "matplotlib", "safetensors": "safetensors", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options and return what adds one: add(flag, what, type, choices=, default=)."""
+        """Start a group of options and return what adds one: add(flag, what, kind, choices=, default=)."""
         group = self.add_argument_group(title)
 
         def add(
@@ -38,8 +39,11 @@ class Parser(argparse.ArgumentParser):
                 group.add_argument(flag, choices=list(choices), help=text)
             elif kind is None:
                 group.add_argument(flag, action="store_true", help=text)
+            elif isinstance(kind, Range):
+                metavar = "N" if kind.kind is int else "X"
+                group.add_argument(flag, type=number(kind), metavar=metavar, help=text)
             else:
-                group.add_argument(flag, type=kind, metavar=_METAVARS.get(kind, "NAME"), help=text)
+                group.add_argument(flag, type=kind, metavar="PATH" if kind is Path else "NAME", help=text)
 
         return add
 
@@ -63,14 +67,19 @@ def run(name: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except BadInput as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
+        print(f"{name}: {one_line(problem)}", file=sys.stderr)
         return 2
     except (ArithmeticError, OSError, MemoryError) as problem:
-        print(f"{name}: {problem or type(problem).__name__}", file=sys.stderr)
+        print(f"{name}: {one_line(problem) or type(problem).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def one_line(problem: BaseException) -> str:
+    """Return the message of an exception in one line."""
+    return " ".join(str(problem).split())
 
 
 def check_extra() -> None:
@@ -80,30 +89,16 @@ def check_extra() -> None:
         raise BadInput(f'this command needs {", ".join(missing)}; pip install "lpfamily[train]"')
 
 
-def number(
-    what: str, accepts: Callable[[float], bool], kind: type[int] | type[float] = float
-) -> Callable[[str], float]:
-    """Return an option type: a number that `accepts`, described by `what`."""
+def number(range_: Range) -> Callable[[str], float]:
+    """Return an option type: a number in a range."""
 
     def convert(text: str) -> float:
         try:
-            value = kind(text)
+            value = range_.kind(text)
         except ValueError:
             value = math.nan
-        if math.isnan(value) or not accepts(value):
-            raise argparse.ArgumentTypeError(f"must be {what}; got {text}")
+        if math.isnan(value) or not range_.accepts(value):
+            raise argparse.ArgumentTypeError(f"must be {range_.what}; got {text}")
         return value
 
     return convert
-
-
-positive = number("a finite number above 0", lambda v: 0 < v < math.inf)
-not_negative = number("a finite number, 0 or more", lambda v: 0 <= v < math.inf)
-fraction = number("a number from 0 to 1", lambda v: 0 <= v <= 1)
-exponent = number("a number of at least 1, or inf: below 1 the ball is not convex", lambda v: v >= 1)
-count = number("a whole number above 0", lambda v: v > 0, int)
-count_or_none = number("a whole number, 0 or more", lambda v: v >= 0, int)
-
-_METAVARS: dict[Any, str] = {Path: "PATH", count: "N", count_or_none: "N"} | dict.fromkeys(
-    (positive, not_negative, fraction, exponent), "X"
-)

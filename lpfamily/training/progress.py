@@ -18,6 +18,11 @@ class Progress:
 
     quiet: bool = False
 
+    def note(self, line: str) -> None:
+        """Say something once."""
+        if not self.quiet:
+            sys.stderr.write(line + "\n")
+
     @contextmanager
     def epochs(self, total: int, done: int) -> Iterator[Report]:
         """Show `total` epochs, of which `done` were there before."""
@@ -47,5 +52,7 @@ def _summary(metrics: dict[str, Any], examples: int) -> str:
     parts = [f"loss {metrics['loss']:.4g}"]
     if "validation_error" in metrics:
         parts.append(f"validation error {metrics['validation_error']:.2%}")
+    else:
+        parts.append(f"training error {metrics['error']:.2%}")
     parts.append(f"{examples / metrics['seconds']:,.0f} examples/s")
     return ", ".join(parts)

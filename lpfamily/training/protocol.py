@@ -50,18 +50,19 @@ def train(
     progress: Progress,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train until the recipe's last epoch, test, and return the result that ends the run.
+    """Train until the recipe's last epoch, test, and return the result; `run.finish` ends the run with it.
 
     Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on.
     """
     network = network_of(recipe, dataset)
     held_in, held_out = hold_out(dataset, recipe.validation)
-    if resume:
-        state, done = run.load(state_shapes(network), recipe.dtype)
+    if resume and run.has_begun:
+        state, done = run.load(state_shapes(network), recipe.dtype, recipe.epochs)
         metrics = run.cut_metrics(done)
     else:
         state, done, metrics = initial_state(network, recipe.seed, recipe.dtype), 0, []
         run.save(state, 0)
+    progress.note(f"run folder: {run.folder}")
     task = backends.Task(
         network,
         objective_of(recipe),
@@ -79,6 +80,7 @@ def train(
         for epoch in range(done, recipe.epochs):
             draws = Draws(recipe.seed, epoch)
             schedule = rates(recipe, epoch, steps)
+            _check_rates(schedule, recipe, run, epoch)
             begin = time.perf_counter()
             line: dict[str, Any] = {"epoch": epoch + 1}
             line |= trainer.epoch(draws.order(len(held_in.x)), schedule, draws)
@@ -92,21 +94,26 @@ def train(
             run.save(state, epoch + 1)
             metrics.append(line)
             report(line, len(held_in.x))
-    result = {
+    return {
         "test_error": evaluation.measure(trainer, dataset.test, recipe),
         "parameters": f"after the last epoch, {recipe.epochs}",
         "tested_on": f"{dataset.name}, {len(dataset.test.x)} test examples",
         "seconds_per_epoch": statistics.median([line["seconds"] for line in metrics] or [0.0]),
         "epochs": recipe.epochs,
     }
-    run.finish(result)
-    return result
+
+
+def _check_rates(schedule: backends.Rates, recipe: Recipe, run: Run, epoch: int) -> None:
+    if np.max(schedule.lr) <= np.finfo(recipe.dtype).max:
+        return
+    raise NotFinite(f"epoch {epoch + 1} has a learning rate beyond {recipe.dtype}; {_kept(run, epoch)}")
 
 
 def _check_finite(loss: float, state: dict[str, Any], run: Run, epoch: int) -> None:
     if math.isfinite(loss) and all(np.isfinite(array).all() for array in state.values()):
         return
-    raise NotFinite(
-        f"epoch {epoch + 1} ended with loss {loss} and is not finite; {run.folder} keeps the checkpoint "
-        f"after epoch {epoch}; try a smaller --lr or --sigma"
-    )
+    raise NotFinite(f"epoch {epoch + 1} ended with loss {loss} and is not finite; {_kept(run, epoch)}")
+
+
+def _kept(run: Run, epoch: int) -> str:
+    return f"{run.folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"

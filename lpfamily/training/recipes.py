@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -16,6 +16,45 @@ MODELS: dict[str, Callable[[int, int], Network]] = {
     "softmax": softmax_regression,
     "sigmoid-mlp": sigmoid_mlp,
 }
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an option takes."""
+
+    what: str
+    accepts: Callable[[float], bool]
+    kind: type[int] | type[float] = float
+
+
+POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
+NOT_NEGATIVE = Range("a finite number, 0 or more", lambda v: 0 <= v < math.inf)
+FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)
+EXPONENT = Range("a number of at least 1, or inf: below 1 the ball is not convex", lambda v: v >= 1)
+COUNT = Range("a whole number from 1 to 10^9", lambda v: 0 < v <= 10**9, int)
+COUNT_OR_NONE = Range("a whole number from 0 to 10^9", lambda v: 0 <= v <= 10**9, int)
+
+RANGES = {
+    "p": EXPONENT,
+    "sigma": NOT_NEGATIVE,
+    "steps": COUNT,
+    "clean_weight": FRACTION,
+    "sigma_ramp": COUNT_OR_NONE,
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "lr": POSITIVE,
+    "lr_factor": POSITIVE,
+    "lr_floor": NOT_NEGATIVE,
+    "lr_final": FRACTION,
+    "lr_epochs": COUNT,
+    "momentum": FRACTION,
+    "momentum_final": FRACTION,
+    "momentum_epochs": COUNT,
+    "weight_decay": NOT_NEGATIVE,
+    "validation": COUNT_OR_NONE,
+    "seed": COUNT_OR_NONE,
+}
+"""What each number of a recipe may be."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +100,22 @@ class Recipe:
     """How many of the last training examples are held out."""
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name, range_ in RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, int if range_.kind is int else int | float)
+            if not number or isinstance(value, bool) or not range_.accepts(value):
+                raise ValueError(f"{name} must be {range_.what}; got {value!r}")
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint) for name, hint in get_type_hints(Recipe).items() if get_origin(hint) is Literal
+} | {"model": tuple(MODELS)}
+"""What each name in a recipe may be."""
 
 
 def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: int) -> Recipe:
@@ -124,4 +179,6 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Recipe:
     """Return the recipe that `to_json` wrote."""
+    if missing := {field.name for field in fields(Recipe)} - values.keys():
+        raise ValueError(f"the recipe lacks {min(missing)}")
     return Recipe(**values | {"p": float(values["p"])})

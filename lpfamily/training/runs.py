@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,11 @@ class Run:
         path = self.folder / RESULT
         return _read_json(path) if path.exists() else None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, or was one."""
+        return (self.folder / CHECKPOINT).exists() or bool(self.metrics())
+
     def metrics(self) -> list[Json]:
         """Return the lines of `metrics.jsonl`; an unfinished last line is left out."""
         path = self.folder / METRICS
@@ -53,13 +57,21 @@ class Run:
             return []
         whole = path.read_bytes().rpartition(b"\n")[0]
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError as cause:
-            raise BadInput(f"{path}: not one JSON object a line ({cause}); the run cannot go on") from cause
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
+                raise ValueError("its epochs do not count up from 1")
+        except (KeyError, TypeError, ValueError) as cause:
+            raise BadInput(
+                f"{path}: not one JSON object an epoch ({cause!r}); restore it from a copy"
+            ) from cause
+        return lines
 
     def cut_metrics(self, epochs: int) -> list[Json]:
         """Drop what `metrics.jsonl` says of epochs after the first `epochs`; return the rest."""
-        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        kept = self.metrics()[:epochs]
+        if len(kept) < epochs:
+            path = self.folder / METRICS
+            raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; restore it from a copy")
         _replace(self.folder / METRICS, "".join(_line(line) for line in kept).encode())
         return kept
 
@@ -67,6 +79,8 @@ class Run:
         """Append a line to `metrics.jsonl`."""
         with (self.folder / METRICS).open("a") as file:
             file.write(_line(metrics))
+            file.flush()
+            os.fsync(file.fileno())
 
     def save(self, state: State, epoch: int) -> None:
         """Replace the checkpoint by the state after `epoch` epochs."""
@@ -74,17 +88,17 @@ class Run:
 
         _replace(self.folder / CHECKPOINT, save(state, {"lpfamily": json.dumps({"epoch": epoch})}))
 
-    def load(self, shapes: dict[str, tuple[int, ...]], dtype: str) -> tuple[State, int]:
-        """Return the state and the epoch of the checkpoint, which must fit the shapes and be finite."""
+    def load(self, shapes: dict[str, tuple[int, ...]], dtype: str, epochs: int) -> tuple[State, int]:
+        """Return the state and the epoch, of `epochs`, of the checkpoint; it must fit and be finite."""
         path = self.folder / CHECKPOINT
         remedy = "restore the file from a copy, or start a new run"
         state, metadata = _read_tensors(path, remedy)
         try:
             epoch = json.loads(metadata["lpfamily"])["epoch"]
+            if type(epoch) is not int or not 0 <= epoch <= epochs:
+                raise ValueError(f"epoch {epoch!r} of {epochs}")
         except (KeyError, TypeError, ValueError) as cause:
-            raise BadInput(
-                f"{path}: not a checkpoint of lpfamily's, its epoch is missing; {remedy}"
-            ) from cause
+            raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {remedy}") from cause
         if state.keys() != shapes.keys():
             odd = min(state.keys() ^ shapes.keys())
             where = "has" if odd in state else "lacks"
@@ -108,7 +122,7 @@ def create(folder: Path, config: Json) -> Run:
     """Make a run folder that holds its config; a folder with anything in it is left alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if set(folder.iterdir()) - {_beside(folder / CONFIG)}:
             raise BadInput(
                 f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
             )
@@ -120,7 +134,11 @@ def create(folder: Path, config: Json) -> Run:
 
 def find(folder: Path) -> Run:
     """Return the run in a folder."""
-    if not (folder / CONFIG).is_file():
+    try:
+        there = (folder / CONFIG).is_file()
+    except OSError:  # such as a name that is too long
+        there = False
+    if not there:
         raise BadInput(f"--resume {folder}: holds no {CONFIG}, so it is not a run; give the folder of one")
     return Run(folder)
 
@@ -131,14 +149,14 @@ def _read_tensors(path: Path, remedy: str) -> tuple[State, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as cause:
+    except (OSError, SafetensorError, TypeError, AttributeError) as cause:  # the latter: not NumPy's dtypes
         raise BadInput(f"{path}: cannot be read as a checkpoint ({cause}); {remedy}") from cause
 
 
 def _read_json(path: Path) -> Json:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise BadInput(f"{path}: cannot be read as JSON ({cause}); restore it from a copy") from cause
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
@@ -151,14 +169,18 @@ def _line(metrics: Json) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that at every instant the old or the new content is there, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    new = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with new.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        new.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """Return where a file is written before it takes its place; a kill may leave it there."""
+    return path.with_name(f".{path.name}.new")

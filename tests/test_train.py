@@ -1,0 +1,500 @@
+"""The train command: what a run leaves behind, what it says, and how it refuses bad input."""
+
+import gzip
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import termios
+from dataclasses import fields
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+from backends_under_test import NAMES
+from commandline import (
+    FILES,
+    NAME,
+    SOFTMAX,
+    assert_refused,
+    idx,
+    metrics,
+    python,
+    small_mnist,
+    start,
+    timeless,
+    train,
+    trained,
+    unchanged,
+    wait_for_epochs,
+)
+from safetensors.numpy import load, load_file, save
+
+from lpfamily.training import data
+from lpfamily.training.recipes import Recipe
+
+OBJECTIVES = {
+    "plain": (),
+    "noise": ("--sigma", "0.2"),
+    "perturb": ("--p", "1.5", "--steps", "3", "--random-start", "--clean-weight", "0.5", "--sigma-ramp", "2"),
+    "penalty": ("--p", "inf"),
+    "penalty-difference": ("--penalty-by", "difference", "--p", "1"),
+}
+
+
+# What a run leaves behind
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def run(request, backend, tmp_path_factory):
+    """A finished run of each backend with each objective: its folder, its stdout."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    objective = request.param.removesuffix("-difference")
+    flags = ("--backend", backend, *SOFTMAX, "--objective", objective, *OBJECTIVES[request.param])
+    return folder, trained(folder, *flags).stdout
+
+
+def test_a_run_leaves_its_five_files(run):
+    folder, _ = run
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2]
+    for line in metrics(folder):
+        assert line["loss"] > 0
+        assert 0 < line["error"] < 1
+        assert 0 < line["validation_error"] < 1
+        assert line["seconds"] > 0
+    png = (folder / "curves.png").read_bytes()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert png.endswith(b"IEND\xaeB`\x82")
+    assert min(struct.unpack(">II", png[16:24])) > 200
+
+
+def test_the_result_is_what_the_checkpoint_does(run):
+    folder, _ = run
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == {"test_error", "seconds_per_epoch", "epochs", "parameters", "tested_on"}
+    errors = result["test_error"]
+    assert set(errors) == {"clean", "noise", "one_step"}
+    state, test = load_file(folder / "checkpoint.safetensors"), data.load("digits").test
+    logits = test.x @ state["layers.0.weight"] + state["layers.0.bias"]
+    assert errors["clean"] == pytest.approx(np.mean(logits.argmax(axis=1) != test.labels), abs=1 / 300)
+    assert set(errors["noise"]) == {"0.1", "0.3"}
+    for noise in errors["noise"].values():
+        assert 0 < noise["standard_error"] < 0.02 < noise["mean"] < 1
+    assert list(errors["one_step"]) == ["1", "2", "inf"]
+    assert all(errors["clean"] <= value <= 1 for value in errors["one_step"].values())
+    assert 0 < result["seconds_per_epoch"] < 60
+    assert result["epochs"] == 2
+    assert result["parameters"] == "after the last epoch, 2"
+    assert result["tested_on"] == "digits, 300 test examples"
+
+
+def test_the_table_says_what_the_result_does(run):
+    folder, stdout = run
+    result = json.loads((folder / "result.json").read_text())
+    errors = result["test_error"]
+    assert result["tested_on"] in stdout
+    assert result["parameters"] in stdout
+    assert re.search(rf"clean +{errors['clean']:.2%}\n", stdout)
+    for std, noise in errors["noise"].items():
+        assert re.search(rf"std {std} +{noise['mean']:.2%} \+- {noise['standard_error']:.2%}\n", stdout)
+    for p, value in errors["one_step"].items():
+        assert re.search(rf"p = {p}, sigma \S+ +{value:.2%}\n", stdout)
+
+
+@pytest.mark.parametrize("run", ["perturb"], indirect=True)
+def test_the_config_repeats_the_run_to_the_byte(run, tmp_path):
+    folder, _ = run
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["recipe"]) == [field.name for field in fields(Recipe)]
+    for name in ("lpfamily", "numpy", "scipy", "safetensors"):
+        assert config["versions"][name] == version(name)
+    repeat = ["--backend", config["backend"], "--device", config["device"]]
+    for name, value in config["recipe"].items():
+        if value is not False:
+            repeat += ["--" + name.replace("_", "-"), *([] if value is True else [value])]
+    assert {"--p", "--sigma", "--seed"} < set(repeat)
+    trained(tmp_path / "again", *repeat)
+    assert timeless(tmp_path / "again") == timeless(folder)
+
+
+def test_another_seed_is_another_run(tmp_path):
+    small_mnist(tmp_path / "mnist")
+    for seed in "01":
+        flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--seed", seed)
+        trained(tmp_path / seed, *SOFTMAX, *flags)
+    zero, one = (load_file(tmp_path / seed / "checkpoint.safetensors") for seed in "01")
+    assert zero.keys() == one.keys()
+    assert np.mean(np.abs(zero["layers.0.weight"] - one["layers.0.weight"])) > 0.1
+
+
+def test_without_out_the_folder_is_named_after_the_run(tmp_path):
+    result = train(*SOFTMAX, "--p", "inf", "--sigma", "0.125", cwd=tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"softmax-digits-perturb-pinf-sigma0.125-\d{8}-\d{6}", folder.name)
+    assert result.stderr.startswith(f"run folder: runs/{folder.name}\n")
+
+
+# What it says while it trains
+
+
+@pytest.mark.parametrize("validation", [197, 0])
+def test_a_log_gets_a_line_an_epoch(tmp_path, validation):
+    result = train(*SOFTMAX, "--validation", validation, "--out", tmp_path / "run", cwd=tmp_path)
+    first, *lines = result.stderr.splitlines()
+    assert first == f"run folder: {tmp_path / 'run'}"
+    assert len(lines) == 2
+    for epoch, line in enumerate(lines, 1):
+        number = r"[\d.,]+"
+        assert re.fullmatch(
+            rf"epoch {epoch}/2: loss {number}, .*error {number}%.*, {number} examples/s, \d+ s left", line
+        )
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 120))
+    with start(*SOFTMAX, "--out", tmp_path / "run", cwd=tmp_path, stderr=slave) as process:
+        os.close(slave)
+        shown = b""
+        try:
+            while block := os.read(master, 1 << 16):
+                shown += block
+        except OSError:  # how Linux says that the other side is closed
+            pass
+        os.close(master)
+        table, _ = process.communicate()
+    assert process.returncode == 0
+    assert table.startswith("test error (digits")
+    bar = shown.decode().split("\r")[-2]
+    assert re.search(r"100%\|█+\| 2/2 \[\d\d:\d\d<00:00, .*loss [\d.]+, .*error [\d.]+%.*examples/s", bar)
+
+
+def test_help_lists_flags_and_backends_and_imports_nothing_heavy(tmp_path):
+    code = """
+import sys
+from lpfamily.train import main
+try:
+    main(["--help"])
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    result = python(code, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "one of jax, numpy, torch" in " ".join(result.stdout.split())
+    for field in fields(Recipe):
+        assert f"--{field.name.replace('_', '-')}" in result.stdout
+    loaded = set(result.stderr.split())
+    assert "lpfamily.training.recipes" in loaded
+    assert not loaded & {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors"}
+
+
+# How it ends early
+
+
+def test_ctrl_c_says_how_to_go_on(backend, tmp_path):
+    folder = tmp_path / "run"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else the child may ignore it too
+    try:
+        flags = ("--backend", backend, "--batch-size", 10, "--epochs", 10_000)
+        with start(*flags, "--quiet", "--out", folder, cwd=tmp_path) as process:
+            wait_for_epochs(folder, 1, process)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (process.returncode, stdout) == (130, "")
+    assert f"stopped; go on with {NAME} --resume {folder}\n" in stderr
+    assert "Traceback" not in stderr
+    assert sorted(path.name for path in folder.iterdir()) == [
+        name for name in FILES if name[:3] in "checonmet"
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--lr", 1, "--weight-decay", 50), id="weights"),
+        pytest.param(("--lr", 1, "--lr-factor", 0.01), id="a rate past float32"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, tmp_path, flags):
+    folder = tmp_path / "run"
+    run = ("--backend", backend, "--model", "softmax", "--epochs", 4, *flags)
+    result = train(*run, "--quiet", "--out", folder, cwd=tmp_path)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1), result
+    assert result.stderr.startswith(f"{NAME}: epoch 2 ")
+    assert f"{folder} keeps the checkpoint after epoch 1; try a smaller --lr" in result.stderr
+    assert not (folder / "result.json").exists()
+    assert [line["epoch"] for line in metrics(folder)] == [1]
+    state = load_file(folder / "checkpoint.safetensors")
+    assert np.abs(state["layers.0.weight"]).max() > 1e10  # it is not the initial one
+    assert all(np.isfinite(array).all() for array in state.values())
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--backend", "tensorflow"], ["'tensorflow'", "installed: jax, numpy, torch"]),
+        (["--model", "resnet"], ["--model", "'resnet'", "softmax", "sigmoid-mlp"]),
+        (["--data", "svhn"], ["--data", "'svhn'", "digits", "mnist"]),
+        (["--objective", "pertub"], ["--objective", "'pertub'", "perturb"]),
+        (["--device", "cuda"], ["--device cuda", "cpu"]),
+        (["--p", "0.5"], ["--p", "at least 1", "not convex", "0.5"]),
+        (["--p", "two"], ["--p", "at least 1", "two"]),
+        (["--p", "nan"], ["--p", "at least 1", "nan"]),
+        (["--p", "two\nthree"], ["--p", "at least 1"]),
+        (["--sigma", "-1"], ["--sigma", "0 or more", "-1"]),
+        (["--sigma", "inf"], ["--sigma", "finite", "inf"]),
+        (["--sigma", "1e300"], ["--sigma", "float32", "1e+300"]),
+        (["--lr", "nan"], ["--lr", "above 0", "nan"]),
+        (["--lr", "0"], ["--lr", "above 0", "got 0"]),
+        (["--lr"], ["--lr", "argument"]),
+        (["--epochs", "-3"], ["--epochs", "whole number from 1", "-3"]),
+        (["--epochs", "1.5"], ["--epochs", "whole number from 1", "1.5"]),
+        (["--batch-size", "0"], ["--batch-size", "whole number from 1"]),
+        (["--clean-weight", "2"], ["--clean-weight", "0 to 1"]),
+        (["--seed", "-1"], ["--seed", "whole number", "-1"]),
+        (["--seed", str(2**64)], ["--seed", str(2**64)]),
+        (["--validation", "1497"], ["--validation 1497", "1497 training examples", "fewer"]),
+        (["--sigam", "1"], ["--sigam", "did you mean --sigma?"]),
+        (["--epoch=3"], ["--epoch=3", "did you mean --epochs?"]),
+        (["mnist"], ["mnist", "--help"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
+    assert_refused(unchanged(tmp_path, lambda: train(*flags, "--out", "run", cwd=tmp_path)), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "parts"),
+    [("file/run", ["choose another"]), ("file", ["choose another"]), (".", ["not empty", "--resume"])],
+)
+def test_a_folder_that_cannot_be_used_is_left_alone(tmp_path, out, parts):
+    (tmp_path / "file").write_text("mine")
+    result = unchanged(tmp_path, lambda: train(*SOFTMAX, "--out", tmp_path / out, cwd=tmp_path))
+    assert_refused(result, f"--out {tmp_path / out}", *parts)
+
+
+@pytest.mark.parametrize(
+    ("module", "project"),
+    [
+        ("tqdm", "tqdm"),
+        ("sklearn", "scikit-learn"),
+        ("matplotlib", "matplotlib"),
+        ("safetensors", "safetensors"),
+    ],
+)
+def test_a_missing_extra_is_answered_with_its_install_line(tmp_path, module, project):
+    code = "import sys; sys.modules[sys.argv[1]] = None; from lpfamily.train import main; sys.exit(main([]))"
+    result = unchanged(tmp_path, lambda: python(code, module, cwd=tmp_path))
+    assert_refused(result, f"needs {project}", 'pip install "lpfamily[train]"')
+
+
+# Data
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+ONES = np.ones((40, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        pytest.param(IMAGES, None, ["put the file there", "--data-dir"], id="missing"),
+        pytest.param(IMAGES, idx(ONES)[:-1], ["only 31359 bytes", "download it again"], id="truncated"),
+        pytest.param(
+            IMAGES + ".gz", gzip.compress(idx(ONES))[:-9], ["damaged", "download it again"], id="damaged"
+        ),
+        pytest.param(IMAGES, b"PK\3\4" + idx(ONES), ["50 4b 03 04", "download it again"], id="magic"),
+        pytest.param(IMAGES, idx(ONES[:, 1:]), ["27 x 28", "28 x 28"], id="size"),
+        pytest.param(LABELS, idx(np.full(40, 10)), ["label 10 at index 0", "0 to 9"], id="label"),
+        pytest.param(LABELS, idx(np.zeros(39)), ["40 images", "39 labels", "same source"], id="counts"),
+    ],
+)
+def test_bad_data_is_named_with_its_remedy(tmp_path, name, content, parts):
+    folder = small_mnist(tmp_path / "mnist")
+    (folder / name.removesuffix(".gz")).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
+    assert_refused(unchanged(tmp_path, lambda: train(*flags, cwd=tmp_path)), folder / name, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+# Runs to go on with
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that stopped after 2 of 4 epochs."""
+    root = tmp_path_factory.mktemp("begun")
+    small_mnist(root / "mnist")
+    flags = ("--data", "mnist", "--data-dir", root, "--validation", 5, "--batch-size", 10)
+    trained(root / "run", *SOFTMAX, *flags)
+    for name in ("result.json", "curves.png"):
+        (root / "run" / name).unlink()
+    changed(recipe={"epochs": 4})(root / "run")
+    return root / "run"
+
+
+def changed(recipe=(), without=(), **values):
+    """Return what edits the config of a run."""
+
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["recipe"] |= dict(recipe)
+        config |= values
+        for name in without:
+            owner = config if name in config else config["recipe"]
+            del owner[name]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def rewritten(name, content):
+    """Return what replaces a file of a run: by bytes, or by a function of its bytes."""
+
+    def edit(folder):
+        path = folder / name
+        path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+
+    return edit
+
+
+def arrays(change, metadata='{"epoch": 2}'):
+    """Return what rewrites the arrays of a checkpoint."""
+    return rewritten(
+        "checkpoint.safetensors", lambda content: save(change(load(content)), {"lpfamily": metadata})
+    )
+
+
+def retyped(dtype, size):
+    """Return what makes a checkpoint one of zeros of a type that NumPy may not have."""
+
+    def convert(content):
+        length = int.from_bytes(content[:8], "little")
+        header, end = json.loads(content[8 : 8 + length]), 0
+        for name in sorted(header.keys() - {"__metadata__"}):
+            begin, end = end, end + size * int(np.prod(header[name]["shape"]))
+            header[name] |= {"dtype": dtype, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + bytes(end)
+
+    return rewritten("checkpoint.safetensors", convert)
+
+
+def removed(name):
+    return lambda folder: (folder / name).unlink()
+
+
+BIAS = "layers.0.bias"
+CHECKPOINTS = {
+    "no file": removed("checkpoint.safetensors"),
+    "empty": rewritten("checkpoint.safetensors", b""),
+    "truncated": rewritten("checkpoint.safetensors", lambda content: content[:-10]),
+    "garbage": rewritten("checkpoint.safetensors", b"garbage" * 99),
+    "not a number": arrays(lambda state: state | {BIAS: np.full(10, np.nan, np.float32)}),
+    "infinite": arrays(lambda state: state | {BIAS: np.full(10, -np.inf, np.float32)}),
+    "an array less": arrays(lambda state: {name: state[name] for name in state if name != BIAS}),
+    "an array more": arrays(lambda state: state | {"layers.1.bias": state[BIAS]}),
+    "another shape": arrays(lambda state: state | {BIAS: np.zeros(11, np.float32)}),
+    "float64": arrays(lambda state: {name: array.astype(np.float64) for name, array in state.items()}),
+    "bfloat16": retyped("BF16", 2),
+    "float8": retyped("F8_E4M3", 1),
+    "no epoch": arrays(lambda state: state, "{}"),
+    "epoch as text": arrays(lambda state: state, '{"epoch": "2"}'),
+    "half an epoch": arrays(lambda state: state, '{"epoch": 1.5}'),
+    "epoch below 0": arrays(lambda state: state, '{"epoch": -1}'),
+    "epoch past the last": arrays(lambda state: state, '{"epoch": 5}'),
+}
+CONFIGS = {
+    "truncated": rewritten("config.json", lambda content: content[:100]),
+    "a list": rewritten("config.json", b"[]"),
+    "not text": rewritten("config.json", b"\xff\xfe\xfa"),
+    "no versions": changed(without=["versions"]),
+    "no tf32": changed(without=["tf32"]),
+    "no lr": changed(without=["lr"]),
+    "an unknown choice": changed(recipe={"temperature": 3}),
+    "an unknown model": changed(recipe={"model": "resnet"}),
+    "p below 1": changed(recipe={"p": 0.5}),
+    "lr as text": changed(recipe={"lr": "fast"}),
+    "half an epoch": changed(recipe={"epochs": 3.5}),
+    "no batch": changed(recipe={"batch_size": 0}),
+    "an unknown objective": changed(recipe={"objective": "pertub"}),
+}
+METRICS = {
+    "garbage": rewritten("metrics.jsonl", b"garbage\n"),
+    "a list": rewritten("metrics.jsonl", b"[1]\n"),
+    "no epoch": rewritten("metrics.jsonl", b'{"loss": 1}\n'),
+    "an epoch less": rewritten("metrics.jsonl", lambda content: content.splitlines(keepends=True)[0]),
+}
+DAMAGES = {
+    "checkpoint.safetensors": CHECKPOINTS,
+    "config.json": CONFIGS,
+    "metrics.jsonl": METRICS,
+    "result.json": {"truncated": rewritten("result.json", b'{"test_er')},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        pytest.param(name, damage, id=f"{name} {what}")
+        for name, damages in DAMAGES.items()
+        for what, damage in damages.items()
+    ],
+)
+def test_a_damaged_run_is_left_alone_and_the_file_is_named(begun, tmp_path, name, damage):
+    folder = shutil.copytree(begun, tmp_path / "run")
+    damage(folder)
+    result = unchanged(tmp_path, lambda: train("--resume", folder, "--quiet", cwd=tmp_path))
+    assert_refused(result, folder / name, "restore")
+
+
+def test_a_refused_checkpoint_is_one_line_without_quiet_too(begun, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "run")
+    CHECKPOINTS["truncated"](folder)
+    assert_refused(train("--resume", folder, cwd=tmp_path), folder / "checkpoint.safetensors")
+
+
+def test_the_run_that_the_damages_are_done_to_goes_on(begun, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "run")
+    result = train("--resume", folder, "--quiet", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_other_data_is_not_gone_on_with(begun, tmp_path):
+    folder, other = shutil.copytree(begun, tmp_path / "run"), small_mnist(tmp_path / "mnist")
+    (other / LABELS).write_bytes(idx(np.zeros(40)))
+    result = unchanged(tmp_path, lambda: train("--resume", folder, "--data-dir", tmp_path, cwd=tmp_path))
+    assert_refused(result, f"--resume {folder}", "other mnist data", "--data-dir")
+
+
+@pytest.mark.parametrize("folder", ["nothing", "empty", "file", "x" * 300])
+def test_only_a_run_can_be_resumed(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    result = unchanged(tmp_path, lambda: train("--resume", folder, cwd=tmp_path))
+    assert_refused(result, f"--resume {folder}", "not a run", "give the folder of one")
+
+
+@pytest.mark.parametrize("flags", [("--lr", 0.1), ("--out", "other"), ("--dtype", "float64")])
+def test_what_makes_the_run_cannot_be_changed_on_the_way(begun, tmp_path, flags):
+    result = unchanged(begun, lambda: train("--resume", begun, *flags, cwd=tmp_path))
+    assert_refused(result, flags[0], "cannot be changed", "start a new run")
