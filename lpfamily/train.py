@@ -282,7 +282,8 @@ def _folder(recipe: Recipe) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cpus": str(len(os.sched_getaffinity(0)))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {"python": platform.python_version(), "cores": str(cores)}
     for name in VERSIONS:
         try:
             found[name] = version(name)

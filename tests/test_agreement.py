@@ -1,7 +1,6 @@
 """The backends follow one trajectory, and `perturb`'s first pass is as cheap as it can be."""
 
 import collections
-import math
 
 import numpy as np
 import pytest
@@ -11,24 +10,10 @@ from lpfamily.training import backends, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import Dense, Network, initial_state
+from lpfamily.training.testing import OBJECTIVES
 
 NETWORK = Network(64, (Dense(32, "sigmoid", 3.0), Dense(32, "sigmoid", 3.0), Dense(10, max_norm=3.0)))
 STEPS = 50
-
-OBJECTIVES = [
-    Objective("plain"),
-    Objective("noise"),
-    *[
-        objective
-        for p in (1.0, 1.5, 2.0, math.inf)
-        for objective in (
-            Objective("perturb", p),
-            Objective("perturb", p, steps=3, random_start=True, clean_weight=0.3),
-            Objective("penalty", p),
-            Objective("penalty", p, penalty_by="difference"),
-        )
-    ],
-]
 
 
 def trained(name, objective):
