@@ -40,7 +40,7 @@ def error_log_odds(logits: Array, labels: Array) -> Array:
         the wrong shape, or (in a NumPy array) out of range.
     """
     xp = namespace_of(logits, "logits")
-    odds = _odds(xp, *_checked(xp, logits, labels))
+    odds = _odds(xp, *check_logits(xp, logits, labels))
     return xp.astype(odds, logits.dtype, copy=False)
 
 
@@ -74,7 +74,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         z = xp.astype(logits, compute_dtype(logits, "logits"), copy=False)
         loss = -xp.sum(xp.astype(labels, z.dtype) * (z - _logsumexp(xp, z)[..., None]), axis=-1)
     else:
-        odds = _odds(xp, *_checked(xp, logits, labels))
+        odds = _odds(xp, *check_logits(xp, logits, labels))
         loss = xp.maximum(odds, xp.zeros_like(odds)) + xp.log1p(xp.exp(-xp.abs(odds)))
     return xp.astype(loss, logits.dtype, copy=False)
 
@@ -99,7 +99,7 @@ def _in_library(xp: Any, labels: Array, logits: Array) -> Array:
     return xp.asarray(seen, device=device_of(logits))
 
 
-def _checked(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
+def check_logits(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Return the logits in the dtype to compute in, and where the right class is."""
     dtype = compute_dtype(logits, "logits")
     _check_classes(logits)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, namespace_of
+from lpfamily._arrays import Array, device_of, namespace_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ class Library:
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""
         return x
+
+    def normal_tail(self, x: Array) -> Array:
+        """Return P(eta >= x) for a standard normal eta, accurate also where 1 - cdf has rounded to 0.
+
+        The array API has no erfc; SciPy's serves what NumPy's functions take (dask stays lazy) or can read.
+        """
+        from scipy.special import ndtr  # importing it takes longer than the rest of the core
+
+        if hasattr(x, "__array_ufunc__"):
+            return ndtr(-x)
+        return namespace_of(x).asarray(ndtr(-np.asarray(x)), device=device_of(x))
 
 
 _libraries: dict[str, Library] = {}

@@ -1,9 +1,9 @@
 """The paper in NumPy float64, slow and obvious, to hold faster code against.
 
-`equations` is the paper equation by equation; `definitions` answers the same questions from their
-definitions alone, by numerical optimisation and differences.
+`equations` is the paper equation by equation, `equations_noise` its section V; `definitions` answers the
+same questions from their definitions alone, by numerical optimisation and differences.
 """
 
-from lpfamily_reference import definitions, equations
+from lpfamily_reference import definitions, equations, equations_noise
 
-__all__ = ["definitions", "equations"]
+__all__ = ["definitions", "equations", "equations_noise"]

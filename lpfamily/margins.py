@@ -1,0 +1,250 @@
+"""How far the decision boundary is (V-A): exact for linear models, by search for any other.
+
+A prediction is changed when the right logit is no longer the only largest one. A tie counts as
+changed, so that the changed set is closed and holds its nearest point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
+from lpfamily.classification import check_logits
+from lpfamily.kernels import constant
+from lpfamily.steepest import check_p, dual_norm
+
+
+def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: float) -> Array:
+    """Return the Lp distance of each x to the decision boundary of a linear softmax.
+
+    The inputs that are classified as y are an intersection of half-spaces, so the nearest point
+    outside lies on the nearest of their hyperplanes, and by Hölder's equality each is at the
+    distance of its gap over its dual norm::
+
+        min over j != y of (z_y - z_j) / ||w_j - w_y||_{p*},    z = x @ weights + bias
+
+    which is ||a|| of V for the most dominant direction. The step that attains it is
+    `lpfamily.epsilon(w_j - w_y, p, distance)`: all coordinates for p = inf, along the normal for
+    p = 2, the coordinate in which the two weights differ most for p = 1. The line search of V-A, along
+    the gradient of the loss, goes further, as that gradient mixes the wrong classes.
+
+    Parameters
+    ----------
+    weights
+        Of shape (inputs, classes), at least two classes.
+    bias
+        Of shape (classes,).
+    x
+        Of shape (..., inputs).
+    labels
+        The right classes: integers in 0..classes - 1, of shape `x.shape[:-1]`.
+    p
+        A number in [1, inf].
+
+    Returns
+    -------
+    Array
+        Of shape `x.shape[:-1]` and of x's dtype, in units of x: 0 where x is already misclassified,
+        inf where nothing changes the prediction. Differentiable in weights, bias and x. NaN for an x
+        that holds a NaN, and for a label that is out of range and could not be seen without waiting
+        for a device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a p below 1, arrays of different libraries or that are not floating, shapes that do not
+        fit, fewer than two classes, labels that are not integers or (in a NumPy array) out of range.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
+    """
+    p = check_p(p)
+    xp = namespace_of(x, "x")
+    rows, matrix, offset = _linear(xp, weights, bias, x)
+    z, right = check_logits(xp, rows @ matrix + offset, labels)
+    classes = xp.permute_dims(matrix, (1, 0))
+    # class by class: all differences at once would be classes^2 inputs
+    lengths = [
+        dual_norm(p, classes - classes[c : c + 1, :], xp.ones_like(classes[:, :1]))
+        for c in range(z.shape[-1])
+    ]
+    label = xp.reshape(xp.argmax(xp.astype(right, z.dtype), axis=-1), (-1,))
+    length = xp.reshape(xp.take(xp.stack(lengths), label, axis=0), z.shape)
+    return xp.astype(_first_closed(xp, _gaps(xp, z, right), length, right), x.dtype, copy=False)
+
+
+def flip_distance(
+    logits: Callable[[Array], Array] | tuple[Array, Array],
+    x: Array,
+    direction: Array,
+    labels: Array,
+    *,
+    most: float = math.inf,
+    brackets: int = 16,
+    steps: int = 24,
+) -> Array:
+    """Return the smallest t >= 0 at which x + t * direction changes the prediction.
+
+    The line search of V-A, for each example. A linear softmax, given as (weights, bias), has the
+    closed form::
+
+        min over j of (z_y - z_j) / (u_j - u_y) where u_j > u_y,    u = direction @ weights
+
+    Any other model is looked at on a grid of `brackets` points, t = most / brackets, ..., most, until
+    the first one that is changed, and the interval before that is halved `steps` times, all examples
+    at once. So the search finds the first change that the grid sees: a prediction that changes and
+    returns between two neighbouring points is missed. At the t it returns, the prediction is
+    changed (as x's dtype holds t), and at most / brackets / 2^steps before, it is not.
+
+    Parameters
+    ----------
+    logits
+        A pair (weights, bias) as in `boundary_distance`, or a function that maps an array like x to
+        logits of shape (*labels.shape, classes). The search calls it brackets + steps + 1 times.
+    x
+        Of shape (..., inputs) for a pair; for a function, of any shape whose leading axes are those
+        of the labels.
+    direction
+        Of x's shape. With `lpfamily.epsilon(grad, p, 1.0)`, t is an Lp distance.
+    labels
+        The right classes, integers.
+    most
+        How far to look, in units of direction: a number > 0, which the search needs.
+    brackets, steps
+        Whole numbers >= 1 and >= 0; the closed form does not use them.
+
+    Returns
+    -------
+    Array
+        t, of the shape of the labels and of x's dtype: 0 where x is already misclassified, inf where
+        the prediction is never changed or not up to `most`, NaN where the logits at x, or where the
+        search ends, are NaN. The closed form is differentiable; the search's result is a constant.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `boundary_distance`; for logits that are neither a function nor a pair, or a direction,
+        `most`, `brackets` or `steps` that do not fit.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
+    """
+    xp = namespace_of(x, "x")
+    if isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+        raise ValueError(f"most must be a number > 0, how far to look along direction; got {most!r}")
+    direction = _beside(xp, direction, x, "direction")
+    if tuple(direction.shape) != tuple(x.shape):
+        raise ValueError(f"direction must have x's shape, {tuple(x.shape)}; got {tuple(direction.shape)}")
+    if callable(logits):
+        for name, count, least in ("brackets", brackets, 1), ("steps", steps, 0):
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"{name} must be a whole number >= {least}; got {count!r}")
+        if most == math.inf:
+            raise ValueError(
+                "most must be finite for a logits function; got inf: say how far along direction to look"
+            )
+        t = _search(xp, logits, x, direction, labels, float(most), brackets, steps)
+    elif isinstance(logits, tuple | list) and len(logits) == 2:
+        rows, matrix, offset = _linear(xp, *logits, x)
+        z, right = check_logits(xp, rows @ matrix + offset, labels)
+        speed = -_gaps(xp, xp.astype(direction, z.dtype, copy=False) @ matrix, right)
+        t = _first_closed(xp, _gaps(xp, z, right), speed, right)
+        t = xp.where(t > most, math.inf, t)
+    else:
+        raise TypeError(
+            f"logits must be a function of x, or a pair (weights, bias); got {type(logits).__name__}"
+        )
+    return xp.astype(t, x.dtype, copy=False)
+
+
+def _beside(xp: Any, value: Array, x: Array, name: str) -> Array:
+    """Return value as an array of x's library: NumPy arrays are converted, others must be of it."""
+    compute_dtype(value, name)
+    if namespace_of(value, name) is xp:
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name} must be an array of x's library, {xp.__name__}; got {namespace_of(value).__name__}"
+        )
+    return xp.asarray(value, device=device_of(x))
+
+
+def _linear(xp: Any, weights: Array, bias: Array, x: Array) -> tuple[Array, Array, Array]:
+    """Return x, weights and bias in one dtype, after a look at their shapes."""
+    weights, bias = _beside(xp, weights, x, "weights"), _beside(xp, bias, x, "bias")
+    if weights.ndim != 2 or weights.shape[1] < 2:
+        raise ValueError(
+            f"weights must have shape (inputs, classes) with at least two classes; "
+            f"got {tuple(weights.shape)}: for a binary w pass stack([0 * w, w], axis=1)"
+        )
+    inputs, classes = weights.shape
+    if tuple(bias.shape) != (classes,):
+        raise ValueError(f"bias must have shape ({classes},), one entry a class; got {tuple(bias.shape)}")
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        raise ValueError(
+            f"x must have shape (..., {inputs}) to meet weights of shape {tuple(weights.shape)}; "
+            f"got {tuple(x.shape)}: flatten each example first"
+        )
+    dtypes = [compute_dtype(value, name) for value, name in ((x, "x"), (weights, "weights"), (bias, "bias"))]
+    dtype = xp.result_type(*dtypes)
+    rows, matrix, offset = (xp.astype(value, dtype, copy=False) for value in (x, weights, bias))
+    return rows, matrix, offset
+
+
+def _gaps(xp: Any, z: Array, right: Array) -> Array:
+    """Return z_y - z_j; NaN where no class is right."""
+    own = xp.sum(xp.where(right, z, 0.0), axis=-1, keepdims=True)
+    return xp.where(xp.any(right, axis=-1, keepdims=True), own, math.nan) - z
+
+
+def _first_closed(xp: Any, gap: Array, speed: Array, right: Array) -> Array:
+    """Return when the first wrong class closes its gap at its speed: 0 if it has, inf if none does."""
+    never = (speed <= 0) & (gap > 0)
+    time = xp.where(never, math.inf, gap / xp.where(speed <= 0, 1.0, speed))
+    return xp.min(xp.where(right, math.inf, xp.where(gap <= 0, 0.0, time)), axis=-1)
+
+
+def _search(
+    xp: Any,
+    logits: Callable[[Array], Array],
+    x: Array,
+    direction: Array,
+    labels: Array,
+    most: float,
+    brackets: int,
+    steps: int,
+) -> Array:
+    dtype = compute_dtype(x, "x")
+    start, ray = (constant(xp.astype(value, dtype, copy=False)) for value in (x, direction))
+
+    def margin(at: Array) -> Array:
+        z, right = check_logits(xp, constant(logits(xp.astype(at, x.dtype, copy=False))), labels)
+        return xp.astype(xp.min(xp.where(right, math.inf, _gaps(xp, z, right)), axis=-1), dtype, copy=False)
+
+    def step(t: Array) -> Array:
+        return start + xp.reshape(t, (*t.shape, *(1,) * (x.ndim - t.ndim))) * ray
+
+    # Between low, where the prediction holds, and high, where it does not; `found` is the margin there.
+    found = margin(start)
+    low = xp.zeros_like(found)
+    high = xp.where(found > 0, math.inf, low)
+    for k in range(1, brackets + 1):
+        t = xp.full_like(low, most * k / brackets)
+        there = margin(step(t))
+        ahead, holds = high == math.inf, there > 0
+        low = xp.where(ahead & holds, t, low)
+        found = xp.where(ahead, there, found)
+        high = xp.where(ahead & ~holds, t, high)
+    for _ in range(steps):
+        t = xp.where(high == math.inf, low, low + (high - low) / 2)
+        there = margin(step(t))
+        holds = (there > 0) | (high == math.inf)
+        low, high = xp.where(holds, t, low), xp.where(holds, high, t)
+        found = xp.where(holds, found, there)
+    return xp.where(found == found, high, math.nan)

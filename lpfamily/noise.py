@@ -1,0 +1,395 @@
+"""How often Gaussian noise changes a prediction (V, eq. 26-33), from distances to the boundary.
+
+Noise eta ~ N(0, sigma^2 I) changes a prediction when it goes at least ||a_i|| in one of n directions
+e_i = a_i / ||a_i|| (eq. 26). A projection of eta is N(0, sigma^2) whatever the dimension, so each
+direction has the probability P(eta_0 >= ||a_i||) = Q(||a_i|| / sigma), and everything here is the
+normal tail Q, a sum of such, or its mean over a distribution of distances.
+
+Arguments are numbers or arrays that broadcast; the result has the library of the arrays (NumPy for
+numbers alone) and their dtype, and half precision is computed in float32. Every function is
+differentiable in its floating arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
+from lpfamily.kernels import library_of
+from lpfamily.steepest import dual_norm
+
+
+def union_bound(distances: Array, sigma: Any) -> Array:
+    """Return a bound on the probability that noise changes a prediction, from each way to change it.
+
+    The union bound over the directions (printed as a lower bound; it is an upper one)::
+
+        P(A) <= sum over i of P(eta_0 >= ||a_i||)     (27, 28)
+
+    or 1 where the sum is larger. It is the probability itself for n = 1, as in a linear model of two classes.
+
+    Parameters
+    ----------
+    distances
+        ||a_i||_2 >= 0, the directions along the last axis, in units of the input.
+    sigma
+        The standard deviation of the noise in each input, >= 0, in the same units: a number, or an
+        array that broadcasts to `distances.shape[:-1]`.
+
+    Returns
+    -------
+    Array
+        Of the broadcast shape of `distances.shape[:-1]` and sigma.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are not real, or visibly out of their range; one that lives on a device is
+        not looked at, and gives NaN.
+    """
+    xp, dtype, values = _arrays(distances=distances, sigma=sigma)
+    if values["distances"].ndim == 0:
+        raise ValueError("distances must have its directions along the last axis; got a number")
+    each = _exceeds(xp, values["distances"], values["sigma"][..., None])
+    return xp.astype(_at_most_one(xp, xp.sum(each, axis=-1)), dtype, copy=False)
+
+
+def dimension_bound(dimension: Any, directions: Any = 1) -> Array:
+    """Return the union bound for noise as long as the way to the boundary, in d dimensions.
+
+    With sigma = ||a|| / sqrt(d), noise and adversarial step have the same length (the text says
+    variance where the standard deviation must stand), and only the dimension remains::
+
+        P(A) <= n P(eta_0 / sigma >= sqrt(d))     (29)
+
+    or 1 where that is larger.
+
+    Parameters
+    ----------
+    dimension
+        The number d >= 1 of inputs: a number or an array.
+    directions
+        The number n >= 0 of directions.
+
+    Returns
+    -------
+    Array
+        Of the broadcast shape of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`.
+    """
+    xp, dtype, values = _arrays(dimension=dimension, directions=directions)
+    tail = _tail(xp.sqrt(values["dimension"]))
+    return xp.astype(_at_most_one(xp, values["directions"] * tail), dtype, copy=False)
+
+
+def error_under_noise(error: Any, mean: Any, std: Any, sigma: Any, directions: Any = 1) -> Array:
+    """Return the error under Gaussian noise that eq. 33 predicts.
+
+    With the distances of the right examples taken as N(mean, std^2), delta = eta_0 - ||a|| is normal
+    too, and with wrong examples taken to stay wrong::
+
+        P(miss) + (1 - P(miss)) * n P(delta >= 0)     (33)
+        P(delta >= 0) = Q(mean / sqrt(sigma^2 + std^2))     (30-32)
+
+    where n P(delta >= 0) counts as 1 if it is larger. It is Table VIII at sigma = 0.1 and 0.3. At
+    sigma = 0 it lies above the error, by what the normal distribution puts below zero: the paper's
+    column 0 is the measured error.
+
+    Parameters
+    ----------
+    error
+        The error without noise, P(miss), a fraction in [0, 1].
+    mean, std
+        Mean and standard deviation >= 0 of the L2 distances to the boundary along the most dominant
+        direction, over the examples that are right, in units of the input.
+    sigma
+        The standard deviation of the noise in each input, >= 0, in the same units.
+    directions
+        The number n >= 0 of directions.
+
+    Returns
+    -------
+    Array
+        A fraction in [0, 1], of the broadcast shape of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    eq. 30-33 and Tables VI and VIII.
+    """
+    xp, dtype, values = _arrays(error=error, mean=mean, std=std, sigma=sigma, directions=directions)
+    return xp.astype(_one_sided(xp, **values), dtype, copy=False)
+
+
+def two_sided_error(
+    error: Any, mean: Any, std: Any, wrong_mean: Any, wrong_std: Any, sigma: Any, directions: Any = 1
+) -> Array:
+    """Return the error under Gaussian noise when noise also corrects.
+
+    Eq. 33 leaves wrong examples wrong. Noise corrects nearly as many as it spoils when it is small;
+    with the distances of the wrong examples to being right as N(wrong_mean, wrong_std^2)::
+
+        P(miss) + (1 - P(miss)) * n P(delta >= 0) - P(miss) * P(delta_wrong >= 0)
+
+    Parameters
+    ----------
+    error, mean, std, sigma, directions
+        As in `error_under_noise`.
+    wrong_mean, wrong_std
+        Mean and standard deviation >= 0 of the L2 distances from the wrong examples to being right.
+
+    Returns
+    -------
+    Array
+        A fraction in [0, 1], of the broadcast shape of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`.
+    """
+    xp, dtype, values = _arrays(
+        error=error,
+        mean=mean,
+        std=std,
+        wrong_mean=wrong_mean,
+        wrong_std=wrong_std,
+        sigma=sigma,
+        directions=directions,
+    )
+    corrected = _exceeds(xp, values.pop("wrong_mean"), values["sigma"], values.pop("wrong_std"))
+    result = _one_sided(xp, **values) - values["error"] * corrected
+    return xp.astype(result, dtype, copy=False)
+
+
+def error_from_distances(signed_distances: Array, sigma: Any) -> Array:
+    """Return the error under Gaussian noise from the distance of every example, with n = 1.
+
+    Eq. 33 without its normal distribution, and two-sided: the mean over the examples of
+    Q(distance / sigma), where the distance of a wrong example to being right counts negatively, so
+    that its Q(-d / sigma) = 1 - Q(d / sigma) is the chance of staying wrong. -inf is an example that
+    noise never corrects, which is eq. 33's assumption. It is exact for a linear model of two classes.
+
+    Parameters
+    ----------
+    signed_distances
+        L2 distances, negative for wrong examples, along the last axis, in units of the input.
+    sigma
+        The standard deviation of the noise in each input, >= 0: a number, or an array that broadcasts
+        to `signed_distances.shape[:-1]`.
+
+    Returns
+    -------
+    Array
+        A fraction in [0, 1], of the broadcast shape of `signed_distances.shape[:-1]` and sigma. At
+        sigma = 0, the fraction of distances <= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`, and for no examples.
+    """
+    xp, dtype, values = _arrays(signed_distances=signed_distances, sigma=sigma)
+    _check_examples(values["signed_distances"])
+    each = _exceeds(xp, values["signed_distances"], values["sigma"][..., None])
+    return xp.astype(xp.mean(each, axis=-1), dtype, copy=False)
+
+
+def linear_density(distances: Array, cut: Any, *, through_zero: bool = False) -> tuple[Array, Array]:
+    """Return (intercept, slope) of the density of distances near zero, as in Fig. 7.
+
+    The line p0 + k a that has the sample's share of [0, cut] and its mean there::
+
+        p0 = (4 c F - 6 M) / c^2,    k = (12 M - 6 c F) / c^3,    F = mean [a <= c],    M = mean a [a <= c]
+
+    which is also the least-squares fit of a line to the sample's density on [0, c]. Through zero, as
+    Table IX has it, it is k = 2 F / c^2; but the density of the paper's models is not zero at zero.
+
+    Parameters
+    ----------
+    distances
+        The distances >= 0 of the right examples, along the last axis, in units of the input.
+    cut
+        c > 0, up to where the density is a line; 0.1 in Fig. 7. A number, or an array that broadcasts
+        to `distances.shape[:-1]`.
+    through_zero
+        Whether the line goes through zero.
+
+    Returns
+    -------
+    tuple of Array
+        p0 per unit and k per unit squared, of the broadcast shape of `distances.shape[:-1]` and cut.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`, and for no examples.
+    """
+    xp, dtype, values = _arrays(distances=distances, cut=cut)
+    _check_examples(values["distances"])
+    c = values["cut"]
+    part = values["distances"] / c[..., None]
+    # a NaN is neither inside nor outside, so it stays in the mean
+    inside = xp.where(part <= 1, 1.0, xp.where(part > 1, 0.0, part))
+    share = xp.mean(inside, axis=-1)
+    if through_zero:
+        intercept, slope = xp.zeros_like(share), 2 * share / c / c
+    else:
+        first = xp.mean(xp.where(part > 1, 0.0, part), axis=-1)
+        intercept, slope = (4 * share - 6 * first) / c, (12 * first - 6 * share) / c / c
+    return xp.astype(intercept, dtype, copy=False), xp.astype(slope, dtype, copy=False)
+
+
+def additional_error(
+    error: Any, slope: Any, sigma: Any, intercept: Any = 0.0, *, two_sided: bool = False
+) -> Array:
+    """Return the error that small Gaussian noise adds: Table IX's rule.
+
+    For a sigma so small that the density of the distances is a line p0 + k a as far as noise
+    reaches, eq. 28 averaged over it is::
+
+        (1 - P(miss)) * integral from 0 of (p0 + k a) Q(a / sigma) da
+            = (1 - P(miss)) * (p0 sigma / sqrt(2 pi) + k sigma^2 / 4)
+
+    Table IX takes p0 = 0. If the line goes on below zero, where the wrong examples lie, as it does for
+    a density that is smooth across the boundary, noise corrects (p0 - k a) Q(a / sigma) of them: p0
+    cancels and the net change, `two_sided`, is (1 - P(miss)) * k sigma^2 / 2. So Table IX agrees with
+    the net change that was measured because it leaves p0 out.
+
+    Parameters
+    ----------
+    error
+        The error without noise, a fraction in [0, 1].
+    slope
+        k, per unit of the input squared, as from `linear_density`.
+    sigma
+        The standard deviation of the noise in each input, >= 0.
+    intercept
+        p0 >= 0, per unit of the input: the density at distance zero.
+    two_sided
+        Whether to count what noise corrects; p0 is then of no account.
+
+    Returns
+    -------
+    Array
+        A fraction, of the broadcast shape of the arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `union_bound`.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-B
+    and Table IX.
+    """
+    xp, dtype, v = _arrays(error=error, slope=slope, sigma=sigma, intercept=intercept)
+    half = v["slope"] * v["sigma"] / 2
+    density = half if two_sided else v["intercept"] / math.sqrt(2 * math.pi) + half / 2
+    return xp.astype((1 - v["error"]) * (density * v["sigma"]), dtype, copy=False)
+
+
+_STD = (0.0, math.inf, "a standard deviation >= 0, in units of the input")
+_RANGES = {
+    "error": (0.0, 1.0, "a fraction in [0, 1]: divide percentages by 100"),
+    "std": _STD,
+    "wrong_std": _STD,
+    "sigma": _STD,
+    "distances": (0.0, math.inf, "norms >= 0"),
+    "dimension": (1.0, math.inf, "a number of inputs >= 1"),
+    "directions": (0.0, math.inf, "a number of directions >= 0"),
+    "cut": (math.ulp(0.0), math.inf, "a distance > 0, up to where the density is a line"),
+    "intercept": (0.0, math.inf, "a density >= 0"),
+}
+
+
+def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
+    """Return the namespace, the dtype of the result, and the values as arrays to compute on.
+
+    Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
+    without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
+    """
+    arrays = {name: value for name, value in values.items() if not isinstance(value, int | float | np.number)}
+    foreign = {name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}
+    first, lead = next(iter((foreign or arrays).items()), ("", np.zeros(())))
+    xp = namespace_of(lead, first)
+    dtype = compute = None
+    for name, value in (foreign or arrays).items():
+        if namespace_of(value, name) is not xp:
+            raise TypeError(
+                f"{name} must be of {first}'s library, {xp.__name__}; got {namespace_of(value).__name__}"
+            )
+        if not xp.isdtype(value.dtype, "integral"):
+            wide = compute_dtype(value, name)
+            dtype = value.dtype if dtype is None else xp.result_type(dtype, value.dtype)
+            compute = wide if compute is None else xp.result_type(compute, wide)
+    if dtype is None:
+        dtype = compute = xp.zeros(()).dtype  # the library's default
+    result = {}
+    for name, value in values.items():
+        low, high, meaning = _RANGES.get(name, (-math.inf, math.inf, "real"))
+        if name in foreign:
+            value = xp.astype(value, compute, copy=False)
+            if name in _RANGES:
+                value = xp.where((value >= low) & (value <= high), value, math.nan)
+        elif name in arrays:
+            if value.dtype.kind not in "iuf":
+                raise TypeError(f"{name} must be {meaning}; got {value.dtype}")
+            _check_range(name, value, name not in _RANGES or np.all((value >= low) & (value <= high)))
+            value = xp.asarray(value.astype(np.float64), dtype=compute, device=device_of(lead))
+        else:
+            if isinstance(value, bool):
+                raise TypeError(f"{name} must be {meaning}; got {value}")
+            _check_range(name, value, name not in _RANGES or low <= value <= high)
+            value = xp.asarray(float(value), dtype=compute, device=device_of(lead))
+        result[name] = value
+    return xp, dtype, result
+
+
+def _check_range(name: str, value: Any, fits: Any) -> None:
+    if not fits:
+        raise ValueError(f"{name} must be {_RANGES[name][2]}; got {value}")
+
+
+def _check_examples(distances: Array) -> None:
+    if distances.ndim == 0 or distances.shape[-1] == 0:
+        raise ValueError(
+            f"distances must hold examples along the last axis, at least one; got {tuple(distances.shape)}"
+        )
+
+
+def _tail(x: Array) -> Array:
+    return library_of(x).normal_tail(x)
+
+
+def _exceeds(xp: Any, mean: Array, *stds: Array) -> Array:
+    """Return P(N(0, sum of stds^2) >= mean); certain, one way or the other, where all stds are 0."""
+    mean, *stds = xp.broadcast_arrays(mean, *stds)
+    scale = stds[0]
+    if len(stds) > 1:  # a norm that neither overflows nor underflows, whose derivative at zero is zero
+        scale = dual_norm(2.0, xp.stack(stds, axis=-1), xp.ones_like(scale)[..., None])
+    # beyond 64 deviations the tail is 0 in every dtype, while the ratio may overflow
+    certain = (xp.abs(mean) / 64 > scale) | ((scale == 0) & (mean == mean))
+    ratio = mean / xp.where(certain, 1.0, scale)
+    return xp.where(certain, xp.astype(mean <= 0, mean.dtype), _tail(ratio))
+
+
+def _at_most_one(xp: Any, bound: Array) -> Array:
+    return xp.where(bound > 1, 1.0, bound)
+
+
+def _one_sided(xp: Any, error: Array, mean: Array, std: Array, sigma: Array, directions: Array) -> Array:
+    return error + (1 - error) * _at_most_one(xp, directions * _exceeds(xp, mean, sigma, std))
