@@ -18,10 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.kernels import Library, Primitive
-from lpfamily.steepest import is_close
+from lpfamily.steepest import is_close, steepest
 
 BLOCK_BYTES = 1 << 18
 """Of one operand: a block, its result and two scratch arrays fit in the second-level cache."""
+
+NEWTON_FROM = 1.05
+"""Below this p, too few entries of a row take part in a step of Newton's method."""
+NEWTON_STEPS = 16
 
 Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
@@ -48,6 +52,10 @@ class NumpyLibrary(Library):
             if primitive.name == "dual_norm":
                 norms = [primitive.value(p, rows[block], sigma[block]) for block in _blocks(rows)]
                 return np.concatenate(norms).reshape(x.shape[:-1])
+            if primitive.name == "boxed":
+                wall = operands[2].reshape(rows.shape)
+                steps = [_boxed(primitive, p, rows[b], sigma[b], wall[b]) for b in _blocks(rows)]
+                return np.concatenate(steps).reshape(x.shape)
             return _steepest(primitive, p, rows, sigma).reshape(x.shape)
 
 
@@ -77,6 +85,68 @@ def _repaired(primitive: Primitive, p: float, kernel: Kernel, x: Floats, sigma: 
     right = kernel(scaled, sigma, out, s, t) & exact
     out[~right] = primitive.value(p, x[~right], sigma[~right])
     return out
+
+
+def _boxed(primitive: Primitive, p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
+    out = np.empty(x.shape, x.dtype)
+    solve = _fill_in_order if p == 1 else _newton if NEWTON_FROM <= p < math.inf else None
+    right: Rows = np.zeros(len(x), bool)
+    if solve is not None:
+        right |= solve(p, x, sigma, wall, out)
+        right &= np.isfinite(x.max(axis=1) - x.min(axis=1)) & ~np.isnan(wall.min(axis=1))
+    if not right.all():
+        wrong = ~right
+        out[wrong] = primitive.value(p, x[wrong], sigma[wrong], wall[wrong])
+    return out
+
+
+def _newton(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats) -> Rows:
+    """Let all that pass their walls stand there, and the others take the step of what is left; repeat.
+
+    Who passes a wall with a part of the budget does so with all of it, so none ever returns.
+    """
+    right = np.zeros(len(x), bool)
+    rows, inside, step = np.arange(len(x)), x, _steepest(steepest, p, x, sigma)
+    power = np.exp(p * np.log(np.minimum(wall, sigma) / sigma))
+    free: Rows = np.ones(x.shape, bool)
+    for _ in range(NEWTON_STEPS):
+        passed = np.abs(step) > wall[rows]
+        more = passed.any(axis=1)
+        done = rows[~more]
+        out[done] = np.where(free[~more], step[~more], np.copysign(wall[done], x[done]))
+        right[done] = True
+        rows, power, free = rows[more], power[more], free[more] & ~passed[more]
+        if not rows.size:
+            break
+        inside = inside[more] * free
+        left = np.maximum(1 - np.vecdot(power, (~free).astype(x.dtype)), 0)[:, None]
+        step = _steepest(steepest, p, inside, sigma[rows] * left ** x.dtype.type(1 / p))
+    return right
+
+
+def _fill_in_order(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats) -> Rows:
+    """Send entries to their walls from the largest |x| down, the last as far as the budget goes."""
+    size = np.abs(x)
+    order = np.argsort(-size, axis=1)
+    size = np.take_along_axis(size, order, axis=1)
+    step = np.take_along_axis(wall, order, axis=1)
+    step[size == 0] = 0
+    spent = np.cumsum(step, axis=1, dtype=np.float64)
+    # the entry that the budget does not cover, if there is one, and its neighbours
+    at = np.count_nonzero(spent <= sigma, axis=1)[:, None]
+    last = x.shape[1] - 1
+    here, before, after = (np.clip(at + k, 0, last) for k in (0, -1, 1))
+    value, near = (np.take_along_axis(size, i, axis=1) for i in (here, after))
+    alone = (at > last) | ((value != near) | (at == last))
+    paid = np.where(at > 0, np.take_along_axis(spent, before, axis=1), 0)
+    alone &= (at > last) | (at == 0) | (value != np.take_along_axis(size, before, axis=1))
+    step[np.arange(last + 1) > at] = 0
+    partial = np.where(at > last, np.take_along_axis(step, here, axis=1), sigma - paid)
+    np.put_along_axis(step, here, partial.astype(x.dtype), axis=1)
+    np.put_along_axis(out, order, step, axis=1)
+    np.copysign(out, x, out=out)
+    right: Rows = alone[:, 0]
+    return right
 
 
 def _scale(x: Floats, out: Floats, p: float) -> Rows:

@@ -1,0 +1,595 @@
+"""The laws of the step in a ball and a box, and that each has teeth."""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from conftest import NAMES
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import Case, cases, closed_form, dual, norms, scaled
+from libraries import Floats, P, numpy_readonly
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import linprog, minimize
+from test_mutants import check as check_law
+from test_transforms import COMPILED, differences
+
+from lpfamily import _blocks, epsilon
+from lpfamily.boxed import boxed
+
+needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
+WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A case and its box, in float64 numbers of the dtype."""
+
+    case: Case
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def step(self, epsilon, **options) -> np.ndarray:
+        floats, lib = self.case.floats, self.case.lib
+        with lib.scope():
+            x, low, high = (lib.from_numpy(a, floats.name) for a in (self.x, self.low, self.high))
+        return self.case.step_rows(epsilon, x=x, bounds=(low, high), **options)
+
+    @property
+    def wall(self) -> np.ndarray:
+        """How far each entry may go, as the library sees it."""
+        compute = Floats.of(self.case.floats.compute)
+        seen = self.case.floats.seen
+        up, down = (compute.seen(a) for a in (seen(self.high) - seen(self.x), seen(self.x) - seen(self.low)))
+        return np.where(self.case.grad < 0, down, up).reshape(self.case.rows.shape)
+
+    def gain(self, step: np.ndarray) -> np.ndarray:
+        """<grad, step>, in units of the largest entry."""
+        r, _ = scaled(self.case.rows)
+        return np.sum(r * np.sign(self.case.rows) * step.astype(np.longdouble), axis=1)
+
+    @property
+    def slack(self) -> np.ndarray:
+        """What rounding to the dtype's least number may cost of the gain, by Hölder."""
+        return norms(scaled(self.case.rows)[0], dual(self.case.p)) * 4 * self.case.underflow
+
+
+@st.composite
+def boxes(draw, lib, **options):
+    case = draw(cases(lib, **options))
+    kinds = [draw(st.sampled_from(WALLS)) for _ in case.grad]
+    rng = np.random.default_rng(case.seed + 1)
+    rows = [
+        _box(kind, radius, case.grad.shape[1:], case.floats, rng)
+        for kind, radius in zip(kinds, case.radii, strict=True)
+    ]
+    return Box(case, *(np.stack(part) for part in zip(*rows, strict=True)))
+
+
+def _box(kind, radius, shape, floats, rng):
+    """Return x, low and high; but for pixels, x is zero, so that walls may have any scale."""
+    zero = np.zeros(shape)
+    with np.errstate(over="ignore", under="ignore"):
+        if kind == "pixels":
+            pixels = floats.round(
+                np.where(rng.random(shape) < 0.6, rng.integers(0, 2, shape), rng.random(shape))
+            )
+            return pixels, zero, zero + 1
+        if kind == "none":
+            return zero, zero - math.inf, zero + math.inf
+        sides = [
+            {
+                "close": lambda: radius * np.exp2(rng.uniform(-12, 0, shape)),
+                "far": lambda: radius * np.exp2(rng.uniform(-2, 4, shape)),
+                "half open": lambda: np.where(rng.random(shape) < 0.5, math.inf, radius * rng.random(shape)),
+                "tied": lambda: radius * rng.integers(0, 4, shape) / 16,
+                "wide": lambda: np.exp2(
+                    rng.uniform(math.log2(floats.tiny), math.log2(floats.largest) - 1, shape)
+                ),
+            }[kind]()
+            for _ in range(2)
+        ]
+        low, high = (np.where(np.isinf(side), side, floats.round(side)) for side in sides)
+        return zero, -low, high
+
+
+def maximiser(row, p, radius, wall):
+    """Solve by Newton's method, in long floats, to its end: walls that are passed are kept to."""
+    free, at_wall, left = (row != 0) & (wall > 0), np.zeros(row.shape, bool), np.longdouble(radius)
+    while True:
+        step = np.abs(closed_form(np.where(free, row, 0)[None], p, [left])[0])
+        passed = free & (step > wall)
+        if not passed.any():
+            return np.sign(row) * np.where(at_wall, wall, np.where(free, step, 0))
+        free, at_wall = free & ~passed, at_wall | passed
+        spent = np.sum((wall[at_wall].astype(np.longdouble) / radius) ** np.longdouble(p))
+        left = radius * max(1 - spent, 0) ** (1 / np.longdouble(p))
+
+
+# The laws.
+
+
+def stays_in_ball_and_box(epsilon, box):
+    step, case = box.step(epsilon), box.case
+    assert np.all(np.abs(step) <= box.wall * (1 + case.floats.eps) + case.floats.least), box
+    assert np.all(norms(step, case.p) <= case.radii * (1 + case.tolerance) + case.underflow), box
+    assert np.all((step == 0) | (np.sign(step) == np.sign(case.rows))), box
+
+
+def attains_the_most(epsilon, box):
+    if box.case.p == math.inf:
+        best = np.sign(box.case.rows) * np.minimum(box.case.radii[:, None], box.wall)
+    else:
+        rows = zip(box.case.rows, box.case.radii, box.wall, strict=True)
+        best = np.stack([maximiser(row, box.case.p, radius, wall) for row, radius, wall in rows])
+    most, got = box.gain(best), box.gain(box.step(epsilon))
+    bad = ~(got >= most * (1 - box.case.tolerance) - box.slack)
+    assert not bad.any(), f"gain {got[bad]} of {most[bad]}\n{box}"
+
+
+def loses_nothing_to_clipping(epsilon, box):
+    case = box.case
+    clipped = closed_form(case.rows, case.p, case.radii)
+    clipped = np.sign(clipped) * np.minimum(np.abs(clipped), box.wall)
+    least = box.gain(clipped) * (1 - case.tolerance) - box.slack
+    assert np.all(box.gain(box.step(epsilon)) >= least), box
+
+
+def is_unbounded_where_the_box_is(epsilon, box):
+    open_box = replace(box, low=np.full_like(box.x, -math.inf), high=np.full_like(box.x, math.inf))
+    expected, case = closed_form(box.case.rows, box.case.p, box.case.radii), box.case
+    error = norms(open_box.step(epsilon) - expected, case.p)
+    assert np.all(error <= case.tolerance * case.radii + case.underflow), box
+
+
+def hands_on_what_infinite_entries_leave(epsilon, box):
+    # infinite entries with walls that cost up to half of the budget: they go there, finite ones follow
+    case = box.case
+    if case.p == math.inf:
+        return
+    infinite = case.rng.random(case.grad.shape) < 0.2
+    share = (0.5 / infinite[0].size) ** (1 / case.p) * case.rng.random(case.grad.shape)
+    with np.errstate(under="ignore"):
+        near = case.floats.round(share * case.radii.reshape(-1, *[1] * (case.grad.ndim - 1)))
+    other = Box(
+        replace(case, grad=np.where(infinite, np.copysign(math.inf, case.grad), case.grad)),
+        *(np.where(infinite, at, side) for at, side in ((0, box.x), (-near, box.low), (near, box.high))),
+    )
+    step, flat, rest = (
+        other.step(epsilon),
+        infinite.reshape(case.rows.shape),
+        np.where(infinite, 0, case.grad),
+    )
+    wall = other.wall
+    assert_array_equal(np.abs(step[flat]), np.where(case.radii[:, None] < case.floats.least, 0, wall)[flat])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        paid = np.where(flat & (wall > 0), wall / case.radii[:, None].astype(np.longdouble), 0)
+    left = case.radii * (1 - np.sum(paid ** np.longdouble(case.p), axis=1)) ** (1 / np.longdouble(case.p))
+    finite = replace(other, case=replace(case, grad=rest))
+    rows = zip(finite.case.rows, left, wall, strict=True)
+    most = finite.gain(np.stack([maximiser(row, case.p, radius, near) for row, radius, near in rows]))
+    got = finite.gain(np.where(flat, 0, step))
+    assert np.all(got >= most * (1 - 2 * case.tolerance) - finite.slack), other
+
+
+def spends_nothing_outside_the_mask(epsilon, box):
+    # whatever stands there, x out of its bounds included
+    mask = box.case.rng.random(box.case.grad.shape) < 0.6
+    noise = box.case.rng.choice([math.nan, math.inf, 1.0], mask.shape)
+    inside = replace(box, case=replace(box.case, grad=np.where(mask, box.case.grad, 0)))
+    outside = replace(
+        box,
+        case=replace(box.case, grad=np.where(mask, box.case.grad, noise)),
+        x=np.where(mask, box.x, 7),
+    )
+    step = outside.step(epsilon, mask=box.case.lib.from_numpy(mask))
+    assert_array_equal(step, inside.step(epsilon))
+
+
+def keeps_nan_in_its_row(epsilon, box):
+    case = box.case
+    hit = case.rng.random(len(case.grad)) < 0.5
+    grad = case.grad.copy().reshape(case.rows.shape)
+    grad[hit, 0] = math.nan
+    step = replace(box, case=replace(case, grad=grad.reshape(case.grad.shape))).step(epsilon)
+    nan = np.isnan(step)
+    assert_array_equal(nan[:, 0], hit)
+    if case.p < math.inf:
+        assert_array_equal(nan.all(axis=1), hit)
+    assert not nan[~hit].any()
+
+
+def is_scale_free(epsilon, box):
+    # powers of two are exact where they lose no bit
+    factor, seen = 2.0 ** box.case.rng.integers(-8, 9), box.case.floats.seen
+    with np.errstate(over="ignore", under="ignore"):
+        grad = box.case.floats.round(box.case.grad * factor)
+    if np.array_equal(seen(grad) / factor, seen(box.case.grad)):
+        other = replace(box, case=replace(box.case, grad=grad))
+        got, expected = (b.gain(b.step(epsilon)) for b in (other, box))
+        assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * np.abs(expected) + box.slack)), box
+
+
+LAWS = [
+    stays_in_ball_and_box,
+    attains_the_most,
+    loses_nothing_to_clipping,
+    is_unbounded_where_the_box_is,
+    hands_on_what_infinite_entries_leave,
+    spends_nothing_outside_the_mask,
+    keeps_nan_in_its_row,
+    is_scale_free,
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@given(data=st.data())
+def test_epsilon_in_a_box(data, lib, law):
+    law(epsilon, data.draw(boxes(lib)))
+
+
+# Others' answers.
+
+
+@pytest.mark.parametrize("p", [1, 1.05, 1.2, 1.5, 2, 3, 10, math.inf])
+def test_a_constrained_optimiser_gains_no_more(lib, p):
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        grad, x, radius = rng.standard_normal(6), rng.random(6).round(1), rng.uniform(0.1, 2)
+        with lib.scope():
+            args = (lib.from_numpy(a, "float64") for a in (grad, x))
+            step = lib.to_numpy(epsilon(next(args), p, radius, x=next(args), bounds=(0, 1)))
+        sides = np.stack([-x, 1 - x], axis=1)
+        if p == 1:
+            both = np.concatenate([sides[:, 1], -sides[:, 0]])
+            best = -linprog(
+                np.concatenate([-grad, grad]),
+                A_ub=np.ones((1, 12)),
+                b_ub=[radius],
+                bounds=[(0, side) for side in both],
+            ).fun
+        elif p == math.inf:
+            best = -linprog(-grad, bounds=np.clip(sides, -radius, radius)).fun
+        else:
+            best = -minimize(
+                lambda e, grad=grad: -grad @ e,
+                np.zeros(6),
+                jac=lambda e, grad=grad: -grad,
+                method="SLSQP",
+                bounds=sides,
+                constraints={
+                    "type": "ineq",
+                    "fun": lambda e, r=radius: 1 - np.sum(np.abs(e / r) ** p),
+                    "jac": lambda e, r=radius: -p * np.abs(e / r) ** (p - 1) * np.sign(e) / r,
+                },
+                options={"ftol": 1e-13, "maxiter": 500},
+            ).fun
+        assert step @ grad >= best * (1 - 1e-6)
+        assert step @ grad <= best * (1 + 1e-4)  # the optimiser itself may stop short
+
+
+def by_sorting(row, p, radius, wall):
+    """Solve in float64 by sorting the t where entries meet their walls."""
+    size, order = np.abs(row), np.argsort(wall ** (p - 1) / np.abs(row))
+    cost, weight = wall[order] ** p, size[order] ** (p / (p - 1))
+    before = np.concatenate([[0], np.cumsum(cost)[:-1]])
+    after = np.cumsum(weight[::-1])[::-1]
+    t = (np.maximum(radius**p - before, 0) / after) ** (1 / p)
+    ends = np.flatnonzero(t * size[order] ** (1 / (p - 1)) <= wall[order])
+    if not ends.size:
+        return np.sign(row) * wall
+    return np.sign(row) * np.minimum(t[ends[0]] * size ** (1 / (p - 1)), wall)
+
+
+@pytest.mark.parametrize("p", [1.2, 1.5, 2, 3, 4, 10])
+@pytest.mark.parametrize("radius", [0.05, 1.0, 5.0, 1000.0])
+def test_sorting_in_float64_agrees(lib, p, radius):
+    rng = np.random.default_rng(2)
+    grad = rng.standard_normal((20, 784)).astype(np.float32)
+    x = np.where(rng.random(grad.shape) < 0.7, rng.integers(0, 2, grad.shape), rng.random(grad.shape))
+    x = x.astype(np.float32)
+    step = lib.to_numpy(epsilon(lib.from_numpy(grad), p, radius, x=lib.from_numpy(x), bounds=(0, 1)))
+    wall = np.where(grad < 0, x, 1 - x).astype(float)
+    for g, w, got in zip(grad.astype(float), wall, step, strict=True):
+        # the gain is known to rounding; entries to what rounding of the budget makes of them
+        best = by_sorting(g, p, radius, w)
+        assert_allclose(got @ g, best @ g, rtol=3e-6)
+        assert_allclose(got, best, atol=1e-4)
+
+
+@given(data=st.data(), p=st.floats(1.2, 5), seed=st.integers(0, 2**32 - 1))
+def test_the_optimality_conditions_hold(data, lib, p, seed):
+    p = data.draw(st.sampled_from([1.2, 1.5, 2, 3, 5])) if lib.compiles else p
+    rng = np.random.default_rng(seed)
+    grad, x, radius = rng.standard_normal((2, 8)), rng.random((2, 8)), np.exp2(rng.uniform(-4, 2, 2))
+    with lib.scope():
+        args = (lib.from_numpy(a, "float64") for a in (grad, x, radius))
+        step = np.abs(lib.to_numpy((lambda g, x, s: epsilon(g, p, s, x=x, bounds=(0.0, 1.0)))(*args)))
+    wall = np.where(grad < 0, x, 1 - x)
+    for g, e, w, s in zip(np.abs(grad), step, wall, radius, strict=True):
+        multiplier = g / (e / s) ** (p - 1)
+        free = e < w
+        spent = np.sum((e / s) ** p)
+        assert spent <= 1 + 1e-12
+        if free.any():
+            assert_allclose(spent, 1, rtol=1e-12)
+            assert_allclose(multiplier[free], multiplier[free][0], rtol=1e-8)
+            assert np.all(multiplier[~free] >= multiplier[free][0] * (1 - 1e-8))
+
+
+def test_the_example_of_the_docs(lib):
+    grad, x = (lib.from_numpy(np.array(a), "float32") for a in ([[3.0, 2.0, 1.0]], [[0.9, 0.5, 0.5]]))
+    step = lib.to_numpy(epsilon(grad, 1, 0.5, x=x, bounds=(0, 1)))
+    assert_allclose(step, [[0.1, 0.4, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize("p", P)
+def test_walls_at_which_nothing_is_left(lib, p):
+    grad = lib.from_numpy(np.array([[3.0, -2.0, 1.0, 0.0]]), "float32")
+    x = lib.from_numpy(np.array([[1.0, 0.0, 1.0, 0.5]]), "float32")
+    assert_array_equal(lib.to_numpy(epsilon(grad, p, 0.5, x=x, bounds=(0, 1))), 0.0)
+    x = lib.from_numpy(np.array([[0.75, 0.5, 1.0, 0.5]]), "float32")
+    step = lib.to_numpy(epsilon(grad, p, 50.0, x=x, bounds=(0, 1)))
+    assert_array_equal(step, [[0.25, -0.5, 0, 0]])
+
+
+@pytest.mark.parametrize("batch_ndim", [None, 0, 1, 2])
+def test_shapes_and_numbers(lib, batch_ndim):
+    rng = np.random.default_rng(3)
+    grad, high = rng.standard_normal((2, 3, 5)), rng.uniform(0.1, 1, 5)
+    grad, high = (lib.floats["float32"].round(a) for a in (grad, high))
+    options = {"batch_ndim": batch_ndim, "x": 0.0, "bounds": (-math.inf, lib.from_numpy(high, "float32"))}
+    step = lib.to_numpy(epsilon(lib.from_numpy(grad, "float32"), 1.5, 1.0, **options))
+    split = grad.reshape(*{None: (2, 15), 0: (1, 30), 1: (2, 15), 2: (6, 5)}[batch_ndim])
+    wall = np.where(grad < 0, math.inf, high).reshape(split.shape)
+    expected = [maximiser(row, 1.5, 1.0, w) for row, w in zip(split, wall, strict=True)]
+    assert_allclose(step.reshape(split.shape), np.array(expected, float), atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_nothing_in_gives_nothing_out(lib, p):
+    for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
+        grad = lib.from_numpy(np.zeros(shape), "float32")
+        assert tuple(epsilon(grad, p, 1.0, x=grad, bounds=(0, 1)).shape) == shape
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_x_outside_its_bounds_on_a_device_spoils_its_row_alone(lib, p):
+    if lib.name == "numpy":
+        pytest.skip("NumPy's arrays are seen, so it is an error there")
+    x = lib.from_numpy(np.array([[0.5, 0.5], [0.5, 1.5], [math.nan, 0.5], [-1, 0]]), "float32")
+    grad = lib.from_numpy(np.ones((4, 2)), "float32")
+    step = lib.to_numpy(epsilon(grad, p, 0.25, x=x, bounds=(0, 1)))
+    assert_array_equal(np.isnan(step), [[False] * 2, [True] * 2, [True] * 2, [True] * 2])
+
+
+HALF = np.full((2, 2), 0.5)
+BAD_CALLS = [
+    ({"x": 0.5}, ValueError, "x and bounds.*belong together"),
+    ({"bounds": (0, 1)}, ValueError, "x and bounds.*belong together"),
+    ({"x": 0.5, "bounds": 1.0}, ValueError, "bounds must be a pair.*got 1.0"),
+    ({"x": 0.5, "bounds": (0, 0.5, 1)}, ValueError, "bounds must be a pair"),
+    ({"x": 2.0, "bounds": (0, 1)}, ValueError, "x must lie within its bounds.*x = 2.0, high = 1"),
+    ({"x": HALF - 1, "bounds": (0, 1)}, ValueError, r"low = 0.0, x = -0.5 at \(0, 0\)"),
+    ({"x": HALF * math.nan, "bounds": (0, 1)}, ValueError, "x = nan"),
+    ({"x": HALF, "bounds": (0, HALF / 2)}, ValueError, "high = 0.25 at"),
+    ({"x": 0.5, "bounds": (1, 0)}, ValueError, "low = 1, x = 0.5"),
+    ({"x": True, "bounds": (0, 1)}, TypeError, "x must be an array.*got bool"),
+    ({"x": [0.5], "bounds": (0, 1)}, TypeError, "x must be an array.*got list"),
+    ({"x": HALF, "bounds": ("0", 1)}, TypeError, "low must be an array.*got str"),
+    ({"x": HALF * 1j, "bounds": (0, 1)}, TypeError, "x must be real; got complex128"),
+    (
+        {"x": np.ones(3), "bounds": (0, 1)},
+        ValueError,
+        r"x must be a number or broadcast.*\(2, 2\); got \(3,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_CALLS, ids=[m for *_, m in BAD_CALLS])
+def test_an_error_says_what_was_given(lib, options, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        epsilon(lib.from_numpy(np.ones((2, 2)), "float32"), 2, 1.0, **options)
+
+
+def test_bounds_round_as_x_does(lib):
+    for name in lib.dtypes:
+        with lib.scope():
+            ones = lib.from_numpy(np.ones(2), name)
+            x = lib.from_numpy(np.full(2, 0.3), name)
+            assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(0, 0.3))), 0.0)
+
+
+@given(data=st.data(), per_block=st.integers(1, 4))
+def test_numpy_blocks_agree_with_the_definition(data, per_block):
+    box = data.draw(boxes(numpy_readonly()))
+    rows = box.case.rows.astype(box.case.floats.compute)
+    sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_blocks, "BLOCK_BYTES", per_block * rows[0].nbytes)
+        blocks = boxed(box.case.p, rows, sigma, wall)
+    with np.errstate(all="ignore"):
+        definition = boxed.value(box.case.p, rows, sigma, wall)
+    got, expected = box.gain(blocks.astype(float)), box.gain(definition.astype(float))
+    assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * expected + box.slack)), box
+
+
+# Traces and derivatives.
+
+
+@pytest.mark.parametrize("p", P)
+def test_vmap_and_jit_are_the_batch(autodiff, p):
+    rng = np.random.default_rng(4)
+    grad, x = (autodiff.from_numpy(a, "float32") for a in (rng.standard_normal((4, 9)), rng.random((4, 9))))
+    batch = autodiff.to_numpy(epsilon(grad, p, 0.7, x=x, bounds=(0.0, 1.0)))
+
+    def one(g, x):
+        return epsilon(g, p, 0.7, x=x, bounds=(0.0, 1.0), batch_ndim=0)
+
+    assert_allclose(autodiff.to_numpy(autodiff.vmap(one)(grad, x)), batch, atol=2e-6)
+    traced = autodiff.jit(lambda g, x: epsilon(g, p, 0.7, x=x, bounds=(0.0, 1.0)))
+    assert_allclose(autodiff.to_numpy(traced(grad, x)), batch, atol=2e-6)
+
+
+@needs_torch
+@pytest.mark.filterwarnings(
+    "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
+)
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_torch_compiles(p, requires_grad):
+    import torch
+
+    torch._dynamo.reset()
+    grad, x = torch.randn(4, 9, requires_grad=requires_grad), torch.rand(4, 9)
+
+    def step(g, x):
+        return epsilon(g, p, 0.7, x=x, bounds=(0.0, 1.0))
+
+    torch.testing.assert_close(torch.compile(step, **COMPILED)(grad, x), step(grad, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.2, 1.5, 2, 3, 9, math.inf])
+def test_derivatives_are_differences(autodiff, p):
+    rng = np.random.default_rng(5)
+    grad, x, w, radii = *(rng.standard_normal((2, 6)) for _ in range(3)), np.array([0.4, 1.5])
+    low, high = x - rng.uniform(0.1, 0.5, (2, 6)), x + rng.uniform(0.1, 0.5, (2, 6))
+    operands = [grad, radii, x, low, high]
+
+    def value(weights, grad, radii, x, low, high):
+        return autodiff.xp.sum(weights * epsilon(grad, p, radii, x=x, bounds=(low, high)))
+
+    for index, operand in enumerate(operands):
+
+        def along(a, weights, *others, index=index):
+            return value(weights, *others[:index], a, *others[index:])
+
+        def number(a, along=along, index=index):
+            with autodiff.scope():
+                rest = [o for i, o in enumerate(operands) if i != index]
+                return autodiff.to_numpy(along(*(autodiff.from_numpy(v, "float64") for v in (a, w, *rest))))
+
+        with autodiff.scope():
+            rest = [o for i, o in enumerate(operands) if i != index]
+            got = autodiff.derivative(along)(
+                *(autodiff.from_numpy(v, "float64") for v in (operand, w, *rest))
+            )
+        assert_allclose(autodiff.to_numpy(got), differences(number, operand), atol=1e-6, rtol=1e-6)
+
+
+@functools.cache
+def slope(lib, p, index):
+    """Return the derivative of the sum of the step with respect to one of its operands."""
+
+    def value(operand, *others):
+        grad, radii, x, low, high = (*others[:index], operand, *others[index:])
+        return lib.xp.sum(epsilon(grad, p, radii, x=x, bounds=(low, high)))
+
+    return lib.jit(lib.derivative(value))
+
+
+@given(data=st.data())
+def test_derivatives_are_never_nan(data, autodiff):
+    box = data.draw(boxes(autodiff))
+    with autodiff.scope():
+        sides = [
+            autodiff.from_numpy(a, box.case.floats.name) for a in (box.case.grad, box.x, box.low, box.high)
+        ]
+        operands = [sides[0], autodiff.from_numpy(box.case.radii, box.case.floats.compute), *sides[1:]]
+        slopes = [
+            slope(autodiff, box.case.p, i)(operands[i], *operands[:i], *operands[i + 1 :]) for i in range(3)
+        ]
+    for each in slopes:
+        assert not np.isnan(autodiff.to_numpy(each)).any(), box
+
+
+# The laws have teeth.
+
+
+def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill=True):
+    """Solve in long floats, handing on the budget of those at their walls `spills` times."""
+    kept = grad if mask is None else np.where(mask, grad, 0)
+    wall = np.where(grad < 0, x - bounds[0], bounds[1] - x)
+    out = np.zeros(grad.shape)
+    for i, radius in enumerate(np.broadcast_to(sigma, len(grad))):
+        row, limit = kept[i].ravel().astype(float), wall[i].ravel().astype(float)
+        if np.isnan(row).any():
+            out[i] = np.where(np.isnan(kept[i]), math.nan, 0) if p == math.inf else math.nan
+            continue
+        out[i] = _spill(row, p, float(radius), limit, spills, infinite_spill).reshape(grad.shape[1:])
+    return out.astype(grad.dtype)
+
+
+def _spill(row, p, radius, wall, spills, infinite_spill):
+    if p == math.inf:
+        return np.sign(row) * np.minimum(radius, wall)
+    wall = np.where(row == 0, 0, wall)
+    done, left = np.zeros(row.shape), radius
+    rest = row
+    for _ in range(spills + 1):
+        infinite = np.isinf(rest)
+        now = np.where(infinite, np.sign(rest), 0) if infinite.any() else rest
+        step = closed_form(now[None], p, [left])[0].astype(float)
+        passed = np.abs(step) > wall
+        if not passed.any():
+            break
+        done = np.where(passed, np.copysign(wall, row), done)
+        rest = np.where(passed | (np.isinf(rest) & (wall == 0)), 0, rest)
+        if infinite.any() and not infinite_spill:
+            rest = np.where(infinite, rest, 0)
+        spent = np.sum((np.abs(done).astype(np.longdouble) / radius) ** np.longdouble(p))
+        left = radius * max(1 - spent, 0) ** (1 / np.longdouble(p))
+        step = np.zeros(row.shape)
+    return np.where(rest == 0, done, step)
+
+
+def clip_afterwards(grad, p, sigma, *, x, bounds, mask=None):
+    step = epsilon(grad, p, sigma, mask=mask)
+    return np.clip(step, bounds[0] - x, bounds[1] - x)
+
+
+def saturated_budget_is_lost(grad, p, sigma, **options):
+    return maximum(grad, p, sigma, spills=1, **options)
+
+
+def infinite_budget_is_lost(grad, p, sigma, **options):
+    return maximum(grad, p, sigma, infinite_spill=False, **options)
+
+
+def masked_entries_spend(grad, p, sigma, *, x, bounds, mask=None):
+    if mask is None:
+        return epsilon(grad, p, sigma, x=x, bounds=bounds)
+    step = epsilon(np.nan_to_num(grad), p, sigma, x=np.clip(x, *bounds), bounds=bounds)
+    return np.where(mask, step, np.zeros_like(step))
+
+
+def walls_of_the_other_side(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, sigma, x=-x, bounds=(-bounds[1], -bounds[0]), mask=mask)
+
+
+def beyond_the_ball(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, 1.01 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+MUTANTS = [
+    (clip_afterwards, attains_the_most),
+    (saturated_budget_is_lost, attains_the_most),
+    (short_of_the_ball, loses_nothing_to_clipping),
+    (infinite_budget_is_lost, hands_on_what_infinite_entries_leave),
+    (walls_of_the_other_side, stays_in_ball_and_box),
+    (beyond_the_ball, stays_in_ball_and_box),
+    (masked_entries_spend, spends_nothing_outside_the_mask),
+]
+
+
+@pytest.mark.parametrize(("mutant", "law"), MUTANTS, ids=lambda function: function.__name__)
+def test_a_mistake_breaks_its_law(mutant, law):
+    with pytest.raises(AssertionError):
+        check_law(law, mutant, boxes(numpy_readonly()))
