@@ -156,7 +156,12 @@ MUTANTS = {
 def check(law, step, drawn=None):
     """Raise what `law` raises of `step`, without looking for the smallest example."""
 
-    @settings(phases=[Phase.generate], report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=2000,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases(LIBRARY) if drawn is None else drawn)
     def run(case):
         law(step, case)
