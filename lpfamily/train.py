@@ -96,7 +96,7 @@ def parser() -> commands.Parser:
         "--epochs",
         "how often to go through the training set",
         numbers["epochs"],
-        default=f"{by.epochs}; digits 50",
+        default=by.epochs,
     )
     add("--batch-size", "examples a step", numbers["batch_size"], default=by.batch_size)
     add("--lr", "the learning rate", numbers["lr"], default=f"{by.lr}; softmax 0.1")

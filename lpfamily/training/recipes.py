@@ -129,7 +129,7 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     exponent = 0.0 if objective == "noise" else 1 / p
     recipe = replace(recipe, objective=objective, sigma=inputs**exponent / 28)
     if data == "digits":
-        recipe = replace(recipe, validation=197, epochs=50)
+        recipe = replace(recipe, validation=197)
     if model == "softmax":
         recipe = replace(recipe, lr=0.1)
     return recipe
