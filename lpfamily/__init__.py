@@ -1,9 +1,18 @@
 """The Lp family of input perturbations (Lyu, Huang, Liang 2015), for any array library."""
 
+from lpfamily.certificate import certify
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import epsilon
 
-__all__ = ["cross_entropy", "dual_exponent", "epsilon", "error_log_odds", "norm", "penalty"]
+__all__ = [
+    "certify",
+    "cross_entropy",
+    "dual_exponent",
+    "epsilon",
+    "error_log_odds",
+    "norm",
+    "penalty",
+]
 
 __version__ = "0.1.0"

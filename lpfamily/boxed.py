@@ -39,7 +39,7 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
         raise ValueError(f"bounds must be a pair (low, high) of numbers or arrays; got {bounds!r}")
     xp = namespace_of(grad)
     named = {"x": x, "low": bounds[0], "high": bounds[1]}
-    x, low, high = (_entries(xp, grad, name, value, dtype) for name, value in named.items())
+    x, low, high = (entries(xp, grad, name, value, dtype) for name, value in named.items())
     _check_order(named, grad, mask)
     up, down = high - x, x - low
     wall = xp.where(grad < 0, down, up)
@@ -51,7 +51,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def _entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
+def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
     """Return a number or an array as entries beside those of grad, rounded as grad is."""
     if _is_number(value):
         return xp.astype(xp.full_like(grad, float(value)), dtype, copy=False)

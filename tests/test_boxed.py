@@ -481,29 +481,31 @@ def test_derivatives_are_differences(autodiff, p):
 
 
 @functools.cache
-def slope(lib, p, index):
-    """Return the derivative of the sum of the step with respect to one of its operands."""
+def slopes(lib, p):
+    """Return the derivatives of the sum of the step with respect to grad, radii and x."""
 
-    def value(operand, *others):
-        grad, radii, x, low, high = (*others[:index], operand, *others[index:])
+    def value(operand, index, others):
+        grad, radii, x, low, high = (*others[:index], operand, *others[index + 1 :])
         return lib.xp.sum(epsilon(grad, p, radii, x=x, bounds=(low, high)))
 
-    return lib.jit(lib.derivative(value))
+    def all_of_them(*operands):
+        return [
+            lib.derivative(lambda operand, i=i: value(operand, i, operands))(operands[i]) for i in range(3)
+        ]
+
+    return lib.jit(all_of_them)
 
 
 @given(data=st.data())
 def test_derivatives_are_never_nan(data, autodiff):
     box = data.draw(boxes(autodiff))
+    name = box.case.floats.name
     with autodiff.scope():
-        sides = [
-            autodiff.from_numpy(a, box.case.floats.name) for a in (box.case.grad, box.x, box.low, box.high)
-        ]
-        operands = [sides[0], autodiff.from_numpy(box.case.radii, box.case.floats.compute), *sides[1:]]
-        slopes = [
-            slope(autodiff, box.case.p, i)(operands[i], *operands[:i], *operands[i + 1 :]) for i in range(3)
-        ]
-    for each in slopes:
-        assert not np.isnan(autodiff.to_numpy(each)).any(), box
+        grad, *sides = (autodiff.from_numpy(a, name) for a in (box.case.grad, box.x, box.low, box.high))
+        radii = autodiff.from_numpy(box.case.radii, box.case.floats.compute)
+        found = slopes(autodiff, box.case.p)(grad, radii, *sides)
+    for slope in found:
+        assert not np.isnan(autodiff.to_numpy(slope)).any(), box
 
 
 # The laws have teeth.

@@ -7,7 +7,15 @@ import pytest
 
 import lpfamily
 
-PUBLIC = ["cross_entropy", "dual_exponent", "epsilon", "error_log_odds", "norm", "penalty"]
+PUBLIC = [
+    "certify",
+    "cross_entropy",
+    "dual_exponent",
+    "epsilon",
+    "error_log_odds",
+    "norm",
+    "penalty",
+]
 
 
 def loaded_after(statement):

@@ -1,0 +1,176 @@
+"""What a perturbation attains of what there is to attain, example by example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily.boxed import entries, walls
+from lpfamily.norms import dual_exponent, norm, penalty
+from lpfamily.steepest import check_p
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `certify` found, one entry an example.
+
+    Attributes
+    ----------
+    norm_used
+        ||eps||_p / sigma: above 1, eps is outside the ball. 1 where both are 0.
+    gain
+        <grad, eps> over a bound that no feasible perturbation exceeds: 1 is optimal, above 1 is
+        outside the ball or the box. 1 where there is nothing to gain, and no loss.
+    zero
+        Whether eps is zero.
+    nonfinite
+        Whether eps or grad holds a NaN or an infinity, so that norm_used and gain mean nothing.
+    underused
+        Whether budget is left though an entry of nonzero gradient could still move.
+    """
+
+    norm_used: Array
+    gain: Array
+    zero: Array
+    nonfinite: Array
+    underused: Array
+
+    def summary(self) -> str:
+        """Return one line: the extremes over finite examples, and how many have each flaw."""
+        xp = namespace_of(self.gain)
+        finite = ~self.nonfinite
+
+        def extremes(values: Array) -> str:
+            least = float(xp.min(xp.where(finite, values, math.inf)))
+            most = float(xp.max(xp.where(finite, values, -math.inf)))
+            return f"{least:.6g} to {most:.6g}"
+
+        examples = math.prod(self.gain.shape)
+        flaws = {"zero": self.zero, "nonfinite": self.nonfinite, "underused": self.underused}
+        counts = ", ".join(f"{int(xp.sum(xp.astype(flaw, xp.int32)))} {name}" for name, flaw in flaws.items())
+        if not examples or not bool(xp.any(finite)):
+            return f"{examples} examples: {counts}"
+        return (
+            f"{examples} examples: norm {extremes(self.norm_used)} of sigma, "
+            f"gain {extremes(self.gain)} of its bound; {counts}"
+        )
+
+
+def certify(
+    grad: Array,
+    eps: Array,
+    p: float,
+    sigma: Any,
+    x: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+    *,
+    batch_ndim: int | None = None,
+) -> Certificate:
+    """Return what `eps` attains: of the ball's radius, and of the best linear gain in it.
+
+    The bound of the gain is Hölder's, sigma * ||grad||_{p*}, for every p in [1, inf]. In a box, where
+    entry i can go no further than b_i along the sign of grad, any split |grad| = h + (|grad| - h) with
+    0 <= h <= |grad| bounds it (weak duality)::
+
+        <grad, eps> <= sigma * ||h||_{p*} + sum_i (|grad_i| - h_i) * b_i
+
+    and the split taken is h_i = min(|grad_i|, mu * b_i ** (p - 1)), with mu by bisection: the bound
+    holds for whatever mu it finds, and knows nothing of how eps was made.
+
+    Parameters
+    ----------
+    grad
+        The gradient of the loss with respect to the input, with entries set to zero where eps was
+        kept at zero by a mask.
+    eps
+        The perturbation to judge, of grad's shape and library.
+    p, sigma, x, bounds, batch_ndim
+        As in `lpfamily.epsilon`.
+
+    Returns
+    -------
+    Certificate
+        Arrays of shape `grad.shape[:batch_ndim]`: `norm_used`, `gain`, `zero`, `nonfinite`,
+        `underused`; and `summary()`, one readable line.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`, and for an eps whose shape is not grad's.
+    """
+    p = check_p(p)
+    xp = namespace_of(grad, "grad")
+    namespace_of(eps, "eps")
+    if tuple(eps.shape) != tuple(grad.shape):
+        raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
+    # half precision's rounding is what eps may have, and float32 what is computed in
+    rounding = max(float(xp.finfo(a.dtype).eps) for a in (grad, eps))
+    dtype = compute_dtype(grad, "grad")
+    batch, size = example_shape(grad, batch_ndim, "grad")
+    if x is None and bounds is None:
+        wall, room = xp.full_like(grad, math.inf, dtype=dtype), 0.0
+    else:
+        wall = walls(grad, x, bounds, None, dtype)
+        # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
+        room = xp.abs(entries(xp, grad, "x", x, dtype)) + xp.where(wall < math.inf, wall, 0.0)
+    could_move = (grad != 0) & (xp.astype(eps, dtype) * xp.sign(grad) < wall - 4 * rounding * room)
+    could_move = xp.any(xp.reshape(could_move, (*batch, size)), axis=-1)
+    grad, eps, wall = (xp.reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
+    with np.errstate(all="ignore"):
+        return _certificate(xp, p, broadcast_sigma(sigma, grad, xp), grad, eps, wall, could_move, rounding)
+
+
+def _certificate(
+    xp: Any, p: float, sigma: Array, grad: Array, eps: Array, wall: Array, could_move: Array, rounding: float
+) -> Certificate:
+    rows = len(grad.shape) - 1
+    finite = xp.all(xp.isfinite(grad) & xp.isfinite(eps), axis=-1)
+    size = norm(eps, p, batch_ndim=rows)
+    radius = sigma[..., 0]
+    positive = radius > 0
+    # 0 of a radius of 0 is all of it, and more is infinitely much
+    norm_used = xp.where(positive | (size > 0), size / radius, 1.0)
+
+    # In units of the largest gradient and of the radius, so that nothing here overflows.
+    top = norm(grad, math.inf, batch_ndim=rows)[..., None]
+    r = grad / xp.where(top > 0, top, 1.0)
+    unit = xp.where(sigma > 0, sigma, 1.0)
+    attained = xp.sum(r * (eps / unit), axis=-1)
+    most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
+    gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
+
+    slack = 4 * rounding * (16 + math.sqrt(grad.shape[-1]))
+    underused = finite & positive & could_move & (norm_used < 1 - slack)
+    zero = xp.all(eps == 0, axis=-1)
+    return Certificate(norm_used, gain, zero, ~finite, underused)
+
+
+def _bound(xp: Any, p: float, size: Array, wall: Array) -> Array:
+    """Return the least sum that weak duality finds, for a radius of 1."""
+    rows = len(size.shape) - 1
+
+    def bound(h: Array) -> Array:
+        kept = xp.where(size > h, (size - h) * xp.where(size > h, wall, 0.0), 0.0)
+        return penalty(h, p, 1.0, batch_ndim=rows) + xp.sum(kept, axis=-1)
+
+    if p == math.inf:
+        return xp.sum(size * xp.clip(wall, 0.0, 1.0), axis=-1)
+    best = xp.minimum(bound(size), bound(xp.zeros_like(size)))
+    steep = xp.where(wall > 0, wall ** (p - 1), 0.0)
+    cost, dual = xp.where(wall > 0, wall**p, 0.0), dual_exponent(p)
+    # The best mu spends the budget: entries beyond mu * b^(p-1) at their walls, (|grad| / mu)^p* below.
+    # It may be small, so its logarithm is bisected.
+    low = xp.full_like(best, math.log(float(xp.finfo(size.dtype).smallest_normal)))[..., None]
+    high = xp.log(penalty(size, p, 1.0, batch_ndim=rows))[..., None]
+    for _ in range(40):
+        middle = (low + high) / 2
+        mu = xp.exp(middle)
+        h = xp.minimum(size, mu * steep)
+        best = xp.minimum(best, bound(h))
+        spent = xp.sum(xp.where(size > h, cost, (size / mu) ** dual), axis=-1, keepdims=True)
+        low, high = xp.where(spent > 1, middle, low), xp.where(spent > 1, high, middle)
+    return best
