@@ -79,10 +79,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return xp.astype(loss, logits.dtype, copy=False)
 
 
-def _check_classes(logits: Array) -> None:
+def _check_classes(logits: Array, name: str = "logits") -> None:
     if logits.ndim == 0 or logits.shape[-1] < 2:
         raise ValueError(
-            f"logits must hold at least two classes in their last axis; got shape {tuple(logits.shape)}: "
+            f"{name} must hold at least two classes in their last axis; got shape {tuple(logits.shape)}: "
             f"for one logit z of a binary problem pass stack([0, z])"
         )
 
@@ -122,3 +122,15 @@ def _logsumexp(xp: Any, z: Array) -> Array:
     top = constant(xp.max(z, axis=-1, keepdims=True))
     top = xp.where(xp.isfinite(top), top, 0.0)
     return xp.log(xp.sum(xp.exp(z - top), axis=-1)) + top[..., 0]
+
+
+def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Array | None]:
+    """Return x and the targets in the dtype to compute in, and for integers where the right class is."""
+    xp = namespace_of(x, name)
+    dtype = compute_dtype(x, name)
+    _check_classes(x, name)
+    labels = _in_library(xp, labels, x)
+    if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(x.shape):
+        return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False), None
+    x, right = _checked(xp, x, labels)
+    return x, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, dtype), math.nan), right

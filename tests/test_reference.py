@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from lpfamily_reference import equations as eq
-from lpfamily_reference.definitions import central_difference, maximise_on_ball
+from lpfamily_reference.definitions import central_difference, maximise_on_ball, maximise_residual
 
 Array = NDArray[np.float64]
 
@@ -244,6 +244,53 @@ def test_eq20_adds_what_gaussian_noise_adds() -> None:
     grad = gradient(loss, X)
     last_term = eq.eq20(loss(X), grad, hessian(loss, X), sigma) - eq.eq4(loss(X), grad, 2, sigma)
     assert_allclose(last_term, mean - loss(X), rtol=0.02)
+
+
+@settings(deadline=None)
+@given(grads, exponents, sigmas)
+def test_remark2_is_the_rank_one_term_of_any_p(grad: Array, p: float, sigma: float) -> None:
+    """It is half the square of what the closed form gains, and at p = 2 the last term of eq. 17."""
+    gain = float(grad @ exact_eq3(grad, p, sigma))
+    assert_allclose(eq.remark2(grad, p, sigma), gain**2 / 2, rtol=1e-9)
+    last_term = eq.eq17(0.0, grad, sigma) - eq.eq4(0.0, grad, 2, sigma)
+    assert_allclose(eq.remark2(grad, 2, sigma), last_term, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0, math.inf])
+def test_oracle_finds_the_worst_residual_in_the_plane(p: float) -> None:
+    """No point of a fine fan on the ball's boundary leaves more, and the best leaves almost as much."""
+    angles = np.linspace(0, 2 * np.pi, 20001)
+    fan = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    fan *= 0.7 / np.linalg.norm(fan, ord=p, axis=1)[:, None]
+    rng = np.random.default_rng(21)
+    theta = rng.standard_normal((3, 2))
+    for residual in rng.standard_normal(3), np.zeros(3):
+        epsilon = maximise_residual(theta, residual, p, 0.7)
+        assert_allclose(np.linalg.norm(epsilon, p), 0.7, rtol=1e-12)
+        found = np.linalg.norm(residual - theta @ epsilon)
+        assert_allclose(found, np.max(np.linalg.norm(residual - fan @ theta.T, axis=1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 4.0, math.inf])
+def test_eq21_is_beyond_its_first_order(p: float) -> None:
+    """On the ball the worst residual exceeds the first-order one, and equals it for a single output."""
+    rng = np.random.default_rng(21)
+    for outputs in 1, 3:
+        theta, x, t = (rng.standard_normal(shape) for shape in ((outputs, 4), 4, outputs))
+        residual = t - theta @ x
+        worst = maximise_residual(theta, residual, p, 0.7)
+        first = (
+            exact_eq3(-theta.T @ residual, p, 0.7)
+            if 1 < p < math.inf
+            else eq.eq3(-theta.T @ residual, p, 0.7)
+        )
+        (high, slack), (low, _) = (eq.eq21(t, theta, x, step, p, 0.7) for step in (worst, first))
+        assert_allclose(slack, 0, atol=1e-12)
+        np.testing.assert_array_less(low, high * (1 + 1e-9))
+        if outputs == 1:
+            assert_allclose(low, high, rtol=1e-9)
+        elif p in (1.5, 2.0, 4.0):
+            np.testing.assert_array_less(low * (1 + 1e-4), high)
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -1,6 +1,7 @@
-"""Slow answers that know no closed form: a constrained optimiser and central differences."""
+"""Slow answers that know no closed form: optimisers, enumeration and central differences."""
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,31 @@ def maximise_on_ball(grad: Array, p: float, sigma: float) -> Array:
         start = found / _norm(found, p)
         best = max(best, start, key=lambda epsilon: float(unit @ epsilon))
     return np.asarray(sigma * best)
+
+
+def maximise_residual(theta: Array, residual: Array, p: float, sigma: float, starts: int = 16) -> Array:
+    """Maximise ||residual - theta @ epsilon||_2 subject to ||epsilon||_p <= sigma (eq. 21), numerically.
+
+    A convex function is largest at an extreme point of the ball. At p = 1 and p = inf there are finitely
+    many, and all are tried. Otherwise it is climbed from many points of the sphere, written as sigma v /
+    ||v||_p for any v; the best of the summits is the answer, with no promise that it is the highest.
+    """
+    n = theta.shape[1]
+    if p in (1, np.inf):
+        corners = product((-1.0, 1.0), repeat=n)
+        unit = np.concatenate([np.eye(n), -np.eye(n)]) if p == 1 else np.array(list(corners))
+        sizes = np.linalg.norm(residual - sigma * unit @ theta.T, axis=1)
+        return np.asarray(sigma * unit[np.argmax(sizes)])
+
+    def place(v: Array) -> Array:
+        return sigma * v / _norm(v, p)
+
+    def size(v: Array) -> float:
+        return float(np.linalg.norm(residual - theta @ place(v)))
+
+    rng = np.random.default_rng(0)
+    summits = [minimize(lambda v: -size(v), rng.standard_normal(n), method="BFGS").x for _ in range(starts)]
+    return place(max(summits, key=size))
 
 
 def central_difference(function: Callable[[Array], float | Array], x: Array, step: float) -> Array:

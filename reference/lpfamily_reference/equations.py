@@ -146,6 +146,24 @@ def eq20(loss: float, grad: Array, hessian: Array, sigma: float) -> float:
     return float(loss + sigma * _norm(grad, 2) + sigma**2 / 2 * np.trace(hessian))
 
 
+def remark2(grad: Array, p: float, sigma: float) -> float:
+    """Remark 2, the second-order term for any p: sigma^2 ||grad||_{p*}^2 / 2.
+
+    It is epsilon' grad grad' epsilon / 2 with the epsilon of eq. 3: eq. 17's last term, with all that eq. 14
+    says against it.
+    """
+    return sigma**2 / 2 * _norm(grad, _dual(p)) ** 2
+
+
+def eq21(t: Array, theta: Array, x: Array, epsilon: Array, p: float, sigma: float) -> tuple[float, float]:
+    """Eq. 21, the objective ||t - Theta (x + epsilon)||_2 and the slack sigma - ||epsilon||_p, which is >= 0.
+
+    Not as hard for a fixed Theta as the text has it: a convex function is largest at an extreme point, and
+    at p = 2 its square is a trust-region problem.
+    """
+    return _norm(t - theta @ (x + epsilon), 2), sigma - _norm(epsilon, p)
+
+
 def eq22(grad: Array, sigma: float) -> Array:
     """Eq. 22, p = 2: sigma (grad / ||grad||_2)."""
     return sigma * _over(grad, _norm(grad, 2))

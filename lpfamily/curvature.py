@@ -1,0 +1,521 @@
+"""The loss to second order: Gauss-Newton (Appendix B), eq. 13-20 and Remark 2, and how far they hold.
+
+Eq. 13 is L(x + eps) to second order in the steepest step eps. The step to eq. 14 puts J H_L(y) J' for
+the Hessian, with y the probabilities; by Lemma B.1 that is grad grad', of rank one. It is not the
+Hessian, and not the Gauss-Newton matrix of the logits, which is positive semidefinite of rank up to
+classes - 1: the three agree on average over labels drawn from the model's own y (Fisher's identity),
+not example by example. A confident right prediction has next to no grad grad', and usually more
+Hessian. So `SecondOrder` keeps each term apart, and `measure` compares each with the loss itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, device_of, example_shape, namespace_of
+from lpfamily.classification import with_targets
+from lpfamily.norms import penalty
+from lpfamily.steepest import epsilon
+
+
+def gauss_newton(jacobian: Array, hessian: Array) -> Array:
+    """Return J' H J, the Gauss-Newton matrix GN(x) of Appendix B.
+
+    J has a row for each output, as automatic differentiation gives it; the paper's J_y(x) is its
+    transpose. With the logits' Hessian it is the generalised Gauss-Newton matrix, with the
+    probabilities' Hessian it is eq. 14's.
+
+    Parameters
+    ----------
+    jacobian
+        Of the outputs with respect to the inputs, (..., outputs, inputs).
+    hessian
+        Of the loss with respect to the outputs, (..., outputs, outputs).
+
+    Returns
+    -------
+    Array
+        Of shape (..., inputs, inputs) and of the Jacobian's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not a real floating array, or the outputs do not agree.
+    """
+    xp = namespace_of(jacobian, "jacobian")
+    dtype = compute_dtype(jacobian, "jacobian")
+    compute_dtype(hessian, "hessian")
+    if jacobian.ndim < 2 or hessian.ndim < 2 or tuple(hessian.shape[-2:]) != (jacobian.shape[-2],) * 2:
+        raise ValueError(
+            f"jacobian must be (..., outputs, inputs) and hessian (..., outputs, outputs); got shapes "
+            f"{tuple(jacobian.shape)} and {tuple(hessian.shape)}"
+        )
+    j, h = (xp.astype(x, dtype, copy=False) for x in (jacobian, hessian))
+    return xp.astype(xp.matrix_transpose(j) @ (h @ j), jacobian.dtype, copy=False)
+
+
+def probability_gradient(y: Array, labels: Array) -> Array:
+    """Return -t / y, the gradient of the cross-entropy -sum_i t_i log y_i in the probabilities (eq. 45).
+
+    The entries of y count as independent. A class without a share in t has gradient 0, also at y = 0.
+
+    Parameters
+    ----------
+    y
+        Probabilities, (..., classes), at least two classes.
+    labels
+        Integers of shape `y.shape[:-1]`, or probabilities t of y's shape.
+
+    Returns
+    -------
+    Array
+        Of y's shape and dtype; NaN for a label out of range that could not be seen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.cross_entropy`.
+    """
+    xp = namespace_of(y, "y")
+    z, t, _ = with_targets(y, labels, "y")
+    return xp.astype(-_over(xp, t, z), y.dtype, copy=False)
+
+
+def probability_hessian(y: Array, labels: Array) -> Array:
+    """Return diag(t / y^2), the Hessian of the cross-entropy in the probabilities (eq. 46).
+
+    Parameters
+    ----------
+    y, labels
+        As in `probability_gradient`.
+
+    Returns
+    -------
+    Array
+        Of shape (..., classes, classes) and of y's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.cross_entropy`.
+    """
+    xp = namespace_of(y, "y")
+    z, t, _ = with_targets(y, labels, "y")
+    return xp.astype(_diagonal(xp, _over(xp, _over(xp, t, z), z)), y.dtype, copy=False)
+
+
+def logit_gradient(logits: Array, labels: Array) -> Array:
+    """Return y - t with y = softmax(logits): the gradient of the cross-entropy in the logits.
+
+    For an integer label the entry of the right class, y_l - 1, is computed as minus the sum of the
+    others, which does not round to zero when the network is confident.
+
+    Parameters
+    ----------
+    logits
+        Of shape (..., classes), at least two classes.
+    labels
+        Integers of shape `logits.shape[:-1]`, or probabilities t of the logits' shape.
+
+    Returns
+    -------
+    Array
+        Of the logits' shape and dtype; NaN for a label out of range that could not be seen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.cross_entropy`.
+    """
+    xp = namespace_of(logits, "logits")
+    z, t, right = with_targets(logits, labels, "logits")
+    y = _softmax(xp, z)
+    if right is None:
+        return xp.astype(y - t, logits.dtype, copy=False)
+    wrong = xp.where(right, 0.0, y)
+    others = xp.sum(wrong, axis=-1, keepdims=True)
+    return xp.astype(wrong - xp.where(t == 0, 0.0, t * others), logits.dtype, copy=False)
+
+
+def logit_hessian(logits: Array) -> Array:
+    """Return diag(y) - y y' with y = softmax(logits): the Hessian of the cross-entropy in the logits.
+
+    It is the same for all labels whose probabilities sum to 1, and also the Jacobian of y. The
+    diagonal, y_i (1 - y_i), is computed as sum_{j != i} y_i y_j.
+
+    Parameters
+    ----------
+    logits
+        Of shape (..., classes).
+
+    Returns
+    -------
+    Array
+        Of shape (..., classes, classes) and of the logits' dtype.
+
+    Raises
+    ------
+    TypeError
+        If logits is not a real floating array.
+    """
+    xp = namespace_of(logits, "logits")
+    y = _softmax(xp, xp.astype(logits, compute_dtype(logits, "logits"), copy=False))
+    outer = y[..., :, None] * y[..., None, :]
+    apart = xp.where(_eye(xp, y) == 1, 0.0, outer)
+    return xp.astype(_diagonal(xp, xp.sum(apart, axis=-1)) - apart, logits.dtype, copy=False)
+
+
+def lemma_b1(jacobian: Array, y: Array, labels: Array) -> tuple[Array, Array]:
+    """Return both sides of Lemma B.1: grad_x L grad_x L' and J_y(x) H_L(y) J_y(x)'.
+
+    They are equal for integer labels, which is what the lemma's hypothesis means, and for one-hot t;
+    for soft labels they differ, as eq. 46 has no entry off the diagonal. Equal to each other, they
+    still are not the Hessian of eq. 13: their mean over labels drawn from y is its mean.
+
+    Parameters
+    ----------
+    jacobian
+        Of the probabilities with respect to the inputs, (..., classes, inputs).
+    y, labels
+        As in `probability_gradient`.
+
+    Returns
+    -------
+    tuple[Array, Array]
+        Two arrays of shape (..., inputs, inputs).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `gauss_newton` and `lpfamily.cross_entropy`.
+    """
+    xp = namespace_of(jacobian, "jacobian")
+    j = xp.astype(jacobian, compute_dtype(jacobian, "jacobian"), copy=False)
+    y = xp.astype(y, compute_dtype(y, "y"), copy=False)
+    right = gauss_newton(j, probability_hessian(y, labels))
+    grad = xp.sum(j * probability_gradient(y, labels)[..., None], axis=-2)
+    left = grad[..., :, None] * grad[..., None, :]
+    return xp.astype(left, jacobian.dtype, copy=False), xp.astype(right, jacobian.dtype, copy=False)
+
+
+class Loss(Protocol):
+    """The loss of each example as a function of its input: x of shape (..., coordinates), examples first."""
+
+    def losses(self, x: Array) -> Array:
+        """Return L(x) of each example."""
+
+    def gradients(self, x: Array) -> Array:
+        """Return the gradient of each example's L with respect to its input, of x's shape."""
+
+    def hessian_products(self, x: Array, v: Array) -> Array:
+        """Return H v of each example, H the Hessian of its L with respect to its input, of x's shape."""
+
+
+@dataclass(frozen=True)
+class LossFunctions:
+    """A `Loss` made of three functions."""
+
+    losses: Callable[[Array], Array]
+    gradients: Callable[[Array], Array]
+    hessian_products: Callable[[Array, Array], Array]
+
+
+def loss_of(trainer: Any, labels: Array) -> LossFunctions:
+    """Return the cross-entropy of a backend's trainer at these labels as a `Loss`.
+
+    A trainer's `input_gradients` are those of the error log-odds; the cross-entropy's are 1 - p_y =
+    1 - exp(-L) times as long.
+
+    Parameters
+    ----------
+    trainer
+        With the methods `losses(x, labels)`, `input_gradients(x, labels)` and `hessian_products(x,
+        labels, v)` of `lpfamily.training.backends.Trainer`.
+    labels
+        Integers, one for each example.
+    """
+
+    def gradients(x: Array) -> Array:
+        losses = trainer.losses(x, labels)
+        wrong = -namespace_of(losses, "losses").expm1(-losses)
+        return wrong[..., None] * trainer.input_gradients(x, labels)
+
+    return LossFunctions(
+        lambda x: trainer.losses(x, labels), gradients, lambda x, v: trainer.hessian_products(x, labels, v)
+    )
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """L(x + eps) to second order in eps, the steepest step of Lp norm sigma; one number an example."""
+
+    loss: Array
+    """L(x)."""
+    first: Array
+    """sigma ||g||_{p*} (eq. 4 and 13)."""
+    second: Array
+    """eps' H eps / 2 with the Hessian itself (eq. 13)."""
+    rank_one: Array
+    """sigma^2/2 ||g||_{p*}^2: eps' g g' eps / 2, g g' in place of H (eq. 15-18; Remark 2 for any p)."""
+    trace: Array
+    """sigma^2/2 Tr H (eq. 20), which noise of deviation sigma in each coordinate adds (Remark 1)."""
+    trace_error: Array
+    """The standard error of `trace`, from the probes."""
+
+
+def second_order(
+    loss: Loss, x: Array, p: float, sigma: Any, probes: Array, *, batch_ndim: int | None = None
+) -> SecondOrder:
+    """Return the terms of eq. 13-20 at x, for the steepest step eps of any p.
+
+    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 puts J_y H_L(y)
+    J_y' = g g' for H, which holds only in expectation over labels drawn from the model: there
+    `rank_one` replaces `second`. Eq. 20 then replaces it by `trace`, a third number: the noise that
+    adds it has norm sigma sqrt(d), where eps has sigma.
+
+    Parameters
+    ----------
+    loss
+        An object with the methods of `Loss`, such as `LossFunctions` or `loss_of(trainer, labels)`.
+    x
+        The inputs, a floating array; its first `batch_ndim` axes index examples.
+    p, sigma, batch_ndim
+        As in `lpfamily.epsilon`.
+    probes
+        Directions for the trace, one along the first axis for each product with H, as `rademacher`
+        makes them; sqrt(d) times the d unit vectors give the trace exactly.
+
+    Returns
+    -------
+    SecondOrder
+        Arrays of shape `x.shape[:batch_ndim]` and of x's dtype, in units of the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`, and for gradients, products or probes that do not have x's shape.
+    """
+    grad = _gradients(loss, x)
+    trace = hutchinson(lambda v: loss.hessian_products(x, v), probes, batch_ndim=batch_ndim)
+    return _terms(loss, x, loss.losses(x), grad, trace, p, sigma, batch_ndim)
+
+
+def _terms(
+    loss: Loss,
+    x: Array,
+    value: Array,
+    grad: Array,
+    trace: tuple[Array, Array],
+    p: float,
+    sigma: Any,
+    batch_ndim: int | None,
+) -> SecondOrder:
+    xp = namespace_of(x, "x")
+    eps = epsilon(grad, p, sigma, batch_ndim=batch_ndim)
+    first = penalty(grad, p, sigma, batch_ndim=batch_ndim)
+    rows = _rows(xp, x, batch_ndim)
+    square = broadcast_sigma(sigma, rows, xp)[..., 0] ** 2 / 2
+    terms = (
+        value,
+        first,
+        _dot(xp, eps, loss.hessian_products(x, eps), batch_ndim) / 2,
+        first * first / 2,
+        square * trace[0],
+        square * trace[1],
+    )
+    return SecondOrder(*(xp.astype(term, x.dtype, copy=False) for term in terms))
+
+
+def rademacher(x: Array, count: int, seed: int = 0) -> Array:
+    """Return `count` arrays like x with entries -1 or 1, along a new first axis; the seed decides all."""
+    xp = namespace_of(x, "x")
+    signs = 2.0 * np.random.default_rng(seed).integers(2, size=(count, *x.shape)) - 1.0
+    return xp.asarray(signs, dtype=x.dtype, device=device_of(x))
+
+
+def hutchinson(
+    product: Callable[[Array], Array], probes: Array, *, batch_ndim: int | None = None
+) -> tuple[Array, Array]:
+    """Return Tr H of each example, and its standard error, from products with probes.
+
+    The mean of v' H v over probes v with E v v' = 1 (Hutchinson 1989). Entries -1 and 1 have the
+    least variance, 2 sum_{i != j} H_ij^2: none for a diagonal H.
+
+    Parameters
+    ----------
+    product
+        Maps v, of the shape of one probe, to H v.
+    probes
+        Of shape (count, *shape of x), at least one.
+    batch_ndim
+        How many axes of x index examples; None means 1, or 0 for a 1-D x.
+
+    Returns
+    -------
+    tuple[Array, Array]
+        Two arrays of shape `x.shape[:batch_ndim]`, in the dtype to compute in. The error is NaN for
+        a single probe.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If probes is not a real floating array, or holds none.
+    """
+    xp = namespace_of(probes, "probes")
+    compute_dtype(probes, "probes")
+    if probes.ndim == 0 or probes.shape[0] == 0:
+        raise ValueError(
+            f"probes must hold at least one direction along its first axis; got shape {tuple(probes.shape)}"
+        )
+    directions = [probes[k, ...] for k in range(probes.shape[0])]
+    return _mean_and_error(xp, [_dot(xp, v, product(v), batch_ndim) for v in directions])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The terms of eq. 13-20 beside the losses that they are to predict; one number an example."""
+
+    p: float
+    sigma: float
+    terms: SecondOrder
+    perturbed: Array
+    """L(x + eps), eps the steepest step of Lp norm sigma."""
+    noisy: Array
+    """E L(x + eta), eta Gaussian of deviation sigma in each coordinate, from antithetic pairs."""
+    noisy_error: Array
+    """The standard error of `noisy`."""
+
+    def gaps(self) -> dict[str, Array]:
+        """Return prediction - measurement of each model, keyed by what it is in the paper.
+
+        eq4, eq13, eq17 (Remark 2 where p is not 2) and eq20 predict L(x + eps); remark1, L + sigma^2/2
+        Tr H, predicts E L(x + eta).
+        """
+        terms = self.terms
+        linear = terms.loss + terms.first - self.perturbed
+        return {
+            "eq4": linear,
+            "eq13": linear + terms.second,
+            "eq17": linear + terms.rank_one,
+            "eq20": linear + terms.trace,
+            "remark1": terms.loss + terms.trace - self.noisy,
+        }
+
+
+def measure(
+    loss: Loss,
+    x: Array,
+    p: Iterable[float],
+    sigma: Iterable[float],
+    *,
+    probes: int = 32,
+    draws: int = 32,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Return, for every p and sigma, what the models of eq. 4-20 predict and what the loss is.
+
+    Takes 1 gradient, `probes` Hessian products, 2 `draws` losses for each sigma, and one of each for
+    each pair. Noise is drawn in pairs eta and -eta, which cancels the terms of odd order, and is the
+    same for every sigma up to scale.
+
+    Parameters
+    ----------
+    loss
+        As in `second_order`; for a trained network `loss_of(trainer, labels)`.
+    x
+        The inputs, examples along the first axis.
+    p, sigma
+        The numbers to combine, each as in `lpfamily.epsilon`.
+    probes
+        The number of Rademacher probes for the trace.
+    draws
+        The number of antithetic pairs of noise.
+    seed
+        Of probes and noise.
+
+    Returns
+    -------
+    list[Measurement]
+        For each p, for each sigma.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `second_order`; if probes or draws is below 1.
+    """
+    xp = namespace_of(x, "x")
+    compute_dtype(x, "x")
+    if min(probes, draws) < 1:
+        raise ValueError(f"probes and draws must be at least 1; got {probes} and {draws}")
+    exponents, sigmas = list(p), list(sigma)
+    value, grad = loss.losses(x), _gradients(loss, x)
+    trace = hutchinson(lambda v: loss.hessian_products(x, v), rademacher(x, probes, seed))
+    noisy = [_noisy(xp, loss, x, s, draws, seed) for s in sigmas]
+    found = []
+    for q in exponents:
+        for s, (mean, error) in zip(sigmas, noisy, strict=True):
+            terms = _terms(loss, x, value, grad, trace, q, s, None)
+            perturbed = loss.losses(x + epsilon(grad, q, s))
+            found.append(Measurement(q, s, terms, perturbed, mean, error))
+    return found
+
+
+def _noisy(xp: Any, loss: Loss, x: Array, sigma: float, draws: int, seed: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(draws):
+        eta = xp.asarray(sigma * rng.standard_normal(tuple(x.shape)), dtype=x.dtype, device=device_of(x))
+        pairs.append((loss.losses(x + eta) + loss.losses(x - eta)) / 2)
+    return _mean_and_error(xp, pairs)
+
+
+def _mean_and_error(xp: Any, values: Sequence[Array]) -> tuple[Array, Array]:
+    stack = xp.stack(list(values))
+    mean = xp.mean(stack, axis=0)
+    if len(values) == 1:
+        return mean, xp.full_like(mean, math.nan)
+    return mean, xp.std(stack, axis=0, correction=1) / math.sqrt(len(values))
+
+
+def _gradients(loss: Loss, x: Array) -> Array:
+    grad = loss.gradients(x)
+    if tuple(grad.shape) != tuple(x.shape):
+        raise ValueError(f"gradients(x) must have the shape of x, {tuple(x.shape)}; got {tuple(grad.shape)}")
+    return grad
+
+
+def _rows(xp: Any, x: Array, batch_ndim: int | None) -> Array:
+    batch, size = example_shape(x, batch_ndim, "x")
+    return xp.astype(xp.reshape(x, (*batch, size)), compute_dtype(x, "x"), copy=False)
+
+
+def _dot(xp: Any, v: Array, product: Array, batch_ndim: int | None) -> Array:
+    if tuple(product.shape) != tuple(v.shape):
+        raise ValueError(
+            f"hessian_products(x, v) and v must have the shape of x; got {tuple(product.shape)} and "
+            f"{tuple(v.shape)}"
+        )
+    return xp.sum(_rows(xp, v, batch_ndim) * _rows(xp, product, batch_ndim), axis=-1)
+
+
+def _softmax(xp: Any, z: Array) -> Array:
+    y = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
+    return y / xp.sum(y, axis=-1, keepdims=True)
+
+
+def _over(xp: Any, t: Array, y: Array) -> Array:
+    """Return t / y, 0 where t is 0."""
+    return xp.where(t == 0, 0.0, t / xp.where(t == 0, 1.0, y))
+
+
+def _eye(xp: Any, like: Array) -> Array:
+    return xp.eye(like.shape[-1], dtype=like.dtype, device=device_of(like))
+
+
+def _diagonal(xp: Any, x: Array) -> Array:
+    return xp.where(_eye(xp, x) == 1, x[..., None], 0.0)

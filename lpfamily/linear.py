@@ -1,0 +1,349 @@
+"""The worst perturbation of linear regression, exactly (II-E, eq. 21).
+
+With the residual r = t - Theta x, eq. 21 is the maximum of ||r - Theta eps||_2 over ||eps||_p <= sigma:
+a convex function, which is largest at an extreme point of the ball. p = 1 has 2n of them and
+p = inf 2^n; p = 2 has a sphere, on which the problem is a trust-region problem, solved by one singular
+value decomposition and one equation in one unknown. Between them no exact method is known: a bound.
+
+Everything is computed with Theta and r divided by their largest entries, so that nothing squared
+leaves the dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, device_of, namespace_of
+from lpfamily.kernels import constant
+from lpfamily.steepest import check_p, dual_norm, steepest
+
+MOST_CORNERS = 20
+"""The number of inputs up to which p = inf is enumerated: a million corners an example."""
+
+NEWTON_STEPS = 32
+"""For the secular equation; a test holds that 22 suffice for spectra over all decades of the dtype."""
+
+BLOCK = 1 << 22
+"""How many corners are looked at together, to bound the memory."""
+
+
+def worst_residual(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+    """Return the eps that maximises ||residual - theta @ eps||_2 subject to ||eps||_p <= sigma (eq. 21).
+
+    - p = 1: the best of the vertices +-sigma e_i.
+    - p = inf: the best of the corners sigma {-1, 1}^n, by enumeration, up to n = 20 inputs.
+    - p = 2: with theta = U S V' and c = U' residual, eps = -sum_i sign(c_i) w_i v_i where::
+
+          w_i = s_i |c_i| / (mu - s_i^2),    mu >= max_i s_i^2    such that ||w|| = sigma
+
+      If c has no part in the leading singular space there may be no such mu (the hard case); then
+      mu = max_i s_i^2, and what remains of the budget goes along a leading singular vector.
+
+    Where several maximise, one of them is returned; a theta of zeros gives zeros. The result is
+    constant under differentiation: by Danskin's theorem that is what the derivative of the largest
+    residual needs.
+
+    Parameters
+    ----------
+    theta
+        The weights, (outputs, inputs), finite.
+    residual
+        t - theta @ x, of shape (..., outputs), in theta's library.
+    p
+        1, 2 or inf.
+    sigma
+        The radius, in units of the input: a number >= 0, or an array that broadcasts to
+        `residual.shape[:-1]`.
+
+    Returns
+    -------
+    Array
+        eps, of shape (..., inputs) and of the residual's dtype; half precision is computed in
+        float32. An example whose residual is not finite is NaN.
+
+    Raises
+    ------
+    TypeError
+        If theta or residual is not a real floating array, or they are of two libraries.
+    ValueError
+        For another p, or p = inf beyond 20 inputs (`residual_bound` serves those), a shape that does
+        not fit, or a theta or sigma that is visibly not finite.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    section II-E. The trust region: Moré and Sorensen, Computing a Trust Region Step, 1983.
+    """
+    posed = _posed(theta, residual, sigma)
+    return posed.returned(posed.sigma * _worst(check_p(p), posed))
+
+
+def first_order(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+    """Return the eps of eq. 3 for eq. 21: `epsilon` in the direction of the gradient, -theta' residual.
+
+    It is exact for one output. With more it falls short of `worst_residual` by `shortfall`, and it
+    is zero where the gradient is, although a zero residual can be made larger.
+
+    Parameters
+    ----------
+    theta, residual, sigma
+        As in `worst_residual`.
+    p
+        A number in [1, inf].
+
+    Returns
+    -------
+    Array
+        eps, of shape (..., inputs) and of the residual's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `worst_residual`, but for any p.
+    """
+    posed = _posed(theta, residual, sigma)
+    return posed.returned(posed.sigma * _first(check_p(p), posed))
+
+
+def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+    """Return what the first-order eps leaves: max ||residual - theta @ eps||_2 less its own value.
+
+    Parameters
+    ----------
+    theta, residual, p, sigma
+        As in `worst_residual`.
+
+    Returns
+    -------
+    Array
+        Of shape `residual.shape[:-1]`, in units of the residual; >= 0, to rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `worst_residual`.
+    """
+    p = check_p(p)
+    posed = _posed(theta, residual, sigma)
+    worst, first = _worst(p, posed), _first(p, posed)
+    a, b = posed.after(worst, posed.radius), posed.after(first, posed.radius)
+    # (||a||^2 - ||b||^2) / (||a|| + ||b||): the difference of the norms would cancel
+    change = posed.radius * ((first - worst) @ posed.theta.T)
+    total = _dual_norm(2, a) + _dual_norm(2, b)
+    total = posed.xp.where(total == 0, 1.0, total)
+    return posed.returned(posed.unit[..., 0] * posed.xp.sum(change / total[..., None] * (a + b), axis=-1))
+
+
+def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+    """Return an upper bound of max ||residual - theta @ eps||_2 over ||eps||_p <= sigma, for every p.
+
+    The least of three: each output at its own worst, by Hölder's inequality::
+
+        sqrt(sum_i (|residual_i| + sigma * ||theta_i||_{p*})^2)
+
+    and the exact maxima over the least balls with q = 1 and q = 2 that hold this one, of radius
+    sigma * n^max(0, 1/q - 1/p) for n inputs. So it is exact, to rounding, for p = 1, for p = 2, and
+    for one output. Its derivative is that of the least one.
+
+    Parameters
+    ----------
+    theta, residual, sigma
+        As in `worst_residual`.
+    p
+        A number in [1, inf].
+
+    Returns
+    -------
+    Array
+        Of shape `residual.shape[:-1]`, in units of the residual.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `worst_residual`, but for any p.
+    """
+    p = check_p(p)
+    posed = _posed(theta, residual, sigma)
+    xp = posed.xp
+    bound = _dual_norm(2, xp.abs(posed.residual) + posed.radius * _dual_norm(p, posed.theta))
+    for q, solve in (1, _vertex), (2, _sphere):
+        radius = posed.radius * max(1, posed.theta.shape[1]) ** max(0.0, 1 / q - 1 / p)
+        bound = xp.minimum(bound, _dual_norm(2, posed.after(posed.solved(solve, radius), radius)))
+    return posed.returned(posed.unit[..., 0] * bound)
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """Eq. 21 as max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
+
+    The true residual is `unit` times as large, and eps is sigma * u.
+    """
+
+    xp: Any
+    theta: Array
+    residual: Array
+    radius: Array
+    unit: Array
+    sigma: Array
+    dtype: Any
+
+    def after(self, u: Array, radius: Array) -> Array:
+        return self.residual - radius * (u @ self.theta.T)
+
+    def solved(self, solve: Callable[..., Array], radius: Array) -> Array:
+        """Return solve's u as a constant: NaN where the residual is not finite, 0 for a zero theta."""
+        xp, theta, rows = self.xp, constant(self.theta), constant(self.residual)
+        if 0 in theta.shape:
+            return xp.zeros((*rows.shape[:-1], theta.shape[1]), dtype=rows.dtype, device=device_of(rows))
+        u = xp.where(xp.any(theta != 0), solve(xp, theta, rows, constant(radius)), 0.0)
+        return xp.where(xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
+
+    def returned(self, x: Array) -> Array:
+        return self.xp.astype(x, self.dtype, copy=False)
+
+
+def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
+    xp = namespace_of(residual, "residual")
+    if namespace_of(theta, "theta") is not xp:
+        raise TypeError(
+            f"theta and residual must be arrays of one library; got {type(theta).__name__} and "
+            f"{type(residual).__name__}: convert one of them"
+        )
+    compute_dtype(theta, "theta")
+    dtype = compute_dtype(residual, "residual")
+    if theta.ndim != 2 or residual.ndim == 0 or residual.shape[-1] != theta.shape[0]:
+        raise ValueError(
+            f"theta must be (outputs, inputs) and residual (..., outputs); got shapes "
+            f"{tuple(theta.shape)} and {tuple(residual.shape)}"
+        )
+    if isinstance(theta, np.ndarray) and not np.isfinite(theta).all():
+        raise ValueError("theta must be finite; got a NaN or an infinity: remove it first")
+    rows, theta = xp.astype(residual, dtype, copy=False), xp.astype(theta, dtype, copy=False)
+    rows = xp.where(xp.isfinite(rows), rows, math.nan)
+    sigma = broadcast_sigma(sigma, rows, xp)
+    top = constant(_largest(xp, xp.reshape(theta, (-1,))))
+    unit = constant(xp.maximum(sigma * top, _largest(xp, rows)))
+    unit = xp.where(unit == 0, 1.0, unit)
+    theta = theta / xp.where(top == 0, 1.0, top)
+    return _Posed(xp, theta, rows / unit, sigma * top / unit, unit, sigma, residual.dtype)
+
+
+def _worst(p: float, posed: _Posed) -> Array:
+    solvers: dict[float, Callable[..., Array]] = {1: _vertex, 2: _sphere, math.inf: _corner}
+    if p not in solvers:
+        raise ValueError(
+            f"p must be 1, 2 or inf for the exact maximiser; got {p}: residual_bound serves every p"
+        )
+    inputs = posed.theta.shape[1]
+    if p == math.inf and inputs > MOST_CORNERS:
+        raise ValueError(
+            f"p = inf looks at all 2^inputs corners, for at most {MOST_CORNERS} inputs; got {inputs}: "
+            f"residual_bound serves any number"
+        )
+    return posed.solved(solvers[p], posed.radius)
+
+
+def _first(p: float, posed: _Posed) -> Array:
+    return steepest(p, -(posed.residual @ posed.theta), posed.xp.ones_like(posed.radius))
+
+
+# The solvers: theta (m, n), rows (..., m), radius (..., 1) to u (..., n), the maximiser of
+# ||rows - radius * theta @ u||_2.
+
+
+def _vertex(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+    along = rows @ theta
+    gain = 2 * xp.abs(along) + radius * xp.sum(theta * theta, axis=0)
+    best = xp.arange(theta.shape[1], device=device_of(rows)) == xp.argmax(gain, axis=-1)[..., None]
+    return xp.where(best, _against(xp, along), 0.0)
+
+
+def _sphere(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+    left, s, right = xp.linalg.svd(theta, full_matrices=False)
+    c = rows @ left
+    ratio = s / xp.where(s[:1] == 0, 1.0, s[:1])
+    b = ratio * xp.abs(c)
+    # what b * b underflows to is below the rounding of the maximum
+    b = xp.where(b < math.sqrt(float(xp.finfo(b.dtype).smallest_normal)), 0.0, b)
+    w = _secular(xp, b, radius * s[:1] * ((1 - ratio) * (1 + ratio)))
+    return (_against(xp, c) * w) @ right
+
+
+def _secular(xp: Any, b: Array, d: Array) -> Array:
+    """Return w = b / (k + d), k >= 0 such that ||w|| = 1; where k = 0 is too short, the rest goes to w_0.
+
+    d is the distance of each eigenvalue from the leading one, ascending from 0: so k, counted from the
+    pole, keeps its relative accuracy however near the hard case is. 1 / ||w|| is a power mean of
+    (k + d) / b, increasing and concave in k: from below, Newton's method climbs to its root and no
+    further. It starts where the largest w_i is 1, or at the pole.
+    """
+    start = xp.max(b - d, axis=-1, keepdims=True)
+    start = k = xp.maximum(start, xp.zeros_like(start))
+    for _ in range(NEWTON_STEPS):
+        w, gap = _shares(xp, b, k + d)
+        square = xp.sum(w * w, axis=-1, keepdims=True)
+        slope = xp.sum(w * w / gap, axis=-1, keepdims=True)
+        step = (xp.sqrt(square) - 1) * square / xp.where(slope == 0, 1.0, slope)
+        k = xp.maximum(start, k + step)
+    w, _ = _shares(xp, b, k + d)
+    square = xp.sum(w * w, axis=-1, keepdims=True)
+    rest = xp.maximum(1 - square, xp.zeros_like(square))
+    first = xp.sqrt(w[..., :1] * w[..., :1] + rest)
+    return xp.concat([first, w[..., 1:]], axis=-1) / xp.sqrt(square + rest)
+
+
+def _shares(xp: Any, b: Array, gap: Array) -> tuple[Array, Array]:
+    gap = xp.where(gap == 0, 1.0, gap)  # only where b is 0 too
+    return b / gap, gap
+
+
+def _corner(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+    """Enumerate the corners as pairs of a corner in the first half of the inputs and one in the second."""
+    m, n = theta.shape
+    batch = tuple(rows.shape[:-1])
+    heads, tails = _signs(xp, n // 2, theta), _signs(xp, n - n // 2, theta)
+    # ||a - radius * b||^2 for all a = rows - radius * theta_head @ head and b = theta_tail @ tail
+    a = rows[..., None, :] - radius[..., None] * (heads @ theta[:, : n // 2].T)
+    b = tails @ theta[:, n // 2 :].T
+    long = xp.sum(b * b, axis=-1)
+    best = []
+    step = max(1, BLOCK // b.shape[0])
+    a = xp.reshape(a, (-1, m))
+    radii = xp.reshape(xp.broadcast_to(radius, (*batch, heads.shape[0])), (-1, 1))
+    for i in range(0, max(1, a.shape[0]), step):
+        block = slice(i, min(i + step, a.shape[0]))
+        gain = radii[block, :] * long - 2 * (a[block, :] @ b.T)
+        best.append((xp.max(gain, axis=-1), xp.argmax(gain, axis=-1)))
+    gain, tail = (xp.concat(parts) for parts in zip(*best, strict=True))
+    total = xp.reshape(xp.sum(a * a, axis=-1) + radii[:, 0] * gain, (-1, heads.shape[0]))
+    head = xp.argmax(total, axis=-1)[:, None]
+    tail = xp.take_along_axis(xp.reshape(tail, (-1, heads.shape[0])), head, axis=1)
+    u = xp.concat([xp.take(heads, head[:, 0], axis=0), xp.take(tails, tail[:, 0], axis=0)], axis=-1)
+    return xp.reshape(u, (*batch, n))
+
+
+def _signs(xp: Any, n: int, like: Array) -> Array:
+    """Return the corners of {-1, 1}^n, one a row."""
+    bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    return xp.asarray(1.0 - 2.0 * bits, dtype=like.dtype, device=device_of(like))
+
+
+def _against(xp: Any, x: Array) -> Array:
+    """Return the sign that opposes x, and one where x is 0."""
+    return xp.where(x > 0, -xp.ones_like(x), 1.0)
+
+
+def _largest(xp: Any, x: Array) -> Array:
+    if x.shape[-1] == 0:
+        return xp.sum(x, axis=-1, keepdims=True)
+    return xp.max(xp.abs(x), axis=-1, keepdims=True)
+
+
+def _dual_norm(p: float, rows: Array) -> Array:
+    xp = namespace_of(rows)
+    return dual_norm(p, rows, xp.ones_like(xp.sum(rows, axis=-1, keepdims=True)))
