@@ -1,11 +1,14 @@
 """The Lp family of input perturbations (Lyu, Huang, Liang 2015), for any array library."""
 
+from lpfamily.ascent import ascend
+from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import epsilon
 
 __all__ = [
+    "ascend",
     "certify",
     "cross_entropy",
     "dual_exponent",
@@ -13,6 +16,8 @@ __all__ = [
     "error_log_odds",
     "norm",
     "penalty",
+    "project",
+    "sample",
 ]
 
 __version__ = "0.1.0"

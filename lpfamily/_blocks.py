@@ -52,11 +52,28 @@ class NumpyLibrary(Library):
             if primitive.name == "dual_norm":
                 norms = [primitive.value(p, rows[block], sigma[block]) for block in _blocks(rows)]
                 return np.concatenate(norms).reshape(x.shape[:-1])
+            if primitive.name == "nearest":
+                parts = [rows, sigma, *(wall.reshape(rows.shape) for wall in operands[2:])]
+                points = [primitive.value(p, *(part[b] for part in parts)) for b in _blocks(rows)]
+                return np.concatenate(points).reshape(x.shape)
             if primitive.name == "boxed":
                 wall = operands[2].reshape(rows.shape)
                 steps = [_boxed(primitive, p, rows[b], sigma[b], wall[b]) for b in _blocks(rows)]
                 return np.concatenate(steps).reshape(x.shape)
             return _steepest(primitive, p, rows, sigma).reshape(x.shape)
+
+    def variates(
+        self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
+    ) -> tuple[Floats, Floats, Floats]:
+        """Draw from a `numpy.random.Generator`."""
+        if not isinstance(rng, np.random.Generator):
+            return super().variates(rng, shape, concentration, dtype)
+        dtype = np.float64 if dtype is None or np.dtype(dtype).itemsize == 8 else np.float32
+        return (
+            2 * rng.random(shape, dtype) - dtype(1),
+            rng.standard_gamma(concentration, shape, dtype),
+            rng.standard_exponential((*shape[:-1], 1), dtype),
+        )
 
 
 def _blocks(rows: Floats) -> list[slice]:

@@ -1,26 +1,152 @@
-"""Multi-step ascent in an Lp ball, for the inner maximum of eq. 1."""
+"""Multi-step ascent of a loss in an Lp ball, for the inner maximum of eq. 1, built from eq. 3."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from lpfamily._arrays import Array
+from lpfamily._arrays import Array, compute_dtype, device_of, example_shape, namespace_of
+from lpfamily.balls import project, sample
 from lpfamily.steepest import epsilon
+
+
+def ascend(
+    value_and_grad: Callable[[Array], tuple[Array, Array]],
+    x: Array,
+    p: float,
+    sigma: Any,
+    steps: int = 10,
+    step_size: Any = None,
+    start: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+    *,
+    batch_ndim: int | None = None,
+    mask: Array | None = None,
+    method: Literal["projected", "frank-wolfe"] = "projected",
+) -> Array:
+    """Return the best perturbation in the Lp ball that `steps` gradients find, for each example.
+
+    The inner maximum of eq. 1, max L(x + eps) subject to ||eps||_p <= sigma and to low <= x + eps <=
+    high if there are bounds. Each step is eq. 3 at the gradient of where it stands:
+
+    - "projected": eps <- project(eps + epsilon(grad, p, step_size), p, sigma), the steepest step and
+      the nearest point of ball and box (p = inf: the iterative fast gradient sign method, PGD).
+    - "frank-wolfe": eps <- eps + 2/(k+2) (epsilon(grad, p, sigma) - eps), towards the maximiser of the
+      linearised loss. An average of points of the ball and the box is in both: no projection.
+
+    Of every example the iterate of the largest value is kept, its start included; so a step that
+    overshoots, or a value that is NaN, loses nothing. One projected step from x is eq. 3 itself.
+
+    Parameters
+    ----------
+    value_and_grad
+        Maps inputs like x to the value of each example, of shape `x.shape[:batch_ndim]`, and its
+        gradient with respect to the input, like x. It is called steps + 1 times. For the
+        cross-entropy take `lpfamily.error_log_odds`, which has the same maximiser and a gradient that
+        does not round away.
+    x
+        The inputs, a floating array; its first `batch_ndim` axes index examples.
+    p, sigma, bounds, batch_ndim, mask
+        As in `lpfamily.epsilon`.
+    steps
+        How many steps to take, at least 1.
+    step_size
+        The Lp norm of a projected step, a number or one an example; None means sigma for one step and
+        2.5 sigma / steps for more.
+    start
+        Where in the ball to begin: None for x itself, a perturbation like x (projected, if it is
+        outside), or for a point drawn uniformly from the ball what `lpfamily.sample` takes as rng.
+    method
+        As above.
+
+    Returns
+    -------
+    Array
+        eps, of x's namespace, shape, dtype and device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`, for less than one step, an unknown method, a step_size with
+        "frank-wolfe", and for values or gradients that do not have their shape.
+
+    References
+    ----------
+    Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to Adversarial
+    Attacks, 2018; Frank and Wolfe: An Algorithm for Quadratic Programming, 1956.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if method not in ("projected", "frank-wolfe"):
+        raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
+    if step_size is None:
+        step_size = sigma if steps == 1 else 2.5 / steps * sigma
+    elif method == "frank-wolfe":
+        raise ValueError("step_size belongs to method='projected': Frank-Wolfe's steps are 2 / (k + 2)")
+    xp = namespace_of(x, "x")
+    compute_dtype(x, "x")
+    batch, _ = example_shape(x, batch_ndim, "x")
+    options: dict[str, Any] = {"batch_ndim": len(batch)}
+
+    def at(eps: Array) -> tuple[Array, Array]:
+        value, grad = value_and_grad(x + eps)
+        if tuple(value.shape) != batch or tuple(grad.shape) != tuple(x.shape):
+            raise ValueError(
+                f"value_and_grad must return a value an example, {batch}, and a gradient like x, "
+                f"{tuple(x.shape)}; got shapes {tuple(value.shape)} and {tuple(grad.shape)}"
+            )
+        return value, grad
+
+    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
+    eps = _start(xp, x, p, sigma, start, mask, options | box)
+    best, (value, grad) = eps, at(eps)
+    for k in range(steps):
+        if method == "frank-wolfe":
+            eps = _towards(eps, epsilon(grad, p, sigma, mask=mask, **options, **box), k)
+        else:
+            here: dict[str, Any] = (
+                {} if bounds is None else {"x": _inside(xp, x + eps, bounds), "bounds": bounds}
+            )
+            step = epsilon(grad, p, step_size, mask=mask, **options, **here)
+            eps = project(eps + step, p, sigma, **options, **box)
+        new, grad = at(eps)
+        better = (new > value) | (value != value)
+        best = xp.where(xp.reshape(better, (*batch, *[1] * (x.ndim - len(batch)))), eps, best)
+        value = xp.where(better, new, value)
+    return best
+
+
+def _start(xp: Any, x: Array, p: float, sigma: Any, start: Any, mask: Any, options: dict[str, Any]) -> Array:
+    if start is None:
+        return xp.zeros_like(x)
+    if isinstance(start, type(x)) and xp.isdtype(start.dtype, "real floating"):
+        if tuple(start.shape) != tuple(x.shape):
+            raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
+    else:
+        start = sample(x.shape, p, sigma, start, batch_ndim=options["batch_ndim"])
+        start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype)
+    if mask is not None:
+        start = xp.where(xp.asarray(mask), start, xp.zeros_like(start))
+    return project(start, p, sigma, **options)
+
+
+def _inside(xp: Any, x: Array, bounds: tuple[Any, Any]) -> Array:
+    """Return x + eps without what its rounding put beyond the bounds."""
+    low, high = (xp.astype(xp.asarray(bound, device=device_of(x)), x.dtype) for bound in bounds)
+    return xp.minimum(xp.maximum(x, low), high)
+
+
+def _towards(eps: Array, vertex: Array, k: int) -> Array:
+    return eps + 2 / (k + 2) * (vertex - eps)
 
 
 def frank_wolfe(
     gradient: Callable[[Array], Array], x: Array, p: float, sigma: Any, steps: int, start: Array | None = None
 ) -> Array:
-    """Return a perturbation that raises a loss in the Lp ball of radius sigma, after `steps` gradients.
+    """Return the last iterate of Frank-Wolfe's method after `steps` gradients, without any value.
 
-    The inner maximum of eq. 1 by the Frank-Wolfe method: each step goes towards the maximiser of the
-    loss linearised at x + eps, which is eq. 3::
-
-        eps <- eps + 2 / (k + 2) * (epsilon(gradient(x + eps), p, sigma) - eps),    k = 0, 1, ...
-
-    An average of points of the ball stays in it, so no projection is needed, for any p in [1, inf].
-    One step from x is eq. 3 itself.
+    What `ascend` does by `method="frank-wolfe"`, at one gradient a step: the perturbation that training
+    takes. One step is eq. 3 at the gradient of the start.
 
     Parameters
     ----------
@@ -37,5 +163,5 @@ def frank_wolfe(
     """
     eps = epsilon(gradient(x if start is None else x + start), p, sigma)
     for k in range(1, steps):
-        eps = eps + 2 / (k + 2) * (epsilon(gradient(x + eps), p, sigma) - eps)
+        eps = _towards(eps, epsilon(gradient(x + eps), p, sigma), k)
     return eps

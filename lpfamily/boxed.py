@@ -19,6 +19,7 @@ again with what it left free: what was too small to be told apart then stands ne
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -146,19 +147,27 @@ def _search(xp: Any, p: float, size: Array, share: Array, power: Array, free: Ar
     # log t where an entry meets its wall; free of walls, or never to move, are at infinity
     never = (log_r == -math.inf) | (power == math.inf)
     meets = xp.where(never, math.inf, xp.log(share) - e * xp.where(never, 0.0, log_r))
-    order = xp.sort(meets, axis=-1)
-    count = xp.argmax(left, axis=-1, keepdims=True)  # 0, of the library's type for indices
-    d = size.shape[-1]
-    met = xp.full_like(left, -math.inf)
+
+    def spent(log_t: Array) -> Array:
+        cost = xp.where(meets <= log_t, power, xp.exp(p * (log_t + e * log_r)))
+        return xp.sum(xp.where(free, cost, 0.0), axis=-1, keepdims=True)
+
+    met = last_affordable(xp, xp.sort(meets, axis=-1), spent, left)
+    return free & ~(meets <= met)
+
+
+def last_affordable(xp: Any, values: Array, spent: Callable[[Array], Array], budget: Array) -> Array:
+    """Return the last of the sorted `values` at which `spent`, increasing, is within the budget, or -inf."""
+    count = xp.argmax(budget, axis=-1, keepdims=True)  # 0, of the library's type for indices
+    found = xp.full_like(budget, -math.inf)
+    d = values.shape[-1]
     for bit in reversed(range(d.bit_length())):
         more = count + 2**bit
-        log_t = xp.take_along_axis(order, xp.clip(more - 1, 0, d - 1), axis=-1)
-        spent = xp.where(meets <= log_t, power, xp.exp(p * (log_t + e * log_r)))
-        spent = xp.sum(xp.where(free, spent, 0.0), axis=-1, keepdims=True)
-        affordable = (more <= d) & (spent <= left)
+        value = xp.take_along_axis(values, xp.clip(more - 1, 0, d - 1), axis=-1)
+        affordable = (more <= d) & (spent(value) <= budget)
         count = xp.where(affordable, more, count)
-        met = xp.where(affordable, log_t, met)
-    return free & ~(meets <= met)
+        found = xp.where(affordable, value, found)
+    return found
 
 
 def _log_ratio(xp: Any, size: Array) -> Array:

@@ -68,13 +68,11 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         As in `error_log_odds`.
     """
     xp = namespace_of(logits, "logits")
-    _check_classes(logits)
-    labels = _in_library(xp, labels, logits)
-    if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(logits.shape):
-        z = xp.astype(logits, compute_dtype(logits, "logits"), copy=False)
-        loss = -xp.sum(xp.astype(labels, z.dtype) * (z - _logsumexp(xp, z)[..., None]), axis=-1)
+    z, targets, right = with_targets(logits, labels, "logits")
+    if right is None:
+        loss = -xp.sum(targets * (z - _logsumexp(xp, z)[..., None]), axis=-1)
     else:
-        odds = _odds(xp, *check_logits(xp, logits, labels))
+        odds = _odds(xp, z, right)
         loss = xp.maximum(odds, xp.zeros_like(odds)) + xp.log1p(xp.exp(-xp.abs(odds)))
     return xp.astype(loss, logits.dtype, copy=False)
 
@@ -132,5 +130,5 @@ def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Arra
     labels = _in_library(xp, labels, x)
     if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(x.shape):
         return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False), None
-    x, right = _checked(xp, x, labels)
+    x, right = check_logits(xp, x, labels)
     return x, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, dtype), math.nan), right

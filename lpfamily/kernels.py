@@ -16,8 +16,12 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
 from lpfamily._arrays import Array, device_of, namespace_of
+
+primitives: dict[str, Primitive] = {}
+"""All there are, by name."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Primitive:
     value: Callable[..., Array]
     jvp: Callable[[float, tuple[Array, ...], tuple[Array, ...]], Array]
     vjp: Callable[[float, tuple[Array, ...], Array], tuple[Array, ...]]
+    iterates: bool = False
+    """Whether the definition repeats steps: a compiler that unrolls them had better call it whole."""
+
+    def __post_init__(self) -> None:
+        primitives[self.name] = self
 
     def __call__(self, p: float, *operands: Array) -> Array:
         """Evaluate on the library that the operands belong to."""
@@ -50,6 +59,35 @@ class Library:
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""
         return x
+
+    def repeat(
+        self, step: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], times: int
+    ) -> tuple[Array, ...]:
+        """Return the state after state = step(*state), `times` times, or where that changes nothing more."""
+        for _ in range(times):
+            old, state = state, step(*state)
+            if self.settled(old, state):
+                break
+        return state
+
+    def settled(self, old: tuple[Array, ...], new: tuple[Array, ...]) -> bool:
+        """Whether two states are equal; False where values cannot be looked at."""
+        xp = namespace_of(new[0])
+        return all(bool(xp.all(a == b)) for a, b in zip(old, new, strict=True))
+
+    def variates(
+        self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
+    ) -> tuple[Array, Array, Array]:
+        """Draw what `lpfamily.sample` needs from the library's own kind of generator.
+
+        Uniform in (-1, 1) and Gamma of this concentration, >= 1, both of `shape`; and exponential, one a
+        row, (..., 1). In float32 or float64: `dtype`, or what half precision is computed in, or for None
+        the library's default.
+        """
+        raise TypeError(
+            f"rng must be a NumPy or torch generator, or a JAX key; got {type(rng).__name__}: "
+            f"numpy.random.default_rng(seed) makes one"
+        )
 
     def normal_tail(self, x: Array) -> Array:
         """Return P(eta >= x) for a standard normal eta, accurate also where 1 - cdf has rounded to 0.
@@ -69,6 +107,15 @@ _libraries: dict[str, Library] = {}
 def library_of(x: Array) -> Library:
     """Return the `Library` that serves `x`."""
     name = namespace_of(x).__name__.removeprefix("array_api_compat.").partition(".")[0]
+    _load(name)
+    return _libraries[name]
+
+
+def library_of_generator(rng: Any) -> Library:
+    """Return the `Library` whose arrays a random generator, or key, makes."""
+    name = type(rng).__module__.partition(".")[0]
+    if is_array_api_obj(rng):
+        return library_of(rng)
     _load(name)
     return _libraries[name]
 

@@ -4,15 +4,14 @@ import collections
 
 import numpy as np
 import pytest
-from backends_under_test import NAMES
+from backends_under_test import NAMES, NETWORK
 
 from lpfamily.training import backends, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.draws import Draws
-from lpfamily.training.networks import Dense, Network, initial_state
+from lpfamily.training.networks import initial_state
 from lpfamily.training.testing import OBJECTIVES
 
-NETWORK = Network(64, (Dense(32, "sigmoid", 3.0), Dense(32, "sigmoid", 3.0), Dense(10, max_norm=3.0)))
 STEPS = 50
 
 

@@ -8,6 +8,7 @@ import pytest
 import lpfamily
 
 PUBLIC = [
+    "ascend",
     "certify",
     "cross_entropy",
     "dual_exponent",
@@ -15,6 +16,8 @@ PUBLIC = [
     "error_log_odds",
     "norm",
     "penalty",
+    "project",
+    "sample",
 ]
 
 

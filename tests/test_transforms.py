@@ -12,7 +12,7 @@ from laws import assert_rows_close, cases, closed_form, dual, norms
 from libraries import P
 from numpy.testing import assert_allclose
 
-from lpfamily import cross_entropy, epsilon, error_log_odds, norm, penalty
+from lpfamily import cross_entropy, epsilon, error_log_odds, norm, penalty, project
 from lpfamily.steepest import steepest
 
 needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
@@ -220,6 +220,8 @@ class TestTorch:
             lambda x: penalty(x, 1.5, 0.5),
             lambda x: error_log_odds(x, y),
             lambda x: cross_entropy(x, y),
+            lambda x: project(x, 1.5, 0.5),
+            lambda x: project(x, 1, 0.5, x=0.1, bounds=(0, 1)),
         ):
             torch.testing.assert_close(torch.compile(function, **COMPILED)(x), function(x))
 
@@ -316,6 +318,8 @@ class TestJax:
             lambda x: penalty(x, 1.5, 0.5),
             lambda x: error_log_odds(x, y),
             lambda x: cross_entropy(x, y),
+            lambda x: project(x, 1.5, 0.5),
+            lambda x: project(x, 1, 0.5, x=0.1, bounds=(0, 1)),
         ):
             assert_allclose(jax.jit(function)(x), function(x), rtol=1e-6)
 

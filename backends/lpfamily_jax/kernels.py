@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,34 @@ class JaxLibrary(Library):
         """Evaluate as one compiled function whose derivatives are the primitive's own."""
         result: jax.Array = _function(primitive, p)(*operands)
         return result
+
+    def repeat(
+        self, step: Callable[..., tuple[jax.Array, ...]], state: tuple[jax.Array, ...], times: int
+    ) -> tuple[jax.Array, ...]:
+        """Loop in XLA, which would otherwise compile every step."""
+
+        def changes(carry: Any) -> jax.Array:
+            count, old, new = carry
+            different = [jax.numpy.any(a != b) for a, b in zip(old, new, strict=True)]
+            result: jax.Array = jax.numpy.any(jax.numpy.stack(different)) & (count < times)
+            return result
+
+        first = step(*state)
+        _, _, result = jax.lax.while_loop(
+            changes, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (1, state, first)
+        )
+        return tuple(result)
+
+    def variates(
+        self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draw from a key."""
+        half = dtype is not None and jax.numpy.dtype(dtype).itemsize == 2
+        kind = jax.numpy.float32 if half else float if dtype is None else dtype
+        one, two, three = jax.random.split(rng, 3)
+        uniform = jax.random.uniform(one, shape, kind, -1, 1)
+        gamma = jax.random.gamma(two, concentration, shape, kind)
+        return uniform, gamma, jax.random.exponential(three, (*shape[:-1], 1), kind)
 
     def constant(self, x: jax.Array) -> jax.Array:
         """Stop the gradient."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lpfamily.kernels import Library, Primitive, library_of
+from lpfamily.kernels import Library, Primitive, library_of, primitives
 
 
 class TorchLibrary(Library):
@@ -19,7 +20,25 @@ class TorchLibrary(Library):
         # torch.compile refuses a function with a jvp, and fails on one whose operands need no gradient
         if any(operand.requires_grad for operand in operands):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
-        return primitive.value(p, *operands)
+        return _value(primitive, p, *operands)
+
+    def settled(self, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> bool:
+        """Wait for the device, if values can be seen: hundreds of steps more would cost more."""
+        visible = not any(map(torch._C._functorch.is_functorch_wrapped_tensor, new))
+        return visible and all(map(torch.equal, old, new))
+
+    def variates(
+        self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: torch.dtype | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw from a `torch.Generator`, on its device."""
+        if not isinstance(rng, torch.Generator):
+            return super().variates(rng, shape, concentration, dtype)
+        if dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+        uniform = torch.rand(shape, generator=rng, device=rng.device, dtype=dtype)
+        gammas = torch._standard_gamma(torch.full_like(uniform, concentration), rng)
+        ones = torch.ones((*shape[:-1], 1), device=rng.device, dtype=uniform.dtype)
+        return 2 * uniform - 1, gammas, torch._standard_gamma(ones, rng)
 
     def constant(self, x: torch.Tensor) -> torch.Tensor:
         """Detach."""
@@ -34,6 +53,26 @@ class TorchLibrary(Library):
 library = TorchLibrary()
 
 
+def _value(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
+    if primitive.iterates and torch.compiler.is_compiling():
+        result: torch.Tensor = _whole(primitive.name, p, list(operands))
+    else:
+        result = primitive.value(p, *operands)
+    return result
+
+
+@torch.library.custom_op("lpfamily::evaluate", mutates_args=())
+def _whole(name: str, p: float, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Evaluate a primitive whose steps torch.compile would unroll."""
+    result: torch.Tensor = primitives[name](p, *operands)
+    return result
+
+
+@_whole.register_fake
+def _(name: str, p: float, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.empty_like(operands[0])
+
+
 class _ReverseOnly(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -41,8 +80,7 @@ class _ReverseOnly(torch.autograd.Function):
     def forward(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
         if all(map(_is_plain, operands)):
             return _through_numpy(primitive, p, *operands)
-        result: torch.Tensor = primitive.value(p, *operands)
-        return result
+        return _value(primitive, p, *operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -6,12 +6,13 @@ state needs to be kept.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lpfamily.balls import sample
 
 _ORDER, _NOISE, _START, _TEST = range(4)
 
@@ -36,17 +37,9 @@ class Draws:
         return _normal(_generator(_NOISE, self.seed, self.epoch, step), shape, dtype)
 
     def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> NDArray[Any]:
-        """Return points drawn uniformly from the unit Lp ball, one an example, for a random start.
-
-        A vector of generalised normals of density exp(-|z|^p), divided by (sum |z|^p + w)^(1/p) with
-        w exponential, is uniform in the ball (Barthe, Guédon, Mendelson, Naor 2005).
-        """
+        """Return points drawn uniformly from the unit Lp ball, one an example, for a random start."""
         rng = _generator(_START, self.seed, self.epoch, step)
-        if p == math.inf:
-            return np.asarray(rng.uniform(-1.0, 1.0, shape), dtype)
-        powers = rng.standard_gamma(1 / p, shape)
-        total = powers.sum(axis=-1, keepdims=True) + rng.standard_exponential((*shape[:-1], 1))
-        return np.asarray(np.copysign((powers / total) ** (1 / p), rng.uniform(-1.0, 1.0, shape)), dtype)
+        return np.asarray(sample(shape, p, 1.0, rng, dtype=np.dtype(dtype)))
 
 
 def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -1,0 +1,337 @@
+"""The Lp ball itself: its nearest point to any other, and points drawn uniformly from it.
+
+The nearest point y to v in ||y||_p <= sigma has, for some mu >= 0 (stationarity of the Lagrangian),
+
+    |y| + mu * |y| ** (p - 1) = |v|,
+
+or y = v if that is in the ball. p = inf clips, p = 2 scales, p = 1 takes the same from every entry. For
+other p this is one equation an entry inside one for mu. With v in units of its largest entry, y = sigma z,
+tau = sigma / max|v| and nu the multiplier in these units, it reads A + B = r for A = tau z and B = nu
+z^(p-1): of r in [0, 1] two shares, which are straight lines in log z. So log z is where the larger share
+alone would be r, to within log 2, and Newton's method needs a few steps from there, at any scale; the
+outer equation, ||z||_p = 1, is kept between bounds. Scaling y down, which is often called projection, is
+not the nearest point unless p = 2.
+
+Inside a box too, entry i stands at the smaller of z_i and its wall, with the same multiplier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily.boxed import last_affordable, walls
+from lpfamily.kernels import Primitive, library_of, library_of_generator
+from lpfamily.norms import dual_exponent
+from lpfamily.steepest import check_p, dual_norm, ratio_scale, steepest
+
+MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
+"""Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
+
+
+def project(
+    v: Array,
+    p: float,
+    sigma: Any,
+    *,
+    batch_ndim: int | None = None,
+    x: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> Array:
+    """Return the point of the Lp ball that is nearest to `v`, in the Euclidean sense, for each example.
+
+    The minimiser of ||y - v||_2 subject to ||y||_p <= sigma: v itself where that is in the ball. p = 1
+    lowers every |v_i| by the same, to 0 at most; p = 2 scales; p = inf clips; for any other p a
+    safeguarded Newton's method on the multiplier (this module says how). With `x` and `bounds` the
+    minimiser subject to low <= x + y <= high as well.
+
+    It depends on the direction of v and on sigma / ||v|| alone, at every scale; far from the ball it
+    tends to `lpfamily.epsilon(v, p, sigma)`, which infinite entries get. Its derivative is that of the
+    active constraints, and 0 where it has none.
+
+    Parameters
+    ----------
+    v
+        A floating array of any library; its first `batch_ndim` axes index examples.
+    p, sigma, batch_ndim, x, bounds
+        As in `lpfamily.epsilon`.
+
+    Returns
+    -------
+    Array
+        Of v's namespace, shape, dtype and device; NaN for an example that holds a NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`.
+
+    References
+    ----------
+    Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
+    """
+    p = check_p(p)
+    xp = namespace_of(v, "v")
+    dtype = compute_dtype(v, "v")
+    batch, size = example_shape(v, batch_ndim, "v")
+    rows = xp.astype(xp.reshape(v, (*batch, size)), dtype, copy=False)
+    operands = [rows, broadcast_sigma(sigma, rows, xp)]
+    if x is not None or bounds is not None:
+        operands.append(xp.reshape(walls(v, x, bounds, None, dtype), rows.shape))
+    return xp.astype(xp.reshape(nearest(p, *operands), v.shape), v.dtype, copy=False)
+
+
+def sample(
+    shape: Sequence[int],
+    p: float,
+    sigma: Any,
+    rng: Any,
+    *,
+    batch_ndim: int | None = None,
+    dtype: Any = None,
+) -> Array:
+    """Return points drawn uniformly from the Lp ball, one for each example.
+
+    With G_i of the Gamma distribution of shape 1 + 1/p, U_i uniform in (-1, 1), and E exponential,
+    g_i = G_i^(1/p) U_i has the density exp(-|g|^p) up to a constant, and::
+
+        sigma * g / (sum_i |g_i|^p + E) ** (1/p)
+
+    is uniform in the ball (Barthe, Guédon, Mendelson, Naor 2005); at p = inf it is sigma * U.
+
+    Parameters
+    ----------
+    shape
+        Of the result; its first `batch_ndim` axes index examples.
+    p, sigma, batch_ndim
+        As in `lpfamily.epsilon`.
+    rng
+        A `numpy.random.Generator`, a `torch.Generator` or a JAX key: it decides the library of the
+        result, and with torch its device.
+    dtype
+        A floating dtype of that library; None means its default.
+
+    Returns
+    -------
+    Array
+        An array of `shape`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If rng is none of the three, and as in `lpfamily.epsilon`.
+    """
+    p = check_p(p)
+    library = library_of_generator(rng)
+    shape = tuple(shape)
+    if batch_ndim is None:
+        batch_ndim = min(1, max(0, len(shape) - 1))
+    if not 0 <= batch_ndim <= len(shape):
+        raise ValueError(f"batch_ndim must lie in 0..{len(shape)}, the axes of shape; got {batch_ndim}")
+    batch = shape[:batch_ndim]
+    rows = (*batch, math.prod(shape[batch_ndim:]))
+    uniform, gamma, exponential = library.variates(rng, rows, 1 + 1 / p, dtype)
+    xp = namespace_of(uniform)
+    u = xp.abs(uniform)
+    total = xp.sum(gamma * u**p, axis=-1, keepdims=True) + exponential
+    points = broadcast_sigma(sigma, uniform, xp) * (
+        xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p)
+    )
+    points = xp.reshape(points, shape)
+    return points if dtype is None else xp.astype(points, dtype, copy=False)
+
+
+# The definition. `v` and `wall` hold examples as rows, (..., d); `sigma` is (..., 1).
+
+
+def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Array:
+    xp = namespace_of(v)
+    if v.shape[-1] == 0:
+        return v
+    size = xp.abs(v)
+    if wall is not None:
+        size = xp.where(wall == 0, 0.0, size)  # what cannot move sets no scale
+    within = size if wall is None else xp.minimum(size, wall)
+    if p > 2.0**60:  # where the norm is the largest entry, to rounding
+        bad = sigma != sigma if wall is None else (sigma != sigma) | _any_nan(xp, wall)
+        return xp.where(bad, math.nan, xp.copysign(xp.minimum(within, sigma), v))
+    norm = dual_norm(dual_exponent(p), within, xp.ones_like(sigma))[..., None]
+    outside = norm > sigma
+    top = xp.max(size, axis=-1, keepdims=True)
+    if p == 2 and wall is None:
+        y = xp.abs(steepest.value(p, v, sigma))
+    else:
+        finite = top < math.inf
+        scale = ratio_scale(xp, top)
+        unit = xp.where((top > 0) & finite, top * scale, 1.0)
+        scaled = xp.where(finite, size * scale, xp.astype(size == top, v.dtype))
+        tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
+        share = (
+            None if wall is None else xp.where(sigma > 0, wall / xp.where(sigma > 0, sigma, 1.0), math.inf)
+        )
+        if p - 1 < float(xp.finfo(v.dtype).eps) / 2:
+            z = _level(xp, (unit - scaled) / unit, tau, share)
+        else:
+            z = _shares(xp, p, scaled / unit, tau, share)
+        spent = dual_norm(dual_exponent(p), z, xp.ones_like(sigma))[..., None]
+        y = sigma * (z / xp.where(spent > 0, spent, 1.0))
+        y = y if share is None else xp.where(z < share, xp.minimum(y, wall), wall)
+    y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
+    return xp.where((norm != norm) | (sigma != sigma), math.nan, y)
+
+
+def _any_nan(xp: Any, x: Array) -> Array:
+    return xp.any(x != x, axis=-1, keepdims=True)
+
+
+def _level(xp: Any, low: Array, tau: Array, share: Array | None) -> Array:
+    """Return z at p = 1: tau z is what fills a vessel of bottom `low` = 1 - r, up to one level, with tau."""
+    # differences of r are multiples of its rounding: less depth than this makes none
+    tau = xp.maximum(tau, xp.full_like(tau, float(xp.finfo(tau.dtype).eps) ** 4))
+    cap = math.inf if share is None else tau * share
+    full = low + cap
+
+    def filled(level: Array) -> Array:
+        depth = xp.maximum(level - low, xp.zeros_like(low))
+        return depth if share is None else xp.minimum(depth, cap)
+
+    turns = low if share is None else xp.concat([low, full], axis=-1)
+    turn = last_affordable(
+        xp, xp.sort(turns, axis=-1), lambda level: xp.sum(filled(level), axis=-1, keepdims=True), tau
+    )
+    rising = (low <= turn) & (turn < full)
+    rest = tau + xp.sum(xp.where(rising, low, 0.0), axis=-1, keepdims=True)
+    if share is not None:
+        rest = rest - xp.sum(xp.where(full <= turn, cap, 0.0), axis=-1, keepdims=True)
+    count = xp.sum(xp.astype(rising, low.dtype), axis=-1, keepdims=True)
+    return filled(rest / count) / tau
+
+
+def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Array:
+    """Return z, at most its wall's `share`, with tau z + nu z^(p-1) = r where it is less, and ||z||_p = 1."""
+    repeat = library_of(r).repeat
+    positive = r > 0
+    log_r, log_tau = xp.log(xp.where(positive, r, 1.0)), xp.log(tau)
+    least, rounding = float(xp.finfo(r.dtype).smallest_normal), 16 * float(xp.finfo(r.dtype).eps)
+
+    def entries(nu: Array) -> Array:
+        log_nu = xp.log(nu)
+
+        def step(w: Array) -> tuple[Array]:
+            return (_nearer(xp, p, w, log_r, log_tau + w, log_nu + (p - 1) * w),)
+
+        # not less than the solution, and neither share alone is more than r
+        start = xp.minimum(log_r - log_tau, (log_r - log_nu) / (p - 1))
+        (w,) = repeat(step, (start,), ENTRY_STEPS)
+        return xp.where(positive, xp.exp(w), 0.0)
+
+    def step(nu: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
+        z = entries(nu)
+        free = positive if share is None else positive & (z < share)
+        z = z if share is None else xp.minimum(z, share)
+        power = z**p
+        total = xp.sum(power, axis=-1, keepdims=True)
+        norm = total ** (1 / p)
+        # -d log ||z|| / d log nu: a free entry's is B / (A + (p - 1) B)
+        a = tau * z / xp.where(positive, r, 1.0)
+        slope = xp.where(free, power * ((1 - a) / (a + (p - 1) * (1 - a))), 0.0)
+        slope = xp.sum(slope, axis=-1, keepdims=True) / xp.where(total > 0, total, 1.0)
+        low, high = xp.where(norm > 1, nu, low), xp.where(norm > 1, high, nu)
+        # 1 / ||z|| is nearly straight in nu for a large p, ||z|| for a small one, and log ||z|| in log nu far
+        # from the ball
+        straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
+        new = xp.where((straight > low) & (straight < high), straight, nu * norm ** (1 / slope))
+        between = (new >= low) & (new <= high)
+        new = xp.where(between, new, xp.sqrt(xp.maximum(low, xp.full_like(low, least)) * high))
+        return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
+
+    high = dual_norm(p, r, xp.ones_like(tau))[..., None]  # what nu is far from the ball, where tau is 0
+    nu, _, _ = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
+    z = entries(nu)
+    return z if share is None else xp.minimum(z, share)
+
+
+def _nearer(xp: Any, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:
+    """Return an upper bound of log z that is nearer to it, from one, w, at which the shares are a and b.
+
+    log(a + b) is convex in w: Newton's method for log(a + b) = log r descends to the solution, but slowly
+    where the flatter share fills r nearly. There log a = log(r - b), for a the steeper one, is convex too.
+    """
+    larger = xp.maximum(log_a, log_b)
+    log_sum = larger + xp.log1p(xp.exp(xp.minimum(log_a, log_b) - larger))
+    part = xp.exp(log_a - log_sum)
+    new = w - (log_sum - log_r) / (part + (p - 1) * (1 - part))
+    (steep, n), (flat, m) = sorted([(log_a, 1.0), (log_b, p - 1)], key=lambda share: -share[1])
+    fills = xp.exp(flat - log_r)
+    apart = fills < 0.999
+    fills = xp.where(apart, fills, 0.5)
+    excess = steep - log_r - xp.log1p(-fills)
+    other = w - excess / (n + m * fills / (1 - fills))
+    return xp.minimum(w, xp.where(apart, xp.minimum(new, other), new))
+
+
+# The derivatives. With c = z^(p-1), the gradient of the constraint up to a factor, and D = A / (A + (p-1) B)
+# on the free entries, moving v by dv, the radius by dsigma and the walls that hold by dwall moves y by
+# D (dv - c k), k such that c'dy over the free entries is dsigma - c'dwall over the others.
+
+
+def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, Array, Array, Array]:
+    """Return the signs of v, which rows are outside the ball, D, c and which entries stand at walls."""
+    v, sigma, *wall = operands
+    xp = namespace_of(v)
+    y = nearest(p, *operands)
+    size, kept = xp.abs(v), xp.abs(y)
+    at_wall = (kept == wall[0]) & (size >= kept) if wall else xp.zeros_like(v) != 0
+    lost = xp.where(at_wall, 0.0, size - kept)
+    outside = xp.any(lost > 0, axis=-1, keepdims=True)
+    unit = xp.where(sigma > 0, sigma, 1.0)
+    if p > 2.0**60:
+        follows = xp.astype((lost == 0) & ~at_wall, v.dtype)
+        return xp.sign(v), outside, follows, xp.astype(lost > 0, v.dtype), at_wall
+    total = kept + (p - 1) * lost
+    d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
+    if p == 2:  # alike, also where v is 0
+        d = xp.where(size > 0, d, xp.max(xp.where(at_wall, 0.0, d), axis=-1, keepdims=True))
+    d = xp.where(at_wall, 0.0, xp.where(outside, d, 1.0))
+    c = xp.where(kept > 0, (kept / unit) ** (p - 1), 0.0)
+    return xp.sign(v), outside, d, c, at_wall
+
+
+def _apply(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
+    """Return M v for the symmetric M = dy/dv, and what depends on the radius and the walls."""
+    xp = namespace_of(v)
+    sign, outside, d, c, at_wall = _parts(p, operands)
+    if p > 2.0**60:
+        return d * v, sign * c, xp.zeros_like(v), at_wall
+    normal = sign * c * d
+    length = xp.sum(sign * c * normal, axis=-1, keepdims=True)
+    some = outside & (length > 0)
+    length = xp.where(some, length, 1.0)
+    along = xp.where(some, xp.sum(normal * v, axis=-1, keepdims=True) / length, 0.0)
+    return d * v - sign * c * d * along, xp.where(some, normal / length, 0.0), c, at_wall
+
+
+def _nearest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
+    xp = namespace_of(operands[0])
+    dv, dsigma, *dwall = tangents
+    moved, by_radius, c, at_wall = _apply(p, operands, dv)
+    if not dwall:
+        return moved + by_radius * dsigma
+    moved = xp.where(at_wall, xp.sign(operands[0]) * dwall[0], moved)
+    spent = xp.sum(xp.where(at_wall, c * dwall[0], 0.0), axis=-1, keepdims=True)
+    return moved + by_radius * (dsigma - spent)
+
+
+def _nearest_vjp(p: float, operands: tuple[Array, ...], u: Array) -> tuple[Array, ...]:
+    xp = namespace_of(u)
+    moved, by_radius, c, at_wall = _apply(p, operands, u)
+    dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
+    if len(operands) == 2:
+        return moved, dsigma
+    return moved, dsigma, xp.where(at_wall, xp.sign(operands[0]) * u - c * dsigma, 0.0)
+
+
+nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, iterates=True)
+"""nearest(p, v, sigma[, wall]): the projection on examples as rows, `wall` how far each entry may move."""

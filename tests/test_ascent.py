@@ -1,0 +1,246 @@
+"""Many steps of ascent: feasible, never worse than the start, and as good as what is known to be best."""
+
+import math
+
+import numpy as np
+import pytest
+from backends_under_test import trainer_on_digits
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import norms
+from libraries import numpy_readonly
+from numpy.testing import assert_allclose, assert_array_equal
+from test_balls import generator
+
+from lpfamily import ascend, epsilon, error_log_odds, project
+from lpfamily.ascent import frank_wolfe
+from lpfamily.linear import worst_residual
+
+METHODS = "projected", "frank-wolfe"
+EXPONENTS = 1, 1.5, 2, 3, math.inf
+
+
+def near(lib, target):
+    """Return -||x - target||^2 / 2 of each example, which is concave, and its gradient."""
+    target = lib.from_numpy(target, "float64")
+
+    def value_and_grad(x):
+        rest = target - x
+        return -lib.xp.sum(rest * rest, axis=-1) / 2, rest
+
+    return value_and_grad
+
+
+def problem(seed=0, n=5, d=8):
+    rng = np.random.default_rng(seed)
+    return rng.random((n, d)), rng.standard_normal((n, d))
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["ball", "box"])
+def test_a_concave_top_is_the_projection(lib, p, bounds):
+    x, target = problem()
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        rest = lib.from_numpy(target - x, "float64")
+        best = lib.to_numpy(project(rest, p, 0.5, **({"x": at, "bounds": bounds} if bounds else {})))
+        for method, atol, options in (
+            ("projected", 1e-2, {"step_size": 0.01, "steps": 60}),
+            ("frank-wolfe", 3e-2, {"steps": 200}),
+        ):
+            if lib.compiles and method == "frank-wolfe":
+                continue  # the same lines; compiled one by one they take minutes
+            eps = ascend(near(lib, target), at, p, 0.5, bounds=bounds, method=method, **options)
+            loss = np.sum((x + lib.to_numpy(eps) - target) ** 2, axis=1)
+            least = np.sum((x + best - target) ** 2, axis=1)
+            assert np.all(loss >= least - 1e-9)
+            assert_allclose(loss, least, atol=atol)
+
+
+def steep(lib, seed):
+    """Return a value that oscillates, and its gradient."""
+    weights = lib.from_numpy(np.random.default_rng(seed).standard_normal((8, 3)), "float64")
+
+    def value_and_grad(x):
+        z = 6 * (x @ weights)
+        return lib.xp.sum(lib.xp.sin(z), axis=-1), 6 * lib.xp.cos(z) @ weights.T
+
+    return value_and_grad
+
+
+def is_feasible_and_no_worse(ascend, lib, p, seed, method, sigma, bounds, start):
+    x, _ = problem(seed)
+    function = steep(lib, seed)
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        begin = generator(lib, seed) if start == "random" else None
+        if start == "given":
+            begin = lib.from_numpy(np.full(x.shape, 0.1), "float64")
+        first = (
+            project(begin, p, sigma, **({"x": at, "bounds": bounds} if bounds else {}))
+            if start == "given"
+            else 0 * at
+        )
+        eps = ascend(function, at, p, sigma, 7, start=begin, bounds=bounds, method=method)
+        value, before = (lib.to_numpy(function(at + e)[0]) for e in (eps, first))
+        eps = lib.to_numpy(eps)
+    assert np.all(norms(eps, p) <= sigma * (1 + 1e-9))
+    if bounds:
+        assert np.all((x + eps >= bounds[0] - 1e-12) & (x + eps <= bounds[1] + 1e-12))
+    if start != "random":
+        assert np.all(value >= before)
+
+
+drawn = {
+    "p": st.sampled_from(EXPONENTS),
+    "seed": st.integers(0, 2**32 - 1),
+    "method": st.sampled_from(METHODS),
+    "sigma": st.sampled_from([0.0, 0.1, 2.0]),
+    "bounds": st.sampled_from([None, (0.0, 1.0)]),
+    "start": st.sampled_from([None, "random", "given"]),
+}
+
+
+@given(**drawn)
+def test_is_feasible_and_no_worse(lib, p, seed, method, sigma, bounds, start):
+    if lib.compiles:  # every combination is a compilation
+        p, method, sigma, bounds = 1.5, "projected", 2.0, (0.0, 1.0)
+    is_feasible_and_no_worse(ascend, lib, p, seed, method, sigma, bounds, start)
+
+
+def last_iterate(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, method=None):
+    eps = np.zeros(x.shape) if start is None or isinstance(start, np.random.Generator) else start
+    box = {"x": x, "bounds": bounds} if bounds else {}
+    for _ in range(steps):
+        eps = project(eps + epsilon(value_and_grad(x + eps)[1], p, 2.5 / steps * sigma), p, sigma, **box)
+    return eps
+
+
+def unprojected(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, method=None):
+    eps = np.zeros(x.shape)
+    for _ in range(steps):
+        eps = eps + epsilon(value_and_grad(x + eps)[1], p, 2.5 / steps * sigma)
+    return eps
+
+
+@pytest.mark.parametrize("mutant", [last_iterate, unprojected])
+def test_a_mistake_shows(mutant):
+    def run():
+        for seed in range(50):
+            is_feasible_and_no_worse(mutant, numpy_readonly(), 2, seed, "projected", 2.0, (0.0, 1.0), None)
+
+    with pytest.raises(AssertionError):
+        run()
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["ball", "box"])
+def test_one_step_is_the_closed_form(lib, p, bounds):
+    x, weights = problem()
+    with lib.scope():
+        at, g = (lib.from_numpy(a, "float64") for a in (x, weights))
+        function = lambda x: (lib.xp.sum(x * g, axis=-1), g)  # noqa: E731
+        box = {"x": at, "bounds": bounds} if bounds else {}
+        expected = lib.to_numpy(epsilon(g, p, 0.3, **box))
+        for method in METHODS:
+            eps = ascend(function, at, p, 0.3, 1, bounds=bounds, method=method)
+            assert_allclose(lib.to_numpy(eps), expected, rtol=1e-9, atol=1e-12)
+        last = frank_wolfe(lambda x: function(x)[1], at, p, 0.3, 1)
+        assert_allclose(lib.to_numpy(last), lib.to_numpy(epsilon(g, p, 0.3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_restarts_find_the_worst_case_of_linear_regression(p):
+    rng = np.random.default_rng(0)
+    theta, residual = rng.standard_normal((4, 5)), rng.standard_normal((1, 4))
+    loss = lambda eps: np.sum((residual - eps @ theta.T) ** 2, axis=-1)  # noqa: E731
+    best = loss(worst_residual(theta, residual, p, 0.7))
+
+    def value_and_grad(eps):
+        return loss(eps), -2 * (residual - eps @ theta.T) @ theta
+
+    starts = map(np.random.default_rng, range(20))
+    found = [loss(ascend(value_and_grad, np.zeros((1, 5)), p, 0.7, 60, 1.4, start)) for start in starts]
+    assert np.all(np.array(found) <= best * (1 + 1e-9))
+    assert_allclose(max(found), best, rtol=1e-3)
+
+
+def test_a_value_that_is_nan_costs_nothing(lib):
+    x, _ = problem()
+
+    def beyond(x):  # the logarithm of what soon is negative
+        return lib.xp.log(1.05 - x[:, 0]), lib.xp.ones_like(x)
+
+    with lib.scope(), np.errstate(invalid="ignore"):
+        at = lib.from_numpy(np.minimum(x, 0.9), "float64")
+        eps = lib.to_numpy(ascend(beyond, at, 2, 2.0, 3))
+    assert np.isfinite(eps).all()
+    assert_array_equal(eps, 0.0)
+
+
+def test_a_mask_keeps_entries_where_they_are(lib):
+    x, target = problem()
+    mask = np.arange(8) < 3
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        eps = ascend(near(lib, target), at, 1.5, 0.5, 3, start=generator(lib, 0), mask=lib.from_numpy(mask))
+    eps = lib.to_numpy(eps)
+    assert_array_equal(eps[:, ~mask], 0.0)
+    assert np.all(np.abs(eps[:, mask]).max(axis=1) > 0)
+
+
+def test_a_radius_for_each_example_and_tokens_as_examples(lib):
+    rng = np.random.default_rng(3)
+    x, sigma = rng.random((2, 3, 4)), rng.random((2, 3))
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        eps = ascend(
+            lambda x: (lib.xp.sum(x, axis=-1), lib.xp.ones_like(x)),
+            at,
+            3,
+            lib.from_numpy(sigma),
+            batch_ndim=2,
+        )
+    assert_allclose(norms(lib.to_numpy(eps).reshape(6, 4), 3).astype(float), sigma.reshape(-1), rtol=1e-9)
+
+
+def flips(trainer, x, labels, p, sigma, *, of_cross_entropy=False):
+    def value_and_grad(x):
+        odds = error_log_odds(trainer.logits(x), labels)
+        grad = trainer.input_gradients(x, labels)
+        if of_cross_entropy:
+            # as automatic differentiation has it: softmax - onehot, which rounds to 0
+            logits = trainer.logits(x)
+            y = np.exp(logits - logits.max(axis=1, keepdims=True))
+            y /= y.sum(axis=1, keepdims=True)
+            grad = grad * (1 - y[np.arange(len(y)), labels])[:, None]
+        return odds, grad
+
+    eps = ascend(value_and_grad, x, p, x.dtype.type(sigma), 10)
+    return np.mean(trainer.logits(x + eps).argmax(axis=1) != labels)
+
+
+@pytest.mark.parametrize(("p", "sigma"), [(1, 2.0), (1.5, 1.0), (2, 0.7), (math.inf, 0.1)])
+def test_single_precision_flips_as_many_as_double_on_a_confident_network(p, sigma):
+    single, double = (trainer_on_digits(dtype, confidence=30) for dtype in ("float32", "float64"))
+    share = flips(*double, p, sigma)
+    assert 0.6 < share < 0.95  # not all, not none: there is something to lose
+    assert abs(flips(*single, p, sigma) - share) <= 0.01
+    # and the cross-entropy's own gradient, rounded, loses more
+    assert flips(*single, p, sigma, of_cross_entropy=True) < share - 0.5
+
+
+def test_an_error_says_what_was_given():
+    x = np.ones((2, 3))
+    function = lambda x: (x.sum(axis=1), x)  # noqa: E731
+    for match, options in {
+        "steps must be at least 1; got 0": {"steps": 0},
+        "method must be": {"method": "newton"},
+        "step_size belongs": {"method": "frank-wolfe", "step_size": 1.0},
+        r"start must have the shape of x, \(2, 3\); got \(3,\)": {"start": np.ones(3)},
+        "rng must be a NumPy or torch generator": {"start": 7},
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=match):
+            ascend(function, x, 2, 1.0, **options)
+    with pytest.raises(ValueError, match=r"a value an example, \(2,\)"):
+        ascend(lambda x: (x.sum(), x), x, 2, 1.0)

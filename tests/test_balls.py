@@ -1,0 +1,332 @@
+"""The nearest point of an Lp ball, and uniform samples of it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import cases, dual, norms
+from libraries import numpy_readonly
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+from scipy.optimize import minimize
+from test_mutants import check as check_law
+
+from lpfamily import project, sample
+
+# The laws. A case's grad is the point v; its radius is often far from v's scale, and often close.
+
+
+@st.composite
+def points(draw, lib, **options):
+    few = st.sampled_from([1, 1.1, 2, 2.7, math.inf]) if lib.compiles else None
+    case = draw(cases(lib, p=few, **options))
+    size = np.minimum(norms(case.rows, case.p), case.floats.largest).astype(float)
+    share = np.array([draw(st.sampled_from([1.0, 0.5, 1 - 1e-4, 0.01, 2.0, 0.0])) for _ in size])
+    with np.errstate(over="ignore"):
+        near = share * size if draw(st.booleans()) else case.radii
+    compute = lib.floats[case.floats.compute]
+    # a ball whose points the dtype cannot hold, or that v leaves by rounding, has no law
+    return replace(case, sigma=compute.round(np.where(near < case.floats.largest / 2, near, 1.0)))
+
+
+def stays_in_the_ball(project, case):
+    y = case.step_rows(project)
+    assert np.all(norms(y, case.p) <= case.radii * (1 + case.tolerance) + case.underflow), case
+    assert np.all((y == 0) | (np.sign(y) == np.sign(case.rows))), case
+
+
+def leaves_points_of_the_ball_alone(project, case):
+    y, inside = case.step_rows(project), norms(case.rows, case.p) <= case.radii * (1 - case.tolerance)
+    assert_array_equal(y[inside], case.rows[inside])
+
+
+def nothing_in_the_ball_is_nearer(project, case):
+    # y is nearest to v if no z of the ball has <v - y, z> > <v - y, y>, and of these the largest is
+    # sigma * ||v - y||_{p*}; both sides in units of sigma and of that norm
+    y = case.step_rows(project)
+    rest = case.rows.astype(np.longdouble) - y
+    size, radii = norms(rest, dual(case.p)), case.radii.astype(np.longdouble)
+    # v - y is known to the rounding of y
+    rounding = 4 * case.tolerance * radii * case.rows.shape[1] ** (1 - float(1 / dual(case.p)))
+    outside = (norms(case.rows, case.p) > radii * (1 + case.tolerance)) & (
+        radii > 64 * case.floats.least / case.floats.eps
+    )
+    outside &= size > rounding
+    gap = 1 - np.sum(
+        (rest / np.where(size > 0, size, 1)[:, None]) * (y / np.where(radii > 0, radii, 1)[:, None]), axis=1
+    )
+    allowed = 16 * case.tolerance * (1 + norms(y, 1) / np.where(size > 0, size, 1))
+    bad = outside & ~(np.abs(gap) <= allowed)
+    assert not bad.any(), f"gap {gap[bad]}, allowed {allowed[bad]}\n{case}"
+
+
+def keeps_nan_in_its_row(project, case):
+    hit = case.rng.random(len(case.grad)) < 0.5
+    grad = case.grad.copy()
+    grad.reshape(case.rows.shape)[hit, 0] = math.nan
+    nan = np.isnan(replace(case, grad=grad).step_rows(project))
+    assert_array_equal(nan[:, 0], hit)
+    assert not nan[~hit].any()
+
+
+LAWS = [
+    stays_in_the_ball,
+    leaves_points_of_the_ball_alone,
+    nothing_in_the_ball_is_nearer,
+    keeps_nan_in_its_row,
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@given(data=st.data())
+def test_project(data, lib, law):
+    law(project, data.draw(points(lib)))
+
+
+@pytest.mark.parametrize("p", [1.3, 1.5, 2, 3, 6])
+def test_a_constrained_optimiser_comes_no_nearer(lib, p):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        v, radius = rng.standard_normal(6), rng.uniform(0.2, 1)
+        with lib.scope():
+            y = lib.to_numpy(project(lib.from_numpy(v, "float64"), p, radius))
+        best = minimize(
+            lambda z, v=v: np.sum((z - v) ** 2),
+            v * radius / np.linalg.norm(v, p),
+            method="SLSQP",
+            constraints={"type": "ineq", "fun": lambda z, r=radius: 1 - np.sum(np.abs(z / r) ** p)},
+            options={"ftol": 1e-14, "maxiter": 500},
+        ).x
+        assert_allclose(y, best, atol=1e-4)
+        assert np.sum((y - v) ** 2) <= np.sum((best - v) ** 2) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.1, 1.5, 2, 3, 6, math.inf])
+def test_inside_a_box_a_constrained_optimiser_comes_no_nearer(lib, p):
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        v, radius = rng.standard_normal(6), rng.uniform(0.2, 1.5)
+        x = rng.uniform(size=6)
+        with lib.scope():
+            arrays = (lib.from_numpy(a, "float64") for a in (v, x))
+            y = lib.to_numpy(project(next(arrays), p, radius, x=next(arrays), bounds=(0.0, 1.0)))
+        assert norms(y[None], p)[0] <= radius * (1 + 1e-12)
+        assert np.all((x + y > -1e-12) & (x + y < 1 + 1e-12))
+        # y = a - b with a, b >= 0, so that the norm is smooth also at p = 1
+        best = minimize(
+            lambda ab, v=v: np.sum((ab[:6] - ab[6:] - v) ** 2),
+            np.zeros(12),
+            method="SLSQP",
+            bounds=[(0, min(1 - low, radius)) for low in x] + [(0, min(low, radius)) for low in x],
+            constraints=[]
+            if p == math.inf
+            else {"type": "ineq", "fun": lambda ab, r=radius: 1 - np.sum(((ab[:6] + ab[6:]) / r) ** p)},
+            options={"ftol": 1e-14, "maxiter": 1000},
+        ).x
+        found = np.sum((best[:6] - best[6:] - v) ** 2)
+        assert np.sum((y - v) ** 2) <= found * (1 + 1e-6)
+        assert_allclose(y, best[:6] - best[6:], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("p", "boxed"), [(1.1, False), (2, False), (3, False), *((p, True) for p in (1, 1.5, 2, 3, math.inf))]
+)
+def test_derivatives_are_central_differences(autodiff, p, boxed):
+    rng = np.random.default_rng(4)
+    with autodiff.scope():
+        v, x, u = (rng.uniform(0.2, 0.8, (3, 6)) * rng.choice([-1, 1], (3, 6)) for _ in range(3))
+        operands = [2 * v, 0.4 * norms(v, p).astype(float)] + ([np.abs(x)] if boxed else [])
+
+        def total(*operands):
+            v, sigma, *x = operands
+            box = {"x": x[0], "bounds": (0.0, 1.0)} if x else {}
+            return autodiff.xp.sum(project(v, p, sigma, **box) * autodiff.from_numpy(u, "float64"))
+
+        for k, operand in enumerate(operands):
+            along = rng.standard_normal(operand.shape)
+
+            def at(step, k=k, along=along):
+                moved = [o + step * along if j == k else o for j, o in enumerate(operands)]
+                return [autodiff.from_numpy(o, "float64") for o in moved]
+
+            grad = autodiff.derivative(
+                lambda own, k=k: total(*(own if j == k else o for j, o in enumerate(at(0))))
+            )
+            found = np.sum(autodiff.to_numpy(grad(at(0)[k])) * along)
+            h = 1e-6
+            expected = (autodiff.to_numpy(total(*at(h))) - autodiff.to_numpy(total(*at(-h)))) / (2 * h)
+            assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_members_that_have_names(lib):
+    v = lib.from_numpy(np.array([3.0, -4.0, 0.5]), "float32")
+    for p, expected in (
+        (1, [1, -2, 0]),
+        (2, np.array([3, -4, 0.5]) * 3 / 25.25**0.5),
+        (math.inf, [3, -3, 0.5]),
+    ):
+        assert_allclose(lib.to_numpy(project(v, p, 3.0)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1 + 1e-12, 1.1, 1.5, 2, 3, 1e9, math.inf])
+def test_every_scale(lib, p):
+    v = np.random.default_rng(1).standard_normal((5, 9))
+    expected = lib.to_numpy(project(lib.from_numpy(v, "float32"), p, 0.7))
+    for scale in 2.0**-100, 2.0**100:
+        y = project(lib.from_numpy(v * scale, "float32"), p, 0.7 * scale)
+        assert_allclose(lib.to_numpy(y) / scale, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_infinite_entries_are_alike(lib):
+    v = lib.from_numpy(np.array([[math.inf, 1, -math.inf, 2]]), "float32")
+    for p, share in (1, 0.5), (2, 0.5**0.5), (3, 0.5 ** (1 / 3)):
+        assert_allclose(lib.to_numpy(project(v, p, 1.0)), [[share, 0, -share, 0]], rtol=1e-6)
+
+
+def test_batches_are_what_batch_ndim_says(lib):
+    v = np.random.default_rng(2).standard_normal((2, 3, 5))
+    for batch_ndim, shape in (None, (2, 15)), (0, (1, 30)), (2, (6, 5)):
+        y = lib.to_numpy(project(lib.from_numpy(v, "float32"), 1.5, 0.5, batch_ndim=batch_ndim))
+        assert_allclose(norms(y.reshape(shape), 1.5).astype(float), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_nothing_in_gives_nothing_out(lib, p):
+    for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
+        assert tuple(project(lib.from_numpy(np.zeros(shape), "float32"), p, 1.0).shape) == shape
+
+
+@pytest.mark.parametrize("p", [1, 1.1, 1.5, 2, 3, math.inf])
+def test_traced_is_eager(autodiff, p):
+    v = autodiff.from_numpy(np.random.default_rng(3).standard_normal((4, 9)), "float32")
+    eager = autodiff.to_numpy(project(v, p, 0.7))
+    assert_allclose(autodiff.to_numpy(autodiff.jit(lambda v: project(v, p, 0.7))(v)), eager, atol=2e-6)
+    mapped = autodiff.vmap(lambda v: project(v, p, 0.7, batch_ndim=0))(v)
+    assert_allclose(autodiff.to_numpy(mapped), eager, atol=2e-6)
+
+
+# Samples.
+
+
+def generator(lib, seed):
+    if lib.name == "torch":
+        import torch
+
+        return torch.Generator().manual_seed(seed)
+    if lib.name == "jax":
+        import jax
+
+        return jax.random.key(seed)
+    return np.random.default_rng(seed)
+
+
+def assert_uniform_in_the_ball(sample, lib, p, d):
+    """Compare with the exact distributions of the norm and of one coordinate."""
+    x = lib.to_numpy(sample((4000, d), p, 2.0, generator(lib, 11))) / 2
+    size = norms(x, p).astype(float)
+    assert size.max() <= 1 + 1e-5
+    assert stats.kstest(size**d, "uniform").pvalue > 1e-4
+    assert abs(np.mean(x[:, 0] > 0) - 0.5) < 4 * 0.5 / 4000**0.5
+    for coordinate in 0, d - 1:
+        size = np.abs(x[:, coordinate])
+        if p == math.inf:
+            assert stats.kstest(size, "uniform").pvalue > 1e-4
+        else:
+            assert stats.kstest(size**p, stats.beta(1 / p, (d - 1) / p + 1).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("p", "d"), [(1, 1), (1, 20), (1.1, 2), (2, 5), (3, 20), (100, 2), (math.inf, 5)])
+def test_samples_are_uniform_in_the_ball(lib, p, d):
+    assert_uniform_in_the_ball(sample, lib, p, d)
+
+
+@pytest.mark.parametrize("p", [2, 1e9])
+def test_samples_by_example(lib, p):
+    for batch_ndim, shape in (None, (4, 15)), (0, (1, 60)), (2, (12, 5)):
+        x = lib.to_numpy(sample((4, 3, 5), p, 0.5, generator(lib, 1), batch_ndim=batch_ndim))
+        assert x.shape == (4, 3, 5)
+        size = norms(x.reshape(shape), p)
+        assert np.all((size > 0) & (size <= 0.5 * (1 + 1e-5)))
+    radii = np.array([0.0, 1e-30, 1.0, 1e30])
+    size = norms(lib.to_numpy(sample((4, 15), p, radii, generator(lib, 1))), p)
+    assert np.all(size <= radii * (1 + 1e-5))
+    assert np.all(size[1:] > radii[1:] * 0.1)
+
+
+def test_the_same_seed_is_the_same_sample(lib):
+    one, other, third = (lib.to_numpy(sample((3, 4), 1.5, 1.0, generator(lib, seed))) for seed in (1, 1, 2))
+    assert_array_equal(one, other)
+    assert np.all(one != third)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
+def test_no_sample(lib, shape):
+    assert tuple(sample(shape, 1.5, 1.0, generator(lib, 0)).shape) == shape
+
+
+def test_an_error_says_what_was_given():
+    for rng in 0, None, np.random.RandomState(0):
+        with pytest.raises(TypeError, match=f"rng must be a NumPy or torch generator.*{type(rng).__name__}"):
+            sample((2, 3), 2, 1.0, rng)
+    with pytest.raises(ValueError, match="p must lie"):
+        sample((2, 3), 0.5, 1.0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="p must lie"):
+        project(np.ones(3), 0.5, 1.0)
+    with pytest.raises(TypeError, match="v must be float16, bfloat16, float32 or float64"):
+        project(np.ones(3, int), 2, 1.0)
+
+
+# The laws have teeth.
+
+
+def scaled_to_the_ball(v, p, sigma):
+    rows = v.reshape(len(v), -1)
+    size = np.maximum(norms(rows, p), 1e-300)
+    factor = np.minimum(1, np.broadcast_to(sigma, len(v)) / size)[:, None]
+    return (rows * factor).astype(v.dtype).reshape(v.shape)
+
+
+def always_on_the_sphere(v, p, sigma):
+    y = project(v * v.dtype.type(1.5), p, sigma)
+    return np.where(np.isnan(v), v, y).astype(v.dtype)
+
+
+def beyond_the_ball(v, p, sigma):
+    return project(v, p, 1.01 * np.asarray(sigma))
+
+
+def uniform_on_the_sphere(shape, p, sigma, rng):
+    x = sample(shape, p, 1.0, rng)
+    return sigma * x / norms(x, p)[:, None]
+
+
+def projected_normals(shape, p, sigma, rng):
+    z = rng.standard_normal(shape)
+    return sigma * z / norms(z, p)[:, None] * rng.random((shape[0], 1)) ** (1 / shape[1])
+
+
+def radius_of_one_dimension(shape, p, sigma, rng):
+    x = sample(shape, p, 1.0, rng)
+    return sigma * x / norms(x, p)[:, None] * rng.random((shape[0], 1))
+
+
+MUTANTS = [
+    (scaled_to_the_ball, nothing_in_the_ball_is_nearer),
+    (always_on_the_sphere, leaves_points_of_the_ball_alone),
+    (beyond_the_ball, stays_in_the_ball),
+]
+
+
+@pytest.mark.parametrize(("mutant", "law"), MUTANTS, ids=lambda function: function.__name__)
+def test_a_mistake_breaks_its_law(mutant, law):
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        check_law(law, mutant, points(numpy_readonly()))
+
+
+@pytest.mark.parametrize("mutant", [uniform_on_the_sphere, projected_normals, radius_of_one_dimension])
+def test_a_biased_sample_shows(mutant):
+    with pytest.raises(AssertionError):
+        assert_uniform_in_the_ball(mutant, numpy_readonly(), 1.0, 5)
