@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def one_thread() -> None:
@@ -17,13 +21,23 @@ def one_thread() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int = 11) -> dict[str, float]:
-    """Return the median CPU seconds of each call, over `rounds` rounds after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1):
+def medians(
+    calls: Mapping[Name, Callable[[], object]], rounds: int = 11, shortest: float = 0.0
+) -> dict[Name, float]:
+    """Return the median CPU seconds of each call, over `rounds` rounds after two to compile and warm up.
+
+    Each is called so often in a row that a sample takes `shortest` seconds: a single call of some
+    microseconds would time what the calls before it left of the caches.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, 1)
+    for round_ in range(-2, rounds):
         for name, call in calls.items():
             begin = time.process_time()
-            call()
-            if round_:
-                times[name].append(time.process_time() - begin)
+            for _ in range(repeats[name]):
+                call()
+            seconds = (time.process_time() - begin) / repeats[name]
+            repeats[name] = max(1, math.ceil(shortest / seconds))
+            if round_ >= 0:
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
