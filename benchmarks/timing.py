@@ -1,9 +1,10 @@
-"""Interleaved timing: A B C, A B C, ..., and the median of each, since a machine's speed drifts."""
+"""Interleaved timing: A B C, B C A, ..., and the median of each, since a machine's speed drifts."""
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -26,13 +27,17 @@ def medians(
 ) -> dict[Name, float]:
     """Return the median CPU seconds of each call, over `rounds` rounds after two to compile and warm up.
 
-    Each is called so often in a row that a sample takes `shortest` seconds: a single call of some
-    microseconds would time what the calls before it left of the caches.
+    Each round has an order of its own, as a call pays for what the one before it left of the caches and
+    gave back to the system. A call is repeated until a sample takes `shortest` seconds.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
     for round_ in range(-2, rounds):
-        for name, call in calls.items():
+        shuffle(order)
+        for name in order:
+            call = calls[name]
             begin = time.process_time()
             for _ in range(repeats[name]):
                 call()
