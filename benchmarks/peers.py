@@ -1,6 +1,6 @@
 """What other packages take for the same step: each peer's own code, given a gradient.
 
-They come with `pip install --group benchmarks` (pip 25.1). Each is stopped where the perturbation is
+They come with `pip install --group benchmarks`. Each is stopped where the perturbation is
 ready, before it is added to the input and clipped. What a peer does not do, it has no call for; what is
 not installed is left out.
 """
