@@ -1,7 +1,10 @@
-"""`python -m benchmarks.epsilon`: the step against a copy, a power, and the formula as written.
+"""`python -m benchmarks.epsilon`: the step against a copy, a power, bare formulas, and the peers.
 
-Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every
-call allocates its result. Libraries that are not installed are left out.
+Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every call
+allocates its result. For each shape it prints a table for each kind of gradient, in units of np.copyto,
+and then which goals are met. All of it takes some twenty minutes, and 2 GB of memory. Libraries that
+are not installed are left out, and so is torch.compile without a C++ compiler; `pip install --group
+benchmarks` (pip 25.1) brings the peers.
 """
 
 from __future__ import annotations
@@ -10,18 +13,30 @@ import argparse
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.timing import medians, one_thread
 
 SHAPES = ((128, 784), (512, 3072), (64, 150528))
-EXPONENTS = (1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 4.0, 10.0, math.inf)
-GRADIENTS = ("normal", "77 % zeros", "12 decades")
+EXPONENTS = (1.0, 1.01, 1.1, 1.5, 2.0, 2.5, 3.0, 4.0, 10.0, math.inf)
+UNNAMED = (1.01, 2.5)
+"""Stand for every p that the goals do not name."""
+KINDS = {"normal": "normal", "zeros": "77 % zeros", "decades": "12 decades"}
+MODULES = {"NumPy": "numpy", "torch": "torch", "jax.jit": "jax", "torch.compile": "torch", "peers": "numpy"}
+
+COPY, POWER = "np.copyto", "np.power(np.abs)"
+
+Row = tuple[str, str]
+"""A kind of gradient and what is called on it."""
+Times = dict[float, dict[Row, float]]
+"""Seconds by p and row; infinite for a peer that fails."""
 
 
 def main() -> None:
-    """Print a table for each shape and kind of gradient."""
+    """Print the tables and the goals of each shape."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,85 +44,188 @@ def main() -> None:
     parser.add_argument(
         "--shape", type=int, choices=range(len(SHAPES)), help=f"one of {SHAPES}, by its index"
     )
+    parser.add_argument("--p", type=float, nargs="+", default=EXPONENTS)
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--library", nargs="+", choices=MODULES, default=_installed())
     options = parser.parse_args()
     one_thread()
-    shapes = SHAPES if options.shape is None else (SHAPES[options.shape],)
-    for shape in shapes:
-        for kind in GRADIENTS:
-            _table(shape, kind, options.rounds)
+    for shape in SHAPES if options.shape is None else (SHAPES[options.shape],):
+        grads = {kind: _gradient(shape, kind) for kind in options.kind}
+        times = {p: _measure(grads, p, options.library, options.rounds) for p in options.p}
+        for kind in grads:
+            _print_table(shape, kind, times)
+        _print_goals(shape, times)
 
 
-def _table(shape: tuple[int, int], kind: str, rounds: int) -> None:
-    grad = _gradient(shape, kind)
-    columns = {p: medians(_calls(grad, p), rounds) for p in EXPONENTS}
-    print(f"\n{shape} float32, {kind}; times np.copyto, which takes ", end="")
-    copies = [column["np.copyto"] for column in columns.values()]
-    print(f"{1e9 * min(copies) / grad.size:.2f} to {1e9 * max(copies) / grad.size:.2f} ns an entry")
-    print(f"{'':24}" + "".join(f"{f'p = {p:g}':>9}" for p in EXPONENTS))
-    for name in max(columns.values(), key=len):
-        cells = [columns[p].get(name, math.nan) / columns[p]["np.copyto"] for p in EXPONENTS]
-        print(f"{name:24}" + "".join(f"{'' if math.isnan(cell) else f'{cell:.1f}':>9}" for cell in cells))
+def _installed() -> list[str]:
+    names = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+    if not shutil.which(os.environ.get("CXX", "g++")) and "torch.compile" in names:
+        names.remove("torch.compile")
+    return names
 
 
 def _gradient(shape: tuple[int, int], kind: str) -> Any:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    grad = 1e-3 * rng.standard_normal(shape)
-    if kind == "77 % zeros":
+    # of size 1, where most powers in the bare formulas are normal numbers: subnormal ones are slow
+    grad = rng.standard_normal(shape)
+    if kind == "zeros":
         grad[rng.random(shape) < 0.77] = 0
-    elif kind == "12 decades":
+    elif kind == "decades":
         grad *= 10 ** rng.uniform(-12, 0, shape)
     return grad.astype(np.float32)
 
 
-def _calls(grad: Any, p: float) -> dict[str, Callable[[], object]]:
+def _measure(grads: dict[str, Any], p: float, libraries: list[str], rounds: int) -> dict[Row, float]:
     import numpy as np
 
+    from benchmarks.peers import peers
+
+    calls: dict[Row, Callable[[], object]] = {}
+    for kind, grad in grads.items():
+        calls[kind, COPY] = functools.partial(np.copyto, np.empty_like(grad), grad)
+        calls[kind, POWER] = functools.partial(lambda grad: np.power(np.abs(grad), np.float32(0.7)), grad)
+    for library in libraries:
+        if library != "peers":
+            calls |= _calls(library, grads, p)
+    failed = {}
+    with np.errstate(all="ignore"):
+        if "peers" in libraries:
+            for kind, grad in grads.items():
+                for name, call in peers(grad, p).items():
+                    try:
+                        call()
+                        calls[kind, name] = call
+                    except AssertionError:
+                        failed[kind, name] = math.inf
+        # the second-level cache holds the smallest arrays if nothing comes between two calls
+        shortest = 1e-2 if grad.shape == SHAPES[0] else 0.0
+        return medians(calls, rounds, shortest) | failed
+
+
+def _calls(library: str, grads: dict[str, Any], p: float) -> dict[Row, Callable[[], object]]:
     from lpfamily import epsilon
 
-    out = np.empty_like(grad)
-    calls: dict[str, Callable[[], object]] = {
-        "np.copyto": lambda: np.copyto(out, grad),
-        "np.power(np.abs)": lambda: np.power(np.abs(grad), np.float32(0.7)),
-        "lpfamily, NumPy": lambda: epsilon(grad, p, 1.0),
-    }
+    xp, convert, compiled = _library(library)
+    forms: dict[str, Callable[[Any], Any]] = {"lpfamily": lambda grad: epsilon(grad, p, 1.0)}
+    if library in ("jax.jit", "torch.compile"):
+        forms["no guards"] = lambda grad: _without_guards(xp, grad, p)
     if 1 < p < math.inf:
-        calls["eq. 3 as written, NumPy"] = lambda: _as_written(np, grad, p)
-    if importlib.util.find_spec("torch"):
-        calls |= _torch_calls(grad, p)
-    if importlib.util.find_spec("jax"):
+        forms["as written"] = lambda grad: _as_written(xp, grad, p)
+    arrays = {kind: convert(grad) for kind, grad in grads.items()}
+    return {
+        (kind, f"{form}, {library}"): functools.partial(function, array)
+        for form, function in zip(forms, map(compiled, forms.values()), strict=True)
+        for kind, array in arrays.items()
+    }
+
+
+def _library(name: str) -> tuple[Any, Callable[[Any], Any], Callable[..., Any]]:
+    """Return the namespace, what makes an array of it, and what makes a function of it fast."""
+    if name == "NumPy":
+        import numpy as np
+
+        return np, np.asarray, lambda function: function
+    if name == "jax.jit":
         import jax
 
-        array = jax.numpy.asarray(grad)
-        step = jax.jit(functools.partial(epsilon, p=p, sigma=1.0))
-        calls["lpfamily, jax.jit"] = lambda: step(array).block_until_ready()
-        if 1 < p < math.inf:
-            unsafe = jax.jit(functools.partial(_as_written, jax.numpy, p=p))
-            calls["eq. 3 as written, jit"] = lambda: unsafe(array).block_until_ready()
-    return calls
-
-
-def _torch_calls(grad: Any, p: float) -> dict[str, Callable[[], object]]:
+        return jax.numpy, jax.numpy.asarray, lambda f: functools.partial(_wait, jax.jit(f))
+    import array_api_compat.torch
     import torch
 
-    from lpfamily import epsilon
+    torch.set_num_threads(1)
+    torch.compiler.reset()  # it gives up after recompiling a function for a few values of p
+    compiled = functools.partial(torch.compile, fullgraph=True)
+    return array_api_compat.torch, torch.from_numpy, compiled if name == "torch.compile" else lambda f: f
 
-    tensor = torch.from_numpy(grad)
-    calls: dict[str, Callable[[], object]] = {"lpfamily, torch": lambda: epsilon(tensor, p, 1.0)}
-    if 1 < p < math.inf:
 
-        def as_written() -> torch.Tensor:
-            norm = tensor.abs().pow(p / (p - 1)).sum(1, keepdim=True) ** ((p - 1) / p)
-            return tensor.sign() * (tensor.abs() / norm) ** (1 / (p - 1))
-
-        calls["eq. 3 as written, torch"] = as_written
-    return calls
+def _wait(function: Callable[[Any], Any], array: Any) -> Any:
+    return function(array).block_until_ready()
 
 
 def _as_written(xp: Any, grad: Any, p: float) -> Any:
     norm = xp.sum(xp.abs(grad) ** (p / (p - 1)), axis=1, keepdims=True) ** ((p - 1) / p)
     return xp.sign(grad) * (xp.abs(grad) / norm) ** (1 / (p - 1))
+
+
+def _without_guards(xp: Any, grad: Any, p: float) -> Any:
+    """Take one power an entry as lpfamily does, but scale nothing and look for no ties or special entries."""
+    if p == math.inf:
+        return xp.sign(grad)
+    size = xp.abs(grad)
+    if p == 1:
+        largest = xp.argmax(size, axis=1, keepdims=True)
+        return xp.where(xp.arange(grad.shape[1]) == largest, xp.sign(grad), 0.0)
+    e = 1 / (p - 1)
+    special = {1: lambda: size, 0.5: lambda: xp.sqrt(size), 2: lambda: size * size}
+    u = special.get(e, lambda: xp.exp(e * xp.log(size)))()
+    return xp.sign(grad) * u * xp.sum(u * size, axis=1, keepdims=True) ** (-1 / p)
+
+
+def _print_table(shape: tuple[int, int], kind: str, times: Times) -> None:
+    copies = [column[kind, COPY] / math.prod(shape) for column in times.values()]
+    print(f"\n{shape} float32, {KINDS[kind]}; times np.copyto, which takes ", end="")
+    print(f"{1e9 * min(copies):.2f} to {1e9 * max(copies):.2f} ns an entry")
+    _print_line("", [f"p = {p:g}" for p in times])
+    fullest_first = sorted(times.values(), key=len, reverse=True)
+    for row in dict.fromkeys(row for column in fullest_first for row in column if row[0] == kind):
+        ratios = [column.get(row, math.nan) / column[kind, COPY] for column in times.values()]
+        _print_line(
+            row[1], ["" if math.isnan(r) else "fails" if r == math.inf else f"{r:.1f}" for r in ratios]
+        )
+
+
+def _print_goals(shape: tuple[int, int], times: Times) -> None:
+    print(f"\n{shape}: goals, as ratios of times")
+    _print_line("", [*(f"p = {p:g}" for p in times), "at most"])
+    for row, than, exponents, bound in _goals(shape):
+        asked = [p for p in times if p in exponents and row in times[p]]
+        fastest = {p: min((times[p][other] for other in than if other in times[p]), default=0) for p in asked}
+        ratios = {p: times[p][row] / fastest[p] for p in asked if fastest[p]}
+        missed = ", ".join(f"{p:g}" for p, ratio in ratios.items() if ratio > bound)
+        verdict = f"missed at p = {missed}" if missed else "met" if ratios else "not measured"
+        if asked:
+            cells = [f"{ratios[p]:.2f}" if p in ratios else "" for p in times]
+            _print_line(_comparison(row, than), [*cells, f"{bound:.2f}"], verdict)
+
+
+def _comparison(row: Row, than: list[Row]) -> str:
+    kind, name = row
+    if kind != than[0][0]:
+        return f"{name}, {KINDS[kind]} / {than[0][0]}"
+    return f"{name} / {'fastest peer' if len(than) > 1 else than[0][1].partition(',')[0]}"
+
+
+def _goals(shape: tuple[int, int]) -> Iterator[tuple[Row, list[Row], tuple[float, ...], float]]:
+    """Yield rows that take, at these p, at most so many times what the fastest of some others takes."""
+    from benchmarks.peers import ART_FORMULA, TORCH_PEERS
+
+    peers = [("normal", name) for name in TORCH_PEERS]
+    for row in ("normal", "lpfamily, NumPy"), ("normal", "lpfamily, torch"):
+        if shape == SHAPES[0]:  # which the second-level cache holds
+            yield row, peers, (2.0,), 1.5
+            yield row, peers, (math.inf,), 3.5
+            continue
+        yield row, [("normal", COPY)], (2.0,), 2.5
+        yield row, [("normal", COPY)], (math.inf,), 2.7
+        yield row, [("normal", POWER)], (1.1, 1.5, 3.0, 4.0, 10.0), 1.8
+        yield row, [("normal", POWER)], (1.0, *UNNAMED), 2.6
+        for kind in "zeros", "decades":
+            yield (kind, row[1]), [row], EXPONENTS, 1.5
+        yield row, [("normal", ART_FORMULA)], (1.1, 1.5, 2.0, 3.0, 4.0, 10.0), 1 / 2
+        yield row, [("normal", ART_FORMULA)], UNNAMED, 1 / 1.5
+        yield row, [("normal", "ART")], EXPONENTS, 1 / 3
+        yield row, peers, (1.0, 2.0), 1.0
+        yield row, peers, (math.inf,), 1.3
+    if shape != SHAPES[0]:
+        for library in "jax.jit", "torch.compile":
+            row, bare = (("normal", f"{form}, {library}") for form in ("lpfamily", "no guards"))
+            yield row, [bare], EXPONENTS, 2.5
+
+
+def _print_line(name: str, cells: list[str], end: str = "") -> None:
+    print(f"{name:40}" + "".join(f"{cell:>9}" for cell in cells) + f"  {end}", flush=True)
 
 
 if __name__ == "__main__":

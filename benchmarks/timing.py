@@ -1,11 +1,16 @@
-"""Interleaved timing: A B C, A B C, ..., and the median of each, since a machine's speed drifts."""
+"""Interleaved timing: A B C, B C A, ..., and the median of each, since a machine's speed drifts."""
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def one_thread() -> None:
@@ -17,13 +22,27 @@ def one_thread() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int = 11) -> dict[str, float]:
-    """Return the median CPU seconds of each call, over `rounds` rounds after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 1):
-        for name, call in calls.items():
+def medians(
+    calls: Mapping[Name, Callable[[], object]], rounds: int = 11, shortest: float = 0.0
+) -> dict[Name, float]:
+    """Return the median CPU seconds of each call, over `rounds` rounds after two to compile and warm up.
+
+    Each round has an order of its own, as a call pays for what the one before it left of the caches and
+    gave back to the system. A call is repeated until a sample takes `shortest` seconds.
+    """
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, 1)
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    for round_ in range(-2, rounds):
+        shuffle(order)
+        for name in order:
+            call = calls[name]
             begin = time.process_time()
-            call()
-            if round_:
-                times[name].append(time.process_time() - begin)
+            for _ in range(repeats[name]):
+                call()
+            seconds = (time.process_time() - begin) / repeats[name]
+            repeats[name] = max(1, math.ceil(shortest / seconds))
+            if round_ >= 0:
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
