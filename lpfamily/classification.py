@@ -132,5 +132,5 @@ def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Arra
     labels = _in_library(xp, labels, x)
     if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(x.shape):
         return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False), None
-    x, right = _checked(xp, x, labels)
+    x, right = check_logits(xp, x, labels)
     return x, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, dtype), math.nan), right
