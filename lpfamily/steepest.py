@@ -123,7 +123,8 @@ def epsilon(
         from lpfamily.boxed import boxed, walls  # which is built on the closed form
 
         wall = walls(kept, x, bounds, mask, dtype)
-        eps = boxed(p, rows, radius, xp.reshape(wall, rows.shape))
+        # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
+        eps = boxed(p if p == math.inf else min(p, 2.0**100), rows, radius, xp.reshape(wall, rows.shape))
     return xp.astype(xp.reshape(eps, grad.shape), grad.dtype, copy=False)
 
 
