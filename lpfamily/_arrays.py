@@ -52,6 +52,13 @@ def device_of(x: Array) -> Any:
     return getattr(x, "device", None)
 
 
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return `x` in another shape."""
+    if 0 in shape and hasattr(x, "rechunk"):
+        x = x.rechunk(-1)  # dask reshapes what has no entries only where it is one chunk
+    return namespace_of(x).reshape(x, shape)
+
+
 def compute_dtype(x: Array, name: str) -> Any:
     """Return the dtype to compute in: x's own, or float32 for the half precisions.
 
@@ -69,6 +76,16 @@ def compute_dtype(x: Array, name: str) -> Any:
     )
 
 
+def known_shape(x: Array, name: str) -> tuple[int, ...]:
+    """Return the shape of `x`; raise where a lazy library does not know it."""
+    shape = tuple(x.shape)
+    if any(n is None or n != n for n in shape):
+        raise ValueError(
+            f"{name} must have a known shape; got {shape}: for dask, call its compute_chunk_sizes() first"
+        )
+    return shape
+
+
 def example_shape(x: Array, batch_ndim: int | None, name: str) -> tuple[tuple[int, ...], int]:
     """Return the shape of the batch axes of `x` and the number of coordinates of one example."""
     if batch_ndim is None:
@@ -80,7 +97,7 @@ def example_shape(x: Array, batch_ndim: int | None, name: str) -> tuple[tuple[in
             f"batch_ndim must lie in 0..{x.ndim}, the number of axes of {name}; got {batch_ndim}: "
             f"it counts the leading axes that index examples"
         )
-    shape = tuple(x.shape)
+    shape = known_shape(x, name)
     return shape[:batch_ndim], math.prod(shape[batch_ndim:])
 
 

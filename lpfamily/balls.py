@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.boxed import last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
@@ -76,11 +76,11 @@ def project(
     xp = namespace_of(v, "v")
     dtype = compute_dtype(v, "v")
     batch, size = example_shape(v, batch_ndim, "v")
-    rows = xp.astype(xp.reshape(v, (*batch, size)), dtype, copy=False)
+    rows = xp.astype(reshape(v, (*batch, size)), dtype, copy=False)
     operands = [rows, broadcast_sigma(sigma, rows, xp)]
     if x is not None or bounds is not None:
-        operands.append(xp.reshape(walls(v, x, bounds, None, dtype), rows.shape))
-    return xp.astype(xp.reshape(nearest(p, *operands), v.shape), v.dtype, copy=False)
+        operands.append(reshape(walls(v, x, bounds, None, dtype), rows.shape))
+    return xp.astype(reshape(nearest(p, *operands), v.shape), v.dtype, copy=False)
 
 
 def sample(
@@ -139,7 +139,7 @@ def sample(
     points = broadcast_sigma(sigma, uniform, xp) * (
         xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p)
     )
-    points = xp.reshape(points, shape)
+    points = reshape(points, shape)
     return points if dtype is None else xp.astype(points, dtype, copy=False)
 
 

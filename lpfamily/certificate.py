@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.boxed import entries, walls
+from lpfamily.kernels import library_of
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import check_p
 
@@ -41,22 +43,23 @@ class Certificate:
 
     def summary(self) -> str:
         """Return one line: the extremes over finite examples, and how many have each flaw."""
-        xp = namespace_of(self.gain)
-        finite = ~self.nonfinite
+        fields = (self.norm_used, self.gain, self.zero, self.nonfinite, self.underused)
+        norm_used, gain, *flags = library_of(self.gain).read(*fields)
+        xp, finite = namespace_of(gain), ~flags[1]
 
         def extremes(values: Array) -> str:
             least = float(xp.min(xp.where(finite, values, math.inf)))
             most = float(xp.max(xp.where(finite, values, -math.inf)))
             return f"{least:.6g} to {most:.6g}"
 
-        examples = math.prod(self.gain.shape)
-        flaws = {"zero": self.zero, "nonfinite": self.nonfinite, "underused": self.underused}
-        counts = ", ".join(f"{int(xp.sum(xp.astype(flaw, xp.int32)))} {name}" for name, flaw in flaws.items())
+        examples = math.prod(gain.shape)
+        flaws = zip(("zero", "nonfinite", "underused"), flags, strict=True)
+        counts = ", ".join(f"{int(xp.sum(xp.astype(flag, xp.int32)))} {name}" for name, flag in flaws)
         if not examples or not bool(xp.any(finite)):
             return f"{examples} examples: {counts}"
         return (
-            f"{examples} examples: norm {extremes(self.norm_used)} of sigma, "
-            f"gain {extremes(self.gain)} of its bound; {counts}"
+            f"{examples} examples: norm {extremes(norm_used)} of sigma, "
+            f"gain {extremes(gain)} of its bound; {counts}"
         )
 
 
@@ -118,15 +121,22 @@ def certify(
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
         room = xp.abs(entries(xp, grad, "x", x, dtype)) + xp.where(wall < math.inf, wall, 0.0)
     could_move = (grad != 0) & (xp.astype(eps, dtype) * xp.sign(grad) < wall - 4 * rounding * room)
-    could_move = xp.any(xp.reshape(could_move, (*batch, size)), axis=-1)
-    grad, eps, wall = (xp.reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
-    with np.errstate(all="ignore"):
-        return _certificate(xp, p, broadcast_sigma(sigma, grad, xp), grad, eps, wall, could_move, rounding)
+    could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
+    grad, eps, wall = (reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
+    judged = library_of(grad).by_examples(
+        functools.partial(_judge, p, rounding),
+        "(n),(n),(n),(k),()->(),(),(),(),()",
+        (dtype, dtype, xp.bool, xp.bool, xp.bool),
+        *(grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move),
+    )
+    return Certificate(*judged)
 
 
-def _certificate(
-    xp: Any, p: float, sigma: Array, grad: Array, eps: Array, wall: Array, could_move: Array, rounding: float
-) -> Certificate:
+@np.errstate(all="ignore")
+def _judge(
+    p: float, rounding: float, grad: Array, eps: Array, wall: Array, sigma: Array, could_move: Array
+) -> tuple[Array, ...]:
+    xp = namespace_of(grad)
     rows = len(grad.shape) - 1
     finite = xp.all(xp.isfinite(grad) & xp.isfinite(eps), axis=-1)
     size = norm(eps, p, batch_ndim=rows)
@@ -146,7 +156,7 @@ def _certificate(
     slack = 4 * rounding * (16 + math.sqrt(grad.shape[-1]))
     underused = finite & positive & could_move & (norm_used < 1 - slack)
     zero = xp.all(eps == 0, axis=-1)
-    return Certificate(norm_used, gain, zero, ~finite, underused)
+    return norm_used, gain, zero, ~finite, underused
 
 
 def _bound(xp: Any, p: float, size: Array, wall: Array) -> Array:
@@ -166,11 +176,13 @@ def _bound(xp: Any, p: float, size: Array, wall: Array) -> Array:
     # It may be small, so its logarithm is bisected.
     low = xp.full_like(best, math.log(float(xp.finfo(size.dtype).smallest_normal)))[..., None]
     high = xp.log(penalty(size, p, 1.0, batch_ndim=rows))[..., None]
-    for _ in range(40):
+
+    def halve(best: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
         middle = (low + high) / 2
         mu = xp.exp(middle)
         h = xp.minimum(size, mu * steep)
-        best = xp.minimum(best, bound(h))
         spent = xp.sum(xp.where(size > h, cost, (size / mu) ** dual), axis=-1, keepdims=True)
         low, high = xp.where(spent > 1, middle, low), xp.where(spent > 1, high, middle)
-    return best
+        return xp.minimum(best, bound(h)), low, high
+
+    return library_of(size).repeat(halve, (best, low, high), 40)[0]

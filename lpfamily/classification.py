@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
-from lpfamily.kernels import constant
+from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of
+from lpfamily.kernels import constant, library_of
 
 
 def error_log_odds(logits: Array, labels: Array) -> Array:
@@ -40,7 +40,7 @@ def error_log_odds(logits: Array, labels: Array) -> Array:
         the wrong shape, or (in a NumPy array) out of range.
     """
     xp = namespace_of(logits, "logits")
-    odds = _odds(xp, *check_logits(xp, logits, labels))
+    odds = _odds(*check_logits(xp, logits, labels))
     return xp.astype(odds, logits.dtype, copy=False)
 
 
@@ -70,17 +70,18 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     xp = namespace_of(logits, "logits")
     z, targets, right = with_targets(logits, labels, "logits")
     if right is None:
-        loss = -xp.sum(targets * (z - _logsumexp(xp, z)[..., None]), axis=-1)
+        loss = library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets)
     else:
-        odds = _odds(xp, z, right)
+        odds = _odds(z, right)
         loss = xp.maximum(odds, xp.zeros_like(odds)) + xp.log1p(xp.exp(-xp.abs(odds)))
     return xp.astype(loss, logits.dtype, copy=False)
 
 
 def _check_classes(logits: Array, name: str = "logits") -> None:
-    if logits.ndim == 0 or logits.shape[-1] < 2:
+    shape = known_shape(logits, name)
+    if not shape or shape[-1] < 2:
         raise ValueError(
-            f"{name} must hold at least two classes in their last axis; got shape {tuple(logits.shape)}: "
+            f"{name} must hold at least two classes in their last axis; got shape {shape}: "
             f"for one logit z of a binary problem pass stack([0, z])"
         )
 
@@ -110,7 +111,17 @@ def check_logits(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
     return xp.astype(logits, dtype, copy=False), labels[..., None] == classes
 
 
-def _odds(xp: Any, logits: Array, right: Array) -> Array:
+def _soft_loss(z: Array, t: Array) -> Array:
+    xp = namespace_of(z)
+    return -xp.sum(t * (z - _logsumexp(xp, z)[..., None]), axis=-1)
+
+
+def _odds(logits: Array, right: Array) -> Array:
+    return library_of(logits).by_examples(_odds_of, "(c),(c)->()", logits.dtype, logits, right)
+
+
+def _odds_of(logits: Array, right: Array) -> Array:
+    xp = namespace_of(logits)
     wrong = _logsumexp(xp, xp.where(right, -math.inf, logits))
     known = xp.any(right, axis=-1)
     return xp.where(known, wrong - xp.sum(xp.where(right, logits, 0.0), axis=-1), math.nan)

@@ -17,8 +17,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, device_of, example_shape, namespace_of
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    device_of,
+    example_shape,
+    namespace_of,
+    reshape,
+)
 from lpfamily.classification import with_targets
+from lpfamily.kernels import library_of
 from lpfamily.norms import penalty
 from lpfamily.steepest import epsilon
 
@@ -134,7 +143,7 @@ def logit_gradient(logits: Array, labels: Array) -> Array:
     """
     xp = namespace_of(logits, "logits")
     z, t, right = with_targets(logits, labels, "logits")
-    y = _softmax(xp, z)
+    y = _softmax(z)
     if right is None:
         return xp.astype(y - t, logits.dtype, copy=False)
     wrong = xp.where(right, 0.0, y)
@@ -164,7 +173,7 @@ def logit_hessian(logits: Array) -> Array:
         If logits is not a real floating array.
     """
     xp = namespace_of(logits, "logits")
-    y = _softmax(xp, xp.astype(logits, compute_dtype(logits, "logits"), copy=False))
+    y = _softmax(xp.astype(logits, compute_dtype(logits, "logits"), copy=False))
     outer = y[..., :, None] * y[..., None, :]
     apart = xp.where(_eye(xp, y) == 1, 0.0, outer)
     return xp.astype(_diagonal(xp, xp.sum(apart, axis=-1)) - apart, logits.dtype, copy=False)
@@ -491,7 +500,7 @@ def _gradients(loss: Loss, x: Array) -> Array:
 
 def _rows(xp: Any, x: Array, batch_ndim: int | None) -> Array:
     batch, size = example_shape(x, batch_ndim, "x")
-    return xp.astype(xp.reshape(x, (*batch, size)), compute_dtype(x, "x"), copy=False)
+    return xp.astype(reshape(x, (*batch, size)), compute_dtype(x, "x"), copy=False)
 
 
 def _dot(xp: Any, v: Array, product: Array, batch_ndim: int | None) -> Array:
@@ -503,7 +512,12 @@ def _dot(xp: Any, v: Array, product: Array, batch_ndim: int | None) -> Array:
     return xp.sum(_rows(xp, v, batch_ndim) * _rows(xp, product, batch_ndim), axis=-1)
 
 
-def _softmax(xp: Any, z: Array) -> Array:
+def _softmax(z: Array) -> Array:
+    return library_of(z).by_examples(_softmax_of, "(c)->(c)", z.dtype, z)
+
+
+def _softmax_of(z: Array) -> Array:
+    xp = namespace_of(z)
     y = xp.exp(z - xp.max(z, axis=-1, keepdims=True))
     return y / xp.sum(y, axis=-1, keepdims=True)
 

@@ -56,6 +56,18 @@ class Library:
         with np.errstate(all="ignore"):  # log 0 = -inf and overflow to inf are steps of the definition
             return primitive.value(p, *operands)
 
+    def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+        """Evaluate a `function` of many steps that takes each example by itself.
+
+        `signature` says which axes are an example's, as for NumPy's generalized ufuncs: "(m,n),(m)->(n)"
+        is a matrix for all and a vector for each; `dtypes` are those of the results.
+        """
+        return function(*operands)
+
+    def read(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return arrays whose values can be looked at."""
+        return arrays
+
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""
         return x
@@ -133,6 +145,10 @@ def _load(name: str) -> bool:
         from lpfamily._blocks import NumpyLibrary
 
         library = NumpyLibrary()
+    elif name == "dask":
+        from lpfamily._lazy import DaskLibrary
+
+        library = DaskLibrary()
     for entry in entry_points(group="lpfamily.kernels", name=name):
         library = entry.load()
         if not isinstance(library, Library):

@@ -18,8 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, device_of, namespace_of
-from lpfamily.kernels import constant
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    device_of,
+    known_shape,
+    namespace_of,
+    reshape,
+)
+from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import check_p, dual_norm, steepest
 
 MOST_CORNERS = 20
@@ -200,8 +208,16 @@ class _Posed:
         xp, theta, rows = self.xp, constant(self.theta), constant(self.residual)
         if 0 in theta.shape:
             return xp.zeros((*rows.shape[:-1], theta.shape[1]), dtype=rows.dtype, device=device_of(rows))
-        u = xp.where(xp.any(theta != 0), solve(xp, theta, rows, constant(radius)), 0.0)
-        return xp.where(xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
+        # the singular value decomposition does not return from a NaN
+        finite = xp.all(xp.isfinite(theta))
+        u = library_of(rows).by_examples(
+            solve,
+            "(m,n),(m),(k)->(n)",
+            rows.dtype,
+            *(xp.where(finite, theta, 0.0), rows, constant(radius)),
+        )
+        u = xp.where(xp.any(theta != 0), u, 0.0)
+        return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
 
     def returned(self, x: Array) -> Array:
         return self.xp.astype(x, self.dtype, copy=False)
@@ -216,18 +232,18 @@ def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
         )
     compute_dtype(theta, "theta")
     dtype = compute_dtype(residual, "residual")
-    if theta.ndim != 2 or residual.ndim == 0 or residual.shape[-1] != theta.shape[0]:
+    sides, shape = known_shape(theta, "theta"), known_shape(residual, "residual")
+    if len(sides) != 2 or not shape or shape[-1] != sides[0]:
         raise ValueError(
-            f"theta must be (outputs, inputs) and residual (..., outputs); got shapes "
-            f"{tuple(theta.shape)} and {tuple(residual.shape)}"
+            f"theta must be (outputs, inputs) and residual (..., outputs); got shapes {sides} and {shape}"
         )
     if isinstance(theta, np.ndarray) and not np.isfinite(theta).all():
         raise ValueError("theta must be finite; got a NaN or an infinity: remove it first")
     rows, theta = xp.astype(residual, dtype, copy=False), xp.astype(theta, dtype, copy=False)
     rows = xp.where(xp.isfinite(rows), rows, math.nan)
     sigma = broadcast_sigma(sigma, rows, xp)
-    top = constant(_largest(xp, xp.reshape(theta, (-1,))))
-    unit = constant(xp.maximum(sigma * top, _largest(xp, rows)))
+    top = constant(_largest(reshape(theta, (math.prod(theta.shape),))))
+    unit = constant(xp.maximum(sigma * top, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
     return _Posed(xp, theta, rows / unit, sigma * top / unit, unit, sigma, residual.dtype)
@@ -256,14 +272,16 @@ def _first(p: float, posed: _Posed) -> Array:
 # ||rows - radius * theta @ u||_2.
 
 
-def _vertex(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+def _vertex(theta: Array, rows: Array, radius: Array) -> Array:
+    xp = namespace_of(rows)
     along = rows @ theta
     gain = 2 * xp.abs(along) + radius * xp.sum(theta * theta, axis=0)
     best = xp.arange(theta.shape[1], device=device_of(rows)) == xp.argmax(gain, axis=-1)[..., None]
     return xp.where(best, _against(xp, along), 0.0)
 
 
-def _sphere(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+def _sphere(theta: Array, rows: Array, radius: Array) -> Array:
+    xp = namespace_of(rows)
     left, s, right = xp.linalg.svd(theta, full_matrices=False)
     c = rows @ left
     ratio = s / xp.where(s[:1] == 0, 1.0, s[:1])
@@ -283,13 +301,16 @@ def _secular(xp: Any, b: Array, d: Array) -> Array:
     further. It starts where the largest w_i is 1, or at the pole.
     """
     start = xp.max(b - d, axis=-1, keepdims=True)
-    start = k = xp.maximum(start, xp.zeros_like(start))
-    for _ in range(NEWTON_STEPS):
+    start = xp.maximum(start, xp.zeros_like(start))
+
+    def climb(k: Array) -> tuple[Array]:
         w, gap = _shares(xp, b, k + d)
         square = xp.sum(w * w, axis=-1, keepdims=True)
         slope = xp.sum(w * w / gap, axis=-1, keepdims=True)
         step = (xp.sqrt(square) - 1) * square / xp.where(slope == 0, 1.0, slope)
-        k = xp.maximum(start, k + step)
+        return (xp.maximum(start, k + step),)
+
+    (k,) = library_of(b).repeat(climb, (start,), NEWTON_STEPS)
     w, _ = _shares(xp, b, k + d)
     square = xp.sum(w * w, axis=-1, keepdims=True)
     rest = xp.maximum(1 - square, xp.zeros_like(square))
@@ -302,8 +323,9 @@ def _shares(xp: Any, b: Array, gap: Array) -> tuple[Array, Array]:
     return b / gap, gap
 
 
-def _corner(xp: Any, theta: Array, rows: Array, radius: Array) -> Array:
+def _corner(theta: Array, rows: Array, radius: Array) -> Array:
     """Enumerate the corners as pairs of a corner in the first half of the inputs and one in the second."""
+    xp = namespace_of(rows)
     m, n = theta.shape
     batch = tuple(rows.shape[:-1])
     heads, tails = _signs(xp, n // 2, theta), _signs(xp, n - n // 2, theta)
@@ -338,10 +360,8 @@ def _against(xp: Any, x: Array) -> Array:
     return xp.where(x > 0, -xp.ones_like(x), 1.0)
 
 
-def _largest(xp: Any, x: Array) -> Array:
-    if x.shape[-1] == 0:
-        return xp.sum(x, axis=-1, keepdims=True)
-    return xp.max(xp.abs(x), axis=-1, keepdims=True)
+def _largest(rows: Array) -> Array:
+    return _dual_norm(1, rows)[..., None]
 
 
 def _dual_norm(p: float, rows: Array) -> Array:

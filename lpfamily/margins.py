@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
+from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of
 from lpfamily.classification import check_logits
-from lpfamily.kernels import constant
+from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import check_p, dual_norm
 
 
@@ -75,7 +75,7 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     ]
     label = xp.reshape(xp.argmax(xp.astype(right, z.dtype), axis=-1), (-1,))
     length = xp.reshape(xp.take(xp.stack(lengths), label, axis=0), z.shape)
-    return xp.astype(_first_closed(xp, _gaps(xp, z, right), length, right), x.dtype, copy=False)
+    return xp.astype(_first_closed(z, length, right), x.dtype, copy=False)
 
 
 def flip_distance(
@@ -153,8 +153,8 @@ def flip_distance(
     elif isinstance(logits, tuple | list) and len(logits) == 2:
         rows, matrix, offset = _linear(xp, *logits, x)
         z, right = check_logits(xp, rows @ matrix + offset, labels)
-        speed = -_gaps(xp, xp.astype(direction, z.dtype, copy=False) @ matrix, right)
-        t = _first_closed(xp, _gaps(xp, z, right), speed, right)
+        speed = -_gaps(xp.astype(direction, z.dtype, copy=False) @ matrix, right)
+        t = _first_closed(z, speed, right)
         t = xp.where(t > most, math.inf, t)
     else:
         raise TypeError(
@@ -186,7 +186,7 @@ def _linear(xp: Any, weights: Array, bias: Array, x: Array) -> tuple[Array, Arra
     inputs, classes = weights.shape
     if tuple(bias.shape) != (classes,):
         raise ValueError(f"bias must have shape ({classes},), one entry a class; got {tuple(bias.shape)}")
-    if x.ndim == 0 or x.shape[-1] != inputs:
+    if not known_shape(x, "x") or x.shape[-1] != inputs:
         raise ValueError(
             f"x must have shape (..., {inputs}) to meet weights of shape {tuple(weights.shape)}; "
             f"got {tuple(x.shape)}: flatten each example first"
@@ -197,17 +197,28 @@ def _linear(xp: Any, weights: Array, bias: Array, x: Array) -> tuple[Array, Arra
     return rows, matrix, offset
 
 
-def _gaps(xp: Any, z: Array, right: Array) -> Array:
+def _gaps(z: Array, right: Array) -> Array:
     """Return z_y - z_j; NaN where no class is right."""
+    xp = namespace_of(z)
     own = xp.sum(xp.where(right, z, 0.0), axis=-1, keepdims=True)
     return xp.where(xp.any(right, axis=-1, keepdims=True), own, math.nan) - z
 
 
-def _first_closed(xp: Any, gap: Array, speed: Array, right: Array) -> Array:
+def _first_closed(z: Array, speed: Array, right: Array) -> Array:
     """Return when the first wrong class closes its gap at its speed: 0 if it has, inf if none does."""
+    return library_of(z).by_examples(_first_time, "(c),(c),(c)->()", z.dtype, z, speed, right)
+
+
+def _first_time(z: Array, speed: Array, right: Array) -> Array:
+    xp, gap = namespace_of(z), _gaps(z, right)
     never = (speed <= 0) & (gap > 0)
     time = xp.where(never, math.inf, gap / xp.where(speed <= 0, 1.0, speed))
     return xp.min(xp.where(right, math.inf, xp.where(gap <= 0, 0.0, time)), axis=-1)
+
+
+def _margin(z: Array, right: Array) -> Array:
+    xp = namespace_of(z)
+    return xp.min(xp.where(right, math.inf, _gaps(z, right)), axis=-1)
 
 
 def _search(
@@ -225,7 +236,8 @@ def _search(
 
     def margin(at: Array) -> Array:
         z, right = check_logits(xp, constant(logits(xp.astype(at, x.dtype, copy=False))), labels)
-        return xp.astype(xp.min(xp.where(right, math.inf, _gaps(xp, z, right)), axis=-1), dtype, copy=False)
+        least = library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
+        return xp.astype(least, dtype, copy=False)
 
     def step(t: Array) -> Array:
         return start + xp.reshape(t, (*t.shape, *(1,) * (x.ndim - t.ndim))) * ray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.steepest import check_p, dual_norm
 
 
@@ -86,5 +86,5 @@ def _of_examples(x: Array, p: float, sigma: Any, batch_ndim: int | None, name: s
     xp = namespace_of(x, name)
     dtype = compute_dtype(x, name)
     batch, size = example_shape(x, batch_ndim, name)
-    rows = xp.astype(xp.reshape(x, (*batch, size)), dtype, copy=False)
+    rows = xp.astype(reshape(x, (*batch, size)), dtype, copy=False)
     return xp.astype(dual_norm(p, rows, broadcast_sigma(sigma, rows, xp)), x.dtype, copy=False)

@@ -13,7 +13,7 @@ import math
 from numbers import Real
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of
+from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.kernels import Primitive
 
 
@@ -115,7 +115,7 @@ def epsilon(
     dtype = compute_dtype(grad, "grad")
     batch, size = example_shape(grad, batch_ndim, "grad")
     kept = grad if mask is None else _masked(xp, grad, mask)
-    rows = xp.astype(xp.reshape(kept, (*batch, size)), dtype, copy=False)
+    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
     radius = broadcast_sigma(sigma, rows, xp)
     if x is None and bounds is None:
         eps = steepest(p, rows, radius)
@@ -123,8 +123,9 @@ def epsilon(
         from lpfamily.boxed import boxed, walls  # which is built on the closed form
 
         wall = walls(kept, x, bounds, mask, dtype)
-        eps = boxed(p, rows, radius, xp.reshape(wall, rows.shape))
-    return xp.astype(xp.reshape(eps, grad.shape), grad.dtype, copy=False)
+        # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
+        eps = boxed(p if p == math.inf else min(p, 2.0**100), rows, radius, reshape(wall, rows.shape))
+    return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)
 
 
 def _masked(xp: Any, grad: Array, mask: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from array_api_compat import array_namespace
 
 NUMPY_DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 NUMPY_DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
@@ -68,6 +69,10 @@ class TestLibrary:
     flushes: bool = False
     compiles: bool = False
     """Every p and shape costs a compilation, so the laws draw them from a short list."""
+    slow: bool = False
+    """Every operation costs milliseconds, so a run that names this library draws fewer examples of a law."""
+    looking: Callable[[], Any] = contextlib.nullcontext
+    """The scope of what has to look at values."""
     scope: Callable[[], Any] = contextlib.nullcontext
     jit: Callable[[Callable[..., Any]], Callable[..., Any]] = plain
     derivative: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
@@ -148,4 +153,35 @@ def jax() -> TestLibrary:
     )
 
 
-LIBRARIES = {"numpy": numpy_readonly, "array-api-strict": array_api_strict, "torch": torch, "jax": jax}
+def dask() -> TestLibrary:
+    import dask
+    import dask.array as xp
+
+    def too_early(*_: Any, **__: Any) -> None:
+        raise AssertionError("dask was asked to compute before to_numpy")
+
+    # of the whole test run, so that nothing computes but `back`, which names its scheduler
+    dask.config.set(scheduler=too_early)
+
+    def convert(x: np.ndarray) -> Any:
+        # every axis in two chunks, so that no example lies in one
+        return xp.from_array(x, chunks=tuple(max(1, -(-n // 2)) for n in x.shape))
+
+    return TestLibrary(
+        "dask",
+        array_namespace(xp.zeros(1)),
+        ("float16", "float32", "float64"),
+        convert,
+        lambda x: x.compute(scheduler="synchronous"),
+        slow=True,
+        looking=lambda: dask.config.set(scheduler="synchronous"),
+    )
+
+
+LIBRARIES = {
+    "numpy": numpy_readonly,
+    "array-api-strict": array_api_strict,
+    "torch": torch,
+    "jax": jax,
+    "dask": dask,
+}

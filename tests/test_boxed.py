@@ -336,6 +336,13 @@ def test_walls_at_which_nothing_is_left(lib, p):
     assert_array_equal(step, [[0.25, -0.5, 0, 0]])
 
 
+@pytest.mark.parametrize("p", [3.5e38, 1e39, 1e300])
+def test_a_p_beyond_the_dtype_is_a_large_p(lib, p):
+    grad, x = np.array([[-1.0, -2.0, 0.5]]), np.array([[0.98, 0.0, 0.875]])
+    step = epsilon(lib.from_numpy(grad, "float32"), p, 0.25, x=x, bounds=(0, 1))
+    assert_allclose(lib.to_numpy(step), [[-0.25, 0, 0.125]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_ndim", [None, 0, 1, 2])
 def test_shapes_and_numbers(lib, batch_ndim):
     rng = np.random.default_rng(3)

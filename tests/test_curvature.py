@@ -340,6 +340,8 @@ def is_unbiased_with_its_error(probing, lib, floats, rng):
 
 @given(data=st.data())
 def test_hutchinson_is_unbiased_and_knows_its_error(data, lib):
+    if lib.slow:
+        pytest.skip("400 products an example; the trace among the terms of eq. 13-20 needs 5")
     floats, rng = drawn(data, lib)
     if floats.name in ("float16", "bfloat16"):
         floats = lib.floats["float32"]

@@ -19,10 +19,10 @@ def call(case, function, *args, **options):
     with case.lib.scope(), np.errstate(over="ignore"):  # a norm may pass the dtype's end
         grad = case.lib.from_numpy(case.grad, case.floats.name)
         result = function(grad, *args, **options)
-    assert type(result) is type(grad)
-    assert result.dtype == grad.dtype
-    assert tuple(result.shape) == (len(case.grad),)
-    return case.lib.to_numpy(result)
+        assert type(result) is type(grad)
+        assert result.dtype == grad.dtype
+        assert tuple(result.shape) == (len(case.grad),)
+        return case.lib.to_numpy(result)
 
 
 def assert_sizes(actual, expected, q, case):

@@ -1,0 +1,53 @@
+"""dask's kernels: those of its chunks' own library, on chunks that hold whole examples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from lpfamily._arrays import Array
+from lpfamily.kernels import Library, Primitive, library_of
+
+
+class DaskLibrary(Library):
+    """dask: one task for each chunk of examples, and nothing is computed before its caller asks."""
+
+    def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
+        """Evaluate `primitive` chunk by chunk.
+
+        A kernel sees an example's coordinates together. That costs memory only where they come in
+        several chunks, and an example that is larger than dask's own limit for a chunk is left in
+        its pieces: the definition takes its sums and maxima chunk by chunk. A box and a
+        projection sort, so that they need their examples whole in any case.
+        """
+        from dask import config
+        from dask.utils import parse_bytes
+
+        x = operands[0]
+        too_large = x.shape[-1] * x.dtype.itemsize > parse_bytes(config.get("array.chunk-size"))
+        in_pieces = x.numblocks[-1] > 1 and primitive.name in ("steepest", "dual_norm")
+        if x.shape[-1] == 0 or (too_large and in_pieces):
+            return super().apply(primitive, p, *operands)
+        axes = [f"(axis{k})" for k in range(len(operands))]
+        signature = f"{','.join(axes)}->{'()' if primitive.name == 'dual_norm' else axes[0]}"
+        return self.by_examples(functools.partial(_apply, primitive, p), signature, x.dtype, *operands)
+
+    def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+        """Evaluate `function` chunk by chunk, each of whole examples, when the result is asked for."""
+        from dask.array import apply_gufunc
+
+        return apply_gufunc(  # type: ignore[no-untyped-call]
+            function, signature, *operands, output_dtypes=dtypes, allow_rechunk=True
+        )
+
+    def read(self, *arrays: Array) -> tuple[Array, ...]:
+        """Compute them together, once."""
+        from dask.base import compute
+
+        computed: tuple[Array, ...] = compute(*arrays)  # type: ignore[no-untyped-call]
+        return computed
+
+
+def _apply(primitive: Primitive, p: float, *operands: Array) -> Array:
+    return library_of(operands[0]).apply(primitive, p, *operands)
