@@ -298,7 +298,7 @@ def _power(e: float, dtype: np.dtype[Any]) -> tuple[Power, Fraction | None, bool
     def whole_power(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
         unit = scale(x, t)
-        np.maximum(t, tiny ** (0.5 / e), out=t)
+        np.maximum(t, tiny ** (0.75 / e), out=t)
         n = whole - 1
         while n % 2 == 0:
             t *= t
