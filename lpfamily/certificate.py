@@ -26,9 +26,10 @@ class Certificate:
         ||eps||_p / sigma: above 1, eps is outside the ball. 1 where both are 0.
     gain
         <grad, eps> over a bound that no feasible perturbation exceeds: 1 is optimal, above 1 is
-        outside the ball or the box. 1 where there is nothing to gain, and no loss.
+        outside the ball or the box, and below 0 goes down. 1 where there is nothing to gain, and eps
+        neither gains nor loses.
     zero
-        Whether eps is zero.
+        Whether eps is zero. For a gradient of zero the steepest step is, and `underused` is False.
     nonfinite
         Whether eps or grad holds a NaN or an infinity, so that norm_used and gain mean nothing.
     underused
@@ -42,7 +43,10 @@ class Certificate:
     underused: Array
 
     def summary(self) -> str:
-        """Return one line: the extremes over finite examples, and how many have each flaw."""
+        """Return one line: the extremes over finite examples, and how many have each flaw.
+
+        It reads the values: dask computes here, and a traced function cannot call it.
+        """
         fields = (self.norm_used, self.gain, self.zero, self.nonfinite, self.underused)
         norm_used, gain, *flags = library_of(self.gain).read(*fields)
         xp, finite = namespace_of(gain), ~flags[1]
@@ -90,7 +94,7 @@ def certify(
         The gradient of the loss with respect to the input, with entries set to zero where eps was
         kept at zero by a mask.
     eps
-        The perturbation to judge, of grad's shape and library.
+        The perturbation to judge, of grad's shape and library; not x + eps.
     p, sigma, x, bounds, batch_ndim
         As in `lpfamily.epsilon`.
 
