@@ -64,7 +64,10 @@ class NumpyLibrary(Library):
         with np.errstate(all="ignore"):
             # NumPy would first copy a column operand that is wider than this buffer.
             np.setbufsize(16)
-            sigma = np.broadcast_to(operands[1], (*x.shape[:-1], 1)).reshape(-1, 1)
+            sigma = operands[1]
+            if sigma.shape != (*x.shape[:-1], 1):
+                sigma = np.broadcast_to(sigma, (*x.shape[:-1], 1))
+            sigma = sigma.reshape(-1, 1)
             if primitive.name == "dual_norm":
                 norms = [primitive.value(p, rows[block], sigma[block]) for block in _blocks(rows)]
                 return np.concatenate(norms).reshape(x.shape[:-1])
@@ -106,7 +109,8 @@ def _steepest(primitive: Primitive, p: float, x: Floats, sigma: Floats) -> Float
     for block in blocks:
         rows = x[block]
         numbers.append(kernel.fill(rows, sigma[block], out[block], t[: len(rows)]))
-    right = kernel.right(sigma, *map(np.concatenate, zip(*numbers, strict=True)))
+    whole = numbers[0] if len(blocks) == 1 else map(np.concatenate, zip(*numbers, strict=True))
+    right = kernel.right(sigma, *whole)
     if not right.all():
         for block in blocks:
             wrong = np.flatnonzero(~right[block]) + block.start

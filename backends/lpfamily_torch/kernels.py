@@ -126,7 +126,7 @@ def _is_plain(x: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(x) is torch.Tensor
-        and x.device.type == "cpu"
+        and x.is_cpu
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
