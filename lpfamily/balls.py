@@ -248,8 +248,8 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
         # from the ball
         straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
         new = xp.where((straight > low) & (straight < high), straight, nu * norm ** (1 / slope))
-        between = (new >= low) & (new <= high)
-        new = xp.where(between, new, xp.sqrt(xp.maximum(low, xp.full_like(low, least)) * high))
+        floor = xp.maximum(low, xp.full_like(low, least))  # 0 would stay 0
+        new = xp.where((new >= floor) & (new <= high), new, xp.sqrt(floor * high))
         return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
 
     high = dual_norm(p, r, xp.ones_like(tau))[..., None]  # what nu is far from the ball, where tau is 0

@@ -127,9 +127,23 @@ def test_inside_a_box_a_constrained_optimiser_comes_no_nearer(lib, p):
             else {"type": "ineq", "fun": lambda ab, r=radius: 1 - np.sum(((ab[:6] + ab[6:]) / r) ** p)},
             options={"ftol": 1e-14, "maxiter": 1000},
         ).x
-        found = np.sum((best[:6] - best[6:] - v) ** 2)
-        assert np.sum((y - v) ** 2) <= found * (1 + 1e-6)
-        assert_allclose(y, best[:6] - best[6:], atol=2e-4)
+        best = best[:6] - best[6:]
+        best /= max(1, float(norms(best[None], p)[0] / radius))  # where the optimiser stops outside the ball
+        assert np.sum((y - v) ** 2) <= np.sum((best - v) ** 2) * (1 + 1e-6)
+        assert_allclose(y, best, atol=2e-4)
+
+
+def test_with_a_multiplier_that_underflows_it_stays_in_ball_and_box(lib):
+    rng = np.random.default_rng(0)
+    v, x, sigma = rng.standard_normal((400, 3)), rng.random((400, 3)), 10 ** rng.uniform(-3, 0, 400)
+    v[0], x[0], sigma[0] = (-0.33, 0.72, 2.81), (0.36, 0.45, 0.99), 0.02
+    with lib.scope():
+        at, radius = lib.from_numpy(x, "float64"), lib.from_numpy(sigma, "float64")
+        y = lib.to_numpy(project(lib.from_numpy(v, "float64"), 1.1, radius, x=at, bounds=(0.0, 1.0)))
+    inside = np.minimum(np.abs(v), np.where(v > 0, 1 - x, x))
+    expected = np.minimum(norms(inside, 1.1).astype(float), sigma)
+    assert_allclose(norms(y, 1.1).astype(float), expected, rtol=1e-9)
+    assert np.all(np.abs(y) <= inside * (1 + 1e-12))
 
 
 @pytest.mark.parametrize(
