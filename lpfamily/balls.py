@@ -18,11 +18,11 @@ Inside a box too, entry i stands at the smaller of z_i and its wall, with the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
-from lpfamily.boxed import last_affordable, walls
+from lpfamily.boxed import boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
 from lpfamily.steepest import check_p, dual_norm, ratio_scale, steepest
@@ -167,22 +167,18 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
     top = xp.max(size, axis=-1, keepdims=True)
     if p == 2 and wall is None:
         y = xp.abs(steepest.value(p, v, sigma))
+    elif p - 1 < float(xp.finfo(v.dtype).eps) / 2:
+        y = _level(xp, size, sigma, wall)
     else:
-        finite = top < math.inf
-        scale = ratio_scale(xp, top)
+        finite, scale = top < math.inf, ratio_scale(xp, top)
         unit = xp.where((top > 0) & finite, top * scale, 1.0)
-        scaled = xp.where(finite, size * scale, xp.astype(size == top, v.dtype))
+        r = xp.where(finite, size * scale / unit, xp.astype(size == top, v.dtype))
         tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
         share = (
             None if wall is None else xp.where(sigma > 0, wall / xp.where(sigma > 0, sigma, 1.0), math.inf)
         )
-        if p - 1 < float(xp.finfo(v.dtype).eps) / 2:
-            z = _level(xp, (unit - scaled) / unit, tau, share)
-        else:
-            z = _shares(xp, p, scaled / unit, tau, share)
-        spent = dual_norm(dual_exponent(p), z, xp.ones_like(sigma))[..., None]
-        y = sigma * (z / xp.where(spent > 0, spent, 1.0))
-        y = y if share is None else xp.where(z < share, xp.minimum(y, wall), wall)
+        y = _shares(xp, p, r, tau, share)
+        y = sigma * y if share is None else xp.where(y < share, xp.minimum(sigma * y, wall), wall)
     y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
     return xp.where((norm != norm) | (sigma != sigma), math.nan, y)
 
@@ -191,27 +187,55 @@ def _any_nan(xp: Any, x: Array) -> Array:
     return xp.any(x != x, axis=-1, keepdims=True)
 
 
-def _level(xp: Any, low: Array, tau: Array, share: Array | None) -> Array:
-    """Return z at p = 1: tau z is what fills a vessel of bottom `low` = 1 - r, up to one level, with tau."""
-    # differences of r are multiples of its rounding: less depth than this makes none
-    tau = xp.maximum(tau, xp.full_like(tau, float(xp.finfo(tau.dtype).eps) ** 4))
-    cap = math.inf if share is None else tau * share
-    full = low + cap
+def _level(xp: Any, size: Array, sigma: Array, wall: Array | None) -> Array:
+    """Return |y| at p = 1: what fills a vessel of bottom -|v| up to one level, with sigma, walls on top.
 
-    def filled(level: Array) -> Array:
-        depth = xp.maximum(level - low, xp.zeros_like(low))
-        return depth if share is None else xp.minimum(depth, cap)
+    Depths are differences from the largest entry, which are exact next to it. Far from the ball entries
+    at their walls are far above the level, so that the search is done again with what they leave.
+    """
+    free, left = size > 0, sigma
+    for last in (True,) if wall is None else (False, False, True):
+        reach = xp.where(free, size, 0.0)
+        top = xp.max(reach, axis=-1, keepdims=True)
+        finite, scale = top < math.inf, ratio_scale(xp, top)
+        unit = xp.where((top > 0) & finite, top * scale, 1.0)
+        low = xp.where(finite, (unit - reach * scale) / unit, xp.astype(reach < top, size.dtype))
+        low = xp.where(free, low, math.inf)
+        budget = xp.where(finite, left * scale / unit, 0.0)
+        # differences are multiples of their rounding: less depth than this makes none
+        budget = xp.maximum(budget, xp.full_like(budget, float(xp.finfo(size.dtype).eps) ** 4))
+        cap = math.inf if wall is None else budget * (wall / xp.where(left > 0, left, 1.0))
+        full = low + cap
 
-    turns = low if share is None else xp.concat([low, full], axis=-1)
-    turn = last_affordable(
-        xp, xp.sort(turns, axis=-1), lambda level: xp.sum(filled(level), axis=-1, keepdims=True), tau
-    )
-    rising = (low <= turn) & (turn < full)
-    rest = tau + xp.sum(xp.where(rising, low, 0.0), axis=-1, keepdims=True)
-    if share is not None:
-        rest = rest - xp.sum(xp.where(full <= turn, cap, 0.0), axis=-1, keepdims=True)
-    count = xp.sum(xp.astype(rising, low.dtype), axis=-1, keepdims=True)
-    return filled(rest / count) / tau
+        def filled(level: Array, low: Array = low, cap: Any = cap, full: Array = full) -> Array:
+            depth = xp.where(level > low, level - low, 0.0)
+            return depth if wall is None else xp.where(full <= level, cap, xp.minimum(depth, cap))
+
+        def spent(level: Array, filled: Callable[[Array], Array] = filled) -> Array:
+            return xp.sum(filled(level), axis=-1, keepdims=True)
+
+        turns = low if wall is None else xp.concat([low, full], axis=-1)
+        turn = last_affordable(xp, xp.sort(turns, axis=-1), spent, budget)
+        if not last:
+            free = free & ~(full <= turn)
+            left = xp.maximum(
+                sigma - xp.sum(xp.where((size > 0) & ~free, wall, 0.0), axis=-1, keepdims=True),
+                xp.zeros_like(sigma),
+            )
+    at_wall = free & (full <= turn)
+    rising = free & (low <= turn) & ~at_wall
+    count = xp.sum(xp.astype(rising, size.dtype), axis=-1, keepdims=True)
+    if wall is not None:
+        budget = budget - xp.sum(xp.where(at_wall, cap, 0.0), axis=-1, keepdims=True)
+        left = left - xp.sum(xp.where(at_wall, wall, 0.0), axis=-1, keepdims=True)
+    rest = budget + xp.sum(xp.where(rising, low, 0.0), axis=-1, keepdims=True)
+    depth = xp.where(rising, filled(rest / xp.where(count > 0, count, 1.0)), 0.0)
+    total = xp.sum(depth, axis=-1, keepdims=True)
+    y = depth * (xp.maximum(left, xp.zeros_like(left)) / xp.where(total > 0, total, 1.0))
+    if wall is None:
+        return y
+    stands = (size > 0) & (at_wall | ~free)
+    return xp.minimum(xp.where(stands, wall, xp.minimum(y, wall)), sigma)
 
 
 def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Array:
@@ -243,7 +267,8 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
         a = tau * z / xp.where(positive, r, 1.0)
         slope = xp.where(free, power * ((1 - a) / (a + (p - 1) * (1 - a))), 0.0)
         slope = xp.sum(slope, axis=-1, keepdims=True) / xp.where(total > 0, total, 1.0)
-        low, high = xp.where(norm > 1, nu, low), xp.where(norm > 1, high, nu)
+        above = norm > 1 + rounding
+        low, high = xp.where(above, nu, low), xp.where(above, high, nu)
         # 1 / ||z|| is nearly straight in nu for a large p, ||z|| for a small one, and log ||z|| in log nu far
         # from the ball
         straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
@@ -252,10 +277,23 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
         new = xp.where((new >= floor) & (new <= high), new, xp.sqrt(floor * high))
         return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
 
-    high = dual_norm(p, r, xp.ones_like(tau))[..., None]  # what nu is far from the ball, where tau is 0
-    nu, _, _ = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
+    # what nu is far from the ball, where tau is 0, and z the steepest step
+    if share is None:
+        high = dual_norm(p, r, xp.ones_like(tau))[..., None]
+    else:
+        far = boxed(p, r, xp.ones_like(tau), share)
+        free = positive & (far < share) & (far > 0)
+        log_high = xp.where(free, log_r - (p - 1) * xp.log(xp.where(free, far, 1.0)), -math.inf)
+        high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))
+    _, _, nu = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
     z = entries(nu)
-    return z if share is None else xp.minimum(z, share)
+    # the rounding of nu, which 1 / (p - 1) magnifies, is common to the free entries
+    free = positive if share is None else positive & (z < share)
+    held = 0.0 if share is None else xp.sum(xp.where(free, 0.0, share**p), axis=-1, keepdims=True)
+    spent = xp.sum(xp.where(free, z**p, 0.0), axis=-1, keepdims=True)
+    left = xp.maximum(1 - held * xp.ones_like(spent), xp.zeros_like(spent))
+    z = z * (left / xp.where(spent > 0, spent, 1.0)) ** (1 / p)
+    return z if share is None else xp.where(free, z, xp.where(positive, share, 0.0))
 
 
 def _nearer(xp: Any, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:

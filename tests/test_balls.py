@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.optimize import minimize
 from test_mutants import check as check_law
 
-from lpfamily import project, sample
+from lpfamily import epsilon, project, sample
 
 # The laws. A case's grad is the point v; its radius is often far from v's scale, and often close.
 
@@ -193,6 +193,22 @@ def test_every_scale(lib, p):
     for scale in 2.0**-100, 2.0**100:
         y = project(lib.from_numpy(v * scale, "float32"), p, 0.7 * scale)
         assert_allclose(lib.to_numpy(y) / scale, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.001, 1.5, 2, 10, math.inf])
+@pytest.mark.parametrize("distance", [1e3, 1e6, 1e12, 1e30])
+def test_far_from_ball_and_box_it_is_the_steepest_step_there(p, distance):
+    rng = np.random.default_rng(5)
+    v = (rng.standard_normal((200, 20)) * distance).astype(np.float32)
+    x = rng.random(v.shape).astype(np.float32)
+    y, eps = (function(v, p, 1.0, x=x, bounds=(0, 1)).astype(float) for function in (project, epsilon))
+    assert np.all(norms(y, p) <= 1 + 1e-6)
+    assert_allclose(np.sum(y * v, axis=1), np.sum(eps * v, axis=1), rtol=2 / distance + 1e-5)
+
+
+def test_infinite_entries_in_a_box_leave_budget_to_others():
+    y = project(np.array([[3.0, 0.1, -math.inf]]), 1, 1.2, x=0.5, bounds=(0, 1))
+    assert_allclose(y, [[0.5, 0.1, -0.5]], atol=1e-12)
 
 
 def test_infinite_entries_are_alike(lib):
