@@ -21,7 +21,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    example_shape,
+    namespace_of,
+    reshape,
+    sign,
+)
 from lpfamily.boxed import last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
@@ -206,7 +214,9 @@ def _level(xp: Any, low: Array, tau: Array, share: Array | None) -> Array:
     if share is not None:
         rest = rest - xp.sum(xp.where(full <= turn, cap, 0.0), axis=-1, keepdims=True)
     count = xp.sum(xp.astype(rising, low.dtype), axis=-1, keepdims=True)
-    return filled(rest / count) / tau
+    depth = xp.maximum(rest / count - low, xp.zeros_like(low)) / tau
+    # what is full is at its wall, whatever the level rounds to
+    return depth if share is None else xp.where(full <= turn, share, xp.minimum(depth, share))
 
 
 def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Array:
@@ -243,8 +253,8 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
         # from the ball
         straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
         new = xp.where((straight > low) & (straight < high), straight, nu * norm ** (1 / slope))
-        between = (new >= low) & (new <= high)
-        new = xp.where(between, new, xp.sqrt(xp.maximum(low, xp.full_like(low, least)) * high))
+        floor = xp.maximum(low, xp.full_like(low, least))  # 0 would stay 0
+        new = xp.where((new >= floor) & (new <= high), new, xp.sqrt(floor * high))
         return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
 
     high = dual_norm(p, r, xp.ones_like(tau))[..., None]  # what nu is far from the ball, where tau is 0
@@ -289,14 +299,14 @@ def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, Array, 
     unit = xp.where(sigma > 0, sigma, 1.0)
     if p > 2.0**60:
         follows = xp.astype((lost == 0) & ~at_wall, v.dtype)
-        return xp.sign(v), outside, follows, xp.astype(lost > 0, v.dtype), at_wall
+        return sign(v), outside, follows, xp.astype(lost > 0, v.dtype), at_wall
     total = kept + (p - 1) * lost
     d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
     if p == 2:  # alike, also where v is 0
         d = xp.where(size > 0, d, xp.max(xp.where(at_wall, 0.0, d), axis=-1, keepdims=True))
     d = xp.where(at_wall, 0.0, xp.where(outside, d, 1.0))
     c = xp.where(kept > 0, (kept / unit) ** (p - 1), 0.0)
-    return xp.sign(v), outside, d, c, at_wall
+    return sign(v), outside, d, c, at_wall
 
 
 def _apply(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
@@ -319,7 +329,7 @@ def _nearest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, .
     moved, by_radius, c, at_wall = _apply(p, operands, dv)
     if not dwall:
         return moved + by_radius * dsigma
-    moved = xp.where(at_wall, xp.sign(operands[0]) * dwall[0], moved)
+    moved = xp.where(at_wall, sign(operands[0]) * dwall[0], moved)
     spent = xp.sum(xp.where(at_wall, c * dwall[0], 0.0), axis=-1, keepdims=True)
     return moved + by_radius * (dsigma - spent)
 
@@ -330,7 +340,7 @@ def _nearest_vjp(p: float, operands: tuple[Array, ...], u: Array) -> tuple[Array
     dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
     if len(operands) == 2:
         return moved, dsigma
-    return moved, dsigma, xp.where(at_wall, xp.sign(operands[0]) * u - c * dsigma, 0.0)
+    return moved, dsigma, xp.where(at_wall, sign(operands[0]) * u - c * dsigma, 0.0)
 
 
 nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, iterates=True)
