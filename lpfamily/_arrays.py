@@ -53,7 +53,9 @@ def device_of(x: Array) -> Any:
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
-    """Return `x` in another shape."""
+    """Return `x` in this shape."""
+    if tuple(x.shape) == shape:
+        return x
     if 0 in shape and hasattr(x, "rechunk"):
         x = x.rechunk(-1)  # dask reshapes what has no entries only where it is one chunk
     return namespace_of(x).reshape(x, shape)
@@ -116,8 +118,7 @@ def broadcast_sigma(sigma: Any, rows: Array, xp: Any) -> Array:
     largest = float(xp.finfo(rows.dtype).max)
     if isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool):
         _check_radius(sigma, 0 <= sigma <= largest, largest, rows)
-        # an empty sum makes the column also where examples have no coordinates
-        return xp.sum(rows[..., :0], axis=-1, keepdims=True) + float(sigma)
+        return xp.full((*rows.shape[:-1], 1), float(sigma), dtype=rows.dtype, device=device_of(rows))
     if isinstance(sigma, np.ndarray):
         if sigma.dtype.kind not in "iuf":
             raise TypeError(f"sigma must be real; got {sigma.dtype}")

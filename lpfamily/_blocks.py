@@ -9,8 +9,10 @@ the passes that the mathematics needs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -20,8 +22,8 @@ from numpy.typing import NDArray
 from lpfamily.kernels import Library, Primitive
 from lpfamily.steepest import is_close, steepest
 
-BLOCK_BYTES = 1 << 18
-"""Of one operand: a block, its result and two scratch arrays fit in the second-level cache."""
+CACHE_BYTES = 1 << 20
+"""For a block, its result and its scratch: half of a common second-level cache."""
 
 NEWTON_FROM = 1.05
 """Below this p, too few entries of a row take part in a step of Newton's method."""
@@ -29,11 +31,25 @@ NEWTON_STEPS = 16
 
 Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
-Kernel = Callable[[Floats, Floats, Floats, Floats, Floats], Rows]
-"""kernel(x, sigma, out, s, t) fills out and says which rows are right; s and t are scratch like x."""
 
 
-Power = Callable[[Floats, Floats, Floats], tuple[Floats, Any]]
+@dataclass(frozen=True)
+class Kernel:
+    """How blocks of rows are done, and what it takes."""
+
+    fill: Callable[..., tuple[Any, ...]]
+    """fill(x, sigma, out, t) fills out, t being scratch like x, and returns numbers of each row."""
+    right: Callable[..., Rows]
+    """right(sigma, *numbers) says for all rows which are right."""
+    scratch: bool = True
+    """Whether it uses t."""
+    held: int = 3
+    """How many arrays of a block's size it comes back to."""
+    blank: bool = False
+    """Whether it needs out to be 0."""
+
+
+Power = Callable[[Floats, Floats, Floats], tuple[Floats, Any, int]]
 
 
 class NumpyLibrary(Library):
@@ -76,31 +92,36 @@ class NumpyLibrary(Library):
         )
 
 
-def _blocks(rows: Floats) -> list[slice]:
-    step = max(1, BLOCK_BYTES // rows[0].nbytes)
+def _blocks(rows: Floats, held: int = 4) -> list[slice]:
+    step = max(1, CACHE_BYTES // (held * rows[0].nbytes))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def _steepest(primitive: Primitive, p: float, x: Floats, sigma: Floats) -> Floats:
     kernel = _kernel(p, x.dtype)
-    blocks = _blocks(x)
-    out = np.empty(x.shape, x.dtype)
-    scratch = np.empty((2, *x[blocks[0]].shape), x.dtype)
+    blocks = _blocks(x, kernel.held)
+    out = np.zeros(x.shape, x.dtype) if kernel.blank else np.empty(x.shape, x.dtype)
+    t = np.empty(x[blocks[0]].shape if kernel.scratch else (0, 0), x.dtype)
+    numbers = []
     for block in blocks:
         rows = x[block]
-        right = kernel(rows, sigma[block], out[block], *scratch[:, : len(rows)])
-        if not right.all():
-            wrong = ~right
-            out[block][wrong] = _repaired(primitive, p, kernel, rows[wrong], sigma[block][wrong])
+        numbers.append(kernel.fill(rows, sigma[block], out[block], t[: len(rows)]))
+    right = kernel.right(sigma, *map(np.concatenate, zip(*numbers, strict=True)))
+    if not right.all():
+        for block in blocks:
+            wrong = np.flatnonzero(~right[block]) + block.start
+            if wrong.size:
+                out[wrong] = _repaired(primitive, p, kernel, x[wrong], sigma[wrong])
     return out
 
 
 def _repaired(primitive: Primitive, p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
     out: Floats
-    out, s, t, scaled = np.empty((4, *x.shape), x.dtype)
+    out, t, scaled = np.zeros((3, *x.shape), x.dtype)
     exact = _scale(x, scaled, p)
-    right = kernel(scaled, sigma, out, s, t) & exact
-    out[~right] = primitive.value(p, x[~right], sigma[~right])
+    wrong = ~(kernel.right(sigma, *kernel.fill(scaled, sigma, out, t)) & exact)
+    if wrong.any():
+        out[wrong] = primitive.value(p, x[wrong], sigma[wrong])
     return out
 
 
@@ -181,147 +202,175 @@ def _scale(x: Floats, out: Floats, p: float) -> Rows:
     return exact
 
 
+@functools.lru_cache(64)
 def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
     if p == math.inf:
-        return _signs
+        return _signs(dtype)
     if p == 1:
-        return _largest
-    power, e, scales = _power(1 / (p - 1), dtype)
+        return Kernel(_fill_largest, lambda sigma, top: top > 0, held=2, blank=True)
+    power, e, scratch, held = _power(1 / (p - 1), dtype)
     info = np.finfo(dtype)
     normal, largest = float(info.tiny), float(info.max)
-    # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
+    # without scaling down, log|x| and its rounding may be large
+    most = 2.0**40 if p >= 5 else largest * 2.0**-26
     exact_root = -e / (e + 1) if e else -1 / Fraction(p)
     root = float(exact_root)
-    lost = float(exact_root - Fraction(root))
+    # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
+    lost = float(exact_root - Fraction(root)) if dtype.itemsize == 8 else 0.0
 
-    def kernel(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
-        exact: Any = True
-        if scales:
-            exact = _scale(x, s, p)
-            x = s
-        u, unit = power(x, out, t)
-        total = np.vecdot(u, x).astype(np.float64) / unit**2
-        factor = sigma[:, 0] * (total**root * (1 + lost * np.log(total)) / unit)
+    def fill(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats, ...]:
+        u, unit, carried = power(x, out, t)
+        total = np.vecdot(u, x).astype(np.float64)
+        own = total if unit is None else total / unit ** (1 + carried)
+        factor = own**root
+        if lost:
+            factor *= 1 + lost * np.log(own)
+        if carried:
+            factor /= unit
+        factor *= sigma[:, 0]
         np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
-        right: Rows = exact & (total >= normal * 2.0**26) & (total <= largest * 2.0**-26)
-        right &= ((factor >= normal) & (factor <= largest)) | (sigma[:, 0] == 0)
-        return right
+        return total, factor
 
-    return kernel
+    def right(sigma: Floats, total: Floats, factor: Floats) -> Rows:
+        found: Rows = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
+        return found & (total >= normal * 2.0**26) & (total <= most)
+
+    return Kernel(fill, right, scratch, held)
 
 
-def _power(e: float, dtype: np.dtype[Any]) -> tuple[Power, Fraction | None, bool]:
-    """Return power(x, u, t), its exponent if that is a fraction, and whether x must be scaled first.
+def _power(e: float, dtype: np.dtype[Any]) -> tuple[Power, Fraction | None, bool, int]:
+    """Return power(x, u, t), its exponent if that is a fraction, whether it uses t, and what it holds.
 
-    power returns an array, x or u, and a unit, 1 or max|x| of each row, such that the array is
-    unit * sign(x) |x / unit|^e; t is scratch.
+    power returns an array, x or u, a unit of each row, and whether the array carries it: it is
+    unit * sign(x) |x / unit|^e, or without the first factor. None is a unit of 1.
     """
     tiny = float(np.finfo(dtype).tiny)
     bits = np.dtype(f"u{dtype.itemsize}")
     sign = bits.type(1 << (8 * dtype.itemsize - 1))
+    # A small power of an entry that scaling down takes to zero may be large.
+    most_unit = 1.0 if e <= 0.25 else math.inf
     whole = round(e) if e < 13 and is_close(e, round(e), dtype) else 0
 
-    def identity(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
-        return x, 1.0
+    def sizes(x: Floats, t: Floats) -> Floats:
+        """Fill t with |x| and return the largest of each row: numbers are in the order of their bits."""
+        np.abs(x, out=t)
+        top: Floats = t.view(f"i{dtype.itemsize}").max(axis=1).view(dtype)
+        return top
 
-    def square(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def scale(x: Floats, t: Floats, most: float = math.inf) -> Floats:
+        """Fill t with |x| / unit, below 1 where `most` allows it, and return the units, powers of two."""
+        unit = np.minimum(np.ldexp(1.0, np.frexp(sizes(x, t))[1]), most)
+        np.multiply(t, (1 / unit).astype(dtype)[:, None], out=t)
+        return unit
+
+    def copy_sign(x: Floats, u: Floats, t: Floats) -> None:
+        np.bitwise_and(x.view(bits), sign, out=t.view(bits))
+        np.bitwise_or(u.view(bits), t.view(bits), out=u.view(bits))
+
+    def identity(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
+        return x, None, 0
+
+    def square(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         np.abs(x, out=t)
         np.multiply(x, t, out=u)
-        return u, 1.0
+        return u, None, 0
 
-    def cube(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def cube(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         np.multiply(x, x, out=t)
         np.multiply(x, t, out=u)
-        return u, 1.0
+        return u, None, 0
 
-    def cube_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def cube_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         np.cbrt(x, out=u)
-        return u, 1.0
+        return u, None, 0
 
-    def ninth_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def ninth_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         np.cbrt(x, out=u)
         np.cbrt(u, out=u)
-        return u, 1.0
+        return u, None, 0
 
-    def copy_sign(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
-        t = t.view(bits)
-        np.bitwise_and(x.view(bits), sign, out=t)
-        np.bitwise_or(u.view(bits), t, out=u.view(bits))
-        return u, 1.0
-
-    def square_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def square_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         np.abs(x, out=u)
         np.sqrt(u, out=u)
-        return copy_sign(x, u, t)
+        copy_sign(x, u, t)
+        return u, None, 0
 
-    def whole_power(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
-        # |x|^(e-1) by squaring, from below where it would be subnormal, which is slow; x brings the sign
-        np.abs(x, out=t)
-        np.maximum(t, tiny ** (0.9 / e), out=t)
-        u[...] = x
+    def whole_power(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
+        # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
+        unit = scale(x, t)
+        np.maximum(t, tiny ** (0.75 / e), out=t)
         n = whole - 1
-        while n:
-            if n & 1:
-                u *= t
-            n >>= 1
-            if n:
-                t *= t
-        return u, 1.0
+        while n % 2 == 0:
+            t *= t
+            n //= 2
+        if n > 1:
+            np.multiply(t, t, out=u)
+        while n := n // 2:
+            if n % 2:
+                t *= u
+            if n > 1:
+                u *= u
+        np.multiply(t, x, out=u)
+        return u, unit, 1
 
-    def steep(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
+    def steep(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
         # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
-        top = np.maximum(x.max(axis=1), -x.min(axis=1))[:, None]
-        np.abs(x, out=u)
-        u -= top
-        u *= 1 / top
-        np.maximum(u, float(np.finfo(dtype).epsneg) - 1, out=u)
-        np.log1p(u, out=u)
-        u *= e - 1
-        np.maximum(u, 0.9 * math.log(tiny), out=u)
-        np.exp(u, out=u)
-        u *= x
-        return u, top[:, 0].astype(np.float64)
+        top = sizes(x, t)
+        t -= top[:, None]
+        t *= (1 / top)[:, None]
+        np.maximum(t, float(np.finfo(dtype).epsneg) - 1, out=t)
+        np.log1p(t, out=t)
+        t *= e - 1
+        np.maximum(t, 0.9 * math.log(tiny), out=t)
+        np.exp(t, out=t)
+        np.multiply(t, x, out=u)
+        return u, top.astype(np.float64), 1
 
-    def general(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any]:
-        np.abs(x, out=u)
+    def general(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
+        unit = scale(x, u, most_unit)
         np.log(u, out=u)
         u *= e
         np.exp(u, out=u)
-        return copy_sign(x, u, t)
+        copy_sign(x, u, t)
+        return u, unit, 0
 
-    roots = {2: square_root, 3: cube_root, 9: ninth_root}
-    for n, power in {1: identity, 2: square, 3: cube}.items():
+    for n, power, scratch, held in (1, identity, False, 1), (2, square, True, 3), (3, cube, True, 3):
         if whole == n:
-            return power, Fraction(n), False
-    for n, power in roots.items():
+            return power, Fraction(n), scratch, held
+    for n, power, scratch, held in (
+        (2, square_root, True, 3),
+        (3, cube_root, False, 2),
+        (9, ninth_root, False, 2),
+    ):
         if is_close(e, 1 / n, dtype):
-            return power, Fraction(1, n), False
+            return power, Fraction(1, n), scratch, held
     if whole:
-        return whole_power, Fraction(whole), True
-    return steep if e > 2 else general, None, True
+        return whole_power, Fraction(whole), True, 3
+    return steep if e > 2 else general, None, True, 3
 
 
-def _largest(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
+def _fill_largest(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats]:
     np.abs(x, out=t)
     top = t.max(axis=1)
     where = np.flatnonzero(t == top[:, None])
     row = where // x.shape[1]
     ties = np.bincount(row, minlength=len(x))
-    out[...] = 0
     share = (sigma[:, 0] / ties).astype(x.dtype)
     np.put(out, where, np.copysign(share[row], x.take(where)))
-    right: Rows = top > 0
-    return right
+    return (top,)
 
 
-def _signs(x: Floats, sigma: Floats, out: Floats, s: Floats, t: Floats) -> Rows:
+def _signs(dtype: np.dtype[Any]) -> Kernel:
     # The least subnormal times `huge` is `least`, so the clip makes every entry +-least, 0 or NaN.
-    info = np.finfo(x.dtype)
-    huge = 2.0 ** (info.maxexp - 1)
-    least = huge * float(info.smallest_subnormal)
-    np.multiply(x, x.dtype.type(huge), out=out)
-    np.clip(out, -least, least, out=out)
-    factor = sigma * x.dtype.type(1 / least)
-    out *= factor
-    right: Rows = np.isfinite(factor[:, 0])
-    return right
+    info = np.finfo(dtype)
+    huge = dtype.type(2.0 ** (info.maxexp - 1))
+    least = huge * info.smallest_subnormal
+
+    def fill(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats]:
+        np.multiply(x, huge, out=out)
+        np.clip(out, -least, least, out=out)
+        factor = sigma * (1 / least)
+        out *= factor
+        return (factor[:, 0],)
+
+    return Kernel(fill, lambda sigma, factor: np.isfinite(factor), scratch=False, held=1)

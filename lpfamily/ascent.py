@@ -35,15 +35,16 @@ def ascend(
       linearised loss. An average of points of the ball and the box is in both: no projection.
 
     Of every example the iterate of the largest value is kept, its start included; so a step that
-    overshoots, or a value that is NaN, loses nothing. One projected step from x is eq. 3 itself.
+    overshoots, or a value that is NaN, loses nothing. One step from x, by either method, is eq. 3's, or
+    none for an example whose value it does not raise.
 
     Parameters
     ----------
     value_and_grad
         Maps inputs like x to the value of each example, of shape `x.shape[:batch_ndim]`, and its
-        gradient with respect to the input, like x. It is called steps + 1 times. For the
-        cross-entropy take `lpfamily.error_log_odds`, which has the same maximiser and a gradient that
-        does not round away.
+        gradient with respect to the input, like x, or any positive multiple of that. It is called
+        steps + 1 times. For the cross-entropy take `lpfamily.error_log_odds`, which has the same
+        maximiser and a gradient that does not round away.
     x
         The inputs, a floating array; its first `batch_ndim` axes index examples.
     p, sigma, bounds, batch_ndim, mask
@@ -54,15 +55,16 @@ def ascend(
         The Lp norm of a projected step, a number or one an example; None means sigma for one step and
         2.5 sigma / steps for more.
     start
-        Where in the ball to begin: None for x itself, a perturbation like x (projected, if it is
-        outside), or for a point drawn uniformly from the ball what `lpfamily.sample` takes as rng.
+        Where to begin: None is x itself; an array like x is a perturbation, projected if it is
+        outside; a generator, or a JAX key, as `lpfamily.sample` takes it, draws a point uniformly from
+        the ball, projected into the box.
     method
-        As above.
+        "projected" or "frank-wolfe", as above.
 
     Returns
     -------
     Array
-        eps, of x's namespace, shape, dtype and device.
+        eps, of x's namespace, shape, dtype and device: the best perturbation, not x + eps.
 
     Raises
     ------
@@ -159,7 +161,17 @@ def frank_wolfe(
     steps
         The number of gradients, at least 1.
     start
-        Where in the ball the first gradient is taken; None means its centre, x itself.
+        Where in the ball the first gradient is taken, a perturbation; None means its centre, x itself.
+
+    Returns
+    -------
+    Array
+        eps, like x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`, examples being along the first axis of the gradient.
     """
     eps = epsilon(gradient(x if start is None else x + start), p, sigma)
     for k in range(1, steps):

@@ -55,9 +55,9 @@ def project(
     safeguarded Newton's method on the multiplier (this module says how). With `x` and `bounds` the
     minimiser subject to low <= x + y <= high as well.
 
-    It depends on the direction of v and on sigma / ||v|| alone, at every scale; far from the ball it
-    tends to `lpfamily.epsilon(v, p, sigma)`, which infinite entries get. Its derivative is that of the
-    active constraints, and 0 where it has none.
+    Up to scale it depends on the direction of v and on sigma / ||v|| alone. Far from the ball it tends
+    to `lpfamily.epsilon(v, p, sigma)`, which is the result where v has infinite entries. Its derivative
+    is that of the active constraints, and 0 where it has none.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ def project(
     Returns
     -------
     Array
-        Of v's namespace, shape, dtype and device; NaN for an example that holds a NaN.
+        Of v's namespace, shape, dtype and device. A NaN makes its example NaN; at p = inf without a
+        box, where coordinates do not depend on each other, its entry.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def sample(
 
         sigma * g / (sum_i |g_i|^p + E) ** (1/p)
 
-    is uniform in the ball (Barthe, Guédon, Mendelson, Naor 2005); at p = inf it is sigma * U.
+    is uniform in the ball; at p = inf it is sigma * U.
 
     Parameters
     ----------
@@ -117,19 +118,23 @@ def sample(
         As in `lpfamily.epsilon`.
     rng
         A `numpy.random.Generator`, a `torch.Generator` or a JAX key: it decides the library of the
-        result, and with torch its device.
+        result, and with torch its device. A generator moves on; a key gives the same points again.
     dtype
         A floating dtype of that library; None means its default.
 
     Returns
     -------
     Array
-        An array of `shape`.
+        Of that library and of `shape`. Half precision is drawn in float32.
 
     Raises
     ------
     TypeError, ValueError
         If rng is none of the three, and as in `lpfamily.epsilon`.
+
+    References
+    ----------
+    Barthe, Guédon, Mendelson, Naor: A Probabilistic Approach to the Geometry of the l_p^n-Ball, 2005.
     """
     p = check_p(p)
     library = library_of_generator(rng)

@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.boxed import entries, walls
 from lpfamily.kernels import constant, library_of
@@ -26,9 +24,10 @@ class Certificate:
         ||eps||_p / sigma: above 1, eps is outside the ball. 1 where both are 0.
     gain
         <grad, eps> over a bound that no feasible perturbation exceeds: 1 is optimal, above 1 is
-        outside the ball or the box. 1 where there is nothing to gain, and no loss.
+        outside the ball or the box, and below 0 goes down. 1 where there is nothing to gain, and eps
+        neither gains nor loses.
     zero
-        Whether eps is zero.
+        Whether eps is zero. For a gradient of zero the steepest step is, and `underused` is False.
     nonfinite
         Whether eps or grad holds a NaN or an infinity, so that norm_used and gain mean nothing.
     underused
@@ -42,7 +41,10 @@ class Certificate:
     underused: Array
 
     def summary(self) -> str:
-        """Return one line: the extremes over finite examples, and how many have each flaw."""
+        """Return one line: the extremes over finite examples, and how many have each flaw.
+
+        It reads the values: dask computes here, and a traced function cannot call it.
+        """
         fields = (self.norm_used, self.gain, self.zero, self.nonfinite, self.underused)
         norm_used, gain, *flags = library_of(self.gain).read(*fields)
         xp, finite = namespace_of(gain), ~flags[1]
@@ -90,7 +92,7 @@ def certify(
         The gradient of the loss with respect to the input, with entries set to zero where eps was
         kept at zero by a mask.
     eps
-        The perturbation to judge, of grad's shape and library.
+        The perturbation to judge, of grad's shape and library; not x + eps.
     p, sigma, x, bounds, batch_ndim
         As in `lpfamily.epsilon`.
 
@@ -115,7 +117,8 @@ def certify(
     rounding = max(float(xp.finfo(a.dtype).eps) for a in (grad, eps))
     dtype = compute_dtype(grad, "grad")
     batch, size = example_shape(grad, batch_ndim, "grad")
-    if x is None and bounds is None:
+    boxed = x is not None or bounds is not None
+    if not boxed:
         wall, room = xp.full_like(grad, math.inf, dtype=dtype), 0.0
     else:
         wall = walls(grad, x, bounds, None, dtype)
@@ -125,7 +128,7 @@ def certify(
     could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
     grad, eps, wall = (reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
     judged = library_of(grad).by_examples(
-        functools.partial(_judge, p, rounding),
+        functools.partial(_judge, p, rounding, boxed),
         "(n),(n),(n),(k),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
         *(constant(a) for a in (grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move)),
@@ -134,7 +137,14 @@ def certify(
 
 
 def _judge(
-    p: float, rounding: float, grad: Array, eps: Array, wall: Array, sigma: Array, could_move: Array
+    p: float,
+    rounding: float,
+    boxed: bool,
+    grad: Array,
+    eps: Array,
+    wall: Array,
+    sigma: Array,
+    could_move: Array,
 ) -> tuple[Array, ...]:
     xp = namespace_of(grad)
     rows = len(grad.shape) - 1
@@ -150,7 +160,10 @@ def _judge(
     r = grad / xp.where(top > 0, top, 1.0)
     unit = xp.where(sigma > 0, sigma, 1.0)
     attained = xp.sum(r * (eps / unit), axis=-1)
-    most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
+    if boxed:
+        most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
+    else:
+        most = xp.where(positive, penalty(r, p, 1.0, batch_ndim=rows), 0.0)
     gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
 
     slack = 4 * rounding * (16 + math.sqrt(grad.shape[-1]))

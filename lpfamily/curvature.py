@@ -213,7 +213,7 @@ def lemma_b1(jacobian: Array, y: Array, labels: Array) -> tuple[Array, Array]:
 
 
 class Loss(Protocol):
-    """The loss of each example as a function of its input: x of shape (..., coordinates), examples first."""
+    """The loss of each example as a function of its input; the first axes of x index examples."""
 
     def losses(self, x: Array) -> Array:
         """Return L(x) of each example."""
@@ -247,6 +247,11 @@ def loss_of(trainer: Any, labels: Array) -> LossFunctions:
         labels, v)` of `lpfamily.training.backends.Trainer`.
     labels
         Integers, one for each example.
+
+    Returns
+    -------
+    LossFunctions
+        Of the same inputs as the trainer's methods: NumPy arrays (n, inputs), as many as labels.
     """
 
     def gradients(x: Array) -> Array:
@@ -341,7 +346,10 @@ def _terms(
 
 
 def rademacher(x: Array, count: int, seed: int = 0) -> Array:
-    """Return `count` arrays like x with entries -1 or 1, along a new first axis; the seed decides all."""
+    """Return `count` arrays like x with entries -1 or 1, along a new first axis; the seed decides all.
+
+    They are the probes that `second_order` and `hutchinson` take.
+    """
     xp = namespace_of(x, "x")
     signs = 2.0 * np.random.default_rng(seed).integers(2, size=(count, *x.shape)) - 1.0
     return xp.asarray(signs, dtype=x.dtype, device=device_of(x))
@@ -428,9 +436,9 @@ def measure(
 ) -> list[Measurement]:
     """Return, for every p and sigma, what the models of eq. 4-20 predict and what the loss is.
 
-    Takes 1 gradient, `probes` Hessian products, 2 `draws` losses for each sigma, and one of each for
-    each pair. Noise is drawn in pairs eta and -eta, which cancels the terms of odd order, and is the
-    same for every sigma up to scale.
+    Takes a loss, a gradient and `probes` Hessian products at x; 2 `draws` losses for each sigma; and a
+    Hessian product and a loss for each pair of p and sigma. Noise is drawn in pairs eta and -eta, which
+    cancels the terms of odd order, and is the same for every sigma up to scale.
 
     Parameters
     ----------
@@ -439,7 +447,7 @@ def measure(
     x
         The inputs, examples along the first axis.
     p, sigma
-        The numbers to combine, each as in `lpfamily.epsilon`.
+        Sequences of numbers, each number as in `lpfamily.epsilon`; every p is combined with every sigma.
     probes
         The number of Rademacher probes for the trace.
     draws
@@ -450,7 +458,7 @@ def measure(
     Returns
     -------
     list[Measurement]
-        For each p, for each sigma.
+        For each p, for each sigma, in this order: the last changes first.
 
     Raises
     ------

@@ -119,7 +119,7 @@ def first_order(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
 
 
 def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
-    """Return what the first-order eps leaves: max ||residual - theta @ eps||_2 less its own value.
+    """Return what the first-order eps falls short of the maximum of ||residual - theta @ eps||_2.
 
     Parameters
     ----------

@@ -215,9 +215,7 @@ def calls() -> Iterator[Call]:
         yield Call(
             f"shortfall, {p}", lambda a, r, s, p=p: linear.shortfall(a, r, p, s), (residual, sigma), (theta,)
         )
-    yield Call(
-        "first_order", lambda a, r, s: linear.first_order(a, r, 1.5, s), (residual, sigma), (theta,)
-    )
+    yield Call("first_order", lambda a, r, s: linear.first_order(a, r, 1.5, s), (residual, sigma), (theta,))
     for p in 1.5, INF:
         yield Call(
             f"residual_bound, {p}",

@@ -416,7 +416,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block):
     rows = box.case.rows.astype(box.case.floats.compute)
     sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "BLOCK_BYTES", per_block * rows[0].nbytes)
+        patch.setattr(_blocks, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
         blocks = boxed(box.case.p, rows, sigma, wall)
     with np.errstate(all="ignore"):
         definition = boxed.value(box.case.p, rows, sigma, wall)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from documents import printed_and_promised
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from libraries import numpy_readonly
@@ -582,8 +581,3 @@ def test_automatic_hessian_products_under_a_trace(autodiff, p):
     for i in range(3):
         for many, one in zip(mapped, terms(x[i]), strict=True):
             assert_allclose(autodiff.to_numpy(many[i]), autodiff.to_numpy(one), rtol=1e-4, atol=1e-6)
-
-
-def test_the_page_prints_what_it_says():
-    printed, promised = printed_and_promised("curvature.md")
-    assert printed == promised

@@ -1,4 +1,4 @@
-"""The code in docs/ runs, and prints what the page says that it prints."""
+"""The code in README.md and docs/ runs, and prints what the page says that it prints."""
 
 import contextlib
 import io
@@ -6,17 +6,31 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import NAMES, UNDER_TEST
 
-DOCS = Path(__file__).parent.parent / "docs"
-BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n+prints\n+```text\n(?P<printed>.*?)```)?", re.DOTALL)
+ROOT = Path(__file__).parent.parent
+LIBRARIES = {
+    name: re.compile(rf"^(?:import|from) {name}\b", re.MULTILINE) for name in ("torch", "jax", "dask")
+}
+BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n+```text\n(?P<printed>.*?)```)?", re.DOTALL)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_the_code_of_a_page_prints_what_the_page_says(page):
-    blocks = list(BLOCK.finditer(page.read_text()))
-    assert blocks
-    for block in blocks:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(block["code"], page.name, "exec"), {})  # noqa: S102 (the page is ours)
-        if block["printed"] is not None:
-            assert printed.getvalue() == block["printed"]
+def blocks():
+    """Yield each block that the libraries under test can run; its id names the library that it needs."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        found = list(BLOCK.finditer(page.read_text()))
+        assert found, page
+        for number, block in enumerate(found, 1):
+            needs = [name for name, imports in LIBRARIES.items() if imports.search(block["code"])]
+            if set(needs) <= set(NAMES):
+                yield pytest.param(page, block, id="-".join([page.stem, str(number), *needs]))
+
+
+@pytest.mark.parametrize(("page", "block"), list(blocks()))
+def test_a_page_prints_what_it_says(page, block):
+    with contextlib.ExitStack() as scopes:
+        for library in UNDER_TEST:
+            scopes.enter_context(library.looking())
+        printed = scopes.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        exec(compile(block["code"], page.name, "exec"), {})  # noqa: S102 (the page is ours)
+    assert printed.getvalue() == (block["printed"] or "")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NAMES
-from documents import printed_and_promised
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from libraries import Floats, TestLibrary, numpy_readonly
@@ -528,8 +527,3 @@ def test_torch_compiles_it_whole(p):
     assert_allclose(
         whole(theta, residual).numpy(), worst_residual(theta, residual, p, 0.5).numpy(), atol=1e-6
     )
-
-
-def test_the_page_prints_what_it_says():
-    printed, promised = printed_and_promised("linear.md")
-    assert printed == promised

@@ -210,7 +210,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block):
     rows = case.rows.astype(case.floats.compute)
     sigma = case.radii.astype(rows.dtype)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "BLOCK_BYTES", per_block * rows[0].nbytes)
+        patch.setattr(_blocks, "CACHE_BYTES", 3 * per_block * rows[0].nbytes)
         blocks = steepest(case.p, rows, sigma)
     with np.errstate(all="ignore"):
         definition = steepest.value(case.p, rows, sigma)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-from backends_under_test import NAMES
+from backends_under_test import NAMES, trainer_on_digits
 from commandline import (
     FILES,
     NAME,
@@ -33,7 +33,7 @@ from commandline import (
 )
 from safetensors.numpy import load, load_file, save
 
-from lpfamily.training import data
+from lpfamily.training import backends, data, evaluation
 from lpfamily.training.recipes import Recipe
 
 OBJECTIVES = {
@@ -80,7 +80,15 @@ def test_a_run_leaves_its_five_files(run):
 def test_the_result_is_what_the_checkpoint_does(run):
     folder, _ = run
     result = json.loads((folder / "result.json").read_text())
-    assert set(result) == {"test_error", "seconds_per_epoch", "epochs", "parameters", "tested_on"}
+    assert set(result) == {
+        "test_error",
+        "one_step_unused",
+        "seconds_per_epoch",
+        "epochs",
+        "parameters",
+        "tested_on",
+    }
+    assert result["one_step_unused"] == {"1": 0, "2": 0, "inf": 0}
     errors = result["test_error"]
     assert set(errors) == {"clean", "noise", "one_step"}
     state, test = load_file(folder / "checkpoint.safetensors"), data.load("digits").test
@@ -238,6 +246,74 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, t
     state = load_file(folder / "checkpoint.safetensors")
     assert np.abs(state["layers.0.weight"]).max() > 1e10  # it is not the initial one
     assert all(np.isfinite(array).all() for array in state.values())
+
+
+# Budget that is left unused
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty", "plain"])
+def test_gradients_that_are_zero_are_counted_and_said_once(backend, tmp_path, objective):
+    small_mnist(tmp_path / "mnist")
+    flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--batch-size", 10, "--epochs", 1)
+    folder = tmp_path / "run"
+    trained(folder, "--backend", backend, "--objective", objective, *flags)
+    (folder / "result.json").unlink()
+    changed(recipe={"epochs": 3})(folder)
+    saturated = arrays(lambda state: state | {BIAS: np.full(600, 1e3, np.float32)}, '{"epoch": 1}')
+    saturated(folder)
+    resumed = train("--resume", folder, "--quiet", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed
+    *training, test = resumed.stderr.splitlines()
+    for p in "1", "2", "inf":
+        assert f"20 of 20 examples at p = {p}" in test
+    assert test.startswith("warning: the one-step test leaves budget unused for")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["one_step_unused"] == {"1": 1, "2": 1, "inf": 1}
+    assert set(result["test_error"]["one_step"].values()) == {result["test_error"]["clean"]}
+    if objective == "plain":
+        assert training == []
+        assert not any("unused" in line for line in metrics(folder))
+        return
+    assert [line["unused"] for line in metrics(folder)] == [0, 1, 1]
+    (line,) = training
+    assert line.startswith("warning: training leaves budget unused for 20 of 20 examples at p = 2: ")
+
+
+class Stub:
+    """A trainer whose input gradients are given; inputs are logits."""
+
+    def __init__(self, gradients):
+        self.gradients = gradients
+
+    def input_gradients(self, x, labels):
+        return self.gradients
+
+    def logits(self, x):
+        return x
+
+
+@pytest.mark.parametrize(("sigma", "share"), [(0.5, 0.4), (0.0, 0.1)])
+def test_what_has_no_direction_is_counted_and_stays_clean(sigma, share):
+    x = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+    gradients, labels = -x, x.argmax(axis=1)
+    gradients[:3], gradients[3] = 0.0, np.nan
+    gradients[4] *= 1e-38  # tiny is not zero
+    found = evaluation.measure(Stub(gradients), data.Split(x, labels), Recipe(sigma=sigma))
+    assert found["one_step_unused"] == dict.fromkeys(("1", "2", "inf"), share)
+    strong = evaluation.measure(Stub(gradients), data.Split(x, labels), Recipe(sigma=sigma and 1e3))
+    assert set(strong["test_error"]["one_step"].values()) == {0.6 if sigma else 0.0}
+
+
+LAST = "layers.2.weight"
+
+
+def test_a_zero_last_layer_leaves_everything_unused():
+    trainer, x, labels = trainer_on_digits("float32")
+    state = trainer.state()
+    assert evaluation.measure(trainer, data.Split(x, labels), Recipe())["one_step_unused"]["2"] == 0
+    trainer = backends.find("numpy").trainer(trainer.task, state | {LAST: 0 * state[LAST]})
+    found = evaluation.measure(trainer, data.Split(x, labels), Recipe())
+    assert found["one_step_unused"] == dict.fromkeys(("1", "2", "inf"), 1.0)
 
 
 # Options

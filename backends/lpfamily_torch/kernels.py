@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from lpfamily.kernels import Library, Primitive, library_of, primitives
 
@@ -21,6 +22,14 @@ class TorchLibrary(Library):
         if any(operand.requires_grad for operand in operands):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
         return _value(primitive, p, *operands)
+
+    def detour(self, function: Callable[[Any], Any], x: torch.Tensor) -> torch.Tensor | None:
+        """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
+        if not _is_plain(x) or x.requires_grad or x.dtype not in (torch.float32, torch.float64):
+            return None
+        if forward_ad._current_level >= 0:  # x may carry a tangent
+            return None
+        return torch.from_numpy(function(x.numpy()))
 
     def by_examples(
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: torch.Tensor

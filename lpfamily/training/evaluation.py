@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.certificate import certify
 from lpfamily.steepest import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data import Split
@@ -25,19 +26,41 @@ def error(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
     return float(np.mean(trainer.logits(x).argmax(axis=1) != labels))
 
 
-def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
-    """Return the test errors that end a run, as fractions.
+def unused(gradients: NDArray[Any], eps: NDArray[Any], p: float, sigma: float) -> int:
+    """Return how many examples have a perturbation that leaves budget unused.
 
-    `clean`; `noise`, under unclipped Gaussian noise by its standard deviation, mean and standard
-    error over `NOISE_DRAWS` draws; `one_step`, under eq. 3's perturbation, by p, each at the radius
-    whose strength matches the recipe's.
+    So it is where the gradient is zero, as behind saturated units, or not finite: there is no
+    direction then, and what is measured or trained with eps is the clean example.
+    """
+    found = certify(gradients, eps, p, sigma)
+    return int(np.count_nonzero(found.underused | found.nonfinite | (found.zero & (sigma > 0))))
+
+
+def unused_warning(where: str, counts: dict[str, int], examples: int) -> str:
+    """Return the line that says so, from the counts by p."""
+    parts = [f"{count} of {examples} examples at p = {p}" for p, count in counts.items() if count]
+    return (
+        f"{where} leaves budget unused for {', '.join(parts)}: a gradient that is zero or not finite has "
+        f"no direction, so they count as clean"
+    )
+
+
+def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
+    """Return what ends a run, as fractions: `test_error`, and `one_step_unused` by p.
+
+    Errors: `clean`; `noise`, under unclipped Gaussian noise by its standard deviation, mean and
+    standard error over `NOISE_DRAWS` draws; `one_step`, under eq. 3's perturbation, by p, each at the
+    radius whose strength matches the recipe's. An example whose gradient is zero or NaN stays clean
+    there, and `one_step_unused` says how many do: their errors are no sign of robustness.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
     gradients = trainer.input_gradients(x, labels)
-    one_step = {}
+    one_step, one_step_unused = {}, {}
     for p in ONE_STEP:
-        eps = epsilon(gradients, p, matched_radius(recipe, p, x.shape[1]))
-        one_step[f"{p:g}"] = error(trainer, x + eps, labels)
+        sigma = matched_radius(recipe, p, x.shape[1])
+        eps = epsilon(gradients, p, sigma)
+        one_step[f"{p:g}"] = error(trainer, x + np.nan_to_num(eps), labels)
+        one_step_unused[f"{p:g}"] = unused(gradients, eps, p, sigma) / len(x)
     noise = {}
     for std in NOISE:
         drawn = [
@@ -50,4 +73,5 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
         ]
         spread = float(np.std(drawn, ddof=1)) / math.sqrt(NOISE_DRAWS)
         noise[f"{std:g}"] = {"mean": float(np.mean(drawn)), "standard_error": spread}
-    return {"clean": error(trainer, x, labels), "noise": noise, "one_step": one_step}
+    errors = {"clean": error(trainer, x, labels), "noise": noise, "one_step": one_step}
+    return {"test_error": errors, "one_step_unused": one_step_unused}

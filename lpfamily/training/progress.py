@@ -14,7 +14,7 @@ Report = Callable[[dict[str, Any], int], None]
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress on stderr, or none if quiet."""
+    """Progress on stderr, or warnings alone if quiet."""
 
     quiet: bool = False
 
@@ -22,6 +22,15 @@ class Progress:
         """Say something once."""
         if not self.quiet:
             sys.stderr.write(line + "\n")
+
+    def warn(self, line: str) -> None:
+        """Say what must not be missed, also if quiet, and without breaking the bar."""
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+        else:
+            sys.stderr.write(f"warning: {line}\n")
 
     @contextmanager
     def epochs(self, total: int, done: int) -> Iterator[Report]:

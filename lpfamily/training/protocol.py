@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lpfamily.steepest import epsilon
 from lpfamily.training import backends, evaluation
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.draws import Draws
@@ -17,6 +18,9 @@ from lpfamily.training.networks import Network, initial_state, state_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import MODELS, Recipe, objective_of, rates
 from lpfamily.training.runs import Run
+
+CHECKED = 50
+"""After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
 
 
 class NotFinite(ArithmeticError):
@@ -90,17 +94,33 @@ def train(
             if recipe.validation:
                 x = held_out.x.astype(recipe.dtype, copy=False)
                 line["validation_error"] = evaluation.error(trainer, x, held_out.labels)
+            if recipe.objective in ("perturb", "penalty"):
+                count, of = _unused(trainer, task, float(schedule.sigma[-1]))
+                line["unused"] = count / of
+                if count and not any(before.get("unused") for before in metrics):
+                    progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
             run.log(line)
             run.save(state, epoch + 1)
             metrics.append(line)
             report(line, len(held_in.x))
-    return {
-        "test_error": evaluation.measure(trainer, dataset.test, recipe),
+    tested, examples = evaluation.measure(trainer, dataset.test, recipe), len(dataset.test.x)
+    counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
+    if any(counts.values()):
+        progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
+    return tested | {
         "parameters": f"after the last epoch, {recipe.epochs}",
         "tested_on": f"{dataset.name}, {len(dataset.test.x)} test examples",
         "seconds_per_epoch": statistics.median([line["seconds"] for line in metrics] or [0.0]),
         "epochs": recipe.epochs,
     }
+
+
+def _unused(trainer: backends.Trainer, task: backends.Task, sigma: float) -> tuple[int, int]:
+    """Return how many examples leave the budget of one step unused, of how many of the first ones."""
+    first = slice(max(20, len(task.x) // CHECKED))
+    gradients = trainer.input_gradients(task.x[first], task.labels[first])
+    p = task.objective.p
+    return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
 
 
 def _check_rates(schedule: backends.Rates, recipe: Recipe, run: Run, epoch: int) -> None:
