@@ -61,6 +61,12 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     return namespace_of(x).reshape(x, shape)
 
 
+def sign(x: Array) -> Array:
+    """Return the sign of `x`; array-api-compat's own writes through a mask on torch, which vmap refuses."""
+    xp = namespace_of(x)
+    return xp.where(x != x, x, xp.astype(x > 0, x.dtype) - xp.astype(x < 0, x.dtype))
+
+
 def compute_dtype(x: Array, name: str) -> Any:
     """Return the dtype to compute in: x's own, or float32 for the half precisions.
 

@@ -38,7 +38,11 @@ class DaskLibrary(Library):
         from dask.array import apply_gufunc
 
         return apply_gufunc(  # type: ignore[no-untyped-call]
-            function, signature, *operands, output_dtypes=dtypes, allow_rechunk=True
+            functools.partial(_by_examples, function, signature, dtypes),
+            signature,
+            *operands,
+            output_dtypes=dtypes,
+            allow_rechunk=True,
         )
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
@@ -47,6 +51,10 @@ class DaskLibrary(Library):
 
         computed: tuple[Array, ...] = compute(*arrays)  # type: ignore[no-untyped-call]
         return computed
+
+
+def _by_examples(function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+    return library_of(operands[0]).by_examples(function, signature, dtypes, *operands)
 
 
 def _apply(primitive: Primitive, p: float, *operands: Array) -> Array:

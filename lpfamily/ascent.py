@@ -128,7 +128,7 @@ def _start(xp: Any, x: Array, p: float, sigma: Any, start: Any, mask: Any, optio
         start = sample(x.shape, p, sigma, start, batch_ndim=options["batch_ndim"])
         start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype)
     if mask is not None:
-        start = xp.where(xp.asarray(mask), start, xp.zeros_like(start))
+        start = xp.where(xp.asarray(mask, device=device_of(x)), start, xp.zeros_like(start))
     return project(start, p, sigma, **options)
 
 

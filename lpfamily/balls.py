@@ -21,7 +21,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    example_shape,
+    namespace_of,
+    reshape,
+    sign,
+)
 from lpfamily.boxed import boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
@@ -332,14 +340,14 @@ def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, Array, 
     unit = xp.where(sigma > 0, sigma, 1.0)
     if p > 2.0**60:
         follows = xp.astype((lost == 0) & ~at_wall, v.dtype)
-        return xp.sign(v), outside, follows, xp.astype(lost > 0, v.dtype), at_wall
+        return sign(v), outside, follows, xp.astype(lost > 0, v.dtype), at_wall
     total = kept + (p - 1) * lost
     d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
     if p == 2:  # alike, also where v is 0
         d = xp.where(size > 0, d, xp.max(xp.where(at_wall, 0.0, d), axis=-1, keepdims=True))
     d = xp.where(at_wall, 0.0, xp.where(outside, d, 1.0))
     c = xp.where(kept > 0, (kept / unit) ** (p - 1), 0.0)
-    return xp.sign(v), outside, d, c, at_wall
+    return sign(v), outside, d, c, at_wall
 
 
 def _apply(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
@@ -362,7 +370,7 @@ def _nearest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, .
     moved, by_radius, c, at_wall = _apply(p, operands, dv)
     if not dwall:
         return moved + by_radius * dsigma
-    moved = xp.where(at_wall, xp.sign(operands[0]) * dwall[0], moved)
+    moved = xp.where(at_wall, sign(operands[0]) * dwall[0], moved)
     spent = xp.sum(xp.where(at_wall, c * dwall[0], 0.0), axis=-1, keepdims=True)
     return moved + by_radius * (dsigma - spent)
 
@@ -373,7 +381,7 @@ def _nearest_vjp(p: float, operands: tuple[Array, ...], u: Array) -> tuple[Array
     dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
     if len(operands) == 2:
         return moved, dsigma
-    return moved, dsigma, xp.where(at_wall, xp.sign(operands[0]) * u - c * dsigma, 0.0)
+    return moved, dsigma, xp.where(at_wall, sign(operands[0]) * u - c * dsigma, 0.0)
 
 
 nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, iterates=True)

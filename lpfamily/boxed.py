@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, device_of, namespace_of
+from lpfamily._arrays import Array, device_of, namespace_of, sign
 from lpfamily.kernels import Primitive
 from lpfamily.steepest import ratio_scale, steepest
 
@@ -45,7 +45,7 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
     up, down = high - x, x - low
     wall = xp.where(grad < 0, down, up)
     wall = xp.where((up >= 0) & (down >= 0), wall, math.nan)
-    return wall if mask is None else xp.where(xp.asarray(mask), wall, 0.0)
+    return wall if mask is None else xp.where(xp.asarray(mask, device=device_of(grad)), wall, 0.0)
 
 
 def _is_number(value: Any) -> bool:
@@ -223,14 +223,14 @@ def _boxed_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...
     at_wall, free, step, by_sigma, by_wall = _parts(p, operands)
     dtau = by_sigma * dsigma - xp.sum(by_wall * dwall, axis=-1, keepdims=True)
     moved = steepest.jvp(p, step, (xp.where(free, dx, 0.0), dtau))
-    return xp.where(free, moved, xp.where(at_wall, xp.sign(operands[0]) * dwall, 0.0))
+    return xp.where(free, moved, xp.where(at_wall, sign(operands[0]) * dwall, 0.0))
 
 
 def _boxed_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
     xp = namespace_of(v)
     at_wall, free, step, by_sigma, by_wall = _parts(p, operands)
     dx, dtau = steepest.vjp(p, step, xp.where(free, v, 0.0))
-    dwall = xp.where(at_wall, xp.sign(operands[0]) * v, 0.0) - dtau * by_wall
+    dwall = xp.where(at_wall, sign(operands[0]) * v, 0.0) - dtau * by_wall
     return xp.where(free, dx, 0.0), dtau * by_sigma, dwall
 
 

@@ -7,11 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
 from lpfamily.boxed import entries, walls
-from lpfamily.kernels import library_of
+from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import check_p
 
@@ -102,7 +100,8 @@ def certify(
     -------
     Certificate
         Arrays of shape `grad.shape[:batch_ndim]`: `norm_used`, `gain`, `zero`, `nonfinite`,
-        `underused`; and `summary()`, one readable line.
+        `underused`; and `summary()`, one readable line. Constants under differentiation: the bound
+        comes from a search.
 
     Raises
     ------
@@ -125,19 +124,18 @@ def certify(
         wall = walls(grad, x, bounds, None, dtype)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
         room = xp.abs(entries(xp, grad, "x", x, dtype)) + xp.where(wall < math.inf, wall, 0.0)
-    could_move = (grad != 0) & (xp.astype(eps, dtype) * xp.sign(grad) < wall - 4 * rounding * room)
+    could_move = (grad != 0) & (xp.where(grad < 0, -eps, eps) < wall - 4 * rounding * room)
     could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
     grad, eps, wall = (reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
     judged = library_of(grad).by_examples(
         functools.partial(_judge, p, rounding, boxed),
         "(n),(n),(n),(k),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
-        *(grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move),
+        *(constant(a) for a in (grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move)),
     )
     return Certificate(*judged)
 
 
-@np.errstate(all="ignore")
 def _judge(
     p: float,
     rounding: float,

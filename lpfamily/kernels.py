@@ -66,7 +66,8 @@ class Library:
         `signature` says which axes are an example's, as for NumPy's generalized ufuncs: "(m,n),(m)->(n)"
         is a matrix for all and a vector for each; `dtypes` are those of the results.
         """
-        return function(*operands)
+        with np.errstate(all="ignore"):  # as in `apply`
+            return function(*operands)
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
         """Return arrays whose values can be looked at."""
@@ -112,9 +113,10 @@ class Library:
         """
         from scipy.special import ndtr  # importing it takes longer than the rest of the core
 
-        if hasattr(x, "__array_ufunc__"):
-            return ndtr(-x)
-        return namespace_of(x).asarray(ndtr(-np.asarray(x)), device=device_of(x))
+        if hasattr(x, "__array_ufunc__") or isinstance(x, np.generic):
+            return ndtr(np.negative(x))
+        tail = np.asarray(ndtr(-np.from_dlpack(x, device="cpu")))
+        return namespace_of(x).asarray(tail, device=device_of(x))
 
 
 _libraries: dict[str, Library] = {}

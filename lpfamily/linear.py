@@ -52,7 +52,7 @@ def worst_residual(theta: Array, residual: Array, p: float, sigma: Any) -> Array
       If c has no part in the leading singular space there may be no such mu (the hard case); then
       mu = max_i s_i^2, and what remains of the budget goes along a leading singular vector.
 
-    Where several maximise, one of them is returned; a theta of zeros gives zeros. The result is
+    Where several maximise, one of them is returned; a theta of zeros gives zeros. eps / sigma is
     constant under differentiation: by Danskin's theorem that is what the derivative of the largest
     residual needs.
 
@@ -129,7 +129,7 @@ def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
     Returns
     -------
     Array
-        Of shape `residual.shape[:-1]`, in units of the residual; >= 0, to rounding.
+        Of shape `residual.shape[:-1]`, in units of the residual; >= 0, to rounding. Differentiable.
 
     Raises
     ------

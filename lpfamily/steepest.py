@@ -14,7 +14,15 @@ import math
 from numbers import Real
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    device_of,
+    example_shape,
+    namespace_of,
+    reshape,
+)
 from lpfamily.kernels import Primitive, library_of
 
 
@@ -134,7 +142,7 @@ def epsilon(
 
 
 def _masked(xp: Any, grad: Array, mask: Array) -> Array:
-    mask = xp.asarray(mask)
+    mask = xp.asarray(mask, device=device_of(grad))
     if not xp.isdtype(mask.dtype, "bool"):
         raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
     try:

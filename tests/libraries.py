@@ -111,7 +111,22 @@ def numpy_readonly() -> TestLibrary:
 def array_api_strict() -> TestLibrary:
     import array_api_strict as xp
 
-    return TestLibrary("array-api-strict", xp, ("float32", "float64"), xp.asarray, np.asarray)
+    # what a library that traces cannot do, and the one extension that the standard lacks a substitute for
+    xp.set_array_api_strict_flags(
+        api_version="2024.12",
+        boolean_indexing=False,
+        data_dependent_shapes=False,
+        enabled_extensions=["linalg"],
+    )
+    # not the device on which an array is made that no device was named for
+    host, device = (xp.Device(name) for name in ("CPU_DEVICE", "device1"))
+    return TestLibrary(
+        "array-api-strict",
+        xp,
+        ("float32", "float64"),
+        lambda x: xp.asarray(x, device=device),
+        lambda x: np.asarray(x.to_device(host)),
+    )
 
 
 def torch() -> TestLibrary:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from conftest import NAMES
+from every import EVERY
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from laws import assert_rows_close, cases, closed_form, dual, norms
@@ -20,6 +21,7 @@ needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test
 SMOOTH = [1.2, 4 / 3, 1.5, 2, 2.7, 3, 9.0]
 COMPILED = {"fullgraph": True, "backend": "aot_eager", "dynamic": False}
 seeds = st.integers(0, 2**32 - 1)
+every = pytest.mark.parametrize("call", EVERY, ids=str)
 
 
 @given(p=st.sampled_from(P), seed=seeds)
@@ -29,6 +31,74 @@ def test_vmap_is_the_batch(autodiff, p, seed):
     sigma = autodiff.from_numpy(rng.random(4), "float32")
     one = autodiff.vmap(lambda g, s: epsilon(g, p, s, batch_ndim=0))(grad, sigma)
     assert_allclose(autodiff.to_numpy(one), autodiff.to_numpy(epsilon(grad, p, sigma)), rtol=4e-6, atol=1e-24)
+
+
+# Every function, in float64, against NumPy's plain call.
+
+
+def given_to(lib, call):
+    """Return the call's arrays in a library; call it within the library's scope."""
+    return [lib.from_numpy(a, "float64" if a.dtype.kind == "f" else None) for a in call.arrays]
+
+
+def assert_same(lib, found, expected):
+    assert len(found) == len(expected)
+    for got, number in zip(found, expected, strict=True):
+        assert_allclose(lib.to_numpy(got), number, rtol=1e-9, atol=1e-12)
+
+
+@every
+def test_every_function_is_numpys_also_jitted(lib, call):
+    with lib.scope():
+        found = lib.jit(call)(*given_to(lib, call))
+    assert_same(lib, found, call(*call.arrays))
+
+
+@every
+def test_every_function_maps(autodiff, call):
+    with autodiff.scope():
+        arrays = given_to(autodiff, call)
+        shared, own = arrays[: len(call.shared)], arrays[len(call.shared) :]
+        found = autodiff.jit(autodiff.vmap(lambda *own: call(*shared, *own)))(*own)
+    assert_same(autodiff, found, call(*call.arrays))
+
+
+def weighted(xp, call, weights, floats, whole):
+    """Return a number: the results of a call, weighted and summed."""
+    arrays = list(whole)
+    for i, array in zip(call.floating, floats, strict=True):
+        arrays[i] = array
+    return sum(xp.sum(w * result) for w, result in zip(weights, call(*arrays), strict=True))
+
+
+def weights_of(call):
+    rng = np.random.default_rng(21)
+    return [rng.standard_normal(np.shape(result)) for result in call(*call.arrays)]
+
+
+@functools.cache
+def slopes_of(call):
+    """Return the central differences of `weighted` in each floating argument."""
+    weights, floats = weights_of(call), [call.arrays[i] for i in call.floating]
+
+    def moved(k, x):
+        return weighted(np, call, weights, [x if j == k else a for j, a in enumerate(floats)], call.arrays)
+
+    return [differences(lambda x, k=k: moved(k, x), array) for k, array in enumerate(floats)]
+
+
+@every
+def test_every_derivative_is_the_central_difference(autodiff, call):
+    with autodiff.scope():
+        arrays = given_to(autodiff, call)
+        weights = [autodiff.from_numpy(w, "float64") for w in weights_of(call)]
+        floats = tuple(arrays[i] for i in call.floating)
+        found = autodiff.jit(
+            autodiff.derivative(lambda floats: weighted(autodiff.xp, call, weights, floats, arrays))
+        )(floats)
+    expected = [0] * len(floats) if call.constant else slopes_of(call)
+    for got, slope in zip(found, expected, strict=True):
+        assert_allclose(autodiff.to_numpy(got), slope, rtol=1e-6, atol=1e-6)
 
 
 # Derivatives.
@@ -208,22 +278,23 @@ class TestTorch:
         "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
     )
     @pytest.mark.parametrize("requires_grad", [False, True])
-    def test_everything_compiles(self, requires_grad):
+    @every
+    def test_every_function_compiles_whole(self, call, requires_grad):
         import torch
 
-        x = torch.randn(4, 9, dtype=torch.float64, requires_grad=requires_grad)
-        y = torch.tensor([0, 3, 8, 1])
-        mask = torch.rand(9) < 0.5
-        for function in (
-            lambda x: epsilon(x, 1.5, 0.5, mask=mask),
-            lambda x: norm(x, 3),
-            lambda x: penalty(x, 1.5, 0.5),
-            lambda x: error_log_odds(x, y),
-            lambda x: cross_entropy(x, y),
-            lambda x: project(x, 1.5, 0.5),
-            lambda x: project(x, 1, 0.5, x=0.1, bounds=(0, 1)),
-        ):
-            torch.testing.assert_close(torch.compile(function, **COMPILED)(x), function(x))
+        weights, results, slopes = [torch.tensor(w) for w in weights_of(call)], [], []
+        for function in torch.compile(call.function, **COMPILED), call.function:
+            arrays = [torch.tensor(array) for array in call.arrays]
+            for i in call.floating:
+                arrays[i].requires_grad_(requires_grad)
+            result = function(*arrays)
+            results.append(result if isinstance(result, tuple) else (result,))
+            if requires_grad and not call.constant:
+                sum(torch.sum(w * part) for w, part in zip(weights, results[-1], strict=True)).backward()
+                slopes.append([arrays[i].grad for i in call.floating])
+        torch.testing.assert_close(*results)
+        if slopes:
+            torch.testing.assert_close(*slopes)
 
     @pytest.mark.filterwarnings(
         "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
