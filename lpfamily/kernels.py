@@ -115,7 +115,7 @@ class Library:
 
         if hasattr(x, "__array_ufunc__") or isinstance(x, np.generic):
             return ndtr(np.negative(x))
-        tail = np.asarray(ndtr(-np.from_dlpack(x, device="cpu")))
+        tail = np.asarray(ndtr(np.negative(np.from_dlpack(x, device="cpu"))))
         return namespace_of(x).asarray(tail, device=device_of(x))
 
 
