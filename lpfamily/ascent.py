@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from lpfamily._arrays import Array, compute_dtype, device_of, example_shape, namespace_of
+from lpfamily._arrays import (
+    Array,
+    broadcast_sigma,
+    compute_dtype,
+    device_of,
+    example_shape,
+    namespace_of,
+    reshape,
+)
 from lpfamily.balls import project, sample
 from lpfamily.steepest import epsilon
 
@@ -81,13 +89,14 @@ def ascend(
         raise ValueError(f"steps must be at least 1; got {steps}")
     if method not in ("projected", "frank-wolfe"):
         raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
+    xp = namespace_of(x, "x")
+    compute_dtype(x, "x")
+    batch, size = example_shape(x, batch_ndim, "x")
+    broadcast_sigma(sigma, reshape(x, (*batch, size)), xp)  # an error names it, not what is made of it
     if step_size is None:
         step_size = sigma if steps == 1 else 2.5 / steps * sigma
     elif method == "frank-wolfe":
         raise ValueError("step_size belongs to method='projected': Frank-Wolfe's steps are 2 / (k + 2)")
-    xp = namespace_of(x, "x")
-    compute_dtype(x, "x")
-    batch, _ = example_shape(x, batch_ndim, "x")
     options: dict[str, Any] = {"batch_ndim": len(batch)}
 
     def at(eps: Array) -> tuple[Array, Array]:

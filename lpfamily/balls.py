@@ -93,7 +93,7 @@ def project(
 
 
 def sample(
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     p: float,
     sigma: Any,
     rng: Any,
@@ -138,10 +138,10 @@ def sample(
     """
     p = check_p(p)
     library = library_of_generator(rng)
-    shape = tuple(shape)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if batch_ndim is None:
         batch_ndim = min(1, max(0, len(shape) - 1))
-    if not 0 <= batch_ndim <= len(shape):
+    if batch_ndim not in range(len(shape) + 1):
         raise ValueError(f"batch_ndim must lie in 0..{len(shape)}, the axes of shape; got {batch_ndim}")
     batch = shape[:batch_ndim]
     rows = (*batch, math.prod(shape[batch_ndim:]))
@@ -153,7 +153,10 @@ def sample(
         xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p)
     )
     points = reshape(points, shape)
-    return points if dtype is None else xp.astype(points, dtype, copy=False)
+    points = points if dtype is None else xp.astype(points, dtype, copy=False)
+    if not xp.isdtype(points.dtype, "real floating"):
+        raise TypeError(f"dtype must be a real floating one; got {points.dtype}")
+    return points
 
 
 # The definition. `v` and `wall` hold examples as rows, (..., d); `sigma` is (..., 1).
