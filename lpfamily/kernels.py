@@ -115,8 +115,8 @@ class Library:
 
         if hasattr(x, "__array_ufunc__") or isinstance(x, np.generic):
             return ndtr(-x)
-        tail = np.asarray(ndtr(-np.from_dlpack(x, device="cpu")))
-        return namespace_of(x).asarray(tail, device=device_of(x))
+        here: Array = np.from_dlpack(x, device="cpu")
+        return namespace_of(x).asarray(np.asarray(ndtr(-here)), device=device_of(x))
 
 
 _libraries: dict[str, Library] = {}
