@@ -117,7 +117,7 @@ def calls() -> Iterator[Call]:
     for p in 1, 1.5, 2, 3, INF:
         yield Call(f"epsilon, {p}", lambda g, s, p=p: epsilon(g, p, s), (grad, sigma))
     yield Call("epsilon, mask", lambda g, s: epsilon(g, 1.5, s, mask=mask), (grad, sigma))
-    for p in 1, 1.5, INF:
+    for p in 1, 1.2, 2, 9, INF:
         yield Call(
             f"epsilon, bounds, {p}",
             lambda g, s, x, low, high, p=p: epsilon(g, p, s, x=x, bounds=(low, high)),
@@ -126,9 +126,9 @@ def calls() -> Iterator[Call]:
     for p in 1, 3, INF:
         yield Call(f"norm, {p}", lambda x, p=p: norm(x, p), (grad,))
         yield Call(f"penalty, {p}", lambda g, s, p=p: penalty(g, p, s), (grad, sigma))
-    for p in 1, 1.5, 2, 3, INF:
+    for p in 1, 1.1, 2, 3, INF:
         yield Call(f"project, {p}", lambda v, s, p=p: project(v, p, s), (2 * grad, sigma))
-    for p in 1, 1.5, INF:
+    for p in 1, 1.5, 2, 3, INF:
         yield Call(
             f"project, bounds, {p}",
             lambda v, s, x, low, high, p=p: project(v, p, s, x=x, bounds=(low, high)),
@@ -142,12 +142,12 @@ def calls() -> Iterator[Call]:
     for method in "projected", "frank-wolfe":
         yield Call(
             f"ascend, {method}",
-            lambda x, s, method=method: ascend(oscillating, x, 1.5, s, 3, method=method),
+            lambda x, s, method=method: ascend(oscillating, x, 2, s, 2, method=method),
             (grad, sigma),
         )
     yield Call(
         "ascend, bounds",
-        lambda x, s: ascend(oscillating, x, 3, s, 2, bounds=(0.0, 1.0)),
+        lambda x, s: ascend(oscillating, x, INF, 0.2 * s, 2, bounds=(0.0, 1.0)),
         (x, sigma),
     )
 
@@ -216,7 +216,7 @@ def calls() -> Iterator[Call]:
             f"shortfall, {p}", lambda a, r, s, p=p: linear.shortfall(a, r, p, s), (residual, sigma), (theta,)
         )
     yield Call("first_order", lambda a, r, s: linear.first_order(a, r, 1.5, s), (residual, sigma), (theta,))
-    for p in 1.5, INF:
+    for p in 1, 1.5, INF:
         yield Call(
             f"residual_bound, {p}",
             lambda a, r, s, p=p: linear.residual_bound(a, r, p, s),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NAMES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from libraries import Floats, TestLibrary, numpy_readonly
@@ -59,8 +58,8 @@ class Case:
 @st.composite
 def cases(draw: Any, lib: TestLibrary, kinds: list[str] = KINDS) -> Case:
     floats = lib.floats[draw(st.sampled_from(lib.dtypes))]
-    if lib.compiles:
-        m, n = draw(st.sampled_from(SHAPES))
+    if lib.compiles:  # every shape and dtype is a compilation; half precision is float32 and its ends
+        m, n = (3, 5) if floats.name != "float32" else draw(st.sampled_from(SHAPES))
     else:
         m, n = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     kind = draw(st.sampled_from(kinds))
@@ -474,56 +473,11 @@ def test_an_error_says_what_was_given(lib):
             worst_residual(np.ones((2, 3), "float32"), r, 2, 1.0)
 
 
-# Traced.
-
-
 @pytest.mark.parametrize("p", EXACT)
 def test_vmap_is_the_batch(autodiff, p):
     rng = np.random.default_rng(0)
     theta, residual = (autodiff.from_numpy(rng.standard_normal(s), "float32") for s in ((2, 3, 5), (2, 3)))
-    mapped = autodiff.vmap(lambda a, r: worst_residual(a, r, p, 0.5))(theta, residual)
+    mapped = autodiff.jit(autodiff.vmap(lambda a, r: worst_residual(a, r, p, 0.5)))(theta, residual)
     for i in range(2):
         one = worst_residual(theta[i], residual[i], p, 0.5)
         assert_allclose(autodiff.to_numpy(mapped[i]), autodiff.to_numpy(one), atol=1e-5)
-
-
-@pytest.mark.parametrize("p", EXACT)
-def test_jit_is_the_plain_call(autodiff, p):
-    rng = np.random.default_rng(0)
-    theta, residual = (autodiff.from_numpy(rng.standard_normal(s), "float32") for s in ((3, 5), (2, 3)))
-    for function in worst_residual, first_order, shortfall, residual_bound:
-        plain = function(theta, residual, p, 0.5)
-        jitted = autodiff.jit(lambda a, r, f=function: f(a, r, p, 0.5))(theta, residual)
-        assert_allclose(autodiff.to_numpy(jitted), autodiff.to_numpy(plain), atol=1e-5)
-
-
-@pytest.mark.parametrize("p", P)
-def test_the_derivative_of_the_bound_is_danskins(autodiff, p):
-    rng = np.random.default_rng(0)
-    theta, residual, way = (
-        rng.standard_normal((3, 5)),
-        rng.standard_normal((2, 3)),
-        rng.standard_normal((3, 5)),
-    )
-    h = 1e-6
-    with autodiff.scope():
-        r = autodiff.from_numpy(residual)
-        slope = autodiff.derivative(lambda a: autodiff.xp.sum(residual_bound(a, r, p, 0.5)))(
-            autodiff.from_numpy(theta)
-        )
-    up, down = (np.sum(residual_bound(theta + s * h * way, residual, p, 0.5)) for s in (1, -1))
-    assert_allclose(np.sum(autodiff.to_numpy(slope) * way), (up - down) / (2 * h), rtol=1e-6)
-
-
-@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
-@pytest.mark.parametrize("p", EXACT)
-def test_torch_compiles_it_whole(p):
-    import torch
-
-    theta, residual = torch.ones(2, 3).cumsum(1), torch.ones(4, 2).cumsum(0)
-    whole = torch.compile(
-        lambda a, r: worst_residual(a, r, p, 0.5), fullgraph=True, backend="aot_eager", dynamic=False
-    )
-    assert_allclose(
-        whole(theta, residual).numpy(), worst_residual(theta, residual, p, 0.5).numpy(), atol=1e-6
-    )

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from conftest import NAMES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from laws import dual, norms
@@ -346,12 +345,7 @@ def test_a_mistake_breaks_the_law(mistake):
         check(functools.partial(textbook, **{mistake: True}))
 
 
-# Derivatives and traces.
-
-
-def differences(function, x, h=1e-6):
-    steps = h * np.eye(x.size).reshape(-1, *x.shape)
-    return np.array([(function(x + s) - function(x - s)) / (2 * h) for s in steps]).reshape(x.shape)
+# Derivatives.
 
 
 def smooth(seed):
@@ -359,47 +353,6 @@ def smooth(seed):
     rng = np.random.default_rng(seed)
     weights, bias, x = rng.standard_normal((4, 3)), rng.standard_normal(3), rng.standard_normal((5, 4))
     return weights, bias, x, rng.standard_normal((5, 4)), np.argmax(x @ weights + bias, axis=1)
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
-def test_derivatives_of_the_distance_are_its_differences(autodiff, p, which):
-    *values, _, labels = smooth(3)
-
-    def total(xp, y, *values):
-        return xp.sum(boundary_distance(*values, y, p))
-
-    with autodiff.scope():
-        y = autodiff.from_numpy(labels)
-        arrays = [autodiff.from_numpy(value, "float64") for value in values]
-        slope = autodiff.derivative(
-            lambda v: total(autodiff.xp, y, *[v if k == which else a for k, a in enumerate(arrays)])
-        )(arrays[which])
-    expected = differences(
-        lambda v: total(np, labels, *[v if k == which else a for k, a in enumerate(values)]), values[which]
-    )
-    assert_allclose(autodiff.to_numpy(slope), expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("which", [0, 1, 2, 3])
-def test_derivatives_of_the_closed_form_are_its_differences(autodiff, which):
-    *values, labels = smooth(3)
-
-    def total(xp, y, weights, bias, x, direction):
-        t = flip_distance((weights, bias), x, direction, y)
-        return xp.sum(xp.where(t < 50, t, 0.0))
-
-    with autodiff.scope():
-        y = autodiff.from_numpy(labels)
-        arrays = [autodiff.from_numpy(value, "float64") for value in values]
-        slope = autodiff.derivative(
-            lambda v: total(autodiff.xp, y, *[v if k == which else a for k, a in enumerate(arrays)])
-        )(arrays[which])
-    expected = differences(
-        lambda v: total(np, labels, *[v if k == which else a for k, a in enumerate(values)]), values[which]
-    )
-    assert np.any(expected)
-    assert_allclose(autodiff.to_numpy(slope), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_derivatives_are_never_nan(autodiff):
@@ -416,53 +369,6 @@ def test_derivatives_are_never_nan(autodiff):
         w, b, v, d = (autodiff.from_numpy(a, "float64") for a in (weights, bias, x, direction))
         y = autodiff.from_numpy(labels)
         assert np.isfinite(autodiff.to_numpy(autodiff.derivative(total)(w))).all()
-
-
-def test_the_search_is_a_constant(autodiff):
-    weights, bias, x, direction, labels = smooth(5)
-    with autodiff.scope():
-        w, b, v, d = (autodiff.from_numpy(a, "float64") for a in (weights, bias, x, direction))
-        y = autodiff.from_numpy(labels)
-        slope = autodiff.derivative(
-            lambda v: (
-                autodiff.xp.sum(v) + autodiff.xp.sum(flip_distance(lambda u: u @ w + b, v, d, y, most=1.0))
-            )
-        )(v)
-    finite = np.isfinite(autodiff.to_numpy(slope))
-    assert_array_equal(autodiff.to_numpy(slope)[finite], 1)
-    assert finite.all()
-
-
-def test_traced_is_eager(autodiff):
-    weights, bias, x, direction, labels = (autodiff.from_numpy(v) for v in smooth(6))
-    for function in (
-        lambda v, y: boundary_distance(weights, bias, v, y, 3),
-        lambda v, y: flip_distance((weights, bias), v, direction, y),
-        lambda v, y: flip_distance(lambda u: u @ weights + bias, v, direction, y, most=4.0),
-    ):
-        got = autodiff.to_numpy(autodiff.jit(function)(x, labels))
-        assert_allclose(got, autodiff.to_numpy(function(x, labels)), rtol=1e-5, atol=1e-5)
-    one = autodiff.vmap(lambda v, y: boundary_distance(weights, bias, v, y, 3))(x, labels)
-    assert_allclose(
-        autodiff.to_numpy(one), autodiff.to_numpy(boundary_distance(weights, bias, x, labels, 3)), rtol=1e-5
-    )
-
-
-@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
-@pytest.mark.filterwarnings(
-    "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
-)
-def test_compiled_is_eager():
-    import torch
-
-    weights, bias, x, direction, labels = (torch.tensor(v) for v in smooth(7))
-    for function in (
-        lambda v: boundary_distance(weights, bias, v, labels, 3),
-        lambda v: flip_distance((weights, bias), v, direction, labels),
-        lambda v: flip_distance(lambda u: u @ weights + bias, v, direction, labels, most=4.0, steps=3),
-    ):
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=False)
-        torch.testing.assert_close(compiled(x), function(x))
 
 
 # What is said of a bad call.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import mpmath
 import numpy as np
 import pytest
-from conftest import NAMES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from libraries import Floats, TestLibrary, numpy_readonly
@@ -370,40 +369,7 @@ def test_two_sided_error_is_that_of_a_sample():
     assert_allclose(two_sided_error(0.1, 0.5, 0.2, 0.1, 0.05, 0.2), sample, atol=1e-3)
 
 
-# Derivatives, traces, arguments.
-
-
-def rules(xp):
-    return {
-        "error_under_noise": (error_under_noise, (ERROR, MEAN, STD, SIGMA[0])),
-        "two_sided_error": (two_sided_error, (ERROR, MEAN, STD, MEAN / 3, STD / 3, SIGMA[0])),
-        "union_bound": (union_bound, (MEAN, SIGMA[0])),
-        "dimension_bound": (dimension_bound, (np.array([1.5, 3.0]), np.array([2.0, 3.0]))),
-        "error_from_distances": (error_from_distances, (MEAN - 0.4, SIGMA[0])),
-        "additional_error": (additional_error, (ERROR, MEAN, SIGMA[0], STD)),
-        "linear_density": (lambda d, c: xp.sum(xp.stack(linear_density(d, c))), (MEAN, np.array([0.9]))),
-    }
-
-
-@pytest.mark.parametrize("name", rules(np))
-def test_derivatives_are_differences(autodiff, name):
-    function, values = rules(autodiff.xp)[name]
-    for which, value in enumerate(values):
-        with autodiff.scope():
-            arrays = [autodiff.from_numpy(v, "float64") for v in values]
-
-            def total(v, function=function, arrays=arrays, which=which):
-                return autodiff.xp.sum(
-                    function(*[v if k == which else other for k, other in enumerate(arrays)])
-                )
-
-            slope = autodiff.to_numpy(autodiff.derivative(total)(arrays[which]))
-            expected = [
-                float(total(autodiff.from_numpy(value + s, "float64")))
-                - float(total(autodiff.from_numpy(value - s, "float64")))
-                for s in 1e-5 * np.eye(value.size)
-            ]
-        assert_allclose(slope, np.array(expected) / 2e-5, rtol=1e-6, atol=1e-8, err_msg=f"{name}, {which}")
+# Derivatives and arguments.
 
 
 def test_derivatives_are_finite_where_there_is_no_noise(autodiff):
@@ -418,26 +384,6 @@ def test_derivatives_are_finite_where_there_is_no_noise(autodiff):
 
             slope = autodiff.derivative(total)([mean, zero, zero][which])
             assert_array_equal(autodiff.to_numpy(slope), 0)
-
-
-def test_traced_is_eager(autodiff):
-    for function, values in rules(autodiff.xp).values():
-        arrays = [autodiff.from_numpy(v, "float32") for v in values]
-        got = autodiff.to_numpy(autodiff.jit(function)(*arrays))
-        assert_allclose(got, autodiff.to_numpy(function(*arrays)), rtol=1e-5)
-
-
-@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
-@pytest.mark.filterwarnings(
-    "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
-)
-def test_compiled_is_eager():
-    import torch
-
-    for function, values in rules(torch).values():
-        arrays = [torch.tensor(v) for v in values]
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=False)
-        torch.testing.assert_close(compiled(*arrays), function(*arrays))
 
 
 def test_numbers_and_arrays_mix(lib):

@@ -19,6 +19,14 @@ class JaxLibrary(Library):
         result: jax.Array = _function(primitive, p)(*operands)
         return result
 
+    def by_examples(
+        self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
+    ) -> Any:
+        """Evaluate as one compiled function: a loop in an eager call would be compiled at every call."""
+        if isinstance(function, functools.partial):  # each is a function of its own to jax.jit
+            return _compiled(function.func, *function.args)(*operands)
+        return _compiled(function)(*operands)
+
     def repeat(
         self, step: Callable[..., tuple[jax.Array, ...]], state: tuple[jax.Array, ...], times: int
     ) -> tuple[jax.Array, ...]:
@@ -57,6 +65,11 @@ class JaxLibrary(Library):
 
 
 library = JaxLibrary()
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], *static: Any) -> Any:
+    return jax.jit(functools.partial(function, *static))
 
 
 @functools.cache
