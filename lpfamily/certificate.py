@@ -166,7 +166,8 @@ def _judge(
         most = xp.where(positive, penalty(r, p, 1.0, batch_ndim=rows), 0.0)
     gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
 
-    slack = 4 * rounding * (16 + math.sqrt(grad.shape[-1]))
+    # eps was rounded once, to its own dtype, after what was computed in this one
+    slack = 4 * (rounding + float(xp.finfo(grad.dtype).eps) * (16 + math.sqrt(grad.shape[-1])))
     underused = finite & positive & could_move & (norm_used < 1 - slack)
     zero = xp.all(eps == 0, axis=-1)
     return norm_used, gain, zero, ~finite, underused

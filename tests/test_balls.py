@@ -41,7 +41,8 @@ def stays_in_the_ball(project, case):
 
 def leaves_points_of_the_ball_alone(project, case):
     y, inside = case.step_rows(project), norms(case.rows, case.p) <= case.radii * (1 - case.tolerance)
-    assert_array_equal(y[inside], case.rows[inside])
+    # what a library flushes elsewhere may pass through here
+    assert_array_equal(case.floats.seen(y[inside]), case.rows[inside])
 
 
 def nothing_in_the_ball_is_nearer(project, case):
