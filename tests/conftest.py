@@ -8,9 +8,14 @@ NAMES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").spli
 UNDER_TEST = [LIBRARIES[name]() for name in NAMES]  # one that cannot be imported stops the run
 DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not None]
 
+EXAMPLES = min(
+    10 if library.slow else 100 if library.compiles else 200  # compiled ones have fewer cases to draw from
+    for library in UNDER_TEST
+)
+
 settings.register_profile(
     "laws",
-    max_examples=10 if any(library.slow for library in UNDER_TEST) else 200,
+    max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
