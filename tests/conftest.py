@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from libraries import LIBRARIES, TestLibrary
@@ -12,6 +13,8 @@ EXAMPLES = min(
     10 if library.slow else 100 if library.compiles else 200  # compiled ones have fewer cases to draw from
     for library in UNDER_TEST
 )
+
+np.set_printoptions(threshold=300)  # a case is printed when it fails, and Hypothesis objects to 30 kB
 
 settings.register_profile(
     "laws",

@@ -215,7 +215,7 @@ def is_scale_free(epsilon: Epsilon, case: Case) -> None:
     powers = case.rng.integers(lowest, highest, len(case.rows)) / case.rng.choice([1, 8])
     factors = np.exp2(np.round(powers)).reshape(-1, *[1] * (case.grad.ndim - 1))
     with np.errstate(all="ignore"):
-        grad = case.floats.seen(case.floats.round(case.grad * factors))
+        grad = case.floats.seen(case.floats.round(case.floats.seen(case.grad) * factors))
         exact = np.all(grad / factors == case.grad, axis=tuple(range(1, grad.ndim)), keepdims=True)
     other = replace(case, grad=np.where(exact, grad, case.grad))
     assert_rows_close(other.step_rows(epsilon), case.step_rows(epsilon), case)
