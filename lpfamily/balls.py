@@ -118,7 +118,8 @@ def sample(
         As in `lpfamily.epsilon`.
     rng
         A `numpy.random.Generator`, a `torch.Generator` or a JAX key: it decides the library of the
-        result, and with torch its device. A generator moves on; a key gives the same points again.
+        result, and with torch its device. A generator moves on; a key gives the same points again,
+        and may be traced. torch.compile has no generators in its graphs, so it breaks there.
     dtype
         A floating dtype of that library; None means its default.
 

@@ -264,6 +264,24 @@ def test_the_same_seed_is_the_same_sample(drawing):
     assert np.all(one != third)
 
 
+def test_a_sample_is_proportional_to_the_radius_for_derivatives_too(drawing):
+    if drawing.derivative is None:
+        pytest.skip(f"{drawing} has no derivatives")
+    sigma = drawing.from_numpy(0.5, "float32")
+    slope = drawing.derivative(lambda radius: sample((3, 4), 1.5, radius, generator(drawing, 1)).sum())(sigma)
+    assert_allclose(float(slope), float(sample((3, 4), 1.5, 1.0, generator(drawing, 1)).sum()), rtol=1e-5)
+
+
+def test_a_key_may_be_traced(drawing):
+    if drawing.name != "jax":
+        pytest.skip("a generator is no array")
+    keys = [generator(drawing, seed) for seed in (1, 2)]
+    expected = np.stack([drawing.to_numpy(sample((3, 4), 1.5, 0.5, key)) for key in keys])
+    several = drawing.vmap(lambda key: sample((3, 4), 1.5, 0.5, key))
+    found = drawing.jit(several)(drawing.xp.stack(keys))
+    assert_allclose(drawing.to_numpy(found), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
 def test_no_sample(drawing, shape):
     assert tuple(sample(shape, 1.5, 1.0, generator(drawing, 0)).shape) == shape
