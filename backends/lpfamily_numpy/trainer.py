@@ -5,11 +5,15 @@ Read `_forward`, `_backward` and `_tangent`; `epoch` puts them together.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
@@ -19,6 +23,10 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, State, parameter_shapes
 
 Floats = NDArray[Any]
+
+SMALL_PRODUCT = 40_000_000
+"""Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
+where other programs hold the cores they wait for each other, many times as long as they compute."""
 
 # A loss that overflows is for the protocol to notice, once, not for a warning at every step.
 _quiet = np.errstate(all="ignore")
@@ -48,6 +56,7 @@ class NumpyTrainer:
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
+        self._pools = ThreadpoolController()
         self.load(state)
 
     def state(self) -> State:
@@ -59,12 +68,15 @@ class NumpyTrainer:
     @_quiet
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         size, loss, wrong = self.task.batch_size, 0.0, 0
-        for step, (lr, momentum, sigma) in enumerate(zip(rates.lr, rates.momentum, rates.sigma, strict=True)):
-            batch = order[step * size : (step + 1) * size]
-            x, labels = self.task.x[batch], self.task.labels[batch]
-            losses, errors, gradients = self._step(x, labels, float(sigma), step, draws)
-            self._update(gradients, float(lr), float(momentum), len(x))
-            loss, wrong = loss + float(losses.sum()), wrong + int(errors.sum())
+        with self._threads():
+            for step, (lr, momentum, sigma) in enumerate(
+                zip(rates.lr, rates.momentum, rates.sigma, strict=True)
+            ):
+                batch = order[step * size : (step + 1) * size]
+                x, labels = self.task.x[batch], self.task.labels[batch]
+                losses, errors, gradients = self._step(x, labels, float(sigma), step, draws)
+                self._update(gradients, float(lr), float(momentum), len(x))
+                loss, wrong = loss + float(losses.sum()), wrong + int(errors.sum())
         return {"loss": loss / len(order), "error": wrong / len(order)}
 
     @_quiet
@@ -85,6 +97,14 @@ class NumpyTrainer:
         activations = self._forward(x)
         deltas = self._backward(activations, _loss_delta(activations[-1], labels))
         return self._tangent(activations, deltas, v)[1][0]
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Give a step's products one thread where they are small."""
+        largest = max(math.prod(shape) for shape in parameter_shapes(self.task.network).values())
+        limit = 1 if self.task.batch_size * largest <= SMALL_PRODUCT else None
+        with self._pools.limit(limits=limit, user_api="blas"):
+            yield
 
     def _step(
         self, x: Floats, labels: NDArray[Any], sigma: float, step: int, draws: Draws

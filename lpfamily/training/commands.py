@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Range
 
-EXTRA = {"matplotlib": "matplotlib", "safetensors": "safetensors", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+EXTRA = {
+    "matplotlib": "matplotlib",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "threadpoolctl": "threadpoolctl",
+    "tqdm": "tqdm",
+}
 
 
 class Parser(argparse.ArgumentParser):
