@@ -279,11 +279,11 @@ def test_additional_error_is_the_integral(lib, error, intercept, slope, sigma):
         arrays = [lib.from_numpy(np.asarray([v]), "float64") for v in (error, slope, sigma, intercept)]
         spoiled, net = additional_error(*arrays), additional_error(*arrays, two_sided=True)
     terms = abs(slope) * sigma**2 + intercept * sigma
-    assert_allclose(
-        lib.to_numpy(spoiled)[0], eq.table9(error, intercept, slope, sigma), rtol=1e-8, atol=1e-8 * terms
-    )
+    atol = 1e-8 * terms + 4 * lib.floats["float64"].least  # a library may flush the slope
+    expected = eq.table9(error, intercept, slope, sigma)
+    assert_allclose(lib.to_numpy(spoiled)[0], expected, rtol=1e-8, atol=atol)
     corrected = eq.table9(error, intercept, -slope, sigma)  # the same line, on the other side of zero
-    assert_allclose(lib.to_numpy(net)[0], lib.to_numpy(spoiled)[0] - corrected, rtol=1e-8, atol=1e-8 * terms)
+    assert_allclose(lib.to_numpy(net)[0], lib.to_numpy(spoiled)[0] - corrected, rtol=1e-8, atol=atol)
 
 
 @given(share=st.floats(0.01, 1), tilt=st.floats(-1, 1), cut=st.floats(0.01, 100))
