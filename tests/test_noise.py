@@ -125,7 +125,8 @@ def is_eq33(function, case):
         # rounding of the ratio moves its tail by the square of the ratio
         compute = Floats.of(case.floats.compute).eps
         loss = 8 * compute * (1 + (0 if scale == 0 else m / scale) ** 2) * bound
-        allowed = loss + 4 * compute * expected + case.floats.eps * expected + case.floats.least
+        underflow = (1 + case.directions) * case.floats.least
+        allowed = loss + (4 * compute + case.floats.eps) * expected + underflow
         assert abs(result - expected) <= allowed, (case, result, expected)
 
 
