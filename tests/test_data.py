@@ -90,7 +90,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_digits_are_split_the_same_way_every_time() -> None:
     """1,797 real digits, 300 of them for testing; a change of the split changes the pinned labels."""
     digits = data.load("digits")
-    assert (digits.name, digits.classes) == ("digits", 10)
+    assert (digits.name, digits.classes, digits.shape) == ("digits", 10, (1, 8, 8))
     assert digits.train.x.shape == (1497, 64)
     assert digits.test.x.shape == (300, 64)
     assert_same(digits, data.load("digits"))
@@ -135,7 +135,7 @@ def test_local_files_are_read_in_both_layouts_plain_and_compressed(
     contents = example_files()
     write(tmp_path / layout, {name + suffix: content for name, content in contents.items()})
     loaded = data.load("mnist", tmp_path)
-    assert (loaded.name, loaded.classes) == ("mnist", 10)
+    assert (loaded.name, loaded.classes, loaded.shape) == ("mnist", 10, (1, 28, 28))
     for prefix, split in (("train", loaded.train), ("t10k", loaded.test)):
         count = COUNTS[prefix]
         pixels = np.frombuffer(contents[f"{prefix}-images-idx3-ubyte"][16:], np.uint8)

@@ -1,4 +1,4 @@
-"""The data sets by name: examples as float32 in [0, 1], labels as integers."""
+"""The data sets by name: examples as float32, labels as integers."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ class Split:
     Attributes
     ----------
     x
-        float32 of shape (n, *shape), values in [0, 1].
+        float32 of shape (n, inputs).
     labels
         int64 of shape (n,), values in [0, classes).
     """
@@ -34,12 +34,21 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set by the name it is loaded with: its two splits and how many classes they have."""
+    """A data set by the name it is loaded with.
+
+    Attributes
+    ----------
+    classes
+        How many there are.
+    shape
+        Of an example as an image, channels first; their product is the number of inputs.
+    """
 
     name: str
     train: Split
     test: Split
     classes: int
+    shape: tuple[int, ...]
 
     def sha256(self) -> str:
         """Return the checksum of everything in it, by which a run knows its data again."""
@@ -53,8 +62,10 @@ class Dataset:
 def load(name: str, data_dir: Path | None = None) -> Dataset:
     """Load a data set.
 
-    ``digits``: scikit-learn's 8x8 digits, x of shape (n, 64), 1,497 for training and 300 for testing.
-    ``mnist``: x of shape (n, 784), 60,000 for training and 10,000 for testing in the official files.
+    ``digits``: scikit-learn's 8x8 digits, x = pixel / 16 of shape (n, 64), 1,497 for training and 300
+    for testing.
+    ``mnist``: x = pixel / 255 of shape (n, 784), 60,000 for training and 10,000 for testing in the
+    official files.
 
     Parameters
     ----------
@@ -79,6 +90,10 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name == "mnist":
         from lpfamily.training.data import mnist
 
-        folder = os.environ.get("LPFAMILY_DATA")
-        return mnist.load(Path(folder) if data_dir is None and folder else data_dir)
+        return mnist.load(_folder(data_dir))
     raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def _folder(data_dir: Path | None) -> Path | None:
+    folder = os.environ.get("LPFAMILY_DATA")
+    return Path(folder) if data_dir is None and folder else data_dir

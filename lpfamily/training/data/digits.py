@@ -30,4 +30,5 @@ def load() -> Dataset:
     x, labels = (pixels / 16).astype(np.float32), labels.astype(np.int64)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
     test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
-    return Dataset("digits", Split(x[train], labels[train]), Split(x[test], labels[test]), classes=10)
+    splits = Split(x[train], labels[train]), Split(x[test], labels[test])
+    return Dataset("digits", *splits, classes=10, shape=(1, 8, 8))

@@ -66,7 +66,7 @@ def load(data_dir: Path | None) -> Dataset:
     else:
         folders = (data_dir / "mnist", data_dir)
         paths = [find(remote.name.removesuffix(".gz"), folders) for remote in FILES]
-    return Dataset("mnist", _split(*paths[:2]), _split(*paths[2:]), CLASSES)
+    return Dataset("mnist", _split(*paths[:2]), _split(*paths[2:]), CLASSES, (1, *IMAGE))
 
 
 def _split(images_path: Path, labels_path: Path) -> Split:
