@@ -75,12 +75,12 @@ def test_names_cost_no_import_of_scikit_learn() -> None:
     """The names are there before any loader is."""
     code = "import sys; from lpfamily.training.data import NAMES; print(*NAMES, 'sklearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["digits", "mnist", "False"]
+    assert run.stdout.split() == ["digits", "mnist", "cifar10", "False"]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     """The refusal holds what was given and what to choose from."""
-    with pytest.raises(BadInput, match=r"'svhn'.*digits, mnist"):
+    with pytest.raises(BadInput, match=r"'svhn'.*digits, mnist, cifar10"):
         data.load("svhn")
 
 

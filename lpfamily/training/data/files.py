@@ -134,13 +134,26 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     try:
         if not (path.is_file() and _checksum(path.read_bytes()) == remote.sha256):
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, _download(remote, mirrors))
+            write(path, _download(remote, mirrors))
     except OSError as error:
         raise BadInput(
             f"the download {path} cannot be kept ({error.strerror or error}): make its folder writable, "
             "or name a folder that holds the files with --data-dir"
         ) from error
     return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; one already there is replaced."""
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
@@ -175,18 +188,6 @@ def _get(url: str, limit: int) -> bytes:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not finished after {SECONDS_IN_ALL:g} s")
     return bytes(content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _checksum(content: bytes) -> str:

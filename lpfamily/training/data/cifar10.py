@@ -1,0 +1,189 @@
+"""CIFAR-10 from the six files of its binary version, whitened as in the maxout paper.
+
+A file is a sequence of records: a byte for the label, then 32 x 32 bytes for each of red, green and
+blue, row by row.
+"""
+
+import gzip
+import hashlib
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training.data import Dataset, Split
+from lpfamily.training.data.files import Remote, cache_folder, fetch, find, reading, write
+from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
+from lpfamily.training.errors import BadInput
+
+# Both are the publisher's: the old address redirects to the new one.
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+ARCHIVE = Remote(
+    "cifar-10-binary.tar.gz",
+    170_052_171,
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+FOLDER = "cifar-10-batches-bin"
+SHA256 = {
+    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
+SHAPE = (3, 32, 32)
+INPUTS = 3 * 32 * 32
+CLASSES = 10
+PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
+REMEDY = "copy or download it again"
+OTHER_SOURCE = "name a folder that holds the files with --data-dir"
+
+
+def load(data_dir: Path | None) -> Dataset:
+    """Load CIFAR-10, x of shape (n, 3072): contrast normalised, then ZCA fitted to all training images.
+
+    The fit, of seconds to a minute, is kept in the user's cache; where that cannot be written, it is
+    made anew every time.
+
+    Parameters
+    ----------
+    data_dir
+        Folder with the six files, in it or in its sub-folder cifar10 or cifar-10-batches-bin, as they
+        are or with .gz. They are judged by their structure alone, so subsets of any size will do. None
+        downloads the official ones, which must have the official checksums.
+
+    Raises
+    ------
+    BadInput
+        A file is missing, unreadable, damaged or not what its name says, or could not be downloaded.
+    """
+    if data_dir is None:
+        paths = _official(cache_folder() / "cifar10")
+    else:
+        folders = (data_dir / "cifar10", data_dir / FOLDER, data_dir)
+        paths = [find(name, folders) for name in SHA256]
+    labels, images = _read(paths[:-1])
+    test_labels, test_images = _read(paths[-1:])
+    x, test_x = global_contrast_normalise(images), global_contrast_normalise(test_images)
+    fit = _whitening(images, x)
+    for values in x, test_x:
+        whiten(values, mean=fit[0], matrix=fit[1:])
+    source = _checksum(PREPROCESSING, images.data, labels.data, test_images.data, test_labels.data).hex()
+    return Dataset("cifar10", Split(x, labels), Split(test_x, test_labels), CLASSES, SHAPE, source)
+
+
+def _official(folder: Path) -> list[Path]:
+    """Return the paths of the official files: unpacked, and before that downloaded, if need be."""
+    paths = [folder / name for name in SHA256]
+    try:
+        if not all(path.is_file() and _is_official(path) for path in paths):
+            _unpack(fetch(ARCHIVE, MIRRORS, folder), folder)
+    except OSError as error:
+        raise BadInput(
+            f"{ARCHIVE.name} cannot be unpacked in {folder} ({error.strerror or error}): make the folder "
+            f"writable, or {OTHER_SOURCE}"
+        ) from error
+    return paths
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Move the six files, and no others, out of the archive into the folder.
+
+    It may be killed at any instant: a file is moved whole, and what lies there is used by its checksum.
+    """
+    inside = [f"{FOLDER}/{name}" for name in SHA256]
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                for member in tar:
+                    if member.name in inside and member.isreg():
+                        tar.extract(member, temporary, filter="data")
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise BadInput(
+                f"{archive} is damaged ({error}), expected a .tar.gz file: {OTHER_SOURCE}"
+            ) from error
+        unpacked = [Path(temporary, name) for name in inside]
+        for path in unpacked:
+            if not (path.is_file() and _is_official(path)):
+                raise BadInput(f"{archive} does not hold the official {path.name}: {OTHER_SOURCE}")
+        for path in unpacked:
+            path.replace(folder / path.name)
+
+
+def _is_official(path: Path) -> bool:
+    return _checksum(path.read_bytes()).hex() == SHA256[path.name]
+
+
+def _read(paths: Sequence[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the labels and the images, as rows, of all files together."""
+    records = np.concatenate([_records(path) for path in paths])
+    return records[:, 0].astype(np.int64), np.ascontiguousarray(records[:, 1:])
+
+
+def _records(path: Path) -> NDArray[np.uint8]:
+    with reading(path) as stream:
+        content = stream.read()
+    if not content or len(content) % (1 + INPUTS):
+        raise BadInput(
+            f"{path} has {len(content)} bytes, expected one or more records of {1 + INPUTS} (a label and "
+            f"3 x 32 x 32 pixels): {REMEDY}"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + INPUTS)
+    wrong = np.flatnonzero(records[:, 0] >= CLASSES)
+    if wrong.size:
+        raise BadInput(
+            f"{path} has the label {records[wrong[0], 0]} at index {wrong[0]}, expected 0 to "
+            f"{CLASSES - 1}: {REMEDY}"
+        )
+    return records
+
+
+def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ZCA's mean, as the first row, and matrix for x, the normalised images.
+
+    They are kept in a file of their SHA-256, which covers the images too, and their float32 values.
+    """
+    key = _checksum(PREPROCESSING, images.data)
+    try:
+        path = cache_folder() / "cifar10" / f"zca-{key.hex()}.f32"
+    except BadInput:
+        sys.stderr.write("fitting ZCA, which cannot be kept: there is no home directory, set HOME\n")
+        return _fit(x)
+    cause = ""
+    try:
+        content = path.read_bytes()
+        if content[: len(key)] == _checksum(key, content[len(key) :]):
+            return np.frombuffer(content, "<f4", offset=len(key)).reshape(1 + INPUTS, INPUTS)
+        cause = f"{path} is damaged: "
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        cause = f"{path} cannot be read ({error.strerror or error}): "
+    sys.stderr.write(f"{cause}fitting ZCA to {len(x)} training images\n")
+    fit = _fit(x)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, _checksum(key, fit.data) + fit.tobytes())
+    except OSError as error:
+        sys.stderr.write(
+            f"{path} cannot be kept ({error.strerror or error}): ZCA will be fitted every time, until its "
+            "folder is writable\n"
+        )
+    return fit
+
+
+def _fit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.vstack(zca(x)).astype("<f4")
+
+
+def _checksum(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
