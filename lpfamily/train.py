@@ -26,7 +26,7 @@ ON_RESUME = {"resume", "backend", "device", "tf32", "data_dir", "quiet"}
 def parser() -> commands.Parser:
     """Return the command's parser; what was not given is not in the namespace."""
     by = Recipe()
-    values, numbers = recipes.CHOICES, recipes.RANGES
+    values, numbers, lists = recipes.CHOICES, recipes.RANGES, recipes.LISTS
     result = commands.Parser(
         prog=NAME,
         description="Train a network on perturbed inputs, or with the dual-norm penalty, and test it.",
@@ -46,9 +46,42 @@ def parser() -> commands.Parser:
         "--validation",
         "hold out the last N training examples",
         numbers["validation"],
-        default="10000; digits 197",
+        default=f"{by.validation}; digits 197",
     )
     add("--seed", "of weights, order and noise", numbers["seed"], default=by.seed)
+
+    add = result.group("the network: numbers one a layer, separated by commas, or one for all")
+    for name, what in {
+        "units": "of the hidden layers: units, or channels of convolutions",
+        "pieces": "of their maxout units; none makes them sigmoid units",
+        "kernel": "of convolutions, as many as the first layers",
+        "padding": "of convolutions",
+        "pool": "side of the windows of max pooling",
+        "stride": "of max pooling",
+        "dropout": "with which probability an input of a layer stays, of the last layer too",
+        "dropout-scale": "what those that stay are multiplied by",
+        "max-norm": "the limit on the norm of the weights into a unit or piece; 0 is none",
+        "lr-scale": "factors of the learning rate",
+    }.items():
+        field = name.replace("-", "_")
+        text = (
+            "1 in the first layer, 1 / probability in others"
+            if name == "dropout-scale"
+            else _published(field)
+        )
+        add(f"--{name}", what, lists[field], many=True, default=text)
+    add(
+        "--bias",
+        "of convolutions: a number a piece, or a piece and position",
+        choices=values["bias"],
+        default=_published("bias"),
+    )
+    add(
+        "--init",
+        "the range of the first weights; 0 is that for sigmoid units",
+        numbers["init"],
+        default=_published("init"),
+    )
 
     add = result.group("the objective")
     add(
@@ -63,7 +96,8 @@ def parser() -> commands.Parser:
         "--sigma",
         "the radius, or the noise's standard deviation, in units of the input",
         numbers["sigma"],
-        default="d^(1/p) / 28 for d coordinates, which is 1 at p = 2 on MNIST; noise 1/28",
+        default="1 at p = 2 on MNIST, 2 on CIFAR-10, 2/7 on digits; times d^(1/p - 1/2) at other p, "
+        "d coordinates, and times d^(-1/2) for noise",
     )
     add(
         "--steps",
@@ -77,6 +111,12 @@ def parser() -> commands.Parser:
         "perturb: C in C L(x) + (1 - C) L(x + eps)",
         numbers["clean_weight"],
         default=by.clean_weight,
+    )
+    add(
+        "--direction-dropout",
+        "perturb: the dropout of the passes that find eps",
+        choices=values["direction_dropout"],
+        default=by.direction_dropout,
     )
     add(
         "--penalty-by",
@@ -94,18 +134,23 @@ def parser() -> commands.Parser:
     add = result.group("the optimiser: SGD, v <- m v - lr g, w <- w + v")
     add(
         "--epochs",
-        "how often to go through the training set",
+        "how often to go through the training set, at most",
         numbers["epochs"],
-        default=by.epochs,
+        default=f"{_published('epochs')}; digits 100",
     )
-    add("--batch-size", "examples a step", numbers["batch_size"], default=by.batch_size)
-    add("--lr", "the learning rate", numbers["lr"], default=f"{by.lr}; softmax 0.1")
-    add("--lr-decay", "by the step, by the epoch, or not", choices=values["lr_decay"], default=by.lr_decay)
+    add("--batch-size", "examples a step", numbers["batch_size"], default=_published("batch_size"))
+    add("--lr", "the learning rate", numbers["lr"], default=_published("lr"))
+    add(
+        "--lr-decay",
+        "by the step, by the epoch, or not",
+        choices=values["lr_decay"],
+        default=_published("lr_decay"),
+    )
     add(
         "--lr-factor",
         "exponential: what lr is divided by after every step",
         numbers["lr_factor"],
-        default=by.lr_factor,
+        default=_published("lr_factor"),
     )
     add("--lr-floor", "exponential: the least lr", numbers["lr_floor"], default=by.lr_floor)
     add(
@@ -116,7 +161,7 @@ def parser() -> commands.Parser:
     )
     add("--lr-epochs", "linear: the epoch that reaches it", numbers["lr_epochs"], default=by.lr_epochs)
     add("--momentum", "at first", numbers["momentum"], default=by.momentum)
-    add("--momentum-final", "at last", numbers["momentum_final"], default=by.momentum_final)
+    add("--momentum-final", "at last", numbers["momentum_final"], default=_published("momentum_final"))
     add(
         "--momentum-epochs",
         "the epoch that reaches it",
@@ -128,6 +173,32 @@ def parser() -> commands.Parser:
         "C in C/2 |W|^2, on weights, not biases",
         numbers["weight_decay"],
         default=by.weight_decay,
+    )
+
+    add = result.group("the two stages")
+    add(
+        "--patience",
+        "stop after so many epochs without a new least validation error, and keep its epoch; 0 never",
+        numbers["patience"],
+        default=f"{_published('patience')}; digits 0",
+    )
+    add(
+        "--second-stage",
+        "then train on all examples, until the held-out ones have the loss that the others had",
+        choices=values["second_stage"],
+        default=f"{_published('second_stage')}; digits none",
+    )
+    add(
+        "--second-lr",
+        "how the learning rate goes on, if it continues",
+        choices=values["second_lr"],
+        default=_published("second_lr"),
+    )
+    add(
+        "--second-epochs",
+        "how long, at most",
+        numbers["second_epochs"],
+        default=_published("second_epochs"),
     )
 
     add = result.group("where and how")
@@ -142,6 +213,22 @@ def parser() -> commands.Parser:
     add("--resume", f"go on with the run in this folder; of the other flags only {kept} go with it", Path)
     add("--quiet", "no progress, only the table at the end")
     return result
+
+
+def _published(name: str) -> str:
+    """Return what a number is by default, and in which models it differs."""
+    default = _text(getattr(Recipe(), name))
+    others: dict[str, list[str]] = {}
+    for model, published in recipes.PUBLISHED.items():
+        if name in published and (value := _text(published[name])) != default:
+            others.setdefault(value, []).append(model)
+    return "; ".join([default, *(f"{', '.join(models)} {value}" for value, models in others.items())])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value)) or "none"
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -248,19 +335,20 @@ def _recipe(given: dict[str, Any], dataset: data.Dataset) -> Recipe:
         given.get("p", Recipe.p),
         dataset.train.x.shape[1],
     )
+    if given.get("validation") == 0:  # then there is nothing to stop by, unless it was asked for
+        recipe = replace(recipe, patience=0, second_stage="none")
     return replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
 
 
 def _check(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
     """Raise `BadInput` for what can be known to fail before a folder is made."""
-    from lpfamily.training import evaluation
-    from lpfamily.training.protocol import hold_out, network_of
+    from lpfamily.training import evaluation, protocol
 
-    hold_out(dataset, recipe.validation)
+    network = protocol.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
-    backends.check_layers(name, backend, network_of(recipe, dataset))
+    backends.check_layers(name, backend, network)
 
 
 def _title(recipe: Recipe, separator: str = ", ") -> str:

@@ -15,7 +15,9 @@ _LIBRARIES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict")
 
 NAMES = [name for name in ("numpy", "torch", "jax") if name in _LIBRARIES]
 
-NETWORK = Network(64, (Dense(32, "sigmoid", 3.0), Dense(32, "sigmoid", 3.0), Dense(10, max_norm=3.0)))
+NETWORK = Network(
+    64, (Dense(32, "sigmoid", max_norm=3.0), Dense(32, "sigmoid", max_norm=3.0), Dense(10, max_norm=3.0))
+)
 
 for name in NAMES:
     importlib.import_module(name)  # a library that is named must be there

@@ -9,7 +9,7 @@ import shutil
 import signal
 import struct
 import termios
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 
 import numpy as np
@@ -34,6 +34,7 @@ from commandline import (
 from safetensors.numpy import load, load_file, save
 
 from lpfamily.training import backends, data, evaluation
+from lpfamily.training.protocol import Position
 from lpfamily.training.recipes import Recipe
 
 OBJECTIVES = {
@@ -127,8 +128,9 @@ def test_the_config_repeats_the_run_to_the_byte(run, tmp_path):
         assert config["versions"][name] == version(name)
     repeat = ["--backend", config["backend"], "--device", config["device"]]
     for name, value in config["recipe"].items():
-        if value is not False:
-            repeat += ["--" + name.replace("_", "-"), *([] if value is True else [value])]
+        if value is not False and value != []:  # what is off by default, and what a model may not have
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            repeat += ["--" + name.replace("_", "-"), *([] if value is True else [text])]
     assert {"--p", "--sigma", "--seed"} < set(repeat)
     trained(tmp_path / "again", *repeat)
     assert timeless(tmp_path / "again") == timeless(folder)
@@ -254,12 +256,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, t
 @pytest.mark.parametrize("objective", ["perturb", "penalty", "plain"])
 def test_gradients_that_are_zero_are_counted_and_said_once(backend, tmp_path, objective):
     small_mnist(tmp_path / "mnist")
-    flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--batch-size", 10, "--epochs", 1)
+    flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 0, "--batch-size", 10, "--epochs", 1)
     folder = tmp_path / "run"
     trained(folder, "--backend", backend, "--objective", objective, *flags)
     (folder / "result.json").unlink()
     changed(recipe={"epochs": 3})(folder)
-    saturated = arrays(lambda state: state | {BIAS: np.full(600, 1e3, np.float32)}, '{"epoch": 1}')
+    saturated = arrays(lambda state: state | {BIAS: np.full(600, 1e3, np.float32)}, epoch=1)
     saturated(folder)
     resumed = train("--resume", folder, "--quiet", cwd=tmp_path)
     assert resumed.returncode == 0, resumed
@@ -452,11 +454,16 @@ def rewritten(name, content):
     return edit
 
 
-def arrays(change, metadata='{"epoch": 2}'):
-    """Return what rewrites the arrays of a checkpoint."""
-    return rewritten(
-        "checkpoint.safetensors", lambda content: save(change(load(content)), {"lpfamily": metadata})
-    )
+def arrays(change, without=(), **position):
+    """Return what rewrites the arrays of a checkpoint, and its position, otherwise that after epoch 2."""
+    values = {"epoch": 2} | position
+    kept = {name: value for name, value in (asdict(Position()) | values).items() if name not in without}
+    metadata = {"lpfamily": json.dumps(kept)}
+    return rewritten("checkpoint.safetensors", lambda content: save(change(load(content)), metadata))
+
+
+def unchanged_arrays(state):
+    return state
 
 
 def retyped(dtype, size):
@@ -492,11 +499,15 @@ CHECKPOINTS = {
     "float64": arrays(lambda state: {name: array.astype(np.float64) for name, array in state.items()}),
     "bfloat16": retyped("BF16", 2),
     "float8": retyped("F8_E4M3", 1),
-    "no epoch": arrays(lambda state: state, "{}"),
-    "epoch as text": arrays(lambda state: state, '{"epoch": "2"}'),
-    "half an epoch": arrays(lambda state: state, '{"epoch": 1.5}'),
-    "epoch below 0": arrays(lambda state: state, '{"epoch": -1}'),
-    "epoch past the last": arrays(lambda state: state, '{"epoch": 5}'),
+    "no epoch": arrays(unchanged_arrays, without=["epoch"]),
+    "epoch as text": arrays(unchanged_arrays, epoch="2"),
+    "half an epoch": arrays(unchanged_arrays, epoch=1.5),
+    "epoch below 0": arrays(unchanged_arrays, epoch=-1),
+    "epoch past the last": arrays(unchanged_arrays, epoch=5),
+    "the best one to come": arrays(unchanged_arrays, best=3, best_error=0.5),
+    "no best parameters": arrays(unchanged_arrays, best=1, best_error=0.5),
+    "a second stage begun later": arrays(unchanged_arrays, best=1, first=3, target=0.1),
+    "a target as text": arrays(unchanged_arrays, best=1, first=2, target="low"),
 }
 CONFIGS = {
     "truncated": rewritten("config.json", lambda content: content[:100]),

@@ -1,4 +1,4 @@
-"""Dense networks in JAX: an epoch is one compiled scan over its steps."""
+"""Networks in JAX: an epoch is compiled scans over its steps, or of convolutions on the CPU, one step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, Network, State, parameter_shapes
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Maxout,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    shapes,
+)
 
 Arrays = dict[str, Array]
+
+SCANNED = 64
+"""The most steps of a scan: their random numbers are made before it."""
 
 
 @dataclass(frozen=True)
 class JaxBackend:
-    """Trains dense networks on any platform of JAX's."""
+    """Trains every network on any platform of JAX's."""
 
-    layers: frozenset[type] = frozenset({Dense})
+    layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
 
     def check_device(self, device: str) -> None:
         """Ask JAX for the device."""
@@ -56,7 +68,7 @@ def _scoped(method: Method) -> Method:
 
 
 class JaxTrainer:
-    """A dense network in training; `lpfamily.training.backends.Trainer` says what each method does."""
+    """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
@@ -74,17 +86,15 @@ class JaxTrainer:
 
     @_scoped
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
-        size, whole = self.task.batch_size, len(order) // self.task.batch_size
         schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
-        totals = []
-        # the last batch may be smaller, and a scan has one shape
-        for first, last, width in ((0, whole, size), (whole, len(schedule), len(order) - whole * size)):
-            if first < last:
-                batches = order[first * size :][: (last - first) * width].reshape(last - first, width)
-                drawn = self._drawn(draws, range(first, last), width)
-                steps = (jnp.asarray(batches), jnp.asarray(schedule[first:last]), drawn)
-                self._state, total = _epoch(self._settings, self._state, self._x, self._labels, steps)
-                totals.append(total)
+        totals, done = [], 0
+        for batches in self._scans(order):
+            part = range(done, done := done + len(batches))
+            drawn = [self._drawn(draws, step, batches.shape[1]) for step in part]
+            stacked = jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *drawn)
+            steps = (jnp.asarray(batches), jnp.asarray(schedule[part.start : part.stop]), stacked)
+            self._state, total = _epoch(self._settings, self._state, self._x, self._labels, steps)
+            totals.append(total)
         loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
         return {"loss": loss, "error": error}
 
@@ -109,14 +119,30 @@ class JaxTrainer:
     def _settings(self) -> tuple[Any, ...]:
         return (self.task.network, self.task.objective, self.task.weight_decay)
 
-    def _drawn(self, draws: Draws, steps: range, width: int) -> Array | None:
-        objective, shape = self.task.objective, (width, self.task.network.inputs)
+    def _scans(self, order: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return each scan's batches, (steps, examples), of two lengths at most, and a smaller last one."""
+        network, size = self.task.network, self.task.batch_size
+        whole = order[: len(order) // size * size].reshape(-1, size)
+        convolves = any(isinstance(layer, ConvMaxout) for layer in network.layers)
+        # inside of a scan, convolutions take 12 times as long on a CPU
+        most = 1 if convolves and _device(self.task.device).platform == "cpu" else SCANNED
+        parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
+        return [*parts, order[None, whole.size :]] if whole.size < len(order) else parts
+
+    def _drawn(self, draws: Draws, step: int, width: int) -> dict[str, Any]:
+        """Return the random numbers of a step, as arrays of NumPy."""
+        objective, network = self.task.objective, self.task.network
+        shape, masks = (width, network.inputs), draws.masks(step, network, width)
+        drawn: dict[str, Any] = {"masks": masks}
         if objective.name == "noise":
-            return jnp.asarray(np.stack([draws.noise(step, shape, self.task.dtype) for step in steps]))
-        if objective.name == "perturb" and objective.random_start:
-            starts = [draws.start(step, shape, objective.p, self.task.dtype) for step in steps]
-            return jnp.asarray(np.stack(starts))
-        return None
+            drawn["noise"] = draws.noise(step, shape, self.task.dtype)
+        if objective.name == "perturb":
+            drawn["direction"] = draws.direction_masks(
+                step, network, width, objective.direction_dropout, objective.steps, same=masks
+            )
+            if objective.random_start:
+                drawn["start"] = draws.start(step, shape, objective.p, self.task.dtype)
+        return drawn
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
@@ -160,6 +186,8 @@ def _epoch(
         new = _updated(network, state, gradients, lr, momentum, weight_decay)
         return new, jnp.stack([loss, wrong.astype(loss.dtype)])
 
+    if len(steps[0]) == 1:
+        return step(state, jax.tree.map(lambda array: array[0], steps))
     state, totals = jax.lax.scan(step, state, steps)
     return state, totals.sum(axis=0)
 
@@ -171,31 +199,38 @@ def _objective(
     x: Array,
     labels: Array,
     sigma: Array,
-    drawn: Any,
+    drawn: dict[str, Any],
 ) -> tuple[Array, Array]:
     """Return the objective of each example and the logits it saw."""
+    masks = drawn["masks"]
     if objective.name == "penalty":
-        return _penalised(network, objective, state, x, labels, sigma)
+        return _penalised(network, objective, state, x, labels, sigma, masks)
     clean = x
     if objective.name == "noise":
-        x = x + sigma * drawn
+        x = x + sigma * drawn["noise"]
     elif objective.name == "perturb":
-        fixed = jax.lax.stop_gradient(state)
-        start = sigma * drawn if objective.random_start else None
-        gradient = functools.partial(_direction, network, fixed, labels=labels)
-        x = x + frank_wolfe(gradient, x, objective.p, sigma, objective.steps, start)
-    logits = _logits(network, state, x)
+        fixed, passes = jax.lax.stop_gradient(state), iter(drawn["direction"])
+        start = sigma * drawn["start"] if objective.random_start else None
+        x = x + frank_wolfe(
+            lambda at: _direction(network, fixed, at, labels, next(passes)),
+            x,
+            objective.p,
+            sigma,
+            objective.steps,
+            start,
+        )
+    logits = _logits(network, state, x, masks)
     losses = jax.nn.softplus(error_log_odds(logits, labels))
     if objective.name == "perturb" and (weight := objective.clean_weight):
-        losses = weight * _losses(network, state, clean, labels) + (1 - weight) * losses
+        losses = weight * _losses(network, state, clean, labels, masks) + (1 - weight) * losses
     return losses, logits
 
 
 def _penalised(
-    network: Network, objective: Any, state: Arrays, x: Array, labels: Array, sigma: Array
+    network: Network, objective: Any, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Any
 ) -> tuple[Array, Array]:
     def odds_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = _logits(network, state, x)
+        logits = _logits(network, state, x, masks)
         odds = error_log_odds(logits, labels)
         return odds.sum(), (odds, logits)
 
@@ -204,29 +239,60 @@ def _penalised(
     if objective.penalty_by == "difference":
         fixed = jax.lax.stop_gradient(gradient)
         eps = frank_wolfe(lambda _: fixed, x, objective.p, sigma, 1)
-        ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels)
+        ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, masks)
         return losses + (ahead - losses) / DIFFERENCE_STEP, logits
     return losses + jax.nn.sigmoid(odds) * penalty(gradient, objective.p, sigma), logits
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network: Network, state: Arrays, x: Array) -> Array:
-    for index, layer in enumerate(network.layers):
-        x = x @ state[f"layers.{index}.weight"] + state[f"layers.{index}.bias"]
-        if layer.activation == "sigmoid":
+def _logits(network: Network, state: Arrays, x: Array, masks: Any = None) -> Array:
+    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
+        weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
+        x = x.reshape(-1, *entering)
+        if masks is not None and masks[index] is not None and layer.dropout is not None:
+            x = jnp.where(masks[index], layer.dropout.scale * x, 0)
+        if isinstance(layer, ConvMaxout):
+            padding = [(layer.padding, layer.padding)] * 2
+            z = jax.lax.conv_general_dilated(x, weight, (1, 1), padding)
+            z = z + (bias[:, None, None] if layer.tied_bias else bias)
+            x = _pooled(_largest(z, layer.channels, layer.pieces), layer)
+            continue
+        x = x @ weight + bias
+        if isinstance(layer, Maxout):
+            x = _largest(x, layer.units, layer.pieces)
+        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
             x = jax.nn.sigmoid(x)
     return x
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _losses(network: Network, state: Arrays, x: Array, labels: Array) -> Array:
-    return jax.nn.softplus(error_log_odds(_logits(network, state, x), labels))
+def _largest(z: Array, units: int, pieces: int) -> Array:
+    """Return the largest of every unit's pieces along axis 1; the gradient goes to the first of them."""
+    z = z.reshape(len(z), units, pieces, *z.shape[2:])
+    largest = z[:, :, 0]
+    for piece in range(1, pieces):
+        new = z[:, :, piece]
+        largest = jnp.where((new > largest) | jnp.isnan(new), new, largest)
+    return largest
+
+
+def _pooled(x: Array, layer: ConvMaxout) -> Array:
+    """Return the largest of each window, those that reach over the end filled up with -inf."""
+    pool, stride = layer.pool, layer.stride
+    ends = [(0, -(-(side - pool) // stride) * stride + pool - side) for side in x.shape[2:]]
+    window, strides = (1, 1, pool, pool), (1, 1, stride, stride)
+    largest: Array = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, [(0, 0), (0, 0), *ends])
+    return largest
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _direction(network: Network, state: Arrays, x: Array, labels: Array) -> Array:
+def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
+    return jax.nn.softplus(error_log_odds(_logits(network, state, x, masks), labels))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _direction(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
     """Return the input gradient of the error log-odds; no weight gradient is computed."""
-    gradient: Array = jax.grad(lambda at: error_log_odds(_logits(network, state, at), labels).sum())(x)
+    gradient: Array = jax.grad(lambda at: error_log_odds(_logits(network, state, at, masks), labels).sum())(x)
     return gradient
 
 
@@ -242,14 +308,13 @@ def _updated(
 ) -> Arrays:
     new = {}
     for name, gradient in gradients.items():
-        is_weight = name.endswith("weight")
+        layer, is_weight = layer_of(network, name), name.endswith("weight")
         if is_weight and weight_decay:
             gradient = gradient + weight_decay * state[name]
-        velocity = momentum * state[f"velocity.{name}"] - lr * gradient
+        velocity = momentum * state[f"velocity.{name}"] - lr * layer.lr_scale * gradient
         parameter = state[name] + velocity
-        limit = network.layers[int(name.split(".")[1])].max_norm
-        if is_weight and limit is not None:
-            norms = jnp.linalg.norm(parameter, axis=0)
-            parameter = parameter * jnp.where(norms > limit, limit / norms, 1.0)
+        if is_weight and layer.max_norm is not None:
+            norms = jnp.sqrt(jnp.sum(parameter**2, axis=layer.norm_axes, keepdims=True))
+            parameter = parameter * jnp.where(norms > layer.max_norm, layer.max_norm / norms, 1.0)
         new[name], new[f"velocity.{name}"] = parameter, velocity
     return new

@@ -1,6 +1,7 @@
 """Dense networks in NumPy: a step is the chain rule, written out.
 
-Read `_forward`, `_backward` and `_tangent`; `epoch` puts them together.
+Read `_Passed`, one layer's part of it, then `_forward`, `_backward` and `_tangent`; `epoch` puts them
+together.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from threadpoolctl import ThreadpoolController
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
-from lpfamily.training.draws import Draws
+from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, State, parameter_shapes
+from lpfamily.training.networks import Dense, Layer, Maxout, State, layer_of, parameter_shapes
 
 Floats = NDArray[Any]
 
@@ -36,7 +37,7 @@ _quiet = np.errstate(all="ignore")
 class NumpyBackend:
     """Trains dense networks on the CPU."""
 
-    layers: frozenset[type] = frozenset({Dense})
+    layers: frozenset[type] = frozenset({Dense, Maxout})
 
     def check_device(self, device: str) -> None:
         """Accept the CPU alone."""
@@ -81,7 +82,7 @@ class NumpyTrainer:
 
     @_quiet
     def logits(self, x: Floats) -> Floats:
-        return self._forward(x)[-1]
+        return self._forward(x)[-1].outputs
 
     @_quiet
     def losses(self, x: Floats, labels: NDArray[Any]) -> Floats:
@@ -89,14 +90,13 @@ class NumpyTrainer:
 
     @_quiet
     def input_gradients(self, x: Floats, labels: NDArray[Any]) -> Floats:
-        activations = self._forward(x)
-        return self._backward(activations, _odds_delta(activations[-1], labels))[0]
+        return self._direction(x, labels, None)
 
     @_quiet
     def hessian_products(self, x: Floats, labels: NDArray[Any], v: Floats) -> Floats:
-        activations = self._forward(x)
-        deltas = self._backward(activations, _loss_delta(activations[-1], labels))
-        return self._tangent(activations, deltas, v)[1][0]
+        passed = self._forward(x)
+        deltas = self._backward(passed, _loss_delta(passed[-1].outputs, labels))
+        return self._tangent(passed, deltas, v)[1][0]
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -110,136 +110,207 @@ class NumpyTrainer:
         self, x: Floats, labels: NDArray[Any], sigma: float, step: int, draws: Draws
     ) -> tuple[Floats, NDArray[Any], list[Floats]]:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
-        objective = self.task.objective
+        objective, network = self.task.objective, self.task.network
+        masks = draws.masks(step, network, len(x))
         if objective.name == "noise":
-            return self._at(x + x.dtype.type(sigma) * draws.noise(step, x.shape, self.task.dtype), labels)
-        if objective.name == "plain":
-            return self._at(x, labels)
+            x = x + x.dtype.type(sigma) * draws.noise(step, x.shape, self.task.dtype)
+        if objective.name in ("plain", "noise"):
+            return self._at(x, labels, masks)
+        if objective.name == "penalty":
+            return self._penalised(x, labels, sigma, masks)
         start = None
         if objective.random_start:
             start = x.dtype.type(sigma) * draws.start(step, x.shape, objective.p, self.task.dtype)
-        if objective.name == "penalty":
-            return self._penalised(x, labels, sigma)
-        eps = frank_wolfe(
-            lambda at: self.input_gradients(at, labels), x, objective.p, sigma, objective.steps, start
+        passes = iter(
+            draws.direction_masks(
+                step, network, len(x), objective.direction_dropout, objective.steps, same=masks
+            )
         )
-        losses, errors, gradients = self._at(x + eps, labels)
+        eps = frank_wolfe(
+            lambda at: self._direction(at, labels, next(passes)),
+            x,
+            objective.p,
+            sigma,
+            objective.steps,
+            start,
+        )
+        losses, errors, gradients = self._at(x + eps, labels, masks)
         if weight := objective.clean_weight:
-            clean, _, clean_gradients = self._at(x, labels)
+            clean, _, clean_gradients = self._at(x, labels, masks)
             losses = weight * clean + (1 - weight) * losses
             gradients = [
                 weight * a + (1 - weight) * b for a, b in zip(clean_gradients, gradients, strict=True)
             ]
         return losses, errors, gradients
 
-    def _at(self, x: Floats, labels: NDArray[Any]) -> tuple[Floats, NDArray[Any], list[Floats]]:
-        activations = self._forward(x)
-        logits = activations[-1]
-        deltas = self._backward(activations, _loss_delta(logits, labels), to_input=False)
+    def _at(
+        self, x: Floats, labels: NDArray[Any], masks: Masks | None = None
+    ) -> tuple[Floats, NDArray[Any], list[Floats]]:
+        passed = self._forward(x, masks)
+        logits = passed[-1].outputs
+        deltas = self._backward(passed, _loss_delta(logits, labels), to_input=False)
         losses = np.asarray(cross_entropy(logits, labels))
-        return losses, logits.argmax(axis=1) != labels, _products(activations, deltas)
+        return losses, logits.argmax(axis=1) != labels, _products([layer.inputs for layer in passed], deltas)
+
+    def _direction(self, x: Floats, labels: NDArray[Any], masks: Masks | None) -> Floats:
+        passed = self._forward(x, masks)
+        return self._backward(passed, _odds_delta(passed[-1].outputs, labels))[0]
 
     def _penalised(
-        self, x: Floats, labels: NDArray[Any], sigma: float
+        self, x: Floats, labels: NDArray[Any], sigma: float, masks: Masks
     ) -> tuple[Floats, NDArray[Any], list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
-        activations = self._forward(x)
-        odds = error_log_odds(activations[-1], labels)
-        odds_deltas = self._backward(activations, _odds_delta(activations[-1], labels))
+        passed = self._forward(x, masks)
+        inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
+        odds = error_log_odds(logits, labels)
+        odds_deltas = self._backward(passed, _odds_delta(logits, labels))
         wrong = _wrong(odds)[:, None]
         deltas = [wrong * delta for delta in odds_deltas]
         eps = frank_wolfe(lambda _: odds_deltas[0], x, objective.p, sigma, 1)
-        losses, errors = np.logaddexp(odds, 0), activations[-1].argmax(axis=1) != labels
-        gradients = _products(activations, deltas)
+        losses, errors = np.logaddexp(odds, 0), logits.argmax(axis=1) != labels
+        gradients = _products(inputs, deltas)
         if objective.penalty_by == "difference":
             h = x.dtype.type(DIFFERENCE_STEP)
-            ahead, _, ahead_gradients = self._at(x + h * eps, labels)
+            ahead, _, ahead_gradients = self._at(x + h * eps, labels, masks)
             total = losses + (ahead - losses) / h
             return total, errors, [a + (b - a) / h for a, b in zip(gradients, ahead_gradients, strict=True)]
-        tangents, delta_tangents = self._tangent(activations, deltas, eps, to_input=False)
-        # the derivative of activation' @ delta along eps has two terms
-        for extra in (_products(tangents, deltas, bias=False), _products(activations, delta_tangents)):
+        tangents, delta_tangents = self._tangent(passed, deltas, eps, to_input=False)
+        # the derivative of inputs' @ delta along eps has two terms
+        for extra in (_products(tangents, deltas, bias=False), _products(inputs, delta_tangents)):
             gradients = [a + b for a, b in zip(gradients, extra, strict=True)]
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
-    def _forward(self, x: Floats) -> list[Floats]:
-        """Return the input, every layer's output, and last the logits."""
-        activations = [x]
+    def _forward(self, x: Floats, masks: Masks | None = None) -> list[_Passed]:
+        """Return what passing x left in every layer; the last one's outputs are the logits."""
+        passed: list[_Passed] = []
         for index, layer in enumerate(self.task.network.layers):
-            z = activations[-1] @ self._weight(index)
-            z += self._state[f"layers.{index}.bias"]
-            activations.append(_sigmoid(z) if layer.activation == "sigmoid" else z)
-        return activations
+            outputs = passed[-1].outputs if passed else x
+            mask = None if masks is None else masks[index]
+            weight, bias = (self._state[f"layers.{index}.{name}"] for name in ("weight", "bias"))
+            passed.append(_Passed.through(layer, weight, bias, outputs, mask))
+        return passed
 
-    def _backward(self, activations: list[Floats], delta: Floats, *, to_input: bool = True) -> list[Floats]:
+    def _backward(self, passed: list[_Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
         """Return the gradient with respect to the input and to what enters each layer's activation.
 
         No gradient of a weight is computed here; without `to_input` the first entry is delta's.
         """
         deltas = [delta]
-        for index in range(len(self.task.network.layers) - 1, 0, -1):
-            below = deltas[0] @ self._weight(index).T
-            below *= self._slope(index - 1, activations)
-            deltas.insert(0, below)
-        return [deltas[0] @ self._weight(0).T if to_input else deltas[0], *deltas]
+        for below, layer in zip(passed[-2::-1], passed[:0:-1], strict=True):
+            deltas.insert(0, below.into(layer.to_inputs(deltas[0])))
+        return [passed[0].to_inputs(deltas[0]) if to_input else deltas[0], *deltas]
 
     def _tangent(
-        self, activations: list[Floats], deltas: list[Floats], v: Floats, *, to_input: bool = True
+        self, passed: list[_Passed], deltas: list[Floats], v: Floats, *, to_input: bool = True
     ) -> tuple[list[Floats], list[Floats]]:
-        """Return the derivatives along v of what `_forward` and `_backward` of the loss returned."""
-        tangents = [v]
-        inner = []  # of what enters each activation
-        for index in range(len(self.task.network.layers)):
-            inner.append(tangents[-1] @ self._weight(index))
-            tangents.append(inner[-1] * self._slope(index, activations))
-        probabilities = _softmax(activations[-1])
-        mean = (probabilities * inner[-1]).sum(axis=1, keepdims=True)
-        delta_tangents = [probabilities * (inner[-1] - mean)]
-        for index in range(len(self.task.network.layers) - 1, 0, -1):
-            below = delta_tangents[0] @ self._weight(index).T
-            below *= self._slope(index - 1, activations)
-            below += deltas[index] * self._bend(index - 1, activations) * inner[index - 1]
-            delta_tangents.insert(0, below)
-        first = delta_tangents[0] @ self._weight(0).T if to_input else delta_tangents[0]
+        """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
+        tangents, inner = [], []  # of what enters each product, and each activation
+        for layer in passed:
+            tangents.append(v if layer.factor is None else v * layer.factor)
+            inner.append(tangents[-1] @ layer.weight)
+            v = layer.out_of(inner[-1])
+        probabilities = _softmax(passed[-1].outputs)
+        mean = (probabilities * v).sum(axis=1, keepdims=True)
+        delta_tangents = [probabilities * (v - mean)]
+        for index in range(len(passed) - 1, 0, -1):
+            below = passed[index - 1]
+            delta = below.into(passed[index].to_inputs(delta_tangents[0]))
+            delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index - 1]))
+        first = passed[0].to_inputs(delta_tangents[0]) if to_input else delta_tangents[0]
         return tangents, [first, *delta_tangents]
-
-    def _weight(self, index: int) -> Floats:
-        return self._state[f"layers.{index}.weight"]
-
-    def _slope(self, index: int, activations: list[Floats]) -> Floats:
-        """Return a layer's activation' at what enters it, from its output."""
-        a = activations[index + 1]
-        return a * (1 - a) if self.task.network.layers[index].activation == "sigmoid" else np.ones_like(a)
-
-    def _bend(self, index: int, activations: list[Floats]) -> Floats:
-        """Return activation'' / activation'."""
-        a = activations[index + 1]
-        return 1 - 2 * a if self.task.network.layers[index].activation == "sigmoid" else np.zeros_like(a)
 
     def _update(self, gradients: list[Floats], lr: float, momentum: float, examples: int) -> None:
         for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
             parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
             gradient /= examples
-            is_weight = name.endswith("weight")
+            layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
             if is_weight and self.task.weight_decay:
                 gradient += self.task.weight_decay * parameter
             velocity *= momentum
-            velocity -= lr * gradient
+            velocity -= lr * layer.lr_scale * gradient
             parameter += velocity
-            limit = self.task.network.layers[int(name.split(".")[1])].max_norm
-            if is_weight and limit is not None:
+            if is_weight and layer.max_norm is not None:
                 norms = np.linalg.norm(parameter, axis=0)
-                parameter *= np.where(norms > limit, limit / np.where(norms > limit, norms, 1), 1).astype(
+                long = norms > layer.max_norm
+                parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
                     parameter.dtype
                 )
 
 
-def _products(activations: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:
+@dataclass(frozen=True)
+class _Passed:
+    """A layer that a batch has passed: activation(inputs @ weight + bias), and what the way back needs."""
+
+    layer: Layer
+    weight: Floats
+    inputs: Floats
+    factor: Floats | None
+    """What dropout multiplied the inputs by."""
+    outputs: Floats
+    winner: NDArray[np.bool_] | None
+    """Of maxout: which piece is the first of the largest, (examples, units, pieces)."""
+
+    @classmethod
+    def through(cls, layer: Layer, weight: Floats, bias: Floats, x: Floats, mask: Any) -> _Passed:
+        """Pass x through a layer, dropping what the mask does not keep."""
+        factor = None
+        if mask is not None and layer.dropout is not None:
+            factor = mask * x.dtype.type(layer.dropout.scale)
+            x = x * factor
+        z = x @ weight
+        z += bias
+        winner = None
+        if isinstance(layer, Maxout):
+            pieces = z.reshape(len(z), layer.units, layer.pieces)
+            first = pieces.argmax(axis=2)[..., None]
+            winner = first == np.arange(layer.pieces)
+            outputs = np.take_along_axis(pieces, first, axis=2)[..., 0]
+        else:
+            sigmoid = isinstance(layer, Dense) and layer.activation == "sigmoid"
+            outputs = _sigmoid(z) if sigmoid else z
+        return cls(layer, weight, x, factor, outputs, winner)
+
+    def to_inputs(self, delta: Floats) -> Floats:
+        """Return the gradient in the layer's input from that in what enters its activation."""
+        delta = delta @ self.weight.T
+        return delta if self.factor is None else delta * self.factor
+
+    def into(self, delta: Floats) -> Floats:
+        """Return the gradient in what enters the activation from that in the outputs."""
+        if self.winner is not None:
+            return (delta[..., None] * self.winner).reshape(len(delta), -1)
+        moved: Floats = delta * self._slope
+        return moved
+
+    def out_of(self, tangent: Floats) -> Floats:
+        """Return the tangent of the outputs from that of what enters the activation."""
+        if self.winner is not None:
+            result: Floats = (tangent.reshape(self.winner.shape) * self.winner).sum(axis=2)
+            return result
+        moved: Floats = tangent * self._slope
+        return moved
+
+    def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
+        """Add what activation'' contributes where what enters the activation moves by `inner`."""
+        if self._is_sigmoid:
+            return delta_tangent + delta * (1 - 2 * self.outputs) * inner
+        return delta_tangent
+
+    @property
+    def _is_sigmoid(self) -> bool:
+        return isinstance(self.layer, Dense) and self.layer.activation == "sigmoid"
+
+    @property
+    def _slope(self) -> Floats | float:
+        return self.outputs * (1 - self.outputs) if self._is_sigmoid else 1.0
+
+
+def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:
     """Return the gradients of weights and biases, summed over the examples, in the order of the names."""
     gradients = []
-    for a, delta in zip(activations[:-1], deltas[1:], strict=True):
-        gradients.append(a.T @ delta)
+    for x, delta in zip(inputs, deltas[1:], strict=True):
+        gradients.append(x.T @ delta)
         gradients.append(delta.sum(axis=0) if bias else np.zeros(delta.shape[1], delta.dtype))
     return gradients
 

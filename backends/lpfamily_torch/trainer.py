@@ -1,8 +1,8 @@
-"""Dense networks in torch, on the CPU or a CUDA device, with nothing read back inside an epoch."""
+"""Networks in torch, on the CPU or a CUDA device, with nothing read back inside an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +10,30 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import conv2d, logsigmoid, max_pool2d
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
-from lpfamily.training.draws import Draws
+from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, State, parameter_shapes
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Maxout,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    shapes,
+)
 
 
 @dataclass(frozen=True)
 class TorchBackend:
-    """Trains dense networks on any device of torch's."""
+    """Trains every network on any device of torch's."""
 
-    layers: frozenset[type] = frozenset({Dense})
+    layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
 
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
@@ -43,7 +52,7 @@ backend = TorchBackend()
 
 
 class TorchTrainer:
-    """A dense network in training; `lpfamily.training.backends.Trainer` says what each method does."""
+    """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
@@ -82,7 +91,7 @@ class TorchTrainer:
 
     def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         with torch.no_grad(), self._precision():
-            return softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
+            return _softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
 
     def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         with self._precision():
@@ -91,7 +100,7 @@ class TorchTrainer:
     def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
         with self._precision():
             at = self._tensor(x).requires_grad_()
-            loss = softplus(self._odds(at, self._tensor(labels))).sum()
+            loss = _softplus(self._odds(at, self._tensor(labels))).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             return torch.autograd.grad(gradient, at, self._tensor(v))[0].cpu().numpy()
 
@@ -99,69 +108,87 @@ class TorchTrainer:
         self, x: Tensor, labels: Tensor, sigma: float, step: int, draws: Draws
     ) -> tuple[Tensor, Tensor]:
         """Return the objective of each example and the logits it saw."""
-        objective = self.task.objective
+        objective, network = self.task.objective, self.task.network
+        drawn = draws.masks(step, network, len(x))
+        masks = self._factors(drawn)
         if objective.name == "penalty":
-            return self._penalised(x, labels, sigma)
+            return self._penalised(x, labels, sigma, masks)
         if objective.name == "noise":
             x = x + sigma * self._tensor(draws.noise(step, tuple(x.shape), self.task.dtype))
         clean = x
         if objective.name == "perturb":
             start = None
             if objective.random_start:
-                drawn = draws.start(step, tuple(x.shape), objective.p, self.task.dtype)
-                start = sigma * self._tensor(drawn)
-            x = x + frank_wolfe(
-                lambda at: self._direction(at, labels), x, objective.p, sigma, objective.steps, start
+                start = sigma * self._tensor(draws.start(step, tuple(x.shape), objective.p, self.task.dtype))
+            passes = iter(
+                draws.direction_masks(
+                    step, network, len(x), objective.direction_dropout, objective.steps, same=drawn
+                )
             )
-        logits = self._logits(x)
-        losses = softplus(error_log_odds(logits, labels))
+            x = x + frank_wolfe(
+                lambda at: self._direction(at, labels, self._factors(next(passes))),
+                x,
+                objective.p,
+                sigma,
+                objective.steps,
+                start,
+            )
+        logits = self._logits(x, masks)
+        losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = weight * softplus(self._odds(clean, labels)) + (1 - weight) * losses
+            losses = weight * _softplus(self._odds(clean, labels, masks)) + (1 - weight) * losses
         return losses, logits
 
-    def _penalised(self, x: Tensor, labels: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    def _penalised(
+        self, x: Tensor, labels: Tensor, sigma: float, masks: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
         p = self.task.objective.p
         by_difference = self.task.objective.penalty_by == "difference"
         x = x.requires_grad_()
-        logits = self._logits(x)
+        logits = self._logits(x, masks)
         odds = error_log_odds(logits, labels)
         (gradient,) = torch.autograd.grad(odds.sum(), x, create_graph=not by_difference, retain_graph=True)
-        losses = softplus(odds)
+        losses = _softplus(odds)
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
-            ahead = softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels))
+            ahead = _softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels, masks))
             return losses + (ahead - losses) / DIFFERENCE_STEP, logits
         return losses + torch.sigmoid(odds) * penalty(gradient, p, sigma), logits
 
-    def _direction(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _direction(self, x: Tensor, labels: Tensor, masks: list[Tensor | None] | None = None) -> Tensor:
         """Return the input gradient of the error log-odds; no weight gradient is computed."""
         at = x.detach().requires_grad_()
-        return torch.autograd.grad(self._odds(at, labels).sum(), at)[0]
+        return torch.autograd.grad(self._odds(at, labels, masks).sum(), at)[0]
 
-    def _odds(self, x: Tensor, labels: Tensor) -> Tensor:
-        odds: Tensor = error_log_odds(self._logits(x), labels)
+    def _odds(self, x: Tensor, labels: Tensor, masks: list[Tensor | None] | None = None) -> Tensor:
+        odds: Tensor = error_log_odds(self._logits(x, masks), labels)
         return odds
 
-    def _logits(self, x: Tensor) -> Tensor:
-        for index, layer in enumerate(self.task.network.layers):
-            x = torch.addmm(self._state[f"layers.{index}.bias"], x, self._state[f"layers.{index}.weight"])
-            if layer.activation == "sigmoid":
-                x = torch.sigmoid(x)
-        return x
+    def _logits(self, x: Tensor, masks: list[Tensor | None] | None = None) -> Tensor:
+        return logits(self.task.network, self._state, x, masks)
+
+    def _factors(self, masks: Masks) -> list[Tensor | None]:
+        """Return what dropout multiplies each layer's inputs by."""
+        dtype = getattr(torch, self.task.dtype)
+        return [
+            None
+            if mask is None or layer.dropout is None
+            else self._tensor(mask).to(dtype) * layer.dropout.scale
+            for mask, layer in zip(masks, self.task.network.layers, strict=True)
+        ]
 
     @torch.no_grad()
     def _update(self, gradients: tuple[Tensor, ...], lr: float, momentum: float) -> None:
         for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
             parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
-            is_weight = name.endswith("weight")
+            layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
             if is_weight and self.task.weight_decay:
                 gradient = gradient.add(parameter, alpha=self.task.weight_decay)
-            velocity.mul_(momentum).sub_(gradient, alpha=lr)
+            velocity.mul_(momentum).sub_(gradient, alpha=lr * layer.lr_scale)
             parameter.add_(velocity)
-            limit = self.task.network.layers[int(name.split(".")[1])].max_norm
-            if is_weight and limit is not None:
-                norms = torch.linalg.vector_norm(parameter, dim=0)
-                parameter.mul_(torch.where(norms > limit, limit / norms, 1.0))
+            if is_weight and layer.max_norm is not None:
+                norms = torch.linalg.vector_norm(parameter, dim=layer.norm_axes, keepdim=True)
+                parameter.mul_(torch.where(norms > layer.max_norm, layer.max_norm / norms, 1.0))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.tensor(array)
@@ -178,3 +205,35 @@ class TorchTrainer:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _softplus(odds: Tensor) -> Tensor:
+    """Return log(1 + exp(odds)); torch's own softplus leaves out the 1 above 20."""
+    return -logsigmoid(-odds)
+
+
+def logits(
+    network: Network, state: Mapping[str, Tensor], x: Tensor, factors: list[Tensor | None] | None = None
+) -> Tensor:
+    """Return the logits of inputs (n, inputs); `factors` multiply each layer's inputs."""
+    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
+        weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
+        x = x.reshape(-1, *entering)
+        if factors is not None and (factor := factors[index]) is not None:
+            x = x * factor
+        if isinstance(layer, ConvMaxout):
+            z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding)
+            z = z if layer.tied_bias else z + bias
+            x = max_pool2d(_largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
+            continue
+        x = torch.addmm(bias, x, weight)
+        if isinstance(layer, Maxout):
+            x = _largest(x, layer.pieces)
+        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
+            x = torch.sigmoid(x)
+    return x
+
+
+def _largest(z: Tensor, pieces: int) -> Tensor:
+    """Return the largest of each `pieces` along axis 1; max, unlike amax, gives the gradient to the first."""
+    return z.reshape(len(z), -1, pieces, *z.shape[2:]).max(dim=2).values

@@ -37,8 +37,12 @@ class Objective:
     - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
       eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
       (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
+      `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
+      weights are trained, or an independent one in each.
     - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
       term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+
+    A step has one dropout, `draws.masks`, for all L here and for penalty's gradients.
     """
 
     name: ObjectiveName = "plain"
@@ -46,6 +50,7 @@ class Objective:
     steps: int = 1
     clean_weight: float = 0.0
     random_start: bool = False
+    direction_dropout: Literal["none", "same", "independent"] = "none"
     penalty_by: Literal["gradient", "difference"] = "gradient"
 
 
@@ -66,7 +71,7 @@ class Task:
     network: Network
     objective: Objective
     x: NDArray[Any]
-    """The training inputs, (n, inputs), of `dtype`."""
+    """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
     labels: NDArray[Any]
     """int64, (n,), in 0..classes - 1."""
     batch_size: int
@@ -84,8 +89,9 @@ class Trainer(Protocol):
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`, the last batch as it is.
 
-        A step is v <- momentum * v - lr * gradient, w <- w + v, then the norm constraints. Returns
-        `loss` and `error` (a fraction), means over the examples as the objective saw them.
+        A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
+        Returns `loss` and `error` (a fraction), means over the examples as the objective saw them.
+        Dropout is in training alone: no other method drops anything.
         """
 
     def logits(self, x: NDArray[Any]) -> NDArray[Any]:

@@ -34,11 +34,17 @@ class Parser(argparse.ArgumentParser):
         )
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options and return what adds one: add(flag, what, kind, choices=, default=)."""
+        """Start a group of options and return what adds one; `many` takes a list of `kind`, a `Range`."""
         group = self.add_argument_group(title)
 
         def add(
-            flag: str, what: str, kind: Any = None, *, choices: Iterable[str] = (), default: Any = None
+            flag: str,
+            what: str,
+            kind: Any = None,
+            *,
+            many: bool = False,
+            choices: Iterable[str] = (),
+            default: Any = None,
         ) -> None:
             text = what if default is None else f"{what} (default: {default})"
             if choices:
@@ -47,7 +53,10 @@ class Parser(argparse.ArgumentParser):
                 group.add_argument(flag, action="store_true", help=text)
             elif isinstance(kind, Range):
                 metavar = "N" if kind.kind is int else "X"
-                group.add_argument(flag, type=number(kind), metavar=metavar, help=text)
+                if many:
+                    group.add_argument(flag, type=numbers(kind), metavar=f"{metavar},...", help=text)
+                else:
+                    group.add_argument(flag, type=number(kind), metavar=metavar, help=text)
             else:
                 group.add_argument(flag, type=kind, metavar="PATH" if kind is Path else "NAME", help=text)
 
@@ -108,3 +117,9 @@ def number(range_: Range) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def numbers(range_: Range) -> Callable[[str], tuple[float, ...]]:
+    """Return an option type: numbers in a range, separated by commas; none is the empty list."""
+    convert = number(range_)
+    return lambda text: () if text == "none" else tuple(convert(part) for part in text.split(","))

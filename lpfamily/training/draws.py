@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import sample
+from lpfamily.training.networks import Network, shapes
 
-_ORDER, _NOISE, _START, _TEST = range(4)
+_ORDER, _NOISE, _START, _TEST, _DROPOUT = range(5)
+
+Masks = list[NDArray[np.bool_] | None]
+"""For each layer, which of its inputs dropout keeps, (examples, *shape of the input); None is all."""
 
 
-def _generator(purpose: int, seed: int, epoch: int, step: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=(0, 0, step, epoch)))
+def _generator(purpose: int, seed: int, epoch: int, step: int, place: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=(0, place, step, epoch)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,33 @@ class Draws:
         """Return points drawn uniformly from the unit Lp ball, one an example, for a random start."""
         rng = _generator(_START, self.seed, self.epoch, step)
         return np.asarray(sample(shape, p, 1.0, rng, dtype=np.dtype(dtype)))
+
+    def kept(
+        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
+    ) -> NDArray[np.bool_]:
+        """Return which inputs of a layer dropout keeps in a step; `again` counts its independent passes."""
+        rng = _generator(_DROPOUT, self.seed, self.epoch, step, layer + (again << 16))
+        return rng.random(shape, np.float32) < np.float32(include)
+
+    def masks(self, step: int, network: Network, examples: int, again: int = 0) -> Masks:
+        """Return what dropout keeps in a step, layer by layer."""
+        return [
+            self.kept(step, index, (examples, *entering), layer.dropout.include, again)
+            if layer.dropout
+            else None
+            for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
+        ]
+
+    def direction_masks(
+        self, step: int, network: Network, examples: int, dropout: str, steps: int, same: Masks
+    ) -> list[Masks]:
+        """Return what dropout keeps in each of the gradient passes of `perturb`.
+
+        `dropout` is `Objective.direction_dropout`, and `same` what it keeps where the weights are trained.
+        """
+        if dropout == "independent":
+            return [self.masks(step, network, examples, again) for again in range(1, steps + 1)]
+        return [same if dropout == "same" else [None] * len(network.layers)] * steps
 
 
 def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,27 @@ NOISE_DRAWS = 10
 ONE_STEP = (1.0, 2.0, math.inf)
 
 
+AT_ONCE = 1000
+"""The most examples that are given to a trainer at once: convolutions take some megabytes for each."""
+
+
+def in_parts(function: Callable[..., NDArray[Any]], *arrays: NDArray[Any]) -> NDArray[Any]:
+    """Return function(*arrays), computed for some examples at a time."""
+    parts = [
+        function(*(array[begin : begin + AT_ONCE] for array in arrays))
+        for begin in range(0, max(1, len(arrays[0])), AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
 def error(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
     """Return the fraction of misclassified examples; a tie counts for the first class."""
-    return float(np.mean(trainer.logits(x).argmax(axis=1) != labels))
+    return float(np.mean(in_parts(trainer.logits, x).argmax(axis=1) != labels))
+
+
+def loss(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the mean cross-entropy."""
+    return float(np.mean(in_parts(trainer.losses, x, labels), dtype=np.float64))
 
 
 def unused(gradients: NDArray[Any], eps: NDArray[Any], p: float, sigma: float) -> int:
@@ -54,7 +73,7 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
     there, and `one_step_unused` says how many do: their errors are no sign of robustness.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
-    gradients = trainer.input_gradients(x, labels)
+    gradients = in_parts(trainer.input_gradients, x, labels)
     one_step, one_step_unused = {}, {}
     for p in ONE_STEP:
         sigma = matched_radius(recipe, p, x.shape[1])

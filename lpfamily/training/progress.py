@@ -33,14 +33,14 @@ class Progress:
             sys.stderr.write(f"warning: {line}\n")
 
     @contextmanager
-    def epochs(self, total: int, done: int) -> Iterator[Report]:
-        """Show `total` epochs, of which `done` were there before."""
+    def epochs(self, total: int, done: int, stage: str = "") -> Iterator[Report]:
+        """Show at most `total` epochs of a stage, of which `done` were there before."""
         if self.quiet:
             yield lambda metrics, examples: None
         elif sys.stderr.isatty():
             from tqdm import tqdm
 
-            with tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True) as bar:
+            with tqdm(total=total, initial=done, unit="epoch", desc=stage or None, dynamic_ncols=True) as bar:
 
                 def advance(metrics: dict[str, Any], examples: int) -> None:
                     bar.set_postfix_str(_summary(metrics, examples), refresh=False)
@@ -50,16 +50,22 @@ class Progress:
         else:
 
             def write(metrics: dict[str, Any], examples: int) -> None:
-                left = (total - metrics["epoch"]) * metrics["seconds"]
-                line = f"epoch {metrics['epoch']}/{total}: {_summary(metrics, examples)}, {left:.0f} s left"
-                sys.stderr.write(line + "\n")
+                nonlocal done
+                done += 1
+                left = (total - done) * metrics["seconds"]
+                summary = _summary(metrics, examples)
+                sys.stderr.write(
+                    f"{stage and stage + ', '}epoch {done}/{total}: {summary}, {left:.0f} s left\n"
+                )
 
             yield write
 
 
 def _summary(metrics: dict[str, Any], examples: int) -> str:
     parts = [f"loss {metrics['loss']:.4g}"]
-    if "validation_error" in metrics:
+    if "held_out_loss" in metrics:
+        parts.append(f"held-out loss {metrics['held_out_loss']:.4g}")
+    elif "validation_error" in metrics:
         parts.append(f"validation error {metrics['validation_error']:.2%}")
     else:
         parts.append(f"training error {metrics['error']:.2%}")

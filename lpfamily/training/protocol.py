@@ -1,10 +1,18 @@
-"""A run from its first epoch to its result, for any backend."""
+"""A run from its first epoch to its result, for any backend.
+
+The paper's protocol has two stages. The first trains without the held-out examples until their error has
+not improved for some epochs, and records the loss that the best parameters have on what they were trained
+on. The second trains on all examples, until those that were held out have that loss too.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +22,50 @@ from lpfamily.training import backends, evaluation
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, initial_state, state_shapes
-from lpfamily.training.progress import Progress
-from lpfamily.training.recipes import MODELS, Recipe, objective_of, rates
-from lpfamily.training.runs import Run
+from lpfamily.training.networks import (
+    Network,
+    State,
+    initial_state,
+    parameter_shapes,
+    state_shapes,
+)
+from lpfamily.training.progress import Progress, Report
+from lpfamily.training.recipes import Recipe, continued_rates, network_of, objective_of, rates
+from lpfamily.training.runs import Json, Run, Shapes
 
 CHECKED = 50
 """After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
 
+BEST = "best."
+"""What precedes the names of the parameters that early stopping keeps."""
+
 
 class NotFinite(ArithmeticError):
     """A loss or a parameter is no longer a finite number; the last finite checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the protocol a run is; a checkpoint holds it with the arrays."""
+
+    epoch: int = 0
+    """Epochs that are done, of both stages."""
+    best: int = 0
+    """The first epoch of stage one with the least validation error; 0 if none is kept."""
+    best_error: float | None = None
+    first: int | None = None
+    """Epochs of the first stage, once the second has begun."""
+    target: float | None = None
+    """The loss to reach in the second stage."""
+    held_out_loss: float | None = None
+    """The loss that was reached there."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the second stage has come to its end before its last epoch."""
+        if self.target is None or self.held_out_loss is None:
+            return False
+        return self.held_out_loss <= self.target
 
 
 def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
@@ -38,9 +79,19 @@ def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
     return Split(x[:kept], labels[:kept]), Split(x[kept:], labels[kept:])
 
 
-def network_of(recipe: Recipe, dataset: Dataset) -> Network:
-    """Return the recipe's network for the data's inputs and classes."""
-    return MODELS[recipe.model](dataset.train.x.shape[1], dataset.classes)
+def check(recipe: Recipe, dataset: Dataset) -> Network:
+    """Return the recipe's network; raise `BadInput` if recipe and data do not go together."""
+    hold_out(dataset, recipe.validation)
+    if not recipe.validation and (recipe.patience or recipe.second_stage != "none"):
+        raise BadInput(
+            "--patience and --second-stage go by held-out examples, and --validation 0 leaves none; "
+            "hold some out, or give --patience 0 --second-stage none"
+        )
+    if recipe.second_stage != "none" and not recipe.patience:
+        raise BadInput(
+            "--second-stage starts from the epoch that --patience keeps; give --patience 1 or more"
+        )
+    return network_of(recipe, dataset.shape, dataset.classes)
 
 
 def train(
@@ -54,86 +105,240 @@ def train(
     progress: Progress,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train until the recipe's last epoch, test, and return the result; `run.finish` ends the run with it.
+    """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
 
     Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on.
     """
-    network = network_of(recipe, dataset)
-    held_in, held_out = hold_out(dataset, recipe.validation)
-    if resume and run.has_begun:
-        state, done = run.load(state_shapes(network), recipe.dtype, recipe.epochs)
-        metrics = run.cut_metrics(done)
-    else:
-        state, done, metrics = initial_state(network, recipe.seed, recipe.dtype), 0, []
-        run.save(state, 0)
-    progress.note(f"run folder: {run.folder}")
-    task = backends.Task(
-        network,
-        objective_of(recipe),
-        held_in.x.astype(recipe.dtype, copy=False),
-        held_in.labels,
-        recipe.batch_size,
-        recipe.weight_decay,
-        recipe.dtype,
-        device,
-        tf32,
-    )
-    trainer = backend.trainer(task, state)
-    steps = math.ceil(len(held_in.x) / recipe.batch_size)
-    with progress.epochs(recipe.epochs, done) as report:
-        for epoch in range(done, recipe.epochs):
-            draws = Draws(recipe.seed, epoch)
-            schedule = rates(recipe, epoch, steps)
-            _check_rates(schedule, recipe, run, epoch)
-            begin = time.perf_counter()
-            line: dict[str, Any] = {"epoch": epoch + 1}
-            line |= trainer.epoch(draws.order(len(held_in.x)), schedule, draws)
-            line |= {"lr": float(schedule.lr[-1]), "seconds": time.perf_counter() - begin}
-            state = trainer.state()
-            _check_finite(line["loss"], state, run, epoch)
-            if recipe.validation:
-                x = held_out.x.astype(recipe.dtype, copy=False)
-                line["validation_error"] = evaluation.error(trainer, x, held_out.labels)
-            if recipe.objective in ("perturb", "penalty"):
-                count, of = _unused(trainer, task, float(schedule.sigma[-1]))
-                line["unused"] = count / of
-                if count and not any(before.get("unused") for before in metrics):
-                    progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
-            run.log(line)
-            run.save(state, epoch + 1)
-            metrics.append(line)
-            report(line, len(held_in.x))
-    tested, examples = evaluation.measure(trainer, dataset.test, recipe), len(dataset.test.x)
-    counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
-    if any(counts.values()):
-        progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
-    return tested | {
-        "parameters": f"after the last epoch, {recipe.epochs}",
-        "tested_on": f"{dataset.name}, {len(dataset.test.x)} test examples",
-        "seconds_per_epoch": statistics.median([line["seconds"] for line in metrics] or [0.0]),
-        "epochs": recipe.epochs,
-    }
+    training = _Training(run, recipe, dataset, backend, device, tf32, progress, resume=resume)
+    if training.position.first is None:
+        training.first_stage()
+        if recipe.second_stage != "none":
+            training.begin_second_stage()
+    if training.position.first is not None:
+        training.second_stage()
+    return training.tested()
 
 
-def _unused(trainer: backends.Trainer, task: backends.Task, sigma: float) -> tuple[int, int]:
-    """Return how many examples leave the budget of one step unused, of how many of the first ones."""
-    first = slice(max(20, len(task.x) // CHECKED))
-    gradients = trainer.input_gradients(task.x[first], task.labels[first])
-    p = task.objective.p
-    return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
+class _Training:
+    """A run in memory: its trainer, where it stands, the parameters that it keeps, and its metrics."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        dataset: Dataset,
+        backend: backends.Backend,
+        device: str,
+        tf32: bool,
+        progress: Progress,
+        *,
+        resume: bool,
+    ) -> None:
+        self.run, self.recipe, self.dataset, self.progress = run, recipe, dataset, progress
+        self.network = check(recipe, dataset)
+        self.held_in, self.held_out = hold_out(dataset, recipe.validation)
+        self.position = Position()
+        self.best: State = {}
+        self.metrics: list[Json] = []
+        if resume and run.has_begun:
+            arrays, self.position = run.load(self._read_position, recipe.dtype)
+            self.best = {name: arrays.pop(BEST + name) for name in self._best_shapes(self.position)}
+            state = arrays
+            self.metrics = run.cut_metrics(self.position.epoch)
+        else:
+            state = initial_state(self.network, recipe.seed, recipe.dtype)
+            self._save(state)
+        progress.note(f"run folder: {run.folder}")
+        split = self.held_in if self.position.first is None else dataset.train
+        self._on = functools.partial(self._trainer_on, backend, device, tf32)
+        self.trainer = self._on(split, state)
+
+    def first_stage(self) -> None:
+        """Train on what is not held out, until the patience or the epochs end."""
+        recipe = self.recipe
+        with self.progress.epochs(recipe.epochs, self.position.epoch) as report:
+            while self.position.epoch < recipe.epochs and not self._is_out_of_patience:
+                epoch = self.position.epoch
+                line = self._epoch(self.held_in, functools.partial(rates, recipe, epoch))
+                position = replace(self.position, epoch=epoch + 1)
+                if recipe.validation:
+                    error = evaluation.error(self.trainer, self._x(self.held_out), self.held_out.labels)
+                    line["validation_error"] = error
+                    if recipe.patience and (position.best_error is None or error < position.best_error):
+                        position = replace(position, best=epoch + 1, best_error=error)
+                        self.best = self._parameters(self.trainer.state())
+                self._end_epoch(line, position, report, len(self.held_in.x))
+
+    def begin_second_stage(self) -> None:
+        """Record the loss to reach, and begin with the best parameters, or with fresh ones."""
+        recipe, fresh = self.recipe, initial_state(self.network, self.recipe.seed, self.recipe.dtype)
+        self.trainer.load(fresh | self.best)
+        target = evaluation.loss(self.trainer, self._x(self.held_in), self.held_in.labels)
+        state = fresh if recipe.second_stage == "scratch" else fresh | self.best
+        state |= {name: np.zeros_like(array) for name, array in state.items() if name.startswith("velocity.")}
+        self.position = replace(self.position, first=self.position.epoch, target=target)
+        self.best = {}
+        self._save(state)
+        self.trainer = self._on(self.dataset.train, state)
+
+    def second_stage(self) -> None:
+        """Train on all examples until the held-out ones have the recorded loss, or the epochs end."""
+        recipe, position, train = self.recipe, self.position, self.dataset.train
+        first = position.first or 0
+        before = math.ceil(len(self.held_in.x) / recipe.batch_size)
+        self.progress.note(
+            f"second stage, on all {len(train.x)} examples, until the loss of the held-out ones is at most "
+            f"{position.target:.4g}; it begins {self._beginning}"
+        )
+        with self.progress.epochs(recipe.second_epochs, position.epoch - first, "stage 2") as report:
+            while self.position.epoch - first < recipe.second_epochs and not self.position.is_reached:
+                done = self.position.epoch - first
+                scheduled = (
+                    functools.partial(rates, recipe, done)
+                    if recipe.second_stage == "scratch"
+                    else functools.partial(continued_rates, recipe, position.best, before, done)
+                )
+                line = self._epoch(train, scheduled)
+                line["held_out_loss"] = evaluation.loss(
+                    self.trainer, self._x(self.held_out), self.held_out.labels
+                )
+                reached = replace(
+                    self.position, epoch=self.position.epoch + 1, held_out_loss=line["held_out_loss"]
+                )
+                self._end_epoch(line, reached, report, len(train.x))
+
+    def tested(self) -> Json:
+        """Test the parameters that the protocol ends with, and return the result."""
+        if self.best:
+            self.trainer.load(self.trainer.state() | self.best)
+        examples = len(self.dataset.test.x)
+        tested = evaluation.measure(self.trainer, self.dataset.test, self.recipe)
+        counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
+        if any(counts.values()):
+            self.progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
+        return tested | {
+            "parameters": self._which,
+            "tested_on": f"{self.dataset.name}, {examples} test examples",
+            "seconds_per_epoch": statistics.median([line["seconds"] for line in self.metrics] or [0.0]),
+            "epochs": self.position.epoch,
+        }
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        patience = self.recipe.patience
+        return bool(patience) and self.position.epoch - self.position.best >= patience
+
+    @property
+    def _beginning(self) -> str:
+        if self.recipe.second_stage == "scratch":
+            return "with fresh weights"
+        return f"with the parameters of epoch {self.position.best}"
+
+    @property
+    def _which(self) -> str:
+        position = self.position
+        if position.first is None:
+            if position.best:
+                return f"of epoch {position.best} of {position.epoch}, which had the least validation error"
+            return f"after the last epoch, {position.epoch}"
+        second = position.epoch - position.first
+        reached = "reached" if position.is_reached else "did not reach"
+        return (
+            f"after {second} epochs on all examples, begun {self._beginning}; the held-out loss {reached} "
+            f"the {position.target:.4g} that stage one had on its own"
+        )
+
+    def _trainer_on(
+        self, backend: backends.Backend, device: str, tf32: bool, split: Split, state: State
+    ) -> backends.Trainer:
+        recipe = self.recipe
+        task = backends.Task(
+            self.network,
+            objective_of(recipe),
+            self._x(split),
+            split.labels,
+            recipe.batch_size,
+            recipe.weight_decay,
+            recipe.dtype,
+            device,
+            tf32,
+        )
+        return backend.trainer(task, state)
+
+    def _x(self, split: Split) -> Any:
+        return split.x.astype(self.recipe.dtype, copy=False)
+
+    def _epoch(self, split: Split, scheduled: Callable[[int], backends.Rates]) -> Json:
+        """Train for an epoch and return its metrics; what is not finite ends the run."""
+        recipe, epoch = self.recipe, self.position.epoch
+        draws = Draws(recipe.seed, epoch)
+        schedule = scheduled(math.ceil(len(split.x) / recipe.batch_size))
+        if not np.max(schedule.lr) <= np.finfo(recipe.dtype).max:
+            raise NotFinite(f"epoch {epoch + 1} has a learning rate beyond {recipe.dtype}; {self._kept}")
+        begin = time.perf_counter()
+        line: Json = {"epoch": epoch + 1, "stage": 1 if self.position.first is None else 2}
+        line |= self.trainer.epoch(draws.order(len(split.x)), schedule, draws)
+        line |= {"lr": float(schedule.lr[-1]), "seconds": time.perf_counter() - begin}
+        arrays = self.trainer.state().values()
+        if not (math.isfinite(line["loss"]) and all(np.isfinite(array).all() for array in arrays)):
+            raise NotFinite(
+                f"epoch {epoch + 1} ended with loss {line['loss']} and is not finite; {self._kept}"
+            )
+        if recipe.objective in ("perturb", "penalty"):
+            count, of = self._unused(split, float(schedule.sigma[-1]))
+            line["unused"] = count / of
+            if count and not any(before.get("unused") for before in self.metrics):
+                self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
+        return line
+
+    @property
+    def _kept(self) -> str:
+        folder, epoch = self.run.folder, self.position.epoch
+        return f"{folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"
+
+    def _unused(self, split: Split, sigma: float) -> tuple[int, int]:
+        """Return how many examples leave the budget of one step unused, of how many of the first ones."""
+        first = slice(max(20, len(split.x) // CHECKED))
+        x, labels, p = self._x(split)[first], split.labels[first], self.recipe.p
+        gradients = evaluation.in_parts(self.trainer.input_gradients, x, labels)
+        return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
+
+    def _end_epoch(self, line: Json, position: Position, report: Report, examples: int) -> None:
+        self.run.log(line)
+        self.position = position
+        self._save(self.trainer.state())
+        self.metrics.append(line)
+        report(line, examples)
+
+    def _save(self, state: State) -> None:
+        best = {BEST + name: array for name, array in self.best.items()}
+        self.run.save(state | best, asdict(self.position))
+
+    def _parameters(self, state: State) -> State:
+        return {name: state[name] for name in parameter_shapes(self.network)}
+
+    def _best_shapes(self, position: Position) -> Shapes:
+        return parameter_shapes(self.network) if position.best and position.first is None else {}
+
+    def _read_position(self, values: Json) -> tuple[Position, Shapes]:
+        return read_position(values, self.recipe, self.network)
 
 
-def _check_rates(schedule: backends.Rates, recipe: Recipe, run: Run, epoch: int) -> None:
-    if np.max(schedule.lr) <= np.finfo(recipe.dtype).max:
-        return
-    raise NotFinite(f"epoch {epoch + 1} has a learning rate beyond {recipe.dtype}; {_kept(run, epoch)}")
-
-
-def _check_finite(loss: float, state: dict[str, Any], run: Run, epoch: int) -> None:
-    if math.isfinite(loss) and all(np.isfinite(array).all() for array in state.values()):
-        return
-    raise NotFinite(f"epoch {epoch + 1} ended with loss {loss} and is not finite; {_kept(run, epoch)}")
-
-
-def _kept(run: Run, epoch: int) -> str:
-    return f"{run.folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"
+def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:
+    """Return the position of a checkpoint and the arrays that it must hold; raise if no run is there."""
+    position = Position(**{field.name: values[field.name] for field in fields(Position)})
+    begun = position.first is not None
+    first = position.first if position.first is not None else position.epoch
+    if any(type(epoch) is not int for epoch in (position.epoch, position.best, first)) or not (
+        0 <= position.best <= first <= recipe.epochs and 0 <= position.epoch - first <= recipe.second_epochs
+    ):
+        raise ValueError(f"epoch {position.epoch!r}, of {recipe.epochs} at most in the first stage")
+    losses = (position.best_error, position.target, position.held_out_loss)
+    if any(type(loss) not in (float, type(None)) for loss in losses) or begun != (
+        position.target is not None
+    ):
+        raise ValueError(f"its losses are {losses}")
+    expected = state_shapes(network)
+    if position.best and position.first is None:
+        expected |= {BEST + name: shape for name, shape in parameter_shapes(network).items()}
+    return position, expected

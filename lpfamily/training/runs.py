@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import State
 
 Json = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+Position = TypeVar("Position")
 
 CONFIG, METRICS, CHECKPOINT, RESULT = (
     "config.json",
@@ -82,21 +85,22 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def save(self, state: State, epoch: int) -> None:
-        """Replace the checkpoint by the state after `epoch` epochs."""
+    def save(self, arrays: State, position: Json) -> None:
+        """Replace the checkpoint by named arrays and where in the run they belong, its `epoch` among it."""
         from safetensors.numpy import save
 
-        _replace(self.folder / CHECKPOINT, save(state, {"lpfamily": json.dumps({"epoch": epoch})}))
+        _replace(self.folder / CHECKPOINT, save(arrays, {"lpfamily": json.dumps(position)}))
 
-    def load(self, shapes: dict[str, tuple[int, ...]], dtype: str, epochs: int) -> tuple[State, int]:
-        """Return the state and the epoch, of `epochs`, of the checkpoint; it must fit and be finite."""
+    def load(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> tuple[State, Position]:
+        """Return the arrays of the checkpoint, and the position that `read` makes of the rest of it.
+
+        `read` also says which arrays there must be, and raises if no run can be there.
+        """
         path = self.folder / CHECKPOINT
         remedy = "restore the file from a copy, or start a new run"
         state, metadata = _read_tensors(path, remedy)
         try:
-            epoch = json.loads(metadata["lpfamily"])["epoch"]
-            if type(epoch) is not int or not 0 <= epoch <= epochs:
-                raise ValueError(f"epoch {epoch!r} of {epochs}")
+            position, shapes = read(json.loads(metadata["lpfamily"]))
         except (KeyError, TypeError, ValueError) as cause:
             raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {remedy}") from cause
         if state.keys() != shapes.keys():
@@ -111,7 +115,7 @@ class Run:
                 )
             if not np.isfinite(array).all():
                 raise BadInput(f"{path}: {name} holds values that are not finite; {remedy}")
-        return state, epoch
+        return state, position
 
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
