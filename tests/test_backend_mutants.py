@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lpfamily import epsilon
-from lpfamily.training import testing
+from lpfamily.training import definitions
 from lpfamily.training.backends import Objective
-from lpfamily.training.testing import BackendTests
+from lpfamily.training.networks import parameter_shapes
+from lpfamily.training.testing import NETWORKS, BackendTests
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer
 
 PERTURB = Objective("perturb", 2.0)
@@ -26,14 +27,16 @@ class WithEpsilonThatMoves(NumpyTrainer):
 
     def _step(self, x, labels, sigma, step, draws):
         losses, errors, _ = super()._step(x, labels, sigma, step, draws)
-        names = list(testing.parameter_shapes(self.task.network))
+        names = list(parameter_shapes(self.task.network))
 
         def mean(state):
             start = np.zeros_like(x)
-            eps = testing.perturbation(self.task, state, x, labels, sigma, start)
-            return testing.cross_entropy(testing.logits(self.task.network, state, x + eps), labels).sum()
+            eps = definitions.perturbation(self.task, state, x, labels, sigma, start)
+            return definitions.cross_entropy(
+                definitions.logits(self.task.network, state, x + eps), labels
+            ).sum()
 
-        moving = testing.central_differences(mean, self.state(), names)
+        moving = definitions.central_differences(mean, self.state(), names)
         return losses, errors, [moving[name] for name in names]
 
 
@@ -67,7 +70,7 @@ class Mutant(NumpyBackend):
 def laws(kind):
     tests = BackendTests()
     tests.find = lambda: Mutant(kind=kind)
-    step = functools.partial(tests.test_a_step_descends_the_objective, PERTURB)
+    step = functools.partial(tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], PERTURB)
     return tests, step
 
 
@@ -79,7 +82,7 @@ CASES = {
     "velocity lost on resume": (
         WithoutVelocityOnResume,
         lambda tests, step: functools.partial(
-            tests.test_a_state_continues_as_if_nothing_had_happened, "float64"
+            tests.test_a_state_continues_as_if_nothing_had_happened, NETWORKS["sigmoid"], "float64"
         ),
     ),
 }

@@ -279,22 +279,19 @@ class _Passed:
     def into(self, delta: Floats) -> Floats:
         """Return the gradient in what enters the activation from that in the outputs."""
         if self.winner is not None:
-            return (delta[..., None] * self.winner).reshape(len(delta), -1)
-        moved: Floats = delta * self._slope
-        return moved
+            delta = (delta[..., None] * self.winner).reshape(len(delta), -1)
+        return delta * self._slope
 
     def out_of(self, tangent: Floats) -> Floats:
         """Return the tangent of the outputs from that of what enters the activation."""
         if self.winner is not None:
-            result: Floats = (tangent.reshape(self.winner.shape) * self.winner).sum(axis=2)
-            return result
-        moved: Floats = tangent * self._slope
-        return moved
+            tangent = np.einsum("nup,nup->nu", tangent.reshape(self.winner.shape), self.winner)
+        return tangent * self._slope
 
     def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
         """Add what activation'' contributes where what enters the activation moves by `inner`."""
         if self._is_sigmoid:
-            return delta_tangent + delta * (1 - 2 * self.outputs) * inner
+            delta_tangent += delta * (1 - 2 * self.outputs) * inner
         return delta_tangent
 
     @property
@@ -302,8 +299,8 @@ class _Passed:
         return isinstance(self.layer, Dense) and self.layer.activation == "sigmoid"
 
     @property
-    def _slope(self) -> Floats | float:
-        return self.outputs * (1 - self.outputs) if self._is_sigmoid else 1.0
+    def _slope(self) -> Floats:
+        return self.outputs * (1 - self.outputs) if self._is_sigmoid else np.ones((), self.outputs.dtype)
 
 
 def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:

@@ -7,16 +7,16 @@ A backend's whole conformance test is::
     class TestMine(BackendTests):
         backend = "mine"
 
-The laws compare with the definitions, evaluated in NumPy float64 on a network of 74 parameters:
-gradients with respect to inputs by the complex step, which is exact to rounding, and with respect to
-parameters by central differences.
+The laws compare with `lpfamily.training.definitions`, in NumPy float64, on small networks of the layers
+that the backend trains: gradients with respect to inputs by the complex step, which is exact to
+rounding, and with respect to parameters by central differences.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,17 +24,55 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from lpfamily.norms import dual_exponent, norm
 from lpfamily.steepest import epsilon
 from lpfamily.training import backends
-from lpfamily.training.backends import DIFFERENCE_STEP, Backend, Objective, Rates, Task, Trainer
+from lpfamily.training.backends import Backend, Objective, Rates, Task, Trainer
+from lpfamily.training.definitions import (
+    cross_entropy,
+    error_log_odds,
+    input_gradient,
+    logits,
+    objective_and_gradient,
+    updated,
+)
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, Network, State, initial_state, parameter_shapes, state_shapes
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Dropout,
+    Maxout,
+    Network,
+    State,
+    initial_state,
+    state_shapes,
+)
 
 Array = NDArray[Any]
 
-NETWORK = Network(6, (Dense(5, "sigmoid", max_norm=2.0), Dense(4, "sigmoid"), Dense(3, max_norm=1.5)))
+HALF = Dropout(0.5, 2.0)
+NETWORKS = {
+    "sigmoid": Network(6, (Dense(5, "sigmoid", max_norm=2.0), Dense(4, "sigmoid"), Dense(3, max_norm=1.5))),
+    "maxout": Network(
+        6,
+        (
+            Maxout(4, 3, max_norm=1.2, dropout=Dropout(0.8, 1.0), lr_scale=0.5),
+            Maxout(5, 2, dropout=HALF),
+            Dense(3, max_norm=1.5, dropout=HALF),
+        ),
+    ),
+    "convolutions": Network(
+        30,
+        (
+            ConvMaxout(2, 2, 2, pool=3, stride=2, tied_bias=False, max_norm=0.8, dropout=Dropout(0.8, 1.0)),
+            ConvMaxout(2, 3, 2, padding=1, pool=2, stride=2, max_norm=0.9, dropout=HALF, lr_scale=0.5),
+            Maxout(3, 2),
+            Dense(3, dropout=HALF),
+        ),
+        image=(1, 5, 6),
+    ),
+}
+"""With windows that reach over the end, images that are not square, and every option of a layer."""
 
 OBJECTIVES = [
     Objective("plain"),
@@ -51,6 +89,15 @@ OBJECTIVES = [
         )
     ],
 ]
+WITH_DROPOUT = [
+    Objective("plain"),
+    Objective("noise"),
+    Objective("perturb", 2.0),
+    Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same"),
+    Objective("perturb", math.inf, steps=2, random_start=True, direction_dropout="independent"),
+    Objective("penalty", 2.0),
+    Objective("penalty", 1.0, penalty_by="difference"),
+]
 
 
 class BackendTests:
@@ -63,63 +110,87 @@ class BackendTests:
         """Return the backend under test."""
         return backends.find(self.backend)
 
-    def test_logits_are_the_networks(self) -> None:
-        task, state = _task(), _state()
-        trainer = self._trainer(task, state)
-        assert_allclose(trainer.logits(task.x), logits(NETWORK, state, task.x), rtol=1e-12)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run a law on every network whose layers the backend trains."""
+        layers = self.find().layers
+        names = [
+            name
+            for name, network in NETWORKS.items()
+            if all(type(layer) in layers for layer in network.layers)
+        ]
+        if "objective" in metafunc.fixturenames:
+            cases = [
+                pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
+                for name in names
+                for objective in (OBJECTIVES if name == "sigmoid" else WITH_DROPOUT)
+            ]
+            metafunc.parametrize(("network", "objective"), cases)
+        elif "network" in metafunc.fixturenames:
+            metafunc.parametrize("network", [NETWORKS[name] for name in names], ids=names)
 
-    def test_losses_are_the_cross_entropy(self) -> None:
-        task, state = _task(), _state()
-        expected = cross_entropy(logits(NETWORK, state, task.x), task.labels)
-        assert_allclose(self._trainer(task, state).losses(task.x, task.labels), expected, rtol=1e-12)
+    def test_logits_are_the_networks(self, network: Network) -> None:
+        task, state = _task(network), _state(network)
+        expected = logits(network, state, task.x)
+        assert_allclose(self._trainer(task, state).logits(task.x), expected, rtol=1e-11, atol=1e-13)
 
-    def test_input_gradients_are_those_of_the_error_log_odds(self) -> None:
-        task, state = _task(), _state()
-        expected = odds_gradient(NETWORK, state, task.x, task.labels)
-        assert_allclose(self._trainer(task, state).input_gradients(task.x, task.labels), expected, rtol=1e-10)
+    def test_losses_are_the_cross_entropy(self, network: Network) -> None:
+        task, state = _task(network), _state(network)
+        for scale in 1, 30:  # confident mistakes too
+            loud = state | {name: scale * array for name, array in state.items() if _is_last(network, name)}
+            expected = cross_entropy(logits(network, loud, task.x), task.labels)
+            losses = self._trainer(task, loud).losses(task.x, task.labels)
+            assert_allclose(losses, expected, rtol=1e-11, atol=1e-13)
 
-    def test_the_direction_of_a_confident_network_does_not_round_away(self) -> None:
-        task, state = _task("float32"), _state("float32")
-        state["layers.2.weight"] *= 100
-        labels = logits(NETWORK, state, task.x).argmax(axis=1)
+    def test_input_gradients_are_those_of_the_error_log_odds(self, network: Network) -> None:
+        task, state = _task(network), _state(network)
+        expected = input_gradient(error_log_odds, network, state, task.x, task.labels)
+        found = self._trainer(task, state).input_gradients(task.x, task.labels)
+        assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+    def test_the_direction_of_a_confident_network_does_not_round_away(self, network: Network) -> None:
+        task, state = _task(network, "float32"), _state(network, "float32")
+        state |= {name: 100 * array for name, array in state.items() if _is_last(network, name)}
+        x = task.x.astype(np.float64)
+        labels = logits(network, state, x).argmax(axis=1)
         gradients = self._trainer(task, state).input_gradients(task.x, labels)
         found = epsilon(gradients.astype(np.float64), 2, 1.0)
-        expected = epsilon(odds_gradient(NETWORK, state, task.x.astype(np.float64), labels), 2, 1.0)
+        expected = epsilon(input_gradient(error_log_odds, network, state, x, labels), 2, 1.0)
         assert_allclose(found, expected, atol=1e-4)
 
-    def test_hessian_products_are_derivatives_of_the_gradient(self) -> None:
-        task, state = _task(), _state()
+    def test_hessian_products_are_derivatives_of_the_gradient(self, network: Network) -> None:
+        task, state = _task(network), _state(network)
         v = np.random.default_rng(3).standard_normal(task.x.shape)
 
         def gradient(x: Array) -> Array:
-            return complex_step(lambda at: cross_entropy(logits(NETWORK, state, at), task.labels), x)
+            return input_gradient(cross_entropy, network, state, x, task.labels)
 
         expected = (gradient(task.x + 1e-5 * v) - gradient(task.x - 1e-5 * v)) / 2e-5
         found = self._trainer(task, state).hessian_products(task.x, task.labels, v)
-        assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+        assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
-    @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-    def test_a_step_descends_the_objective(self, objective: Objective) -> None:
-        task, before = replace(_task(), objective=objective, network=_unconstrained()), _state()
+    def test_a_step_descends_the_objective(self, network: Network, objective: Objective) -> None:
+        """With the dropout of the draws, wherever the objective has it."""
+        network = _unconstrained(network)
+        task, before, draws = replace(_task(network), objective=objective), _state(network), Draws(5, 2)
         trainer = self._trainer(task, before)
-        metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), Draws(5, 2))
-        value, gradients = objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, Draws(5, 2))
-        after = trainer.state()
-        for name, gradient in gradients.items():
-            assert_allclose(after[name] - before[name], -0.5 * gradient, rtol=2e-5, atol=2e-8, err_msg=name)
+        metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), draws)
+        value, gradients = objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, draws)
+        expected, found = updated(task, before, gradients, 0.5, 0.0), trainer.state()
+        for name in gradients:
+            assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
-    def test_an_epoch_is_its_steps(self) -> None:
-        """Order, rates, momentum, weight decay, norm constraints and a smaller last batch."""
-        task = replace(_task(), objective=Objective("perturb", 1.5), batch_size=3, weight_decay=0.01)
-        state, order = _state(), np.array([4, 0, 6, 2, 5, 1, 3])
+    def test_an_epoch_is_its_steps(self, network: Network) -> None:
+        """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""
+        task = replace(_task(network), objective=Objective("perturb", 1.5), batch_size=3, weight_decay=0.01)
+        state, order, draws = _state(network), np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
         rates = Rates(np.array([0.8, 0.5, 0.3]), np.array([0.5, 0.6, 0.9]), np.array([0.1, 0.2, 0.4]))
         trainer = self._trainer(task, state)
-        metrics = trainer.epoch(order, rates, Draws(5, 2))
+        metrics = trainer.epoch(order, rates, draws)
         losses = []
         for step in range(3):
             batch = order[3 * step : 3 * step + 3]
-            loss, gradients = objective_and_gradient(task, state, batch, rates.sigma[step], step, Draws(5, 2))
+            loss, gradients = objective_and_gradient(task, state, batch, rates.sigma[step], step, draws)
             losses.append(loss * len(batch))
             state = updated(task, state, gradients, rates.lr[step], rates.momentum[step])
         found = trainer.state()
@@ -127,49 +198,98 @@ class BackendTests:
             assert_allclose(found[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(sum(losses) / 7, rel=1e-6)
 
-    def test_metrics_count_the_errors_that_the_objective_sees(self) -> None:
-        task, state = _task(), _state()
+    def test_metrics_count_the_errors_that_the_objective_sees(self, network: Network) -> None:
+        network = _undropped(network)
+        task, state = _task(network), _state(network)
         trainer = self._trainer(task, state)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))
-        wrong = logits(NETWORK, state, task.x).argmax(axis=1) != task.labels
+        seen = logits(network, state, task.x)
         assert metrics == {
-            "loss": pytest.approx(
-                cross_entropy(logits(NETWORK, state, task.x), task.labels).mean(), rel=1e-9
-            ),
-            "error": pytest.approx(wrong.mean()),
+            "loss": pytest.approx(cross_entropy(seen, task.labels).mean(), rel=1e-9),
+            "error": pytest.approx((seen.argmax(axis=1) != task.labels).mean()),
         }
 
-    def test_the_norm_constraint_holds_after_every_epoch(self) -> None:
-        task = _task()
-        trainer = self._trainer(task, _state())
+    def test_dropout_keeps_what_the_draws_say(self, network: Network) -> None:
+        """Injected: with everything kept there is only the scale, with nothing kept only the biases."""
+        if network is NETWORKS["sigmoid"]:
+            network = replace(network, layers=tuple(replace(layer, dropout=HALF) for layer in network.layers))
+        task, state = _task(network), _state(network)
+        trainer, metrics = self._trainer(task, state), []
+        for kept in True, False:
+            loss = trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), _Injected(5, 2, kept))["loss"]
+            masks = _Injected(5, 2, kept).masks(0, network, 7)
+            expected = cross_entropy(logits(network, state, task.x, masks), task.labels).mean()
+            metrics.append((loss, expected))
+        for loss, expected in metrics:
+            assert loss == pytest.approx(expected, rel=1e-12)
+        assert metrics[0] != metrics[1]
+
+    def test_dropout_has_the_mean_over_all_masks(self) -> None:
+        network = Network(2, (Dense(2, "sigmoid", dropout=Dropout(0.8, 1.0)), Dense(3, dropout=HALF)))
+        task, state = _task(network), _state(network)
+        mean = 0.0
+        for bits in itertools.product([False, True], repeat=4):
+            masks: Any = [np.tile(np.array(pair), (7, 1)) for pair in (bits[:2], bits[2:])]
+            chance = math.prod(0.8 if bit else 0.2 for bit in bits[:2]) / 4
+            mean += chance * cross_entropy(logits(network, state, task.x, masks), task.labels).mean()
+        trainer = self._trainer(task, state)
+        order, rates = np.tile(np.arange(7), 400), _rates(400, lr=0.0, momentum=0.0)
+        losses = [trainer.epoch(order, rates, Draws(5, epoch))["loss"] for epoch in range(10)]
+        spread = np.std(losses, ddof=1) / math.sqrt(10)
+        without = cross_entropy(logits(network, state, task.x), task.labels).mean()
+        assert abs(np.mean(losses) - mean) < 4 * spread < abs(without - mean) / 2
+
+    def test_ties_give_their_gradient_to_the_first(self, network: Network) -> None:
+        """Without biases a blank input ties all pieces, and in a convolution all positions."""
+        network = _undropped(network)
+        task = replace(_task(network), objective=Objective("plain"), x=np.zeros((7, network.inputs)))
+        state = initial_state(network, 0, "float64")
+        expected = input_gradient(error_log_odds, network, state, task.x, task.labels)
+        trainer = self._trainer(task, state)
+        found = trainer.input_gradients(task.x, task.labels)
+        assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+        assert np.any(expected != 0)
+        layer = network.layers[0]
+        if not isinstance(layer, Maxout | ConvMaxout):
+            return
+        trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.0), Draws(5, 2))
+        bias = trainer.state()["layers.0.bias"].reshape(-1, layer.pieces, *state["layers.0.bias"].shape[1:])
+        assert np.all(bias[:, 0].reshape(len(bias), -1)[:, 0] != 0)
+        assert_array_equal(bias[:, 1:], 0)
+
+    def test_the_norm_constraint_holds_after_every_epoch(self, network: Network) -> None:
+        task = _task(network)
+        trainer = self._trainer(task, _state(network))
         trainer.epoch(np.arange(len(task.x)), _rates(1, lr=50.0, momentum=0.5), Draws(5, 2))
-        for index, layer in enumerate(NETWORK.layers):
-            norms = np.linalg.norm(trainer.state()[f"layers.{index}.weight"], axis=0)
+        for index, layer in enumerate(network.layers):
+            weight = trainer.state()[f"layers.{index}.weight"]
+            norms = np.sqrt(np.sum(weight**2, axis=layer.norm_axes))
             assert layer.max_norm is None or norms.max() <= layer.max_norm * (1 + 1e-12)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_a_state_continues_as_if_nothing_had_happened(self, dtype: str) -> None:
+    def test_a_state_continues_as_if_nothing_had_happened(self, network: Network, dtype: str) -> None:
         """To the bit: what a resumed run stands on."""
-        task = replace(_task(dtype), objective=Objective("perturb", 2.0, random_start=True), batch_size=3)
-        first = self._trainer(task, _state(dtype))
+        objective = Objective("perturb", 2.0, random_start=True)
+        task = replace(_task(network, dtype), objective=objective, batch_size=3)
+        first = self._trainer(task, _state(network, dtype))
         rates, order = _rates(3, lr=0.5, momentum=0.9), np.arange(7)
         first.epoch(order, rates, Draws(5, 0))
         middle = first.state()
         first.epoch(order, rates, Draws(5, 1))
-        for second in (self._trainer(task, middle), self._trainer(task, _state(dtype))):
+        for second in (self._trainer(task, middle), self._trainer(task, _state(network, dtype))):
             second.load(middle)
             second.epoch(order, rates, Draws(5, 1))
             for name, expected in first.state().items():
                 assert_array_equal(second.state()[name], expected, err_msg=name)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_the_state_is_named_arrays_of_the_trainers_dtype(self, dtype: str) -> None:
-        state = self._trainer(_task(dtype), _state(dtype)).state()
-        assert {name: array.shape for name, array in state.items()} == state_shapes(NETWORK)
+    def test_the_state_is_named_arrays_of_the_trainers_dtype(self, network: Network, dtype: str) -> None:
+        state = self._trainer(_task(network, dtype), _state(network, dtype)).state()
+        assert {name: array.shape for name, array in state.items()} == state_shapes(network)
         assert {str(array.dtype) for array in state.values()} == {dtype}
 
-    def test_the_state_handed_out_is_a_copy(self) -> None:
-        task, begin = _task(), _state()
+    def test_the_state_handed_out_is_a_copy(self, network: Network) -> None:
+        task, begin = _task(network), _state(network)
         trainer = self._trainer(task, begin)
         before = trainer.state()
         kept = {name: array.copy() for name, array in before.items()}
@@ -178,18 +298,18 @@ class BackendTests:
             assert_array_equal(before[name], kept[name])
             assert_array_equal(begin[name], kept[name])
 
-    def test_arrays_handed_in_may_be_read_only(self) -> None:
-        task, state = _task(), _state()
+    def test_arrays_handed_in_may_be_read_only(self, network: Network) -> None:
+        task, state = _task(network), _state(network)
         for array in (task.x, task.labels, *state.values()):
             array.flags.writeable = False
         trainer = self._trainer(task, state)
         trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.5), Draws(5, 0))
 
     def test_it_names_the_layers_that_it_trains(self) -> None:
-        backend = self.find()
-        backends.check_layers("mine", backend, NETWORK)
+        backend, network = self.find(), NETWORKS["sigmoid"]
+        backends.check_layers("mine", backend, network)
         with pytest.raises(BadInput, match=r"does not train Strange layers, only .*Dense"):
-            backends.check_layers("mine", backend, replace(NETWORK, layers=(_Strange(3),)))
+            backends.check_layers("mine", backend, replace(network, layers=(_Strange(3),)))
 
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:
         self.find().check_device(self.device)
@@ -207,136 +327,44 @@ class _Strange(Dense):
 _Strange.__name__ = "Strange"
 
 
-# The definitions, for real and complex arrays.
+@dataclass(frozen=True)
+class _Injected(Draws):
+    """Draws whose dropout keeps everything, or nothing."""
+
+    keeps: bool = True
+
+    def kept(
+        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
+    ) -> NDArray[np.bool_]:
+        return np.full(shape, self.keeps)
 
 
-def logits(network: Network, state: State, x: Array) -> Array:
-    """Return the network's logits."""
-    for index, layer in enumerate(network.layers):
-        z: Array = x @ state[f"layers.{index}.weight"] + state[f"layers.{index}.bias"]
-        x = 1 / (1 + np.exp(-z)) if layer.activation == "sigmoid" else z
-    return x
-
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return logsumexp(z) - z_y."""
-    return np.asarray(_logsumexp(logits) - logits[np.arange(len(labels)), labels])
-
-
-def error_log_odds(logits: Array, labels: Array) -> Array:
-    """Return logsumexp over the wrong classes - z_y."""
-    wrong = np.arange(logits.shape[1]) != labels[:, None]
-    rest = logits[wrong].reshape(len(labels), -1)
-    return np.asarray(_logsumexp(rest) - logits[~wrong])
-
-
-def _logsumexp(z: Array) -> Array:
-    top = z.real.max(axis=1)
-    return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
-
-
-def complex_step(function: Callable[[Array], Array], x: Array) -> Array:
-    """Return the gradient of each row's value with respect to that row: Im f(x + ih) / h."""
-    h = 1e-30
-    columns = [function(x + 1j * h * unit).imag / h for unit in np.eye(x.shape[1])]
-    return np.stack(columns, axis=1)
-
-
-def odds_gradient(network: Network, state: State, x: Array, labels: Array) -> Array:
-    """Return the input gradient of the error log-odds."""
-    return complex_step(lambda at: error_log_odds(logits(network, state, at), labels), x)
-
-
-def perturbation(task: Task, state: State, x: Array, labels: Array, sigma: float, start: Array) -> Array:
-    """Return eps: Frank-Wolfe from x + start."""
-    p, eps = task.objective.p, start
-    for k in range(task.objective.steps):
-        to = epsilon(odds_gradient(task.network, state, x + eps, labels), p, sigma)
-        eps = eps + 2 / (k + 2) * (to - eps)
-    return eps
-
-
-def objective_and_gradient(
-    task: Task, state: State, batch: Array, sigma: float, step: int, draws: Draws
-) -> tuple[float, State]:
-    """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
-    objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
-    if objective.name == "noise":
-        x = x + sigma * draws.noise(step, x.shape, task.dtype)
-    start = np.zeros_like(x)
-    if objective.random_start:
-        start = sigma * draws.start(step, x.shape, objective.p, task.dtype)
-    eps = perturbation(task, state, x, labels, sigma, start)
-
-    def loss(parameters: State, at: Array) -> Array:
-        return cross_entropy(logits(network, parameters, at), labels)
-
-    def mean(parameters: State) -> float:
-        if objective.name == "perturb":
-            weight = objective.clean_weight
-            values = weight * loss(parameters, x) + (1 - weight) * loss(parameters, x + eps)
-        elif objective.name == "penalty" and objective.penalty_by == "gradient":
-            gradient = complex_step(lambda at: loss(parameters, at), x)
-            values = loss(parameters, x) + sigma * norm(gradient, dual_exponent(objective.p))
-        elif objective.name == "penalty":
-            clean, h = loss(parameters, x), DIFFERENCE_STEP
-            values = clean + (loss(parameters, x + h * eps) - clean) / h
-        else:
-            values = loss(parameters, x)
-        return float(values.mean())
-
-    return mean(state), central_differences(mean, state, list(parameter_shapes(network)))
-
-
-def central_differences(mean: Callable[[State], float], state: State, names: list[str]) -> State:
-    """Return the gradient of `mean` with respect to the named arrays."""
-    gradients = {}
-    for name in names:
-        gradient = np.zeros_like(state[name])
-        for index in np.ndindex(gradient.shape):
-            ends = []
-            for h in (1e-5, -1e-5):
-                moved = state[name].copy()
-                moved[index] += h
-                ends.append(mean(state | {name: moved}))
-            gradient[index] = (ends[0] - ends[1]) / 2e-5
-        gradients[name] = gradient
-    return gradients
-
-
-def updated(task: Task, state: State, gradients: State, lr: float, momentum: float) -> State:
-    """Return the state after one step."""
-    new = dict(state)
-    for name, gradient in gradients.items():
-        weight = name.endswith("weight")
-        total = gradient + task.weight_decay * state[name] if weight else gradient
-        velocity = momentum * state[f"velocity.{name}"] - lr * total
-        parameter = state[name] + velocity
-        limit = task.network.layers[int(name.split(".")[1])].max_norm
-        if weight and limit is not None:
-            parameter = parameter * np.minimum(1, limit / np.linalg.norm(parameter, axis=0))
-        new[name], new[f"velocity.{name}"] = parameter, velocity
-    return new
-
-
-def _task(dtype: str = "float64") -> Task:
+def _task(network: Network, dtype: str = "float64") -> Task:
     rng = np.random.default_rng(1)
-    x = rng.uniform(0, 1, (7, NETWORK.inputs)).astype(dtype)
-    labels = rng.integers(0, NETWORK.classes, 7)
-    return Task(NETWORK, Objective("plain"), x, labels, batch_size=7, dtype=dtype)  # type: ignore[arg-type]
+    x = rng.uniform(0, 1, (7, network.inputs)).astype(dtype)
+    labels = rng.integers(0, network.classes, 7)
+    return Task(network, Objective("plain"), x, labels, batch_size=7, dtype=dtype)  # type: ignore[arg-type]
 
 
-def _state(dtype: str = "float64") -> State:
+def _state(network: Network, dtype: str = "float64") -> State:
     rng = np.random.default_rng(2)
-    state = initial_state(NETWORK, 0, dtype)
+    state = initial_state(network, 0, dtype)
     return {
         name: array if name.endswith("weight") else array + rng.normal(0, 0.1, array.shape).astype(dtype)
         for name, array in state.items()
     }
 
 
-def _unconstrained() -> Network:
-    return replace(NETWORK, layers=tuple(replace(layer, max_norm=None) for layer in NETWORK.layers))
+def _is_last(network: Network, name: str) -> bool:
+    return name.startswith(f"layers.{len(network.layers) - 1}.")
+
+
+def _unconstrained(network: Network) -> Network:
+    return replace(network, layers=tuple(replace(layer, max_norm=None) for layer in network.layers))
+
+
+def _undropped(network: Network) -> Network:
+    return replace(network, layers=tuple(replace(layer, dropout=None) for layer in network.layers))
 
 
 def _rates(steps: int, lr: float, momentum: float) -> Rates:

@@ -1,0 +1,171 @@
+"""What a trainer computes, from the definitions: slow, by complex steps and central differences.
+
+The forward passes are those of `lpfamily_reference.networks`. `lpfamily.training.testing` holds backends
+against this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.norms import dual_exponent, norm
+from lpfamily.steepest import epsilon
+from lpfamily.training.backends import DIFFERENCE_STEP, Task
+from lpfamily.training.draws import Draws, Masks
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Maxout,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    shapes,
+)
+from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, sigmoid
+
+Array = NDArray[Any]
+
+Function = Callable[[Array, Array], Array]
+"""Of the logits and labels of some examples, a number for each."""
+
+
+def logits(network: Network, state: State, x: Array, masks: Masks | None = None) -> Array:
+    """Return the network's logits, for real or complex x; the masks say what dropout keeps."""
+    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
+        weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
+        x = x.reshape(len(x), *entering)
+        mask = masks[index] if masks else None
+        if mask is not None and layer.dropout:
+            x = x * mask * layer.dropout.scale
+        if isinstance(layer, ConvMaxout):
+            z = maxout(convolution(x, weight, bias, layer.padding), layer.pieces)
+            x = max_pooling(z, layer.pool, layer.stride)
+        elif isinstance(layer, Maxout):
+            x = maxout(dense(x, weight, bias), layer.pieces)
+        else:
+            x = dense(x, weight, bias)
+            x = sigmoid(x) if isinstance(layer, Dense) and layer.activation == "sigmoid" else x
+    return x
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return logsumexp(z) - z_y."""
+    return np.asarray(_logsumexp(logits) - logits[np.arange(len(labels)), labels])
+
+
+def error_log_odds(logits: Array, labels: Array) -> Array:
+    """Return logsumexp over the wrong classes - z_y."""
+    wrong = np.arange(logits.shape[1]) != labels[:, None]
+    rest = logits[wrong].reshape(len(labels), -1)
+    return np.asarray(_logsumexp(rest) - logits[~wrong])
+
+
+def _logsumexp(z: Array) -> Array:
+    top = z.real.max(axis=1)
+    return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
+
+
+def input_gradient(
+    function: Function, network: Network, state: State, x: Array, labels: Array, masks: Masks | None = None
+) -> Array:
+    """Return the gradient of each example's function in its input, by a complex step: Im f(x + ih) / h."""
+    h, inputs = 1e-30, x.shape[1]
+    at = (x + 1j * h * np.eye(inputs)[:, None, :]).reshape(-1, inputs)
+    many = masks and [
+        None if mask is None else np.tile(mask, (inputs, *[1] * (mask.ndim - 1))) for mask in masks
+    ]
+    values = function(logits(network, state, at, many), np.tile(labels, inputs))
+    return values.imag.reshape(inputs, -1).T / h
+
+
+def perturbation(
+    task: Task,
+    state: State,
+    x: Array,
+    labels: Array,
+    sigma: float,
+    start: Array,
+    passes: list[Masks] | None = None,
+) -> Array:
+    """Return eps: Frank-Wolfe from x + start, with the dropout of each pass."""
+    p, eps = task.objective.p, start
+    for k in range(task.objective.steps):
+        masks = passes[k] if passes else None
+        gradient = input_gradient(error_log_odds, task.network, state, x + eps, labels, masks)
+        eps = eps + 2 / (k + 2) * (epsilon(gradient, p, sigma) - eps)
+    return eps
+
+
+def objective_and_gradient(
+    task: Task, state: State, batch: Array, sigma: float, step: int, draws: Draws
+) -> tuple[float, State]:
+    """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
+    objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
+    masks = draws.masks(step, network, len(x))
+    if objective.name == "noise":
+        x = x + sigma * draws.noise(step, x.shape, task.dtype)
+    eps = np.zeros_like(x)
+    if objective.name in ("perturb", "penalty"):
+        passes, start = [masks], np.zeros_like(x)
+        if objective.name == "perturb":
+            passes = draws.direction_masks(
+                step, network, len(x), objective.direction_dropout, objective.steps, same=masks
+            )
+        if objective.random_start:
+            start = sigma * draws.start(step, x.shape, objective.p, task.dtype)
+        eps = perturbation(task, state, x, labels, sigma, start, passes)
+
+    def loss(parameters: State, at: Array) -> Array:
+        return cross_entropy(logits(network, parameters, at, masks), labels)
+
+    def mean(parameters: State) -> float:
+        if objective.name == "perturb":
+            weight = objective.clean_weight
+            values = weight * loss(parameters, x) + (1 - weight) * loss(parameters, x + eps)
+        elif objective.name == "penalty" and objective.penalty_by == "gradient":
+            gradient = input_gradient(cross_entropy, network, parameters, x, labels, masks)
+            values = loss(parameters, x) + sigma * norm(gradient, dual_exponent(objective.p))
+        elif objective.name == "penalty":
+            clean, h = loss(parameters, x), DIFFERENCE_STEP
+            values = clean + (loss(parameters, x + h * eps) - clean) / h
+        else:
+            values = loss(parameters, x)
+        return float(values.mean())
+
+    return mean(state), central_differences(mean, state, list(parameter_shapes(network)))
+
+
+def central_differences(mean: Callable[[State], float], state: State, names: list[str]) -> State:
+    """Return the gradient of `mean` with respect to the named arrays."""
+    gradients = {}
+    for name in names:
+        gradient = np.zeros_like(state[name])
+        for index in np.ndindex(gradient.shape):
+            ends = []
+            for h in (1e-5, -1e-5):
+                moved = state[name].copy()
+                moved[index] += h
+                ends.append(mean(state | {name: moved}))
+            gradient[index] = (ends[0] - ends[1]) / 2e-5
+        gradients[name] = gradient
+    return gradients
+
+
+def updated(task: Task, state: State, gradients: State, lr: float, momentum: float) -> State:
+    """Return the state after one step."""
+    new = dict(state)
+    for name, gradient in gradients.items():
+        layer, is_weight = layer_of(task.network, name), name.endswith("weight")
+        total = gradient + task.weight_decay * state[name] if is_weight else gradient
+        velocity = momentum * state[f"velocity.{name}"] - lr * layer.lr_scale * total
+        parameter = state[name] + velocity
+        if is_weight and layer.max_norm is not None:
+            norms = np.sqrt(np.sum(parameter**2, axis=layer.norm_axes, keepdims=True))
+            parameter = parameter * np.minimum(1, layer.max_norm / norms)
+        new[name], new[f"velocity.{name}"] = parameter, velocity
+    return new

@@ -1,0 +1,175 @@
+"""The published recipes: their networks, schedules, and the gradients of their first steps."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from backends_under_test import NAMES
+from numpy.testing import assert_allclose
+
+from lpfamily.training import backends, recipes
+from lpfamily.training.backends import Objective, Rates, Task
+from lpfamily.training.definitions import cross_entropy, logits
+from lpfamily.training.draws import Draws
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import initial_state, layer_of, parameter_shapes, shapes
+from lpfamily.training.recipes import MODELS, Recipe, continued_rates, default, network_of, rates
+
+IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8)}
+
+
+def recipe_of(model, objective="plain", p=2.0, data=None):
+    data = data or ("cifar10" if model.startswith("cifar") else "mnist")
+    return default(model, data, objective, p, math.prod(IMAGES[data]))
+
+
+def network(model):
+    recipe = recipe_of(model)
+    return network_of(recipe, IMAGES[recipe.data], 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        ("softmax", 7_850),
+        ("sigmoid-mlp", 837_610),
+        ("maxout", 1_233_610),
+        ("conv-maxout", 471_994),
+        ("cifar-maxout-small", 5_468_282),
+    ],
+)
+def test_parameters(model, count):
+    assert sum(math.prod(shape) for shape in parameter_shapes(network(model)).values()) == count
+
+
+def test_what_enters_the_layers_of_the_convolutions():
+    assert shapes(network("conv-maxout")) == ((1, 28, 28), (48, 10, 10), (48, 4, 4), (216,), (10,))
+    assert shapes(network("cifar-maxout-small")) == (
+        (3, 32, 32), (48, 16, 16), (128, 7, 7), (3200,), (240,), (10,)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_first_weights_keep_to_their_range_and_constraint(model):
+    state = initial_state(network(model), 0, "float64")
+    for name in parameter_shapes(network(model)):
+        array, layer = state[name], layer_of(network(model), name)
+        if name.endswith("bias"):
+            assert not array.any()
+            continue
+        if layer.init:
+            assert 0.99 * layer.init < np.abs(array).max() <= layer.init
+            assert np.std(array) == pytest.approx(layer.init / math.sqrt(3), rel=0.05)
+        if layer.max_norm:
+            assert np.sqrt(np.sum(array**2, axis=layer.norm_axes)).max() <= layer.max_norm * (1 + 1e-12)
+
+
+def test_only_the_first_layer_sees_more_in_testing():
+    for model in "maxout", "conv-maxout", "cifar-maxout-small":
+        first, *others = (layer.dropout for layer in network(model).layers)
+        assert (first.include, first.scale) == (0.8, 1.0)
+        assert {(dropout.include, dropout.scale) for dropout in others} == {(0.5, 2.0)}
+
+
+# What the scripts that the paper builds on wrote down at their best epochs: lr, momentum.
+@pytest.mark.parametrize(
+    ("model", "best", "steps", "lr", "momentum"),
+    [
+        ("maxout", 243, 500, 0.0615082606673, 0.694376766682),
+        ("conv-maxout", 189, 391, 0.00260159000754, 0.651003837585),
+        ("cifar-maxout-small", 231, 313, None, 0.592369556427),
+    ],
+)
+def test_schedules_pass_through_what_was_written_down(model, best, steps, lr, momentum):
+    recipe = recipe_of(model)
+    last, after = rates(recipe, best - 1, steps), rates(recipe, best, steps)
+    assert last.momentum == pytest.approx(np.full(steps, momentum), rel=2e-6)
+    if lr is not None:
+        assert after.lr[0] == pytest.approx(lr, rel=1e-5)
+    second = continued_rates(recipe, best, steps, 0, steps + 100)
+    assert second.momentum == pytest.approx(np.full(steps + 100, momentum), rel=2e-6)
+    if model == "maxout":  # the decay goes on
+        assert second.lr[0] == after.lr[0]
+        assert continued_rates(recipe, best, steps, 3, steps + 100).lr[0] == pytest.approx(
+            after.lr[0] / recipe.lr_factor ** (3 * (steps + 100)), rel=1e-12
+        )
+    if model == "conv-maxout":
+        assert set(second.lr) == set(continued_rates(recipe, best, steps, 9, steps).lr) == {after.lr[0]}
+
+
+def test_linear_decay_ends_at_its_share():
+    recipe = recipe_of("cifar-maxout-small")
+    found = [rates(recipe, epoch, 1).lr[0] for epoch in (0, 124, 249, 250, 900)]
+    assert found == pytest.approx([0.1 - 0.099 / 250, 0.1 - 0.099 / 2, 0.001, 0.001, 0.001])
+
+
+def test_sigma_follows_the_paper():
+    assert recipe_of("maxout").sigma == recipe_of("sigmoid-mlp").sigma == 1
+    assert recipe_of("cifar-maxout-small").sigma == 2
+    assert recipe_of("maxout", p=math.inf).sigma == pytest.approx(1 / 28)
+    assert recipe_of("maxout", p=1.0).sigma == pytest.approx(28)
+    assert recipe_of("maxout", "noise").sigma == pytest.approx(1 / 28)
+    assert recipe_of("softmax", data="digits").sigma == pytest.approx(8 / 28)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"pieces": ()}, "3 kernels need as many layers with units and pieces"),
+        ({"units": (48, 48)}, "3 kernels need as many layers"),
+        ({"max_norm": (1.0, 2.0)}, "--max-norm must have one number or 4; got 2"),
+        ({"dropout": (0.5, 0.5)}, "--dropout must have one number or 4"),
+        ({"padding": (0, 3)}, "--padding must have one number or 3"),
+        ({"kernel": (40, 8, 5)}, "layer 0 is larger than its input of shape (1, 28, 28)"),
+        ({"pool": (30, 4, 2)}, "layer 0 is larger"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(changes, part):
+    with pytest.raises(BadInput) as caught:
+        network_of(replace(recipe_of("conv-maxout"), **changes), (1, 28, 28), 10)
+    assert part in str(caught.value)
+
+
+def test_a_recipe_survives_its_file():
+    for model in MODELS:
+        recipe = recipe_of(model, p=math.inf)
+        assert recipes.from_json(recipes.to_json(recipe)) == recipe
+    with pytest.raises(ValueError, match="units must be a whole number"):
+        Recipe(units=(3, 1.5))
+
+
+# Gradients of the first step at full size, along a random direction in each parameter: by central
+# differences of the reference, with the dropout of the draws.
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_step_descends(name, model):
+    of = network(model)
+    backend = backends.find(name)
+    if any(type(layer) not in backend.layers for layer in of.layers):
+        with pytest.raises(BadInput, match=f"'{name}' does not train ConvMaxout layers"):
+            backends.check_layers(name, backend, of)
+        return
+    rng, draws = np.random.default_rng(0), Draws(0, 0)
+    of = replace(of, layers=tuple(replace(layer, max_norm=None, lr_scale=1.0) for layer in of.layers))
+    # larger weights than the first ones, whose gradients are next to nothing
+    state = {
+        name: array + (0.05 * rng.standard_normal(array.shape) if name in parameter_shapes(of) else 0)
+        for name, array in initial_state(of, 0, "float64").items()
+    }
+    x, labels = rng.random((3, of.inputs)), rng.integers(0, 10, 3)
+    trainer = backend.trainer(Task(of, Objective(), x, labels, 3, dtype="float64"), state)
+    trainer.epoch(np.arange(3), Rates(np.ones(1), np.zeros(1), np.zeros(1)), draws)
+    after, masks = trainer.state(), draws.masks(0, of, 3)
+    for parameter, shape in parameter_shapes(of).items():
+        direction = rng.standard_normal(shape)
+        direction /= np.linalg.norm(direction)
+        ends = [
+            cross_entropy(logits(of, state | {parameter: state[parameter] + h * direction}, x, masks), labels)
+            for h in (1e-5, -1e-5)
+        ]
+        slope = np.mean(ends[0] - ends[1]) / 2e-5
+        moved = np.vdot(state[parameter] - after[parameter], direction)
+        assert_allclose(moved, slope, rtol=1e-5, atol=1e-8, err_msg=parameter)
