@@ -38,7 +38,7 @@ def parser() -> commands.Parser:
     add("--data", "the data set", choices=data.NAMES, default=by.data)
     add(
         "--data-dir",
-        "local data files, in DIR/mnist/ or DIR/",
+        "local data files, in PATH, PATH/mnist or PATH/cifar10",
         Path,
         default="LPFAMILY_DATA, or a download into the user's cache",
     )
@@ -198,7 +198,7 @@ def parser() -> commands.Parser:
         "--second-epochs",
         "how long, at most",
         numbers["second_epochs"],
-        default=_published("second_epochs"),
+        default=f"{_published('second_epochs')}; no more than --epochs, if that is given",
     )
 
     add = result.group("where and how")
@@ -335,6 +335,8 @@ def _recipe(given: dict[str, Any], dataset: data.Dataset) -> Recipe:
         given.get("p", Recipe.p),
         dataset.train.x.shape[1],
     )
+    if "epochs" in given:  # a short run has a short second stage
+        recipe = replace(recipe, second_epochs=min(recipe.second_epochs, given["epochs"]))
     if given.get("validation") == 0:  # then there is nothing to stop by, unless it was asked for
         recipe = replace(recipe, patience=0, second_stage="none")
     return replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})

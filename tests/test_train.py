@@ -159,8 +159,9 @@ def test_without_out_the_folder_is_named_after_the_run(tmp_path):
 @pytest.mark.parametrize("validation", [197, 0])
 def test_a_log_gets_a_line_an_epoch(tmp_path, validation):
     result = train(*SOFTMAX, "--validation", validation, "--out", tmp_path / "run", cwd=tmp_path)
-    first, *lines = result.stderr.splitlines()
+    first, *lines, last = result.stderr.splitlines()
     assert first == f"run folder: {tmp_path / 'run'}"
+    assert last == "testing on 300 examples: clean, noisy and perturbed"
     assert len(lines) == 2
     for epoch, line in enumerate(lines, 1):
         number = r"[\d.,]+"
@@ -184,7 +185,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
         table, _ = process.communicate()
     assert process.returncode == 0
     assert table.startswith("test error (digits")
-    bar = shown.decode().split("\r")[-2]
+    bar = shown.decode().split("\r")[-3]
     assert re.search(r"100%\|█+\| 2/2 \[\d\d:\d\d<00:00, .*loss [\d.]+, .*error [\d.]+%.*examples/s", bar)
 
 

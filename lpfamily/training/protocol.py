@@ -89,7 +89,8 @@ def check(recipe: Recipe, dataset: Dataset) -> Network:
         )
     if recipe.second_stage != "none" and not recipe.patience:
         raise BadInput(
-            "--second-stage starts from the epoch that --patience keeps; give --patience 1 or more"
+            f"--second-stage {recipe.second_stage} starts from what --patience keeps, and --patience 0 keeps "
+            "nothing; give --patience 1 or more, or --second-stage none"
         )
     return network_of(recipe, dataset.shape, dataset.classes)
 
@@ -212,6 +213,7 @@ class _Training:
         if self.best:
             self.trainer.load(self.trainer.state() | self.best)
         examples = len(self.dataset.test.x)
+        self.progress.note(f"testing on {examples} examples: clean, noisy and perturbed")
         tested = evaluation.measure(self.trainer, self.dataset.test, self.recipe)
         counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
         if any(counts.values()):
