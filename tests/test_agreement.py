@@ -1,6 +1,7 @@
 """The backends follow one trajectory, and `perturb`'s first pass is as cheap as it can be."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
@@ -9,20 +10,41 @@ from backends_under_test import NAMES, NETWORK
 from lpfamily.training import backends, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.draws import Draws
-from lpfamily.training.networks import initial_state
-from lpfamily.training.testing import OBJECTIVES
+from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network, initial_state
+from lpfamily.training.testing import OBJECTIVES, WITH_DROPOUT
 
 STEPS = 50
+HALF = Dropout(0.5, 2.0)
+OF_MAXOUT = Network(
+    64,
+    (
+        Maxout(16, 3, max_norm=1.9, dropout=Dropout(0.8, 1.0), init=0.2),
+        Maxout(16, 2, max_norm=1.9, dropout=HALF, init=0.2),
+        Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
+    ),
+)
+OF_CONVOLUTIONS = Network(
+    64,
+    (
+        ConvMaxout(
+            4, 2, 3, padding=1, pool=3, stride=2, tied_bias=False, max_norm=1.9, dropout=HALF, init=0.2
+        ),
+        ConvMaxout(4, 2, 2, pool=2, stride=2, max_norm=1.9, dropout=HALF, init=0.2, lr_scale=0.5),
+        Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
+    ),
+    image=(1, 8, 8),
+)
 
 
-def trained(name, objective):
+@functools.cache
+def trained(name, network, objective):
     """Return the state after 50 steps of 30 on digits, in float64, rates changing at every step."""
     train = data.load("digits").train
     task = Task(
-        NETWORK, objective, train.x.astype(np.float64), train.labels, batch_size=30, weight_decay=1e-4,
+        network, objective, train.x.astype(np.float64), train.labels, batch_size=30, weight_decay=1e-4,
         dtype="float64",
     )  # fmt: skip
-    trainer = backends.find(name).trainer(task, initial_state(NETWORK, 0, "float64"))
+    trainer = backends.find(name).trainer(task, initial_state(network, 0, "float64"))
     draws = Draws(0, 0)
     rates = Rates(np.linspace(0.3, 0.1, STEPS), np.linspace(0.5, 0.7, STEPS), np.linspace(0.1, 0.3, STEPS))
     order = np.resize(draws.order(len(train.x)), 30 * STEPS)
@@ -30,13 +52,30 @@ def trained(name, objective):
     return trainer.state()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
-def test_backends_follow_numpys_trajectory(name, objective):
-    expected, found = trained("numpy", objective), trained(name, objective)
+def assert_one_trajectory(names, network, objective):
+    expected, found = (trained(name, network, objective) for name in names)
     for key, array in expected.items():
         difference = np.linalg.norm(found[key] - array) / np.linalg.norm(array)
         assert difference < 1e-9, key
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
+def test_backends_follow_numpys_trajectory(name, objective):
+    assert_one_trajectory(["numpy", name], NETWORK, objective)
+
+
+@pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
+def test_so_they_do_with_maxout_and_dropout(name, objective):
+    assert_one_trajectory(["numpy", name], OF_MAXOUT, objective)
+
+
+if {"torch", "jax"} <= set(NAMES):
+
+    @pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
+    def test_and_with_convolutions(objective):
+        assert_one_trajectory(["torch", "jax"], OF_CONVOLUTIONS, objective)
 
 
 # What a step costs, in products of an activation or delta matrix with a weight matrix or each other:

@@ -154,7 +154,10 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
     for layer in network.layers:
         if type(layer) not in backend.layers:
             known = ", ".join(sorted(kind.__name__ for kind in backend.layers))
-            raise BadInput(f"backend {name!r} does not train {type(layer).__name__} layers, only {known}")
+            raise BadInput(
+                f"backend {name!r} does not train {type(layer).__name__} layers, only {known}; choose "
+                f"another --backend of {', '.join(names())}"
+            )
 
 
 def _owner(entry: EntryPoint) -> str:
