@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput
 
-__all__ = ["NAMES", "Dataset", "Split", "load"]
+__all__ = ["CLASSES", "NAMES", "SHAPES", "Dataset", "Split", "load"]
 
-NAMES = ("digits", "mnist", "cifar10")
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Of an example of each data set as an image, channels first."""
+CLASSES = 10
+"""How many each of them has."""
+NAMES = tuple(SHAPES)
 
 
 # Compared by identity: an array compared with an array has no single truth value.

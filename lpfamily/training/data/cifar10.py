@@ -6,6 +6,7 @@ blue, row by row.
 
 import gzip
 import hashlib
+import math
 import sys
 import tarfile
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.training.data import Dataset, Split
+from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
 from lpfamily.training.data.files import Remote, cache_folder, fetch, find, reading, write
 from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
 from lpfamily.training.errors import BadInput
@@ -37,9 +38,8 @@ SHA256 = {
     "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
     "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
-SHAPE = (3, 32, 32)
-INPUTS = 3 * 32 * 32
-CLASSES = 10
+SHAPE = SHAPES["cifar10"]
+INPUTS = math.prod(SHAPE)
 PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
 REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"

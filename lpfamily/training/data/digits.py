@@ -4,7 +4,7 @@ import importlib
 
 import numpy as np
 
-from lpfamily.training.data import Dataset, Split
+from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
 from lpfamily.training.errors import BadInput
 
 TEST_EXAMPLES = 300
@@ -31,4 +31,4 @@ def load() -> Dataset:
     order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
     test, train = order[:TEST_EXAMPLES], order[TEST_EXAMPLES:]
     splits = Split(x[train], labels[train]), Split(x[test], labels[test])
-    return Dataset("digits", *splits, classes=10, shape=(1, 8, 8))
+    return Dataset("digits", *splits, CLASSES, SHAPES["digits"])

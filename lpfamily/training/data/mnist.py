@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.training.data import Dataset, Split
+from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
 from lpfamily.training.data.files import Remote, cache_folder, fetch, find, read_at_most, reading
 from lpfamily.training.errors import BadInput
 
@@ -40,8 +40,7 @@ FILES = (
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
 )
-IMAGE = (28, 28)
-CLASSES = 10
+IMAGE = SHAPES["mnist"][1:]
 REMEDY = "copy or download it again"
 
 
@@ -66,7 +65,7 @@ def load(data_dir: Path | None) -> Dataset:
     else:
         folders = (data_dir / "mnist", data_dir)
         paths = [find(remote.name.removesuffix(".gz"), folders) for remote in FILES]
-    return Dataset("mnist", _split(*paths[:2]), _split(*paths[2:]), CLASSES, (1, *IMAGE))
+    return Dataset("mnist", _split(*paths[:2]), _split(*paths[2:]), CLASSES, SHAPES["mnist"])
 
 
 def _split(images_path: Path, labels_path: Path) -> Split:
