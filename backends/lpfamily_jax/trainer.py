@@ -27,10 +27,8 @@ from lpfamily.training.networks import (
     State,
     layer_of,
     parameter_shapes,
-    shapes,
 )
-
-Arrays = dict[str, Array]
+from lpfamily_jax.model import Arrays, JaxModel, forward
 
 SCANNED = 64
 """The most steps of a scan: their random numbers are made before it."""
@@ -49,6 +47,16 @@ class JaxBackend:
     def trainer(self, task: Task, state: State) -> JaxTrainer:
         """Return a trainer for `task` that starts from `state`."""
         return JaxTrainer(task, state)
+
+    def model(self, network: Network, parameters: State) -> JaxModel:
+        """Return the network as a pytree on the default device; float64 needs JAX's 64-bit mode."""
+        arrays = {name: jnp.array(array) for name, array in parameters.items()}
+        if any(array.dtype != parameters[name].dtype for name, array in arrays.items()):
+            raise BadInput(
+                'JAX has no float64 until you call jax.config.update("jax_enable_x64", True); the network is '
+                "of float64, so call it first"
+            )
+        return JaxModel(network, arrays)
 
 
 backend = JaxBackend()
@@ -100,7 +108,7 @@ class JaxTrainer:
 
     @_scoped
     def logits(self, x: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(_logits(self.task.network, self._state, jnp.asarray(x)))
+        return np.asarray(forward(self.task.network, self._state, jnp.asarray(x)))
 
     @_scoped
     def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
@@ -219,7 +227,7 @@ def _objective(
             objective.steps,
             start,
         )
-    logits = _logits(network, state, x, masks)
+    logits = forward(network, state, x, masks)
     losses = jax.nn.softplus(error_log_odds(logits, labels))
     if objective.name == "perturb" and (weight := objective.clean_weight):
         losses = weight * _losses(network, state, clean, labels, masks) + (1 - weight) * losses
@@ -230,7 +238,7 @@ def _penalised(
     network: Network, objective: Any, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Any
 ) -> tuple[Array, Array]:
     def odds_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = _logits(network, state, x, masks)
+        logits = forward(network, state, x, masks)
         odds = error_log_odds(logits, labels)
         return odds.sum(), (odds, logits)
 
@@ -245,54 +253,14 @@ def _penalised(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network: Network, state: Arrays, x: Array, masks: Any = None) -> Array:
-    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
-        weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
-        x = x.reshape(-1, *entering)
-        if masks is not None and masks[index] is not None and layer.dropout is not None:
-            x = jnp.where(masks[index], layer.dropout.scale * x, 0)
-        if isinstance(layer, ConvMaxout):
-            padding = [(layer.padding, layer.padding)] * 2
-            z = jax.lax.conv_general_dilated(x, weight, (1, 1), padding)
-            z = z + (bias[:, None, None] if layer.tied_bias else bias)
-            x = _pooled(_largest(z, layer.channels, layer.pieces), layer)
-            continue
-        x = x @ weight + bias
-        if isinstance(layer, Maxout):
-            x = _largest(x, layer.units, layer.pieces)
-        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
-            x = jax.nn.sigmoid(x)
-    return x
-
-
-def _largest(z: Array, units: int, pieces: int) -> Array:
-    """Return the largest of every unit's pieces along axis 1; the gradient goes to the first of them."""
-    z = z.reshape(len(z), units, pieces, *z.shape[2:])
-    largest = z[:, :, 0]
-    for piece in range(1, pieces):
-        new = z[:, :, piece]
-        largest = jnp.where((new > largest) | jnp.isnan(new), new, largest)
-    return largest
-
-
-def _pooled(x: Array, layer: ConvMaxout) -> Array:
-    """Return the largest of each window, those that reach over the end filled up with -inf."""
-    pool, stride = layer.pool, layer.stride
-    ends = [(0, -(-(side - pool) // stride) * stride + pool - side) for side in x.shape[2:]]
-    window, strides = (1, 1, pool, pool), (1, 1, stride, stride)
-    largest: Array = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, [(0, 0), (0, 0), *ends])
-    return largest
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
-    return jax.nn.softplus(error_log_odds(_logits(network, state, x, masks), labels))
+    return jax.nn.softplus(error_log_odds(forward(network, state, x, masks), labels))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _direction(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
     """Return the input gradient of the error log-odds; no weight gradient is computed."""
-    gradient: Array = jax.grad(lambda at: error_log_odds(_logits(network, state, at, masks), labels).sum())(x)
+    gradient: Array = jax.grad(lambda at: error_log_odds(forward(network, state, at, masks), labels).sum())(x)
     return gradient
 
 

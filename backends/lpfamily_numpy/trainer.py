@@ -7,7 +7,7 @@ together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,10 @@ from threadpoolctl import ThreadpoolController
 
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
+from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, check_inputs
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, Layer, Maxout, State, layer_of, parameter_shapes
+from lpfamily.training.networks import Dense, Layer, Maxout, Network, State, layer_of, parameter_shapes
 
 Floats = NDArray[Any]
 
@@ -47,6 +47,18 @@ class NumpyBackend:
     def trainer(self, task: Task, state: State) -> NumpyTrainer:
         """Return a trainer for `task` that starts from `state`."""
         return NumpyTrainer(task, state)
+
+    def model(self, network: Network, parameters: State) -> Callable[[Floats], Floats]:
+        """Return the network as a function."""
+        kept = {name: array.copy() for name, array in parameters.items()}
+
+        def model(x: Floats) -> Floats:
+            """Return the logits, (n, classes), of inputs (n, inputs)."""
+            check_inputs(network, x.shape)
+            logits: Floats = _forward(network, kept, x)[-1].outputs
+            return logits
+
+        return model
 
 
 backend = NumpyBackend()
@@ -182,14 +194,7 @@ class NumpyTrainer:
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[_Passed]:
-        """Return what passing x left in every layer; the last one's outputs are the logits."""
-        passed: list[_Passed] = []
-        for index, layer in enumerate(self.task.network.layers):
-            outputs = passed[-1].outputs if passed else x
-            mask = None if masks is None else masks[index]
-            weight, bias = (self._state[f"layers.{index}.{name}"] for name in ("weight", "bias"))
-            passed.append(_Passed.through(layer, weight, bias, outputs, mask))
-        return passed
+        return _forward(self.task.network, self._state, x, masks)
 
     def _backward(self, passed: list[_Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
         """Return the gradient with respect to the input and to what enters each layer's activation.
@@ -236,6 +241,17 @@ class NumpyTrainer:
                 parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
                     parameter.dtype
                 )
+
+
+def _forward(network: Network, state: State, x: Floats, masks: Masks | None = None) -> list[_Passed]:
+    """Return what passing x left in every layer; the last one's outputs are the logits."""
+    passed: list[_Passed] = []
+    for index, layer in enumerate(network.layers):
+        outputs = passed[-1].outputs if passed else x
+        mask = None if masks is None else masks[index]
+        weight, bias = (state[f"layers.{index}.{name}"] for name in ("weight", "bias"))
+        passed.append(_Passed.through(layer, weight, bias, outputs, mask))
+    return passed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d, logsigmoid, max_pool2d
+from torch.nn.functional import logsigmoid
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
@@ -25,8 +25,8 @@ from lpfamily.training.networks import (
     State,
     layer_of,
     parameter_shapes,
-    shapes,
 )
+from lpfamily_torch.model import TorchModel, logits
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class TorchBackend:
     def trainer(self, task: Task, state: State) -> TorchTrainer:
         """Return a trainer for `task` that starts from `state`."""
         return TorchTrainer(task, state)
+
+    def model(self, network: Network, parameters: State) -> TorchModel:
+        """Return the network as a module on the CPU."""
+        return TorchModel(network, parameters)
 
 
 backend = TorchBackend()
@@ -210,30 +214,3 @@ class TorchTrainer:
 def _softplus(odds: Tensor) -> Tensor:
     """Return log(1 + exp(odds)); torch's own softplus leaves out the 1 above 20."""
     return -logsigmoid(-odds)
-
-
-def logits(
-    network: Network, state: Mapping[str, Tensor], x: Tensor, factors: list[Tensor | None] | None = None
-) -> Tensor:
-    """Return the logits of inputs (n, inputs); `factors` multiply each layer's inputs."""
-    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
-        weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
-        x = x.reshape(-1, *entering)
-        if factors is not None and (factor := factors[index]) is not None:
-            x = x * factor
-        if isinstance(layer, ConvMaxout):
-            z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding)
-            z = z if layer.tied_bias else z + bias
-            x = max_pool2d(_largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
-            continue
-        x = torch.addmm(bias, x, weight)
-        if isinstance(layer, Maxout):
-            x = _largest(x, layer.pieces)
-        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
-            x = torch.sigmoid(x)
-    return x
-
-
-def _largest(z: Tensor, pieces: int) -> Tensor:
-    """Return the largest of each `pieces` along axis 1; max, unlike amax, gives the gradient to the first."""
-    return z.reshape(len(z), -1, pieces, *z.shape[2:]).max(dim=2).values

@@ -8,6 +8,7 @@ laws that it must obey.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
@@ -125,6 +126,13 @@ class Backend(Protocol):
     def trainer(self, task: Task, state: State) -> Trainer:
         """Return a trainer for `task` that starts from `state`."""
 
+    def model(self, network: Network, parameters: State) -> Callable[[Any], Any]:
+        """Return what maps inputs (n, inputs) to logits (n, classes), arrays of the backend's library.
+
+        It is what a user of the library expects a network to be, holds copies of the parameters, drops
+        nothing, and raises where `check_inputs` does.
+        """
+
 
 def names() -> list[str]:
     """Return the names of the installed backends; imports none of them."""
@@ -158,6 +166,12 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
                 f"backend {name!r} does not train {type(layer).__name__} layers, only {known}; choose "
                 f"another --backend of {', '.join(names())}"
             )
+
+
+def check_inputs(network: Network, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless arrays of this shape are inputs of `network`, (n, inputs)."""
+    if len(shape) != 2 or shape[1] != network.inputs:
+        raise ValueError(f"inputs must have shape (n, {network.inputs}), flattened; got {tuple(shape)}")
 
 
 def _owner(entry: EntryPoint) -> str:

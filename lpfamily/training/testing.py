@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -315,6 +316,21 @@ class BackendTests:
         self.find().check_device(self.device)
         with pytest.raises(BadInput, match="--device abacus"):
             self.find().check_device("abacus")
+
+    def called(self, model: Callable[[Any], Any], x: Array) -> Array:
+        """Return model(x); override it where models take, or give, no arrays that NumPy reads."""
+        return np.asarray(model(x))
+
+    def test_a_model_has_the_trainers_logits(self, network: Network) -> None:
+        task, state = _task(network, "float32"), _state(network, "float32")
+        parameters = {name: array for name, array in state.items() if not name.startswith("velocity.")}
+        model = self.find().model(network, parameters)
+        expected = self._trainer(task, state).logits(task.x)
+        for array in parameters.values():
+            array[...] = 0  # it holds copies
+        assert_allclose(self.called(model, task.x), expected, rtol=1e-4, atol=1e-6)
+        with pytest.raises(ValueError, match=f"must have shape .n, {network.inputs}"):
+            self.called(model, task.x[:, 1:])
 
     def _trainer(self, task: Task, state: State) -> Trainer:
         return self.find().trainer(replace(task, device=self.device), state)
