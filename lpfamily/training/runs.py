@@ -136,14 +136,14 @@ def create(folder: Path, config: Json) -> Run:
     return Run(folder)
 
 
-def find(folder: Path) -> Run:
-    """Return the run in a folder."""
+def find(folder: Path, option: str = "--resume ") -> Run:
+    """Return the run in a folder, which an option has named."""
     try:
         there = (folder / CONFIG).is_file()
     except OSError:  # such as a name that is too long
         there = False
     if not there:
-        raise BadInput(f"--resume {folder}: holds no {CONFIG}, so it is not a run; give the folder of one")
+        raise BadInput(f"{option}{folder}: holds no {CONFIG}, so it is not a run; give the folder of one")
     return Run(folder)
 
 

@@ -1,0 +1,102 @@
+"""What a run has trained, for other programs: NumPy arrays, a torch module, a JAX function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpfamily.training import backends, recipes, runs
+from lpfamily.training.data import CLASSES, SHAPES
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Network, State, parameter_shapes
+from lpfamily.training.protocol import BEST, read_position
+from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs import Json
+
+
+# Compared by identity: an array compared with an array has no single truth value.
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The network of a run.
+
+    Attributes
+    ----------
+    network, recipe
+        What was trained, and how, as data.
+    parameters
+        NumPy arrays of the recipe's dtype by the names `layers.0.weight`, `layers.0.bias`, and so on:
+        those that early stopping keeps, where it has kept some and no second stage has begun, else
+        those of the last checkpoint. `lpfamily.training.networks` says how they are laid out.
+    epoch
+        The epoch that they are from, counted from 1 over both stages; 0 is before the first.
+    result
+        What `result.json` says of them, such as `result["test_error"]["clean"]`; None until the run is
+        finished.
+    """
+
+    network: Network
+    recipe: Recipe
+    parameters: State
+    epoch: int
+    result: Json | None
+
+    def model(self, backend: str) -> Callable[[Any], Any]:
+        """Return the network in a backend's library: what maps inputs to logits, and drops nothing.
+
+        Inputs are of shape (n, inputs) and of the recipe's dtype, preprocessed as
+        `lpfamily.training.data.load(recipe.data)` does it, images flattened, channels first. Logits have
+        shape (n, classes). The model holds copies of the parameters.
+
+        Parameters
+        ----------
+        backend
+            Whatever trained the run:
+
+            - "numpy": a function, of dense networks.
+            - "torch": a `torch.nn.Module` on the CPU, whose `state_dict` has the names of `parameters`.
+              `train` and `eval` change nothing.
+            - "jax": a pure function that is also a pytree with the dictionary `parameters` in it, so that
+              `jax.jit(model)`, `jax.grad` with respect to x, and `jax.grad` of a function of the model
+              all work. Where the run is of float64, JAX must be in its 64-bit mode.
+            - another that is installed: what it says.
+
+        Raises
+        ------
+        BadInput
+            There is no such backend; its library cannot be imported, or does not have the run's dtype;
+            it does not train such layers.
+        """
+        found = backends.find(backend)
+        backends.check_layers(backend, found, self.network)
+        return found.model(self.network, self.parameters)
+
+
+def load(folder: str | Path) -> Trained:
+    """Return what the run in a folder has trained, finished or not; data sets are not needed for it.
+
+    Raises
+    ------
+    BadInput
+        The folder holds no run; one of its files is missing, damaged or of another run; safetensors
+        cannot be imported.
+    """
+    run = runs.find(Path(folder), option="")
+    config = run.config
+    try:
+        recipe = recipes.from_json(config["recipe"])
+        network = recipes.network_of(recipe, SHAPES[recipe.data], CLASSES)
+    except (KeyError, TypeError, ValueError) as cause:
+        path = run.folder / runs.CONFIG
+        raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
+    try:
+        arrays, position = run.load(lambda values: read_position(values, recipe, network), recipe.dtype)
+    except ImportError as cause:
+        raise BadInput(
+            f"safetensors, which reads checkpoints, cannot be imported ({cause}); "
+            'pip install "lpfamily[train]"'
+        ) from cause
+    best = {name: arrays[BEST + name] for name in parameter_shapes(network) if BEST + name in arrays}
+    parameters = best or {name: arrays[name] for name in parameter_shapes(network)}
+    return Trained(network, recipe, parameters, position.best if best else position.epoch, run.result)
