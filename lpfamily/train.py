@@ -321,7 +321,8 @@ def _go(
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
-    plots.training_curves(run.metrics(), run.folder / "curves.png", _title(recipe))
+    with run.writing("curves.png") as path:
+        plots.training_curves(run.metrics(), path, _title(recipe))
     run.finish(result)
     print(tables.result_table(result, recipe, dataset.train.x.shape[1]))
     return 0

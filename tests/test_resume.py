@@ -168,7 +168,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
     def save():
         with pytest.raises(OSError, match="no space"):
-            run.save({"bias": np.ones(3)}, 2)
+            run.save({"bias": np.ones(3)}, {"epoch": 2})
 
     monkeypatch.setattr(os, "fsync", fail)
     unchanged(tmp_path, save)
@@ -194,6 +194,6 @@ def test_metrics_reach_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     run = run_with(tmp_path, {"epoch": 1})
-    run.save({"bias": np.zeros(3)}, 1)
+    run.save({"bias": np.zeros(3)}, {"epoch": 1})
     names = {(tmp_path / name).stat().st_ino: name for name in (runs.METRICS, runs.CHECKPOINT)}
     assert [names[number] for number in synced if number in names] == [runs.METRICS, runs.CHECKPOINT]

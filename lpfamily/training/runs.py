@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,12 +76,13 @@ class Run:
         if len(kept) < epochs:
             path = self.folder / METRICS
             raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; restore it from a copy")
-        _replace(self.folder / METRICS, "".join(_line(line) for line in kept).encode())
+        with self.writing(METRICS) as path:
+            _replace(path, "".join(_line(line) for line in kept).encode())
         return kept
 
     def log(self, metrics: Json) -> None:
         """Append a line to `metrics.jsonl`."""
-        with (self.folder / METRICS).open("a") as file:
+        with self.writing(METRICS) as path, path.open("a") as file:
             file.write(_line(metrics))
             file.flush()
             os.fsync(file.fileno())
@@ -89,7 +91,8 @@ class Run:
         """Replace the checkpoint by named arrays and where in the run they belong, its `epoch` among it."""
         from safetensors.numpy import save
 
-        _replace(self.folder / CHECKPOINT, save(arrays, {"lpfamily": json.dumps(position)}))
+        with self.writing(CHECKPOINT) as path:
+            _replace(path, save(arrays, {"lpfamily": json.dumps(position)}))
 
     def load(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> tuple[State, Position]:
         """Return the arrays of the checkpoint, and the position that `read` makes of the rest of it.
@@ -119,7 +122,28 @@ class Run:
 
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
-        _replace(self.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        with self.writing(RESULT) as path:
+            _replace(path, (json.dumps(result, indent=2) + "\n").encode())
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a file's path; a failure to write it then says which file, what is kept, and how to go on."""
+        path = self.folder / name
+        try:
+            yield path
+        except OSError as cause:
+            raise OSError(
+                f"{path}: cannot be written ({cause.strerror or cause}); {self._kept}; "
+                f"make room, or remove that cause, then go on with --resume {self.folder}"
+            ) from cause
+
+    @property
+    def _kept(self) -> str:
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return "there is no checkpoint yet"
+        _, metadata = _read_tensors(path, "start a new run")
+        return f"the checkpoint after epoch {json.loads(metadata['lpfamily'])['epoch']} is intact"
 
 
 def create(folder: Path, config: Json) -> Run:
