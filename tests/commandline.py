@@ -54,10 +54,17 @@ def trained(folder: Path, *flags: object, **environment: str) -> subprocess.Comp
     return result
 
 
-def start(*flags: object, cwd: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+def start(
+    *flags: object, cwd: Path, stderr: int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen[str]:
     """Start the command and return its process, which a `with` statement ends."""
     return subprocess.Popen(
-        command(*flags), cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
+        command(*flags),
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
     )
 
 

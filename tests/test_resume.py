@@ -4,11 +4,14 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
 from commandline import (
+    NAME,
     SOFTMAX,
     metrics,
     python,
@@ -22,100 +25,159 @@ from commandline import (
 )
 from safetensors.numpy import load_file
 
-from lpfamily.training import runs
+from lpfamily.training import backends, data, protocol, runs
+from lpfamily.training.progress import Progress
+from lpfamily.training.recipes import default
 from lpfamily.training.runs import Run
 
-EPOCHS = 5
-LONG = ("--epochs", EPOCHS, "--batch-size", 25, "--lr", 0.1, "--quiet")
+MAXOUT = ("--model", "maxout", "--units", "32,32", "--pieces", 3, "--init", 0.2, "--patience", 2)
+CONVOLUTIONS = (
+    *("--model", "conv-maxout", "--units", "4,4,8", "--pieces", 2, "--kernel", "3,2", "--padding", "1,0"),
+    *("--pool", 2, "--stride", 2, "--max-norm", 2, "--init", 0.5, "--patience", 1),
+)
+STAGES = (
+    *("--dropout", 0.9, "--lr", 0.3, "--batch-size", 25, "--momentum-epochs", 10),
+    *("--epochs", 20, "--second-epochs", 3, "--quiet"),
+)
+PENALTY = ("--objective", "penalty", "--second-stage", "scratch")
+PERTURB = ("--objective", "perturb", "--second-stage", "continue")
 
 
-def resume(folder, *flags):
-    return start("--resume", folder, "--quiet", *flags, cwd=folder.parent)
-
-
-def kill_in(epoch, folder, process):
-    """Kill a run in the middle of an epoch, by the length of the one before."""
-    wait_for_epochs(folder, epoch - 1, process)
-    time.sleep(metrics(folder)[-1]["seconds"] / 2)
+def kill_after(epochs, folder, process):
+    """Kill a run at a random instant of what follows these epochs; return how many seconds after them."""
+    wait_for_epochs(folder, epochs, process)
+    time.sleep(seconds := random.uniform(0, metrics(folder)[-1]["seconds"]))
     process.kill()
     process.communicate()
     assert process.returncode < 0
-    assert len(metrics(folder)) < EPOCHS
+    return epochs, seconds
 
 
-@pytest.mark.parametrize("objective", ["perturb", "penalty"])
-@pytest.mark.parametrize("backend", NAMES)
-def test_killed_three_times_a_run_ends_with_the_bytes_of_the_undisturbed_one(tmp_path, backend, objective):
-    flags = ("--backend", backend, "--objective", objective, *LONG)
-    trained(tmp_path / "undisturbed", *flags)
-    folder = tmp_path / "killed"
-    with start(*flags, "--out", folder, cwd=tmp_path) as process:
-        wait_for_epochs(folder, 1, process)  # the checkpoint of epoch 1 may be there or not
-        process.kill()
-    with resume(folder) as process:
-        kill_in(3, folder, process)
-    seconds = random.uniform(0, 3)
-    with resume(folder) as process:
-        time.sleep(seconds)  # from before the first import to after the last epoch
-        process.kill()
-    result = train("--resume", folder, "--quiet", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, ""), seconds
-    assert timeless(folder) == timeless(tmp_path / "undisturbed"), f"killed after {seconds} s"
+@pytest.mark.parametrize(
+    ("backend", "flags"),
+    [
+        pytest.param(name, flags, id=f"{name}-{flags[1]}-{flags[-1]}")
+        for name in NAMES
+        for flags in (MAXOUT + PENALTY, (MAXOUT if name == "numpy" else CONVOLUTIONS) + PERTURB)
+    ],
+)
+def test_killed_in_both_stages_and_between_a_run_ends_with_the_bytes_of_the_undisturbed_one(
+    tmp_path, backend, flags
+):
+    flags = ("--backend", backend, *flags, *STAGES)
+    compiled = {  # JAX compiles for the undisturbed run alone, and the others start sooner
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    trained(tmp_path / "undisturbed", *flags, **compiled)
+    expected, folder = timeless(tmp_path / "undisturbed"), tmp_path / "killed"
+    first = [line["stage"] for line in expected["metrics.jsonl"]].count(1)
+    assert 2 < first < 20, "patience ended the first stage, after its best epoch"
+    assert len(expected["metrics.jsonl"]) > first, "there is a second stage"
+    killed, run = [], (*flags, "--out", folder)
+    for epochs in (1, first, first + 1):
+        with start(*run, cwd=tmp_path, **compiled) as process:
+            killed.append(kill_after(epochs, folder, process))
+        run = ("--resume", folder, "--quiet")
+    result = train(*run, cwd=tmp_path, **compiled)
+    assert (result.returncode, result.stderr) == (0, ""), f"killed (after epoch, seconds): {killed}"
+    assert timeless(folder) == expected, f"killed (after epoch, seconds): {killed}"
 
 
 EVERY_INSTANT = """
-import os, signal, sys
+import json, os, resource, signal, sys
 from pathlib import Path
-import matplotlib.figure, safetensors.numpy, lpfamily.report.plots, lpfamily_numpy, sklearn.datasets
+import safetensors
+from lpfamily.report import plots
 from lpfamily.train import main
 
-flags = sys.argv[1:]
+plots.training_curves = lambda metrics, path, title: path.write_bytes(bytes(99))  # it takes the most time
+how, *flags = sys.argv[1:]
 
 def child(act, *arguments):
+    read, write = os.pipe()
     pid = os.fork()
     if not pid:
+        os.dup2(write, 2)
         os._exit(act(*arguments))
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(write)
+    with os.fdopen(read) as said:
+        return *said.read().splitlines(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-def killed_at(instant, folder):
+def disturb(path, mode):
+    if how == "killed before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "killed in":  # the kernel writes what is allowed, and kills; Python would go on with an error
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size = 40 + (path.stat().st_size if "a" in mode and path.exists() else 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def disturbed(instant, folder):
     left = instant
     def hook(event, arguments):
         nonlocal left
         paths = [str(argument) for argument in arguments[:2]]
-        if event in ("open", "os.rename", "os.mkdir") and any(path.startswith(folder) for path in paths):
+        writes = event == "open" and arguments[1] not in ("r", "rb")
+        touches = writes or (event in ("os.rename", "os.mkdir") and how == "killed before")
+        if touches and any(path.startswith(folder) for path in paths):
             left -= 1
-            if left < 0:
-                print(instant, event, Path(paths[-1 if event == "os.rename" else 0]).name, flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
+            if left == -1:
+                path = Path(paths[-1 if event == "os.rename" else 0])
+                os.write(2, f"{event} {path.name}\\n".encode())
+                disturb(path, arguments[1])
     sys.addaudithook(hook)
     return main([*flags, "--out", folder])
 
+def epoch_of(checkpoint):
+    if not checkpoint.exists():
+        return None
+    with safetensors.safe_open(checkpoint, framework="numpy") as file:
+        return json.loads(file.metadata()["lpfamily"])["epoch"]
+
+main([*flags, "--out", "undisturbed"])  # and what it imports and caches, its children have
 instant = 0
-while child(killed_at, instant, folder := str(Path(f"at-{instant}").resolve())):
+while len(outcome := child(disturbed, instant, folder := str(Path(f"at-{instant}").resolve()))) > 1:
+    kept = epoch_of(Path(folder, "checkpoint.safetensors"))
     begun = Path(folder, "config.json").exists()
-    code = child(main, ["--resume", folder, "--quiet"] if begun else [*flags, "--out", folder])
-    print(code, flush=True)
+    again = child(main, ["--resume", folder, "--quiet"] if begun else [*flags, "--out", folder])
+    print(json.dumps([folder, kept, outcome, again]), flush=True)
     instant += 1
 """
 
 
-def test_killed_before_any_touch_of_a_file_a_run_goes_on(tmp_path):
+@pytest.mark.parametrize("how", ["killed before", "killed in", "no room in"])
+def test_disturbed_at_any_touch_of_a_file_a_run_goes_on(tmp_path, how):
+    """Killed before it; killed when 40 bytes are written; or with a disk that is full after 40 bytes."""
     small_mnist(tmp_path / "mnist")
-    flags = (*SOFTMAX, "--data", "mnist", "--data-dir", tmp_path, "--validation", 5)
-    trained(tmp_path / "undisturbed", *flags)
-    result = python(EVERY_INSTANT, *flags, "--quiet", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if line[0].isdecimal()]
-    assert len(lines) > 20, result
+    flags = (
+        *("--model", "softmax", "--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--seed", 3),
+        *("--dropout", 0.8, "--batch-size", 10, "--patience", 1, "--second-stage", "continue"),
+        *("--second-epochs", 2),
+    )
+    result = python(EVERY_INSTANT, how, *flags, "--quiet", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
     expected, wrong = timeless(tmp_path / "undisturbed"), []
-    for instant, code in zip(lines[::2], lines[1::2], strict=True):
-        folder = tmp_path / f"at-{instant.split()[0]}"
-        if code != "0":
-            wrong.append(f"killed before {instant}: ended with {code}")
+    assert [line["stage"] for line in expected["metrics.jsonl"]] == [1, 1, 1, 2, 2]
+    outcomes = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    assert len(outcomes) == (25 if how == "killed before" else 15)
+    for name, kept, (where, *said, code), (*remarks, again) in outcomes:
+        folder, file = Path(name), where.removeprefix("open ").removeprefix(".").removesuffix(".new")
+        if how == "no room in" and file != "config.json":
+            (line,) = said
+            assert line.startswith(f"{NAME}: {folder / file}: cannot be written (File too large); "), line
+            known = "there is no checkpoint yet" if kept is None else f"after epoch {kept} is intact"
+            assert known in line
+            assert line.endswith(f"make room, or remove that cause, then go on with --resume {folder}")
+            assert code == 1
+        elif how != "no room in":
+            assert (code < 0, said) == (True, []), (where, said)
+        if (remarks, again) != ([], 0):
+            wrong.append(f"{how} {where}, with epoch {kept} kept: ended with {again}, {remarks}")
         elif (got := timeless(folder)) != expected:
             different = [name for name in expected if got[name] != expected[name]]
-            wrong.append(f"killed before {instant}: other {different}; {got['files']}")
-    assert not wrong, "\n".join([*wrong, result.stderr])
+            wrong.append(f"{how} {where}, with epoch {kept} kept: other {different}; {got['files']}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_going_on_with_a_finished_run_says_so_and_changes_nothing(tmp_path):
@@ -127,26 +189,91 @@ def test_going_on_with_a_finished_run_says_so_and_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_a_run_goes_on_on_another_backend(tmp_path, backend):
-    """From numpy or to numpy makes no difference; the first run is shorter, and its length then changed."""
-    states = []
-    for first, second in (("numpy", backend), (backend, "numpy")):
-        folder = tmp_path / f"{first}, {second}, {len(states)}"
-        trained(folder, "--backend", first, "--dtype", "float64", "--lr", 0.1, "--epochs", 1)
-        config = json.loads((folder / "config.json").read_text())
-        config["recipe"]["epochs"] = 2
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "result.json").unlink()
-        begun = metrics(folder)
-        result = train("--resume", folder, "--backend", second, "--quiet", cwd=tmp_path)
-        assert result.returncode == 0, result
-        assert ("began with another backend" in result.stderr) == (first != second)
-        assert metrics(folder)[:1] == begun
-        states.append(load_file(folder / "checkpoint.safetensors"))
-    one, other = states
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_allclose(one[name], other[name], atol=1e-4)
+def test_the_command_goes_on_on_another_backend_and_says_so(tmp_path, backend):
+    """The run is a short one whose length is then changed."""
+    folder = tmp_path / "run"
+    trained(folder, "--backend", "numpy", "--dtype", "float64", "--lr", 0.1, "--epochs", 1)
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"]["epochs"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").unlink()
+    begun = metrics(folder)
+    result = train("--resume", folder, "--backend", backend, "--quiet", cwd=tmp_path)
+    assert result.returncode == 0, result
+    assert ("began with another backend" in result.stderr) == (backend != "numpy")
+    assert [line["epoch"] for line in metrics(folder)] == [1, 2]
+    assert metrics(folder)[:1] == begun
+
+
+RECIPES = {
+    "maxout": {"units": (32, 32), "pieces": (3,), "init": 0.2, "patience": 2},
+    "conv-maxout": {
+        "units": (4, 4, 8), "pieces": (2,), "kernel": (3, 2), "padding": (1, 0), "pool": (2,),
+        "max_norm": (2.0,), "init": 0.5, "patience": 1,
+    },
+}  # fmt: skip
+DRAWING = {
+    "dropout": (0.9,), "direction_dropout": "independent", "random_start": True, "steps": 2,
+    "lr": 0.3, "batch_size": 25, "momentum_epochs": 10, "epochs": 20, "second_epochs": 2,
+    "dtype": "float64",
+}  # fmt: skip
+
+
+class Stopped(Exception):
+    pass
+
+
+def gone_on_with(monkeypatch, folder, recipe, names):
+    """Train, on the next of the backends after every checkpoint; return the run and its result."""
+    run, save = runs.create(folder, {}), Run.save
+
+    def saved(*args):
+        save(*args)
+        if len(names) > 1:
+            raise Stopped
+
+    monkeypatch.setattr(Run, "save", saved)
+    digits, resume = data.load("digits"), False
+    while True:
+        try:
+            result = protocol.train(
+                run, recipe, digits, backends.find(names[0]),
+                device="cpu", tf32=False, progress=Progress(quiet=True), resume=resume,
+            )  # fmt: skip
+        except Stopped:
+            resume, names = True, [*names[1:], names[0]]
+        else:
+            monkeypatch.undo()
+            return run, result
+
+
+@pytest.mark.parametrize("second_stage", ["continue", "scratch"])
+@pytest.mark.parametrize(
+    ("model", "one", "other"),
+    [("maxout", "numpy", name) for name in NAMES]
+    + [("conv-maxout", "torch", "jax")] * ({"torch", "jax"} <= set(NAMES)),
+)
+def test_a_run_that_changes_its_backend_at_every_checkpoint_is_that_of_either(
+    tmp_path, monkeypatch, model, one, other, second_stage
+):
+    recipe = replace(
+        default(model, "digits", "perturb", 2.0, 64),
+        second_stage=second_stage, **(RECIPES[model] | DRAWING),
+    )  # fmt: skip
+    changed, result = gone_on_with(monkeypatch, tmp_path / "changed", recipe, [one, other])
+    lines, state = changed.metrics(), load_file(changed.folder / runs.CHECKPOINT)
+    assert {line["stage"] for line in lines} == {1, 2}
+    for name in {one, other}:
+        run, expected = gone_on_with(monkeypatch, tmp_path / name, recipe, [name])
+        for key in "test_error", "one_step_unused", "parameters", "epochs":
+            assert result[key] == expected[key]
+        assert len(lines) == len(run.metrics())
+        for found, line in zip(lines, run.metrics(), strict=True):
+            assert found | {"seconds": 0} == pytest.approx(line | {"seconds": 0}, rel=1e-9)
+        undisturbed = load_file(run.folder / runs.CHECKPOINT)
+        assert state.keys() == undisturbed.keys()
+        for key in state:
+            np.testing.assert_allclose(state[key], undisturbed[key], rtol=0, atol=1e-9, err_msg=key)
 
 
 # The files of a run
@@ -161,7 +288,7 @@ def run_with(folder, *lines):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     run = Run(tmp_path)
-    run.save({"bias": np.zeros(3)}, 1)
+    run.save({"bias": np.zeros(3)}, {"epoch": 1})
 
     def fail(descriptor):
         raise OSError("no space left on device")
@@ -194,6 +321,6 @@ def test_metrics_reach_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     run = run_with(tmp_path, {"epoch": 1})
-    run.save({"bias": np.zeros(3)}, {"epoch": 1})
+    run.save({"bias": np.zeros(3)}, 1)
     names = {(tmp_path / name).stat().st_ino: name for name in (runs.METRICS, runs.CHECKPOINT)}
     assert [names[number] for number in synced if number in names] == [runs.METRICS, runs.CHECKPOINT]
