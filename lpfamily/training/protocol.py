@@ -105,10 +105,12 @@ def train(
     tf32: bool,
     progress: Progress,
     resume: bool = False,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
 
-    Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on.
+    Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on. Without `test`
+    the test set stays unseen, as nothing may be chosen by it.
     """
     training = _Training(run, recipe, dataset, backend, device, tf32, progress, resume=resume)
     if training.position.first is None:
@@ -117,7 +119,7 @@ def train(
             training.begin_second_stage()
     if training.position.first is not None:
         training.second_stage()
-    return training.tested()
+    return (training.tested() if test else {}) | training.ended()
 
 
 class _Training:
@@ -136,6 +138,7 @@ class _Training:
         resume: bool,
     ) -> None:
         self.run, self.recipe, self.dataset, self.progress = run, recipe, dataset, progress
+        self.backend, self.device, self.tf32 = backend, device, tf32
         self.network = check(recipe, dataset)
         self.held_in, self.held_out = hold_out(dataset, recipe.validation)
         self.position = Position()
@@ -151,8 +154,7 @@ class _Training:
             self._save(state)
         progress.note(f"run folder: {run.folder}")
         split = self.held_in if self.position.first is None else dataset.train
-        self._on = functools.partial(self._trainer_on, backend, device, tf32)
-        self.trainer = self._on(split, state)
+        self.trainer = self._trainer_on(split, state)
 
     def first_stage(self) -> None:
         """Train on what is not held out, until the patience or the epochs end."""
@@ -180,7 +182,7 @@ class _Training:
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
         self._save(state)
-        self.trainer = self._on(self.dataset.train, state)
+        self.trainer = self._trainer_on(self.dataset.train, state)
 
     def second_stage(self) -> None:
         """Train on all examples until the held-out ones have the recorded loss, or the epochs end."""
@@ -209,7 +211,7 @@ class _Training:
                 self._end_epoch(line, reached, report, len(train.x))
 
     def tested(self) -> Json:
-        """Test the parameters that the protocol ends with, and return the result."""
+        """Test the parameters that the protocol ends with, and return what that gives."""
         if self.best:
             self.trainer.load(self.trainer.state() | self.best)
         examples = len(self.dataset.test.x)
@@ -218,9 +220,12 @@ class _Training:
         counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
         if any(counts.values()):
             self.progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
-        return tested | {
+        return tested | {"tested_on": f"{self.dataset.name}, {examples} test examples"}
+
+    def ended(self) -> Json:
+        """Return where the protocol has come to its end."""
+        return {
             "parameters": self._which,
-            "tested_on": f"{self.dataset.name}, {examples} test examples",
             "seconds_per_epoch": statistics.median([line["seconds"] for line in self.metrics] or [0.0]),
             "epochs": self.position.epoch,
         }
@@ -250,9 +255,7 @@ class _Training:
             f"the {position.target:.4g} that stage one had on its own"
         )
 
-    def _trainer_on(
-        self, backend: backends.Backend, device: str, tf32: bool, split: Split, state: State
-    ) -> backends.Trainer:
+    def _trainer_on(self, split: Split, state: State) -> backends.Trainer:
         recipe = self.recipe
         task = backends.Task(
             self.network,
@@ -262,10 +265,10 @@ class _Training:
             recipe.batch_size,
             recipe.weight_decay,
             recipe.dtype,
-            device,
-            tf32,
+            self.device,
+            self.tf32,
         )
-        return backend.trainer(task, state)
+        return self.backend.trainer(task, state)
 
     def _x(self, split: Split) -> Any:
         return split.x.astype(self.recipe.dtype, copy=False)

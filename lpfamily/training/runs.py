@@ -41,13 +41,12 @@ class Run:
     @property
     def config(self) -> Json:
         """What the run was started with."""
-        return _read_json(self.folder / CONFIG)
+        return self.read(CONFIG)
 
     @property
     def result(self) -> Json | None:
         """The result, or None while the run is not finished."""
-        path = self.folder / RESULT
-        return _read_json(path) if path.exists() else None
+        return self.read(RESULT) if (self.folder / RESULT).exists() else None
 
     @property
     def has_begun(self) -> bool:
@@ -120,10 +119,24 @@ class Run:
                 raise BadInput(f"{path}: {name} holds values that are not finite; {remedy}")
         return state, position
 
+    def take_over(self, other: Run) -> None:
+        """Begin where another run is: with its metrics and then, as what decides, its checkpoint."""
+        for name in (METRICS, CHECKPOINT):
+            with self.writing(name) as path:
+                _replace(path, (other.folder / name).read_bytes())
+
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
-        with self.writing(RESULT) as path:
-            _replace(path, (json.dumps(result, indent=2) + "\n").encode())
+        self.write(RESULT, result)
+
+    def read(self, name: str) -> Json:
+        """Return a JSON file of the run."""
+        return _read_json(self.folder / name)
+
+    def write(self, name: str, values: Json) -> None:
+        """Replace a JSON file of the run."""
+        with self.writing(name) as path:
+            _replace(path, _json(values))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -154,7 +167,7 @@ def create(folder: Path, config: Json) -> Run:
             raise BadInput(
                 f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
             )
-        _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        _replace(folder / CONFIG, _json(config))
     except OSError as cause:
         raise BadInput(f"--out {folder}: cannot be written ({cause.strerror}); choose another") from cause
     return Run(folder)
@@ -189,6 +202,10 @@ def _read_json(path: Path) -> Json:
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
     return values
+
+
+def _json(values: Json) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _line(metrics: Json) -> str:
