@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, commands, data, recipes, runs
+from lpfamily.training import backends, commands, data, grid, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -201,6 +202,16 @@ def parser() -> commands.Parser:
         default=f"{_published('second_epochs')}; no more than --epochs, if that is given",
     )
 
+    choice = result.add_argument_group("the choice among recipes by validation error")
+    choice.add_argument(
+        "--grid",
+        action="append",
+        metavar="NAME=VALUE/VALUE/...",
+        help="train stage one with each value of another option, such as units=400,400/600,600 or "
+        "sigma=0.1/0.5/1/2, and with every combination if repeated, each in OUT/grid/; go on from the one "
+        "whose kept epoch has the least validation error to the second stage and the test",
+    )
+
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", str, default="numpy")
     add("--device", "cpu, cuda, cuda:1, ...", str, default="cpu")
@@ -245,7 +256,8 @@ def _train(given: dict[str, Any]) -> int:
     backend = backends.find(name)
     backend.check_device(device)
     dataset = data.load(given.get("data", Recipe.data), given.get("data_dir"))
-    recipe = _recipe(given, dataset)
+    candidates = {key: _recipe(given | values, dataset) for key, values in grid.combinations(given).items()}
+    recipe = next(iter(candidates.values()))
     config = {
         "recipe": recipes.to_json(recipe),
         "backend": name,
@@ -255,8 +267,12 @@ def _train(given: dict[str, Any]) -> int:
         "data_sha256": dataset.sha256(),
         "versions": _versions(),
     }
-    _check(recipe, dataset, name, backend)
-    run = runs.create(given.get("out") or _folder(recipe), config)
+    title = _title(recipe, "-")
+    if "grid" in given:
+        config["grid"] = grid.to_json(candidates)
+        title = f"{recipe.model}-{recipe.data}-grid"
+    _check(candidates, dataset, name, backend)
+    run = runs.create(given.get("out") or _folder(title), config)
     return _go(run, recipe, dataset, backend, config, given, resume=False)
 
 
@@ -274,7 +290,8 @@ def _resume(given: dict[str, Any]) -> int:
         folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
         expected, versions, _ = config["data_sha256"], config["versions"], config["tf32"]
         name, device = str(config["backend"]), str(config["device"])
-    except (KeyError, TypeError, ValueError) as cause:
+        candidates = grid.from_json(config) or {"": recipe}
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
     name, device = given.get("backend", name), given.get("device", device)
@@ -285,7 +302,7 @@ def _resume(given: dict[str, Any]) -> int:
         raise BadInput(
             f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
         )
-    _check(recipe, dataset, name, backend)
+    _check(candidates, dataset, name, backend)
     if versions != _versions() or name != config["backend"]:
         print(
             f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
@@ -307,24 +324,29 @@ def _go(
     from lpfamily.report import plots, tables
     from lpfamily.training.protocol import train
 
+    progress = Progress(given.get("quiet", False))
+    trained = functools.partial(
+        train,
+        dataset=dataset,
+        backend=backend,
+        device=given.get("device", config["device"]),
+        tf32=given.get("tf32", config["tf32"]),
+        progress=progress,
+    )
+    chosen = ""
     try:
-        result = train(
-            run,
-            recipe,
-            dataset,
-            backend,
-            device=given.get("device", config["device"]),
-            tf32=given.get("tf32", config["tf32"]),
-            progress=Progress(given.get("quiet", False)),
-            resume=resume,
-        )
+        if config.get("grid"):
+            stage_one = functools.partial(trained, resume=True, test=False)
+            recipe = grid.choose(run, config, stage_one, progress)
+            chosen, resume = grid.table(run) + "\n\n", True
+        result = trained(run, recipe, resume=resume)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
     with run.writing("curves.png") as path:
         plots.training_curves(run.metrics(), path, _title(recipe))
     run.finish(result)
-    print(tables.result_table(result, recipe, dataset.train.x.shape[1]))
+    print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]))
     return 0
 
 
@@ -343,8 +365,18 @@ def _recipe(given: dict[str, Any], dataset: data.Dataset) -> Recipe:
     return replace(recipe, **{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
 
 
-def _check(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
+def _check(
+    candidates: dict[str, Recipe], dataset: data.Dataset, name: str, backend: backends.Backend
+) -> None:
     """Raise `BadInput` for what can be known to fail before a folder is made."""
+    for combination, recipe in candidates.items():
+        try:
+            _check_recipe(recipe, dataset, name, backend)
+        except BadInput as problem:
+            raise BadInput(f"--grid {combination}: {problem}" if combination else problem) from problem
+
+
+def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
     from lpfamily.training import evaluation, protocol
 
     network = protocol.check(recipe, dataset)
@@ -363,8 +395,8 @@ def _title(recipe: Recipe, separator: str = ", ") -> str:
     return separator.join(parts)
 
 
-def _folder(recipe: Recipe) -> Path:
-    folder = Path("runs") / f"{_title(recipe, '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _folder(title: str) -> Path:
+    folder = Path("runs") / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while folder.exists():
         number += 1

@@ -1,0 +1,197 @@
+"""The choice among recipes: stage one of each combination, and the least validation error.
+
+Each combination is trained in a folder of its own, as a run that is never tested: nothing may be
+chosen by test data. The run that they are for then goes on from the chosen one's stage one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lpfamily.training import recipes, runs
+from lpfamily.training.commands import number, numbers
+from lpfamily.training.errors import BadInput
+from lpfamily.training.progress import Progress
+from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs import Json, Run
+
+GRID = "grid.json"
+"""The file that says what was chosen, and the folder beside it the combinations."""
+
+LONGEST = 255
+"""The bytes that a file system allows in a name."""
+
+_AFTERWARDS = "it makes no difference to stage one, by which is chosen"
+_FIXED = {
+    "validation": "errors on different examples do not compare",
+    "second_stage": _AFTERWARDS,
+    "second_lr": _AFTERWARDS,
+    "second_epochs": _AFTERWARDS,
+}
+"""What cannot be chosen, and why."""
+
+_NOT_FINITE = {"validation_error": None, "epoch": None}
+"""The result of a combination whose loss did not stay finite: it is not chosen."""
+
+
+def combinations(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return by name what each combination of `--grid` gives to the recipe; without it one, of no name."""
+    axes: dict[str, dict[str, Any]] = {}
+    for text in given.get("grid", ()):
+        field, values = _axis(text)
+        if field in axes:
+            raise BadInput(f"--grid {text}: {_flag(field)} is there twice; put all its values in one")
+        if field in given:
+            raise BadInput(f"--grid {text}: --{_flag(field)} is given too; leave one of the two out")
+        if given.get("validation") == 0:
+            raise BadInput(f"--grid {text}: --validation 0 leaves nothing to choose by; hold some out")
+        axes[field] = values
+    found = {}
+    for texts in itertools.product(*axes.values()):
+        pairs = list(zip(axes, texts, strict=True))
+        name = ",".join(f"{_flag(field)}={text}" for field, text in pairs)
+        if len(name.encode()) > LONGEST:
+            raise BadInput(f"--grid: {name} is too long for the name of a folder; choose among fewer options")
+        found[name] = {field: axes[field][text] for field, text in pairs}
+    return found
+
+
+def _axis(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the field that NAME=VALUE/VALUE/... names, and its values by how they were written."""
+    name, equals, values = text.partition("=")
+    field, problem = name.replace("-", "_"), f"--grid {text}"
+    if not equals:
+        raise BadInput(f"{problem}: must be NAME=VALUE/VALUE/...")
+    if field in _FIXED:
+        raise BadInput(f"{problem}: {_FIXED[field]}; give --{_flag(field)} one value")
+    known = recipes.RANGES | recipes.LISTS | recipes.CHOICES
+    if field not in known:
+        close = difflib.get_close_matches(field, known.keys() - _FIXED.keys(), n=1)
+        hint = f"did you mean {_flag(close[0])}?" if close else "--help lists the options"
+        raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
+    found: dict[str, Any] = {}
+    for value in map(str.strip, values.split("/")):
+        try:
+            parsed = _parse(field, value)
+        except argparse.ArgumentTypeError as cause:
+            raise BadInput(f"{problem}: {_flag(field)} {cause}") from cause
+        if parsed in found.values():
+            raise BadInput(f"{problem}: {value} is there twice; leave one out")
+        found[value] = parsed
+    return field, found
+
+
+def _parse(field: str, text: str) -> Any:
+    """Return what the flag of a field makes of a text."""
+    if field in recipes.RANGES:
+        return number(recipes.RANGES[field])(text)
+    if field in recipes.LISTS:
+        return numbers(recipes.LISTS[field])(text)
+    if text not in recipes.CHOICES[field]:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(recipes.CHOICES[field])}; got {text}")
+    return text
+
+
+def _flag(field: str) -> str:
+    return field.replace("_", "-")
+
+
+def to_json(candidates: dict[str, Recipe]) -> Json:
+    """Return by name what differs among recipes; written into any of them, it makes that one."""
+    values = {name: recipes.to_json(recipe) for name, recipe in candidates.items()}
+    first, *others = values.values()
+    differing = [field for field in first if any(other[field] != first[field] for other in others)]
+    return {name: {field: recipe[field] for field in differing} for name, recipe in values.items()}
+
+
+def from_json(config: Json) -> dict[str, Recipe]:
+    """Return the recipes to choose from by a run's config; none if it has no grid."""
+    return {
+        name: recipes.from_json(config["recipe"] | differing)
+        for name, differing in config.get("grid", {}).items()
+    }
+
+
+def choose(
+    run: Run,
+    config: Json,
+    train: Callable[[Run, Recipe], Json],
+    progress: Progress,
+) -> Recipe:
+    """Train what is not trained yet, let the run begin with the best, and return its recipe.
+
+    Until the run has a checkpoint, all this can be done again and gives the same bytes, so that may be
+    killed at any instant: combinations that are finished are kept, those that have begun go on. The
+    checkpoint is written last, when the run's config already holds the recipe that it belongs to.
+    """
+    from lpfamily.training.protocol import NotFinite
+
+    if (run.folder / runs.CHECKPOINT).exists():
+        return recipes.from_json(config["recipe"])
+    found: Json = {}
+    candidates = from_json(config)
+    for name, recipe in candidates.items():
+        first = replace(recipe, second_stage="none")
+        child = _child(run.folder / "grid" / name, config, first)
+        if child.result is None:
+            try:
+                child.finish(train(child, first) | _kept(child, first))
+            except NotFinite as cause:
+                progress.warn(f"{name} is not chosen: {cause}")
+                child.finish(_NOT_FINITE)
+        found[name] = _NOT_FINITE if child.result == _NOT_FINITE else _kept(child, first)
+    errors = {name: kept["validation_error"] for name, kept in found.items() if kept != _NOT_FINITE}
+    if not errors:
+        raise NotFinite("no combination of --grid has a loss that stays finite; start a new run")
+    chosen = min(errors, key=errors.__getitem__)  # the first of several
+    progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
+    run.write(GRID, {"chosen": chosen, "combinations": found})
+    run.write(runs.CONFIG, config | {"recipe": recipes.to_json(candidates[chosen])})
+    run.take_over(Run(run.folder / "grid" / chosen))
+    return candidates[chosen]
+
+
+def _child(folder: Path, config: Json, recipe: Recipe) -> Run:
+    """Return the run of a combination, which is made unless it is there."""
+    if (folder / runs.CONFIG).exists():
+        return Run(folder)
+    alone = {name: value for name, value in config.items() if name != "grid"}
+    return runs.create(folder, alone | {"recipe": recipes.to_json(recipe)})
+
+
+def _kept(child: Run, recipe: Recipe) -> Json:
+    """Return the validation error of the epoch whose parameters a stage one ends with."""
+    lines = child.metrics()
+    try:
+        kept = min(lines, key=lambda line: line["validation_error"]) if recipe.patience else lines[-1]
+        return {"validation_error": kept["validation_error"], "epoch": kept["epoch"]}
+    except (KeyError, IndexError, TypeError, ValueError) as cause:
+        path = child.folder / runs.METRICS
+        raise BadInput(f"{path}: lacks validation errors ({cause!r}); restore it from a copy") from cause
+
+
+def table(run: Run) -> str:
+    """Return the table of what was chosen from."""
+    values = run.read(GRID)
+    try:
+        rows = [
+            (name, "not finite" if kept == _NOT_FINITE else f"{kept['validation_error']:.2%}", kept["epoch"])
+            for name, kept in values["combinations"].items()
+        ]
+        chosen = values["chosen"]
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        path = run.folder / GRID
+        raise BadInput(f"{path}: not what was chosen from ({cause!r}); restore it from a copy") from cause
+    width = max((len(name) for name, _, _ in rows), default=0)
+    lines = ["validation error (of stage one, in the epoch that it keeps)"]
+    for name, error, epoch in rows:
+        line = f"  {name:<{width}}  {error:>10}"
+        line += f"  epoch {epoch}" if epoch else ""
+        lines.append(line + (", chosen" if name == chosen else ""))
+    return "\n".join(lines)
