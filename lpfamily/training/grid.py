@@ -118,17 +118,12 @@ def from_json(config: Json) -> dict[str, Recipe]:
     }
 
 
-def choose(
-    run: Run,
-    config: Json,
-    train: Callable[[Run, Recipe], Json],
-    progress: Progress,
-) -> Recipe:
+def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progress: Progress) -> Recipe:
     """Train what is not trained yet, let the run begin with the best, and return its recipe.
 
-    Until the run has a checkpoint, all this can be done again and gives the same bytes, so that may be
-    killed at any instant: combinations that are finished are kept, those that have begun go on. The
-    checkpoint is written last, when the run's config already holds the recipe that it belongs to.
+    Until the run has a checkpoint, all this can be done again and gives the same bytes, so a kill does no
+    harm at any instant: combinations that are finished are kept, one that has begun goes on. The checkpoint
+    is written last, when the run's config already holds the recipe that it belongs to.
     """
     from lpfamily.training.protocol import NotFinite
 
@@ -148,7 +143,9 @@ def choose(
         found[name] = _NOT_FINITE if child.result == _NOT_FINITE else _kept(child, first)
     errors = {name: kept["validation_error"] for name, kept in found.items() if kept != _NOT_FINITE}
     if not errors:
-        raise NotFinite("no combination of --grid has a loss that stays finite; start a new run")
+        raise NotFinite(
+            "no combination of --grid stays finite; start a new run with a smaller --lr or --sigma"
+        )
     chosen = min(errors, key=errors.__getitem__)  # the first of several
     progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
     run.write(GRID, {"chosen": chosen, "combinations": found})
