@@ -1,7 +1,8 @@
 """Early stopping and the second stage, with a backend whose errors and losses are a script."""
 
 import json
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -192,6 +193,41 @@ def test_stopped_at_any_write_it_goes_on_to_the_same(tmp_path, monkeypatch, seco
         ).read_bytes()
         assert {**again, "seconds_per_epoch": 0} == {**result, "seconds_per_epoch": 0}
     assert writes > 10
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("after", [2, 3])
+def test_a_loss_that_decides_and_is_not_finite_stops_the_run(tmp_path, bad, after):
+    losses = [1, 0.9, 0.5, 0.8, *[0.1] * 99]
+    losses[after] = bad
+    with pytest.raises(protocol.NotFinite, match=f"is {bad}; .* keeps the checkpoint after epoch 5"):
+        trained(tmp_path / "run", Script([4, 3, 1, 2, 2, 3], losses=losses))
+
+
+ONE_STAGE = replace(RECIPE, patience=0, second_stage="none")
+BEST = {"epoch": 2, "best": 1, "best_error": 0.5}
+
+
+IMPOSSIBLE = {
+        "a second stage that the recipe does not have": (
+            replace(RECIPE, second_stage="none"), BEST | {"first": 2, "target": 0.1}
+        ),
+        "a best epoch without patience": (ONE_STAGE, BEST),
+        "a second stage from epoch 0": (RECIPE, {"epoch": 2, "first": 2, "target": 0.1}),
+        "a best epoch without its error": (RECIPE, {"epoch": 2, "best": 1}),
+        "epochs without a best one": (RECIPE, {"epoch": 2}),
+        "epochs of stage two without their loss": (RECIPE, BEST | {"epoch": 3, "first": 2, "target": 0.1}),
+        "a held-out loss in stage one": (RECIPE, BEST | {"held_out_loss": 0.1}),
+        "an error that is not a number": (RECIPE, BEST | {"best_error": math.nan}),
+        "a target that is not a number": (RECIPE, BEST | {"first": 2, "target": math.nan}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "values"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_position_that_no_run_has_is_refused(recipe, values):
+    network = protocol.check(recipe, dataset())
+    with pytest.raises(ValueError, match=r"epoch|second stage"):
+        protocol.read_position(asdict(protocol.Position()) | values, recipe, network)
 
 
 @pytest.mark.parametrize(

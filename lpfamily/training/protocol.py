@@ -177,8 +177,8 @@ class _Training:
         recipe, fresh = self.recipe, initial_state(self.network, self.recipe.seed, self.recipe.dtype)
         self.trainer.load(fresh | self.best)
         target = evaluation.loss(self.trainer, self._x(self.held_in), self.held_in.labels)
-        state = fresh if recipe.second_stage == "scratch" else fresh | self.best
-        state |= {name: np.zeros_like(array) for name, array in state.items() if name.startswith("velocity.")}
+        self._check_finite(target, "the loss that the second stage is to reach")
+        state = fresh if recipe.second_stage == "scratch" else fresh | self.best  # at rest, either way
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
         self._save(state)
@@ -202,12 +202,10 @@ class _Training:
                     else functools.partial(continued_rates, recipe, position.best, before, done)
                 )
                 line = self._epoch(train, scheduled)
-                line["held_out_loss"] = evaluation.loss(
-                    self.trainer, self._x(self.held_out), self.held_out.labels
-                )
-                reached = replace(
-                    self.position, epoch=self.position.epoch + 1, held_out_loss=line["held_out_loss"]
-                )
+                loss = evaluation.loss(self.trainer, self._x(self.held_out), self.held_out.labels)
+                self._check_finite(loss, "the held-out loss")
+                line["held_out_loss"] = loss
+                reached = replace(self.position, epoch=self.position.epoch + 1, held_out_loss=loss)
                 self._end_epoch(line, reached, report, len(train.x))
 
     def tested(self) -> Json:
@@ -296,6 +294,10 @@ class _Training:
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
         return line
 
+    def _check_finite(self, loss: float, what: str) -> None:
+        if not math.isfinite(loss):
+            raise NotFinite(f"{what} is {loss}; {self._kept}")
+
     @property
     def _kept(self) -> str:
         folder, epoch = self.run.folder, self.position.epoch
@@ -332,18 +334,30 @@ class _Training:
 def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:
     """Return the position of a checkpoint and the arrays that it must hold; raise if no run is there."""
     position = Position(**{field.name: values[field.name] for field in fields(Position)})
-    begun = position.first is not None
+    begun, stopping = position.first is not None, recipe.patience > 0
     first = position.first if position.first is not None else position.epoch
     if any(type(epoch) is not int for epoch in (position.epoch, position.best, first)) or not (
         0 <= position.best <= first <= recipe.epochs and 0 <= position.epoch - first <= recipe.second_epochs
     ):
         raise ValueError(f"epoch {position.epoch!r}, of {recipe.epochs} at most in the first stage")
-    losses = (position.best_error, position.target, position.held_out_loss)
-    if any(type(loss) not in (float, type(None)) for loss in losses) or begun != (
-        position.target is not None
-    ):
-        raise ValueError(f"its losses are {losses}")
+    there = {  # what there must be, and else must not
+        "best": position.best > 0 or None,
+        "best_error": position.best_error,
+        "target": position.target,
+        "held_out_loss": position.held_out_loss,
+    }
+    due = dict.fromkeys(("best", "best_error"), stopping and first > 0)
+    due |= {"target": begun, "held_out_loss": position.epoch > first}
+    for name, value in there.items():
+        if (value is not None) != due[name] or not (name == "best" or value is None or _is_finite(value)):
+            raise ValueError(f"{name} {value!r} after epoch {position.epoch}")
+    if begun and recipe.second_stage == "none":
+        raise ValueError("a second stage that its recipe does not have")
     expected = state_shapes(network)
     if position.best and position.first is None:
         expected |= {BEST + name: shape for name, shape in parameter_shapes(network).items()}
     return position, expected
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
