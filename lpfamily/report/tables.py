@@ -18,7 +18,7 @@ def result_table(result: dict[str, Any], recipe: Recipe, inputs: int) -> str:
         radius = matched_radius(recipe, float(p), inputs)
         rows.append((f"one step, p = {p}, sigma {radius:.4g}", f"{value:.2%}"))
     width = max(len(name) for name, _ in rows)
-    lines = [f"test error ({result['tested_on']}; parameters {result['parameters']})"]
+    lines = [f"test error ({result['tested_on']})", f"  parameters {result['parameters']}"]
     lines += [f"  {name:<{width}}  {value:>8}" for name, value in rows]
     lines.append(f"  noise: mean and standard error of {NOISE_DRAWS} draws, not clipped")
     return "\n".join(lines)

@@ -164,7 +164,7 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
             known = ", ".join(sorted(kind.__name__ for kind in backend.layers))
             raise BadInput(
                 f"backend {name!r} does not train {type(layer).__name__} layers, only {known}; choose "
-                f"another --backend of {', '.join(names())}"
+                f"another --backend of {', '.join(other for other in names() if other != name)}"
             )
 
 

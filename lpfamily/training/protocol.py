@@ -247,9 +247,10 @@ class _Training:
                 return f"of epoch {position.best} of {position.epoch}, which had the least validation error"
             return f"after the last epoch, {position.epoch}"
         second = position.epoch - position.first
+        epochs = f"{second} epoch" if second == 1 else f"{second} epochs"
         reached = "reached" if position.is_reached else "did not reach"
         return (
-            f"after {second} epochs on all examples, begun {self._beginning}; the held-out loss {reached} "
+            f"after {epochs} on all examples, begun {self._beginning}; the held-out loss {reached} "
             f"the {position.target:.4g} that stage one had on its own"
         )
 
