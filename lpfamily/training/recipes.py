@@ -138,7 +138,7 @@ class Recipe:
     """Then train on all examples until the held-out ones have the loss that the others had."""
     second_lr: Literal["decay", "constant"] = "decay"
     """How the learning rate goes on in a second stage that continues."""
-    second_epochs: int = 200
+    second_epochs: int = 400
     """The most epochs of the second stage."""
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
