@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import UNDER_TEST
+from conftest import DIFFERENTIABLE, UNDER_TEST
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import FEW, cases, dual, norms
@@ -264,22 +264,21 @@ def test_the_same_seed_is_the_same_sample(drawing):
     assert np.all(one != third)
 
 
-def test_a_sample_is_proportional_to_the_radius_for_derivatives_too(drawing):
-    if drawing.derivative is None:
-        pytest.skip(f"{drawing} has no derivatives")
-    sigma = drawing.from_numpy(0.5, "float32")
-    slope = drawing.derivative(lambda radius: sample((3, 4), 1.5, radius, generator(drawing, 1)).sum())(sigma)
-    assert_allclose(float(slope), float(sample((3, 4), 1.5, 1.0, generator(drawing, 1)).sum()), rtol=1e-5)
+@pytest.mark.parametrize("lib", DIFFERENTIABLE, ids=str)
+def test_a_sample_is_proportional_to_the_radius_for_derivatives_too(lib):
+    sigma = lib.from_numpy(0.5, "float32")
+    slope = lib.derivative(lambda radius: sample((3, 4), 1.5, radius, generator(lib, 1)).sum())(sigma)
+    assert_allclose(float(slope), float(sample((3, 4), 1.5, 1.0, generator(lib, 1)).sum()), rtol=1e-5)
 
 
-def test_a_key_may_be_traced(drawing):
-    if drawing.name != "jax":
-        pytest.skip("a generator is no array")
-    keys = [generator(drawing, seed) for seed in (1, 2)]
-    expected = np.stack([drawing.to_numpy(sample((3, 4), 1.5, 0.5, key)) for key in keys])
-    several = drawing.vmap(lambda key: sample((3, 4), 1.5, 0.5, key))
-    found = drawing.jit(several)(drawing.xp.stack(keys))
-    assert_allclose(drawing.to_numpy(found), expected, rtol=1e-5)
+# a key is an array, a generator is none
+@pytest.mark.parametrize("lib", [library for library in UNDER_TEST if library.name == "jax"], ids=str)
+def test_a_key_may_be_traced(lib):
+    keys = [generator(lib, seed) for seed in (1, 2)]
+    expected = np.stack([lib.to_numpy(sample((3, 4), 1.5, 0.5, key)) for key in keys])
+    several = lib.vmap(lambda key: sample((3, 4), 1.5, 0.5, key))
+    found = lib.jit(several)(lib.xp.stack(keys))
+    assert_allclose(lib.to_numpy(found), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])

@@ -12,7 +12,7 @@ from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, initial_state
 from lpfamily.training.progress import Progress
-from lpfamily.training.recipes import Recipe, continued_rates, default, rates
+from lpfamily.training.recipes import continued_rates, default, rates
 
 EXAMPLES, HELD_OUT, BATCH = 12, 4, 3
 
@@ -241,7 +241,3 @@ def test_a_position_that_no_run_has_is_refused(recipe, values):
 def test_what_does_not_go_together_is_named(changes, part):
     with pytest.raises(BadInput, match=part):
         protocol.check(replace(RECIPE, **changes), dataset())
-
-
-def test_the_default_recipe_has_two_stages():
-    assert Recipe().second_stage == "continue"

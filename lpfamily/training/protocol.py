@@ -145,9 +145,10 @@ class _Training:
         self.best: State = {}
         self.metrics: list[Json] = []
         if resume and run.has_begun:
-            arrays, self.position = run.load(self._read_position, recipe.dtype)
-            self.best = {name: arrays.pop(BEST + name) for name in self._best_shapes(self.position)}
-            state = arrays
+            arrays, self.position = run.load(
+                lambda values: read_position(values, recipe, self.network), recipe.dtype
+            )
+            state, self.best = parted(arrays)
             self.metrics = run.cut_metrics(self.position.epoch)
         else:
             state = initial_state(self.network, recipe.seed, recipe.dtype)
@@ -325,12 +326,6 @@ class _Training:
     def _parameters(self, state: State) -> State:
         return {name: state[name] for name in parameter_shapes(self.network)}
 
-    def _best_shapes(self, position: Position) -> Shapes:
-        return parameter_shapes(self.network) if position.best and position.first is None else {}
-
-    def _read_position(self, values: Json) -> tuple[Position, Shapes]:
-        return read_position(values, self.recipe, self.network)
-
 
 def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:
     """Return the position of a checkpoint and the arrays that it must hold; raise if no run is there."""
@@ -358,6 +353,12 @@ def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Posit
     if position.best and position.first is None:
         expected |= {BEST + name: shape for name, shape in parameter_shapes(network).items()}
     return position, expected
+
+
+def parted(arrays: State) -> tuple[State, State]:
+    """Return a checkpoint's state, and the parameters that early stopping keeps, if there are any."""
+    best = {name.removeprefix(BEST): array for name, array in arrays.items() if name.startswith(BEST)}
+    return {name: array for name, array in arrays.items() if not name.startswith(BEST)}, best
 
 
 def _is_finite(value: Any) -> bool:

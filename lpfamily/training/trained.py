@@ -11,7 +11,7 @@ from lpfamily.training import backends, recipes, runs
 from lpfamily.training.data import CLASSES, SHAPES
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, parameter_shapes
-from lpfamily.training.protocol import BEST, read_position
+from lpfamily.training.protocol import parted, read_position
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Json
 
@@ -97,6 +97,6 @@ def load(folder: str | Path) -> Trained:
             f"safetensors, which reads checkpoints, cannot be imported ({cause}); "
             'pip install "lpfamily[train]"'
         ) from cause
-    best = {name: arrays[BEST + name] for name in parameter_shapes(network) if BEST + name in arrays}
-    parameters = best or {name: arrays[name] for name in parameter_shapes(network)}
+    state, best = parted(arrays)
+    parameters = best or {name: state[name] for name in parameter_shapes(network)}
     return Trained(network, recipe, parameters, position.best if best else position.epoch, run.result)
