@@ -1,6 +1,6 @@
 """Dense networks in NumPy: a step is the chain rule, written out.
 
-Read `_Passed`, one layer's part of it, then `_forward`, `_backward` and `_tangent`; `epoch` puts them
+Read `Passed` in model.py, one layer's part of it, then `_backward` and `_tangent`; `epoch` puts them
 together.
 """
 
@@ -21,9 +21,8 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, check_inputs
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, Layer, Maxout, Network, State, layer_of, parameter_shapes
-
-Floats = NDArray[Any]
+from lpfamily.training.networks import Dense, Maxout, Network, State, layer_of, parameter_shapes
+from lpfamily_numpy.model import Floats, Passed, forward
 
 SMALL_PRODUCT = 40_000_000
 """Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
@@ -55,7 +54,7 @@ class NumpyBackend:
         def model(x: Floats) -> Floats:
             """Return the logits, (n, classes), of inputs (n, inputs)."""
             check_inputs(network, x.shape)
-            logits: Floats = _forward(network, kept, x)[-1].outputs
+            logits: Floats = forward(network, kept, x)[-1].outputs
             return logits
 
         return model
@@ -193,10 +192,10 @@ class NumpyTrainer:
             gradients = [a + b for a, b in zip(gradients, extra, strict=True)]
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
-    def _forward(self, x: Floats, masks: Masks | None = None) -> list[_Passed]:
-        return _forward(self.task.network, self._state, x, masks)
+    def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
+        return forward(self.task.network, self._state, x, masks)
 
-    def _backward(self, passed: list[_Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
+    def _backward(self, passed: list[Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
         """Return the gradient with respect to the input and to what enters each layer's activation.
 
         No gradient of a weight is computed here; without `to_input` the first entry is delta's.
@@ -207,7 +206,7 @@ class NumpyTrainer:
         return [passed[0].to_inputs(deltas[0]) if to_input else deltas[0], *deltas]
 
     def _tangent(
-        self, passed: list[_Passed], deltas: list[Floats], v: Floats, *, to_input: bool = True
+        self, passed: list[Passed], deltas: list[Floats], v: Floats, *, to_input: bool = True
     ) -> tuple[list[Floats], list[Floats]]:
         """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
         tangents, inner = [], []  # of what enters each product, and each activation
@@ -243,82 +242,6 @@ class NumpyTrainer:
                 )
 
 
-def _forward(network: Network, state: State, x: Floats, masks: Masks | None = None) -> list[_Passed]:
-    """Return what passing x left in every layer; the last one's outputs are the logits."""
-    passed: list[_Passed] = []
-    for index, layer in enumerate(network.layers):
-        outputs = passed[-1].outputs if passed else x
-        mask = None if masks is None else masks[index]
-        weight, bias = (state[f"layers.{index}.{name}"] for name in ("weight", "bias"))
-        passed.append(_Passed.through(layer, weight, bias, outputs, mask))
-    return passed
-
-
-@dataclass(frozen=True)
-class _Passed:
-    """A layer that a batch has passed: activation(inputs @ weight + bias), and what the way back needs."""
-
-    layer: Layer
-    weight: Floats
-    inputs: Floats
-    factor: Floats | None
-    """What dropout multiplied the inputs by."""
-    outputs: Floats
-    winner: NDArray[np.bool_] | None
-    """Of maxout: which piece is the first of the largest, (examples, units, pieces)."""
-
-    @classmethod
-    def through(cls, layer: Layer, weight: Floats, bias: Floats, x: Floats, mask: Any) -> _Passed:
-        """Pass x through a layer, dropping what the mask does not keep."""
-        factor = None
-        if mask is not None and layer.dropout is not None:
-            factor = mask * x.dtype.type(layer.dropout.scale)
-            x = x * factor
-        z = x @ weight
-        z += bias
-        winner = None
-        if isinstance(layer, Maxout):
-            pieces = z.reshape(len(z), layer.units, layer.pieces)
-            first = pieces.argmax(axis=2)[..., None]
-            winner = first == np.arange(layer.pieces)
-            outputs = np.take_along_axis(pieces, first, axis=2)[..., 0]
-        else:
-            sigmoid = isinstance(layer, Dense) and layer.activation == "sigmoid"
-            outputs = _sigmoid(z) if sigmoid else z
-        return cls(layer, weight, x, factor, outputs, winner)
-
-    def to_inputs(self, delta: Floats) -> Floats:
-        """Return the gradient in the layer's input from that in what enters its activation."""
-        delta = delta @ self.weight.T
-        return delta if self.factor is None else delta * self.factor
-
-    def into(self, delta: Floats) -> Floats:
-        """Return the gradient in what enters the activation from that in the outputs."""
-        if self.winner is not None:
-            delta = (delta[..., None] * self.winner).reshape(len(delta), -1)
-        return delta * self._slope
-
-    def out_of(self, tangent: Floats) -> Floats:
-        """Return the tangent of the outputs from that of what enters the activation."""
-        if self.winner is not None:
-            tangent = np.einsum("nup,nup->nu", tangent.reshape(self.winner.shape), self.winner)
-        return tangent * self._slope
-
-    def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
-        """Add what activation'' contributes where what enters the activation moves by `inner`."""
-        if self._is_sigmoid:
-            delta_tangent += delta * (1 - 2 * self.outputs) * inner
-        return delta_tangent
-
-    @property
-    def _is_sigmoid(self) -> bool:
-        return isinstance(self.layer, Dense) and self.layer.activation == "sigmoid"
-
-    @property
-    def _slope(self) -> Floats:
-        return self.outputs * (1 - self.outputs) if self._is_sigmoid else np.ones((), self.outputs.dtype)
-
-
 def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:
     """Return the gradients of weights and biases, summed over the examples, in the order of the names."""
     gradients = []
@@ -326,12 +249,6 @@ def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) 
         gradients.append(x.T @ delta)
         gradients.append(delta.sum(axis=0) if bias else np.zeros(delta.shape[1], delta.dtype))
     return gradients
-
-
-def _sigmoid(z: Floats) -> Floats:
-    # tanh saturates where exp would overflow
-    result: Floats = 0.5 * np.tanh(0.5 * z) + 0.5
-    return result
 
 
 def _softmax(logits: Floats) -> Floats:
