@@ -98,5 +98,5 @@ def load(folder: str | Path) -> Trained:
             'pip install "lpfamily[train]"'
         ) from cause
     state, best = parted(arrays)
-    parameters = best or {name: state[name] for name in parameter_shapes(network)}
+    parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
     return Trained(network, recipe, parameters, position.best if best else position.epoch, run.result)
