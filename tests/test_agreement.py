@@ -132,7 +132,7 @@ def torch_products(trainer, step):
 
     with Counting():
         step()
-    return count["mm"] + count["addmm"]
+    return count["mm"] + count["addmm"] + count["addmm_"]
 
 
 def jax_products(trainer, step):
