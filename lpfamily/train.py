@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 
 from lpfamily.training import backends, commands, data, grid, recipes, runs
 from lpfamily.training.errors import BadInput
+from lpfamily.training.leading import follow, leading
 from lpfamily.training.options import NAME, ON_RESUME, parser, recipe_of
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
+from lpfamily.training.teams import Lost, Team
 
 VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
 
@@ -31,10 +34,11 @@ def _train(given: dict[str, Any]) -> int:
     commands.check_extra()
     if "resume" in given:
         return _resume(given)
-    name = given.get("backend", "numpy")
-    device = given.get("device", "cpu")
-    backend = backends.find(name)
-    backend.check_device(device)
+    name, device = given.get("backend", "numpy"), given.get("device", "cpu")
+    return _together(name, device, lambda backend, team: _begin(given, name, device, backend, team))
+
+
+def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Backend, team: Team) -> int:
     dataset = data.load(given.get("data", Recipe.data), given.get("data_dir"))
     candidates = {key: recipe_of(given | values, dataset) for key, values in grid.combinations(given).items()}
     recipe = next(iter(candidates.values()))
@@ -45,7 +49,7 @@ def _train(given: dict[str, Any]) -> int:
         "tf32": given.get("tf32", False),
         "data_dir": str(given["data_dir"].resolve()) if "data_dir" in given else None,
         "data_sha256": dataset.sha256(),
-        "versions": _versions(),
+        "versions": _versions(team),
     }
     title = _title(recipe, "-")
     if "grid" in given:
@@ -75,20 +79,39 @@ def _resume(given: dict[str, Any]) -> int:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
     name, device = given.get("backend", name), given.get("device", device)
+
+    def go_on(backend: backends.Backend, team: Team) -> int:
+        dataset = data.load(recipe.data, folder)
+        if dataset.sha256() != expected:
+            raise BadInput(
+                f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
+            )
+        _check(candidates, dataset, name, backend)
+        if versions != _versions(team) or name != config["backend"]:
+            print(
+                f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
+                file=sys.stderr,
+            )
+        return _go(run, recipe, dataset, backend, config, given, resume=True)
+
+    return _together(name, device, go_on)
+
+
+def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
+    """Join the other processes of the run, if there are any; lead them, or follow the one that does."""
     backend = backends.find(name)
-    backend.check_device(device)
-    dataset = data.load(recipe.data, folder)
-    if dataset.sha256() != expected:
-        raise BadInput(
-            f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
-        )
-    _check(candidates, dataset, name, backend)
-    if versions != _versions() or name != config["backend"]:
-        print(
-            f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
-            file=sys.stderr,
-        )
-    return _go(run, recipe, dataset, backend, config, given, resume=True)
+    team = backend.join(device)
+    if team.size == 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        raise BadInput(f"--backend {name} is not for torchrun; start it as python -m lpfamily.train")
+    try:
+        backend.check_device(device)
+        if team.rank:
+            follow(backend, team)
+            return 0
+        with leading(backend, team) as leader:
+            return lead(leader, team)
+    finally:
+        team.leave()
 
 
 def _go(
@@ -123,6 +146,8 @@ def _go(
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
+    except Lost as cause:
+        raise Lost(f"{cause}; {run.kept}; go on with {NAME} --resume {run.folder}") from cause
     with run.writing("curves.png") as path:
         plots.training_curves(run.metrics(), path, _title(recipe))
     run.finish(result)
@@ -169,9 +194,11 @@ def _folder(title: str) -> Path:
     return folder
 
 
-def _versions() -> dict[str, str]:
+def _versions(team: Team) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {"python": platform.python_version(), "cores": str(cores)}
+    if team.size > 1:
+        found["processes"] = str(team.size)
     for name in VERSIONS:
         try:
             found[name] = version(name)

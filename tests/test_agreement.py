@@ -53,7 +53,10 @@ def trained(name, network, objective):
 
 
 def assert_one_trajectory(names, network, objective):
-    expected, found = (trained(name, network, objective) for name in names)
+    assert_same(*(trained(name, network, objective) for name in names))
+
+
+def assert_same(expected, found):
     for key, array in expected.items():
         difference = np.linalg.norm(found[key] - array) / np.linalg.norm(array)
         assert difference < 1e-9, key

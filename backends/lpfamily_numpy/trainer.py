@@ -22,6 +22,7 @@ from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, ch
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, Maxout, Network, State, layer_of, parameter_shapes
+from lpfamily.training.teams import ALONE, Team
 from lpfamily_numpy.model import Floats, Passed, forward
 
 SMALL_PRODUCT = 40_000_000
@@ -42,6 +43,10 @@ class NumpyBackend:
         """Accept the CPU alone."""
         if device != "cpu":
             raise BadInput(f"backend 'numpy' computes on cpu; got --device {device}")
+
+    def join(self, device: str) -> Team:
+        """Stay alone."""
+        return ALONE
 
     def trainer(self, task: Task, state: State) -> NumpyTrainer:
         """Return a trainer for `task` that starts from `state`."""

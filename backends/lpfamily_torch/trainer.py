@@ -26,7 +26,9 @@ from lpfamily.training.networks import (
     layer_of,
     parameter_shapes,
 )
+from lpfamily.training.teams import Team, own
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
+from lpfamily_torch.team import TorchTeam, join
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class TorchBackend:
         except (RuntimeError, AssertionError) as cause:
             reason = str(cause).splitlines()[0]
             raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
+
+    def join(self, device: str) -> Team:
+        """Join the processes that torchrun has started."""
+        return join(device)
 
     def trainer(self, task: Task, state: State) -> TorchTrainer:
         """Return a trainer for `task` that starts from `state`."""
@@ -85,19 +91,32 @@ class TorchTrainer:
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
+        parameters = {name: self._state[name] for name in parameter_shapes(self.task.network)}
+        self._exchanged = torch.empty(
+            sum(map(torch.numel, parameters.values())), dtype=dtype, device=self.task.device
+        )
+        parts = self._exchanged.split([parameter.numel() for parameter in parameters.values()])
+        self._sums = {
+            name: part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
+            for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+        }
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
-        total = torch.zeros(2, dtype=torch.float64, device=self.task.device)
+        team, total = self.task.team, torch.zeros(2, dtype=torch.float64, device=self.task.device)
         steps = zip(rates.lr.tolist(), rates.momentum.tolist(), rates.sigma.tolist(), strict=True)
         with self._precision():
             for step, batch in enumerate(torch.split(self._tensor(order), self.task.batch_size)):
                 lr, momentum, sigma = next(steps)
-                x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
+                examples, rows = len(batch), own(team, len(batch))
+                x, labels = self._x.index_select(0, batch[rows]), self._labels.index_select(0, batch[rows])
+                drawn = draws if team.size == 1 else draws.part(examples, rows)
                 taps: list[Tap] = []
-                losses, logits = self._objective(x, labels, sigma, step, draws, taps)
-                self._update(self._gradients(losses.mean(), taps), lr, momentum)
+                losses, logits = self._objective(x, labels, sigma, step, drawn, taps)
+                self._update(self._gradients(losses.sum() / examples, taps), lr, momentum)
                 wrong = logits.argmax(dim=1) != labels
                 total += torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()])
+        if isinstance(team, TorchTeam):
+            team.add(total)
         loss, error = (total / len(order)).tolist()
         return {"loss": loss, "error": error}
 
@@ -216,7 +235,21 @@ class TorchTrainer:
             )
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
+        if isinstance(self.task.team, TorchTeam):
+            return self._added(self.task.team, gradients)
         return gradients
+
+    @torch.no_grad()
+    def _added(self, team: TorchTeam, gradients: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the sums of all processes' gradients, for which they take one exchange."""
+        for name, sums in self._sums.items():
+            gradient = gradients[name]
+            if isinstance(gradient, tuple):
+                torch.mm(*gradient, out=sums)
+            else:
+                sums.copy_(gradient)
+        team.add(self._exchanged)
+        return self._sums
 
     @torch.no_grad()
     def _update(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State
+from lpfamily.training.teams import ALONE, Team
 
 GROUP = "lpfamily.backends"
 
@@ -82,6 +83,8 @@ class Task:
     device: str = "cpu"
     tf32: bool = False
     """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
+    team: Team = ALONE
+    """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
 
 
 class Trainer(Protocol):
@@ -122,6 +125,14 @@ class Backend(Protocol):
 
     def check_device(self, device: str) -> None:
         """Raise `BadInput` if `device` is not one it can train on."""
+
+    def join(self, device: str) -> Team:
+        """Join the processes that a launcher has started for one run; `ALONE` if this is the only one.
+
+        It comes before anything else of the backend. A trainer whose `Task.team` has several processes
+        gives all of them the metrics and the state of one process alone, to rounding. Where another process
+        is lost, `teams.Lost` is raised.
+        """
 
     def trainer(self, task: Task, state: State) -> Trainer:
         """Return a trainer for `task` that starts from `state`."""

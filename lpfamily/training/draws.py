@@ -52,6 +52,10 @@ class Draws:
         rng = _generator(_DROPOUT, self.seed, self.epoch, step, layer + (again << 16))
         return rng.random(shape, np.float32) < np.float32(include)
 
+    def part(self, examples: int, rows: slice) -> Draws:
+        """Return the same draws for these rows of steps of so many examples."""
+        return Part(self.seed, self.epoch, self, examples, rows)
+
     def masks(self, step: int, network: Network, examples: int, again: int = 0) -> Masks:
         """Return what dropout keeps in a step, layer by layer."""
         return [
@@ -71,6 +75,29 @@ class Draws:
         if dropout == "independent":
             return [self.masks(step, network, examples, again) for again in range(1, steps + 1)]
         return [same if dropout == "same" else [None] * len(network.layers)] * steps
+
+
+@dataclass(frozen=True)
+class Part(Draws):
+    """The draws of a process that has some of a step's examples: its rows of what is drawn for all."""
+
+    whole: Draws
+    examples: int
+    rows: slice
+
+    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """Return the rows of the noise."""
+        return self.whole.noise(step, (self.examples, *shape[1:]), dtype)[self.rows]
+
+    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> NDArray[Any]:
+        """Return the rows of the starts."""
+        return self.whole.start(step, (self.examples, *shape[1:]), p, dtype)[self.rows]
+
+    def kept(
+        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
+    ) -> NDArray[np.bool_]:
+        """Return the rows of what is kept."""
+        return self.whole.kept(step, layer, (self.examples, *shape[1:]), include, again)[self.rows]
 
 
 def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

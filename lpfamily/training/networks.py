@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -109,6 +109,25 @@ class Network:
         if not isinstance(last, Dense):
             raise ValueError(f"the last layer must be Dense, one unit a class; got {type(last).__name__}")
         return last.units
+
+
+def to_json(network: Network) -> dict[str, Any]:
+    """Return a network of this module's layers as a JSON value."""
+    layers = [{"kind": type(layer).__name__} | asdict(layer) for layer in network.layers]
+    return {"inputs": network.inputs, "layers": layers, "image": network.image}
+
+
+def from_json(values: dict[str, Any]) -> Network:
+    """Return the network that `to_json` made a value of."""
+    kinds = {kind.__name__: kind for kind in (Dense, Maxout, ConvMaxout)}
+    layers = tuple(
+        kinds[layer["kind"]](
+            **{name: value for name, value in layer.items() if name not in ("kind", "dropout")},
+            dropout=Dropout(**layer["dropout"]) if layer["dropout"] else None,
+        )
+        for layer in values["layers"]
+    )
+    return Network(values["inputs"], layers, tuple(values["image"]) if values["image"] else None)
 
 
 def shapes(network: Network) -> tuple[Shape, ...]:

@@ -146,12 +146,13 @@ class Run:
             yield path
         except OSError as cause:
             raise OSError(
-                f"{path}: cannot be written ({cause.strerror or cause}); {self._kept}; "
+                f"{path}: cannot be written ({cause.strerror or cause}); {self.kept}; "
                 f"make room, or remove that cause, then go on with --resume {self.folder}"
             ) from cause
 
     @property
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """What an error leaves intact, in words."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return "there is no checkpoint yet"

@@ -1,0 +1,84 @@
+"""Processes that torchrun starts, on one machine or many: gloo between CPUs, NCCL between CUDA devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lpfamily.training.errors import BadInput
+from lpfamily.training.teams import ALONE, PATIENCE, Lost, Team
+
+
+def join(device: str) -> Team:
+    """Return the team of the processes that torchrun has started, or of this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
+        return ALONE
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        if kind.index is not None:
+            raise BadInput(f"--device {device}: torchrun gives each process a device; give --device cuda")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=PATIENCE)
+    )
+    return TorchTeam()
+
+
+class TorchTeam:
+    """The processes of torch.distributed's default group."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def share(self, content: bytes) -> bytes:
+        """Return what the leader gives."""
+        length = torch.tensor([len(content)])
+        with _noticing():
+            dist.broadcast(length, 0)
+            if not length:
+                return b""
+            payload = torch.empty(int(length), dtype=torch.uint8)
+            if self.rank == 0:
+                payload = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            dist.broadcast(payload, 0)
+        return payload.numpy().tobytes()
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows of all processes."""
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        with _noticing():
+            dist.all_gather(lengths, torch.tensor([len(rows)]))
+            most = int(max(lengths))
+            padded = np.zeros((most, *rows.shape[1:]), rows.dtype)
+            padded[: len(rows)] = rows
+            parts = [torch.empty(padded.shape, dtype=torch.from_numpy(padded).dtype) for _ in lengths]
+            dist.all_gather(parts, torch.from_numpy(padded))
+        return np.concatenate([part[: int(n)].numpy() for part, n in zip(parts, lengths, strict=True)])
+
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by the sum of all processes' ones."""
+        with _noticing():
+            dist.all_reduce(tensor)
+
+    def leave(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    """Say in our words that a process is lost: where one ends, torch raises RuntimeError in the others."""
+    try:
+        yield
+    except RuntimeError as cause:
+        reason = str(cause).splitlines()[0]
+        raise Lost(f"another process of this run has ended or does not answer ({reason})") from cause

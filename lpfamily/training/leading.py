@@ -1,0 +1,173 @@
+"""A backend whose trainers are many processes.
+
+The leader is the command as it is alone: it reads options and data, keeps the run folder, decides and
+prints. Before its trainer does something it tells the others, in a safetensors message, and they do it with
+it; they do nothing else, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training import networks
+from lpfamily.training.backends import Backend, Metrics, Objective, Rates, Task, Trainer
+from lpfamily.training.draws import Draws
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Network, State
+from lpfamily.training.teams import Team, own
+
+Json = dict[str, Any]
+
+_BY_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
+"""What a trainer computes for each example by itself, so that each process can take some."""
+
+_STATE, _VALUES = "state.", "values"
+
+
+@contextmanager
+def leading(backend: Backend, team: Team) -> Iterator[Backend]:
+    """Give a backend whose trainers the team takes part in; at the end the others are sent home.
+
+    They are sent home where nothing is under way, at the ordinary end and on bad input. Any other error may
+    have come in the middle of what all do together, so that only parting from them reaches them.
+    """
+    try:
+        yield _Leader(backend, team) if team.size > 1 else backend
+    except BadInput:
+        team.share(b"")
+        raise
+    else:
+        team.share(b"")
+
+
+def follow(backend: Backend, team: Team) -> None:
+    """Do what the leader says until it sends the others home."""
+    trainer: Trainer | None = None
+    while content := team.share(b""):
+        values, arrays = _read(content)
+        if values["call"] == "trainer":
+            trainer = _trainer(backend, team, values, arrays)
+        else:
+            assert trainer is not None  # noqa: S101 (the leader has none either before it says so)
+            _do(trainer, team, values, arrays)
+
+
+@dataclass(frozen=True)
+class _Leader:
+    """A backend whose trainers lead a team."""
+
+    backend: Backend
+    team: Team
+
+    @property
+    def layers(self) -> frozenset[type]:
+        return self.backend.layers
+
+    def check_device(self, device: str) -> None:
+        self.backend.check_device(device)
+
+    def join(self, device: str) -> Team:
+        return self.team
+
+    def trainer(self, task: Task, state: State) -> Trainer:
+        return _Leading(self.backend, self.team, task, state)
+
+    def model(self, network: Network, parameters: State) -> Callable[[Any], Any]:
+        return self.backend.model(network, parameters)
+
+
+class _Leading:
+    """A trainer that the other processes take part in, as `lpfamily.training.backends.Trainer` has it."""
+
+    def __init__(self, backend: Backend, team: Team, task: Task, state: State) -> None:
+        self.team = team
+        rest = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in _NOT_JSON}
+        values = {
+            "network": networks.to_json(task.network),
+            "objective": asdict(task.objective),
+            "rest": rest,
+        }
+        arrays = {"x": task.x, "labels": task.labels}
+        arrays |= {_STATE + name: array for name, array in state.items()}
+        self._trainer = _trainer(backend, team, *self._told("trainer", values, arrays))
+
+    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+        arrays = {"order": order, "lr": rates.lr, "momentum": rates.momentum, "sigma": rates.sigma}
+        metrics: Metrics = self._all("epoch", asdict(draws), arrays)
+        return metrics
+
+    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+        return self._rows("logits", x)
+
+    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        return self._rows("losses", x, labels)
+
+    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        return self._rows("input_gradients", x, labels)
+
+    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+        return self._rows("hessian_products", x, labels, v)
+
+    def state(self) -> State:
+        return self._trainer.state()
+
+    def load(self, state: State) -> None:
+        self._all("load", {}, state)
+
+    def _rows(self, call: str, *arrays: NDArray[Any]) -> NDArray[Any]:
+        rows: NDArray[Any] = self._all(call, {}, {str(place): array for place, array in enumerate(arrays)})
+        return rows
+
+    def _all(self, call: str, values: Json, arrays: State) -> Any:
+        return _do(self._trainer, self.team, *self._told(call, values, arrays))
+
+    def _told(self, call: str, values: Json, arrays: State) -> tuple[Json, State]:
+        return _read(self.team.share(_message(values | {"call": call}, arrays)))
+
+
+_NOT_JSON = ("network", "objective", "x", "labels", "team")
+
+
+def _trainer(backend: Backend, team: Team, values: Json, arrays: State) -> Trainer:
+    network, objective = networks.from_json(values["network"]), Objective(**values["objective"])
+    task = Task(network, objective, arrays["x"], arrays["labels"], team=team, **values["rest"])
+    state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
+    return backend.trainer(task, state)
+
+
+def _do(trainer: Trainer, team: Team, values: Json, arrays: State) -> Any:
+    """Do what a message says, in the leader and in the others."""
+    call = values.pop("call")
+    if call == "epoch":
+        return trainer.epoch(
+            arrays["order"], Rates(arrays["lr"], arrays["momentum"], arrays["sigma"]), Draws(**values)
+        )
+    if call == "load":
+        return trainer.load(arrays)
+    if call not in _BY_EXAMPLE:
+        raise ValueError(f"the leader says {call!r}, which no trainer does; start all processes anew")
+    given = [arrays[str(place)] for place in range(len(arrays))]
+    rows = own(team, len(given[0]))
+    return team.gather(getattr(trainer, call)(*(array[rows] for array in given)))
+
+
+def _message(values: Json, arrays: State) -> bytes:
+    from safetensors.numpy import save
+
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    content: bytes = save({_VALUES: text} | {name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    return content
+
+
+def _read(content: bytes) -> tuple[Json, State]:
+    from safetensors.numpy import load
+
+    arrays = load(content)
+    return json.loads(arrays.pop(_VALUES).tobytes()), arrays

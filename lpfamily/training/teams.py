@@ -1,0 +1,60 @@
+"""The processes that train one run together: one leads, the others take part in what its trainer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+PATIENCE = 600
+"""The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
+
+
+class Lost(OSError):
+    """Another process of the team has ended, or does not answer."""
+
+
+class Team(Protocol):
+    """What a backend's library does for them. All processes call the same methods in the same order."""
+
+    rank: int
+    """Which of them this one is; 0 leads."""
+    size: int
+    """How many they are."""
+
+    def share(self, content: bytes) -> bytes:
+        """Return what the leader gives, in every process; what the others give is not looked at."""
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows that the processes give, (n, ...), after one another by rank, in every process."""
+
+    def leave(self) -> None:
+        """Part from the others."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The team of one process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, content: bytes) -> bytes:
+        """Return the content."""
+        return content
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows."""
+        return rows
+
+    def leave(self) -> None:
+        """Do nothing."""
+
+
+ALONE = Alone()
+
+
+def own(team: Team, examples: int) -> slice:
+    """Return which of some examples this process has: consecutive ones, as many as any other or one more."""
+    return slice(examples * team.rank // team.size, examples * (team.rank + 1) // team.size)

@@ -1,0 +1,129 @@
+"""torchrun: two processes follow one's trajectory, and a lost one ends the run, which can go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from backends_under_test import NAMES
+from commandline import ENVIRONMENT, NAME, timeless, train, unchanged, wait_for_epochs
+
+if "torch" not in NAMES:
+    pytest.skip("torch is not under test", allow_module_level=True)
+
+from test_agreement import NETWORK, OF_CONVOLUTIONS, OF_MAXOUT, assert_same, trained
+
+from lpfamily.training.testing import WITH_DROPOUT
+
+NETWORKS = {"sigmoid": NETWORK, "maxout": OF_MAXOUT, "convolutions": OF_CONVOLUTIONS}
+CASES = [(name, objective) for name in NETWORKS for objective in WITH_DROPOUT]
+
+# every process trains all cases, its part of them; the first keeps what came of it
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_agreement, test_processes_torch
+from safetensors.numpy import save_file
+from lpfamily.training import backends
+from lpfamily.training.leading import follow, leading
+
+backend = backends.find("torch")
+team = backend.join("cpu")
+if team.rank:
+    follow(backend, team)
+else:
+    with leading(backend, team) as leader:
+        test_agreement.backends.find = lambda name: leader
+        for place, (network, objective) in enumerate(test_processes_torch.CASES):
+            state = test_agreement.trained("torch", test_processes_torch.NETWORKS[network], objective)
+            save_file(state, f"{sys.argv[2]}/{place}.safetensors")
+team.leave()
+"""
+"""A batch of 30 shared out among 4 has parts of 7 and 8."""
+
+
+def torchrun(processes, *arguments):
+    """Return the command that starts several processes of Python with these arguments."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return [*launcher, "--standalone", *map(str, arguments)]
+
+
+@contextmanager
+def launched(folder, *flags):
+    """Start the command in two processes; end it and its launcher with the block."""
+    arguments = torchrun(2, "-m", "lpfamily.train", "--quiet", *flags)
+    process = subprocess.Popen(
+        arguments, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def rank(process, wanted):
+    """Return the process of this rank that a launcher has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if f"RANK={wanted}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return int(child)
+    raise AssertionError(f"no process of rank {wanted}")
+
+
+def test_processes_follow_ones_trajectory(tmp_path):
+    from safetensors.numpy import load_file
+
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    arguments = torchrun(4, script, Path(__file__).parent, tmp_path)
+    result = subprocess.run(
+        arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for place, (network, objective) in enumerate(CASES):
+        found = load_file(tmp_path / f"{place}.safetensors")
+        assert_same(trained("torch", NETWORKS[network], objective), found)
+
+
+FLAGS = ("--backend", "torch", "--model", "maxout", "--dtype", "float64", "--epochs", 12)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes by /proc")
+def test_a_lost_process_ends_the_run_which_can_go_on(tmp_path):
+    with launched(tmp_path, *FLAGS, "--out", "whole") as process:
+        _, words = process.communicate(timeout=120)
+        assert process.returncode == 0, words
+    flags = (*FLAGS, "--out", "killed")
+    for lost, epochs, last_word in (
+        (1, 2, f"is intact; go on with {NAME} --resume killed"),
+        (0, 6, "another process of this run has ended"),
+    ):
+        with launched(tmp_path, *flags) as process:
+            wait_for_epochs(tmp_path / "killed", epochs, process)
+            os.kill(rank(process, lost), signal.SIGKILL)
+            begin = time.monotonic()
+            _, words = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert time.monotonic() - begin < 30
+            (said,) = [line for line in words.splitlines() if line.startswith(f"{NAME}: ")]
+            assert "another process of this run has ended" in said
+            assert last_word in said
+        flags = ("--resume", "killed")
+    with launched(tmp_path, *flags) as process:
+        _, words = process.communicate(timeout=120)
+        assert process.returncode == 0, words
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+
+
+def test_a_backend_of_one_process_refuses_torchrun(tmp_path):
+    result = unchanged(
+        tmp_path,
+        lambda: train("--backend", "numpy", cwd=tmp_path, TORCHELASTIC_RUN_ID="1", WORLD_SIZE="2", RANK="0"),
+    )
+    assert result.returncode == 2
+    assert "--backend numpy is not for torchrun" in result.stderr
