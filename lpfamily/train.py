@@ -174,6 +174,7 @@ def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: bac
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
     backends.check_layers(name, backend, network)
+    backends.check_direction(name, backend, recipes.objective_of(recipe))
 
 
 def _title(recipe: Recipe, separator: str = ", ") -> str:

@@ -38,6 +38,7 @@ class NumpyBackend:
     """Trains dense networks on the CPU."""
 
     layers: frozenset[type] = frozenset({Dense, Maxout})
+    direction_dtypes: frozenset[str] = frozenset({"same"})
 
     def check_device(self, device: str) -> None:
         """Accept the CPU alone."""

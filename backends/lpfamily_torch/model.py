@@ -73,11 +73,11 @@ def logits(
         if factors is not None and (factor := factors[index]) is not None:
             x = x * factor
         if isinstance(layer, ConvMaxout):
-            z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding)
+            z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding).to(bias.dtype)
             z = z if layer.tied_bias else z + bias
             x = max_pool2d(largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
             continue
-        z = torch.addmm(bias, x, weight)
+        z = torch.addmm(bias, x, weight).to(bias.dtype)  # only products are of autocast's dtype
         if taps is not None:
             taps.append(Tap(index, x.detach(), z if z.requires_grad else z.requires_grad_()))
         if isinstance(layer, Maxout):
@@ -106,9 +106,10 @@ def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
     with torch.no_grad():
         wins = z - z.amax(dim=1, keepdim=True)
         wins.sign_().add_(1)
-        if not torch.all(wins.sum(dim=1) <= 1):  # ties, and NaN
-            first = z.argmax(dim=1, keepdim=True)
-            wins.zero_().scatter_(1, first, 1)
+        if not torch.all(wins.sum(dim=1) <= 1):  # ties
+            left = 1 - wins[:, 0]
+            for others in wins.unbind(dim=1)[1:]:
+                left -= others.mul_(left)
     return (z * wins).sum(dim=1)
 
 

@@ -36,6 +36,7 @@ class TorchBackend:
     """Trains every network on any device of torch's."""
 
     layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
+    direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
 
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
@@ -160,14 +161,15 @@ class TorchTrainer:
                     step, network, len(x), objective.direction_dropout, objective.steps, same=drawn
                 )
             )
-            x = x + frank_wolfe(
-                lambda at: self._direction(at, labels, self._factors(next(passes))),
-                x,
-                objective.p,
-                sigma,
-                objective.steps,
-                start,
-            )
+            with torch.autocast(x.device.type, torch.bfloat16, objective.direction_dtype == "bfloat16"):
+                x = x + frank_wolfe(
+                    lambda at: self._direction(at, labels, self._factors(next(passes))),
+                    x,
+                    objective.p,
+                    sigma,
+                    objective.steps,
+                    start,
+                )
         logits = self._logits(x, masks, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):

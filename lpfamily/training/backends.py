@@ -40,7 +40,8 @@ class Objective:
       eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
       (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
       `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
-      weights are trained, or an independent one in each.
+      weights are trained, or an independent one in each. `direction_dtype` is what these passes
+      compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
     - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
       term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
 
@@ -53,6 +54,7 @@ class Objective:
     clean_weight: float = 0.0
     random_start: bool = False
     direction_dropout: Literal["none", "same", "independent"] = "none"
+    direction_dtype: Literal["same", "bfloat16"] = "same"
     penalty_by: Literal["gradient", "difference"] = "gradient"
 
 
@@ -122,6 +124,8 @@ class Backend(Protocol):
 
     layers: frozenset[type]
     """The layer types that it trains."""
+    direction_dtypes: frozenset[str]
+    """The values of `Objective.direction_dtype` that it knows."""
 
     def check_device(self, device: str) -> None:
         """Raise `BadInput` if `device` is not one it can train on."""
@@ -166,6 +170,15 @@ def find(name: str) -> Backend:
     except Exception as cause:  # a stranger's module may fail in any way
         raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend
+
+
+def check_direction(name: str, backend: Backend, objective: Objective) -> None:
+    """Raise `BadInput` if `backend` does not compute directions in the objective's dtype."""
+    if objective.direction_dtype not in backend.direction_dtypes:
+        raise BadInput(
+            f"backend {name!r} does not compute in {objective.direction_dtype}; leave --direction-dtype "
+            f"out, or choose another --backend of {', '.join(other for other in names() if other != name)}"
+        )
 
 
 def check_layers(name: str, backend: Backend, network: Network) -> None:

@@ -70,6 +70,10 @@ class _Leader:
     def layers(self) -> frozenset[type]:
         return self.backend.layers
 
+    @property
+    def direction_dtypes(self) -> frozenset[str]:
+        return self.backend.direction_dtypes
+
     def check_device(self, device: str) -> None:
         self.backend.check_device(device)
 

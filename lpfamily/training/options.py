@@ -111,6 +111,12 @@ def parser() -> commands.Parser:
         default=by.direction_dropout,
     )
     add(
+        "--direction-dtype",
+        "perturb: what these passes compute in",
+        choices=values["direction_dtype"],
+        default=by.direction_dtype,
+    )
+    add(
         "--penalty-by",
         "penalty: differentiate through the gradient, or take a finite difference along eps",
         choices=values["penalty_by"],

@@ -109,6 +109,7 @@ class Recipe:
     random_start: bool = False
     clean_weight: float = 0.0
     direction_dropout: Literal["none", "same", "independent"] = "none"
+    direction_dtype: Literal["same", "bfloat16"] = "same"
     penalty_by: Literal["gradient", "difference"] = "gradient"
     sigma_ramp: int = 0
     """Epochs over which sigma rises linearly to its value; 0 has it from the start."""
@@ -317,6 +318,7 @@ def objective_of(recipe: Recipe) -> Objective:
         clean_weight=recipe.clean_weight,
         random_start=recipe.random_start,
         direction_dropout=recipe.direction_dropout,
+        direction_dtype=recipe.direction_dtype,
         penalty_by=recipe.penalty_by,
     )
 

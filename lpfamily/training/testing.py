@@ -182,6 +182,25 @@ class BackendTests:
             assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
+    def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network) -> None:
+        """To the second order of its rounding: the loss is stationary on the sphere at its steepest point."""
+        network = _undropped(network)
+        task, state = _task(network, "float32"), _state(network, "float32")
+
+        def loss(objective: Objective) -> float:
+            trainer = self._trainer(replace(task, objective=objective), state)
+            return trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))["loss"]
+
+        clean, perturbed = loss(Objective("plain")), loss(Objective("perturb"))
+        found = {
+            dtype: (loss(Objective("perturb", direction_dtype=dtype)) - clean) / (perturbed - clean)  # type: ignore[arg-type]
+            for dtype in self.find().direction_dtypes
+        }
+        assert found.pop("same") == 1
+        for dtype, share in found.items():
+            assert share == pytest.approx(1, abs=0.01), dtype
+            assert share != 1, dtype
+
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""
         task = replace(_task(network), objective=Objective("perturb", 1.5), batch_size=3, weight_decay=0.01)
@@ -312,6 +331,12 @@ class BackendTests:
         backends.check_layers("mine", backend, network)
         with pytest.raises(BadInput, match=r"does not train Strange layers, only .*Dense"):
             backends.check_layers("mine", backend, replace(network, layers=(_Strange(3),)))
+
+    def test_it_names_the_dtypes_of_its_directions(self) -> None:
+        backend = self.find()
+        backends.check_direction("mine", backend, Objective("perturb"))
+        with pytest.raises(BadInput, match="'mine' does not compute in int4; leave --direction-dtype out"):
+            backends.check_direction("mine", backend, Objective(direction_dtype="int4"))  # type: ignore[arg-type]
 
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:
         self.find().check_device(self.device)
