@@ -1,1 +1,1 @@
-"""How fast, as ratios of interleaved runs in one process."""
+"""How fast, as ratios of interleaved runs."""

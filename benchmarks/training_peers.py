@@ -1,0 +1,150 @@
+"""The same training by other code: a plain torch.nn model, one step of p = inf, SGD with momentum.
+
+`eager loop` is the textbooks' loop, whose first pass takes the weights' gradients too. The others are the
+packages' attacks in that loop, and ART's own loop: AdversarialTrainer with FastGradientMethod,
+torchattacks.FGSM, foolbox's LinfFastGradientAttack, cleverhans' fast_gradient_method. Attacks also clip
+to [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.workers import Row
+from lpfamily.training.backends import Task
+from lpfamily.training.networks import ConvMaxout, Dense, Network, State
+
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+
+def loops(
+    names: list[str], task: Task, state: State, sigma: float, lr: float, momentum: float
+) -> dict[Row, Callable[[], object]]:
+    """Return, for each peer, a call that trains an epoch of `task`, from `state`."""
+    attacks = {"torchattacks": _torchattacks, "foolbox": _foolbox, "cleverhans": _cleverhans}
+    attacks["eager loop"] = _by_hand
+    calls: dict[Row, Callable[[], object]] = {}
+    for name in ("eager loop", *names):
+        for objective in ("plain", "perturb") if name == "eager loop" else ("perturb",):
+            model = plain_model(task.network, state)
+            optimizer = torch.optim.SGD(model.parameters(), lr, momentum)
+            if name == "ART":
+                calls[name, objective] = _art(model, optimizer, task, sigma)
+                continue
+            attack = attacks[name](model, sigma) if objective == "perturb" else None
+            calls[name, objective] = _loop(model, optimizer, task, attack)
+    return calls
+
+
+class _Maxout(nn.Module):
+    """The largest of each unit's pieces; with its gradient, max takes less time than amax."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.unflatten(1, (-1, self.pieces)).max(dim=2).values
+
+
+class _Bias(nn.Module):
+    """One number a filter, or a filter and position."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.bias
+
+
+def plain_model(network: Network, state: State) -> nn.Sequential:
+    """Return the network as one writes it in torch.nn, for inputs (n, inputs)."""
+    modules: list[nn.Module] = [nn.Unflatten(1, network.image)] if network.image else []
+    for index, layer in enumerate(network.layers):
+        weight, bias = (torch.tensor(state[f"layers.{index}.{name}"]) for name in ("weight", "bias"))
+        if isinstance(layer, ConvMaxout):
+            product = nn.Conv2d(*weight.shape[1::-1], layer.kernel, padding=layer.padding, bias=False)
+            product.weight = nn.Parameter(weight)
+            pool = nn.MaxPool2d(layer.pool, layer.stride, ceil_mode=True)
+            bias = bias.reshape(-1, 1, 1) if layer.tied_bias else bias
+            modules += [product, _Bias(bias), _Maxout(layer.pieces), pool]
+            continue
+        linear = nn.Linear(*weight.shape)
+        linear.load_state_dict({"weight": weight.T, "bias": bias})
+        modules += [nn.Flatten(), linear]
+        if not isinstance(layer, Dense):
+            modules.append(_Maxout(layer.pieces))
+        elif layer.activation == "sigmoid":
+            modules.append(nn.Sigmoid())
+    return nn.Sequential(*modules)
+
+
+def _loop(model: nn.Module, optimizer: Any, task: Task, attack: Attack | None) -> Callable[[], object]:
+    inputs, classes = torch.from_numpy(task.x), torch.from_numpy(task.labels)
+
+    def epoch() -> None:
+        for batch in torch.randperm(len(inputs)).split(task.batch_size):
+            x, labels = inputs[batch], classes[batch]
+            if attack:
+                x = attack(x, labels)
+            optimizer.zero_grad()
+            cross_entropy(model(x), labels).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def _by_hand(model: nn.Module, sigma: float) -> Attack:
+    def attack(x: Tensor, labels: Tensor) -> Tensor:
+        at = x.clone().requires_grad_()
+        cross_entropy(model(at), labels).backward()
+        return x + sigma * at.grad.sign()
+
+    return attack
+
+
+def _torchattacks(model: nn.Module, sigma: float) -> Attack:
+    import torchattacks
+
+    return torchattacks.FGSM(model, eps=sigma)
+
+
+def _foolbox(model: nn.Module, sigma: float) -> Attack:
+    import foolbox
+
+    # `run`, as calling the attack also asks the model whether it has been fooled
+    attack, bounded = foolbox.attacks.LinfFastGradientAttack(), foolbox.PyTorchModel(model.eval(), (0, 1))
+    return lambda x, labels: attack.run(bounded, x, labels, epsilon=sigma)
+
+
+def _cleverhans(model: nn.Module, sigma: float) -> Attack:
+    from cleverhans.torch.attacks.fast_gradient_method import fast_gradient_method
+
+    limits = {"clip_min": 0, "clip_max": 1}
+    return lambda x, y: fast_gradient_method(model, x, sigma, math.inf, y=y, **limits).detach()
+
+
+def _art(model: nn.Module, optimizer: Any, task: Task, sigma: float) -> Callable[[], object]:
+    from art.attacks.evasion import FastGradientMethod
+    from art.defences.trainer import AdversarialTrainer
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        (task.network.inputs,),
+        task.network.classes,
+        optimizer,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    attack = FastGradientMethod(classifier, norm=math.inf, eps=sigma, batch_size=task.batch_size)
+    trainer = AdversarialTrainer(classifier, attack, ratio=1.0)
+    return lambda: trainer.fit(task.x, task.labels, batch_size=task.batch_size, nb_epochs=1)
