@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
@@ -28,10 +31,15 @@ from lpfamily.training.networks import (
     layer_of,
     parameter_shapes,
 )
+from lpfamily.training.teams import Team
 from lpfamily_jax.model import Arrays, JaxModel, forward
+from lpfamily_jax.team import ALIKE, devices, join, noticing
 
 SCANNED = 64
 """The most steps of a scan: their random numbers are made before it."""
+
+BY_EXAMPLE = P(None, "examples")  # type: ignore[no-untyped-call]
+"""How the devices have what is drawn for steps: each its examples, in the second axis."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,15 @@ class JaxBackend:
     """Trains every network on any platform of JAX's."""
 
     layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
+    direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
 
     def check_device(self, device: str) -> None:
         """Ask JAX for the device."""
-        _device(device)
+        devices(device)
+
+    def join(self, device: str) -> Team:
+        """Join the processes that have the same JAX_COORDINATOR_ADDRESS."""
+        return join(device)
 
     def trainer(self, task: Task, state: State) -> JaxTrainer:
         """Return a trainer for `task` that starts from `state`."""
@@ -80,8 +93,11 @@ class JaxTrainer:
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
+        found = devices(task.device, task.team)
+        self._device = next(device for device in found if device.process_index == jax.process_index())
+        self._mesh = Mesh(found, "examples") if len(found) > 1 else None
         with self._scope():
-            self._x, self._labels = jnp.asarray(task.x), jnp.asarray(task.labels)
+            self._x, self._labels = self._put(task.x), self._put(task.labels)
         self.load(state)
 
     @_scoped
@@ -90,7 +106,7 @@ class JaxTrainer:
 
     @_scoped
     def load(self, state: State) -> None:
-        self._state = {name: jnp.array(array, self.task.dtype) for name, array in state.items()}
+        self._state = {name: self._put(jnp.array(array, self.task.dtype)) for name, array in state.items()}
 
     @_scoped
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
@@ -99,29 +115,35 @@ class JaxTrainer:
         for batches in self._scans(order):
             part = range(done, done := done + len(batches))
             drawn = [self._drawn(draws, step, batches.shape[1]) for step in part]
-            stacked = jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *drawn)
-            steps = (jnp.asarray(batches), jnp.asarray(schedule[part.start : part.stop]), stacked)
-            self._state, total = _epoch(self._settings, self._state, self._x, self._labels, steps)
+            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *drawn)
+            steps = self._steps(batches, schedule[part.start : part.stop], stacked)
+            arguments = (self._settings, self._state, self._x, self._labels, steps)
+            self._state, total = _epoch(*arguments) if self._mesh is None else _shared(self._mesh, *arguments)
             totals.append(total)
         loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
         return {"loss": loss, "error": error}
 
     @_scoped
     def logits(self, x: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(forward(self.task.network, self._state, jnp.asarray(x)))
+        return np.asarray(forward(self.task.network, self._here, jnp.asarray(x)))
 
     @_scoped
     def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(_losses(self.task.network, self._state, jnp.asarray(x), jnp.asarray(labels)))
+        return np.asarray(_losses(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
     def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(_direction(self.task.network, self._state, jnp.asarray(x), jnp.asarray(labels)))
+        return np.asarray(_direction(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
     def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
         arrays = (jnp.asarray(x), jnp.asarray(labels), jnp.asarray(v))
-        return np.asarray(_hessian_products(self.task.network, self._state, *arrays))
+        return np.asarray(_hessian_products(self.task.network, self._here, *arrays))
+
+    @property
+    def _here(self) -> Arrays:
+        """The state on one device of this process, which needs no other for what it computes by itself."""
+        return {name: array.addressable_data(0) for name, array in self._state.items()}
 
     @property
     def _settings(self) -> tuple[Any, ...]:
@@ -133,9 +155,32 @@ class JaxTrainer:
         whole = order[: len(order) // size * size].reshape(-1, size)
         convolves = any(isinstance(layer, ConvMaxout) for layer in network.layers)
         # inside of a scan, convolutions take 12 times as long on a CPU
-        most = 1 if convolves and _device(self.task.device).platform == "cpu" else SCANNED
+        most = 1 if convolves and self._device.platform == "cpu" else SCANNED
         parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
         return [*parts, order[None, whole.size :]] if whole.size < len(order) else parts
+
+    def _steps(self, batches: NDArray[Any], rates: NDArray[Any], drawn: dict[str, Any]) -> Any:
+        """Return what `_epoch` takes for each step.
+
+        Where the devices do not divide a batch, some of its examples come twice, and count once.
+        """
+        if self._mesh is None:
+            return jax.tree.map(jnp.asarray, (batches, rates, drawn))
+        steps, width = batches.shape
+        rows = np.arange(-(-width // self._mesh.size) * self._mesh.size)
+        counted = np.tile(rows < width, (steps, 1))
+        batches, drawn = jax.tree.map(lambda array: array.take(rows % width, axis=1), (batches, drawn))
+        of_examples = (batches, drawn | {"counted": counted})
+        batches, drawn = jax.tree.map(functools.partial(self._put, spec=BY_EXAMPLE), of_examples)
+        return batches, self._put(rates), drawn
+
+    def _put(self, array: Any, spec: P = ALIKE) -> Array:
+        """Return an array as the devices have it."""
+        if self._mesh is None:
+            return jnp.asarray(array)
+        sharding = NamedSharding(self._mesh, spec)
+        # copies: a CPU would keep the memory it is given
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: np.array(array[part]))
 
     def _drawn(self, draws: Draws, step: int, width: int) -> dict[str, Any]:
         """Return the random numbers of a step, as arrays of NumPy."""
@@ -156,22 +201,12 @@ class JaxTrainer:
     def _scope(self) -> Iterator[None]:
         precision = "tensorfloat32" if self.task.tf32 else "highest"
         with (
-            jax.default_device(_device(self.task.device)),
+            noticing(),
+            jax.default_device(self._device),
             jax.enable_x64(self.task.dtype == "float64"),
             jax.default_matmul_precision(precision),
         ):
             yield
-
-
-def _device(name: str) -> Any:
-    platform, _, index = name.partition(":")
-    try:
-        if not platform or not (index or "0").isdecimal():
-            raise ValueError("its form is cpu, gpu or gpu:1")
-        return jax.local_devices(backend=platform)[int(index or 0)]
-    except (RuntimeError, ValueError, IndexError) as cause:
-        reason = str(cause).splitlines()[0]
-        raise BadInput(f"--device {name}: JAX cannot use it ({reason}); cpu always works") from cause
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -184,20 +219,50 @@ def _epoch(
     def step(state: Arrays, inputs: Any) -> tuple[Arrays, Array]:
         batch, (lr, momentum, sigma), drawn = inputs
         parameters = {name: state[name] for name in parameter_shapes(network)}
-        at, right = x[batch], labels[batch]
+        at, right, counted = x[batch], labels[batch], drawn.get("counted")
 
         def mean(parameters: Arrays) -> tuple[Array, tuple[Array, Array]]:
             losses, logits = _objective(network, objective, parameters, at, right, sigma, drawn)
-            return losses.mean(), (losses.sum(), (logits.argmax(axis=1) != right).sum())
+            wrong = logits.argmax(axis=1) != right
+            if counted is None:
+                return losses.mean(), (losses.sum(), wrong.sum())
+            losses = jnp.where(counted, losses, 0)
+            return losses.sum(), (losses.sum(), (wrong & counted).sum())
 
         gradients, (loss, wrong) = jax.grad(mean, has_aux=True)(parameters)
-        new = _updated(network, state, gradients, lr, momentum, weight_decay)
-        return new, jnp.stack([loss, wrong.astype(loss.dtype)])
+        total = jnp.stack([loss, wrong.astype(loss.dtype)])
+        if counted is not None:
+            gradients, total = _mean_over_devices(gradients, total, counted)
+        return _updated(network, state, gradients, lr, momentum, weight_decay), total
 
     if len(steps[0]) == 1:
         return step(state, jax.tree.map(lambda array: array[0], steps))
     state, totals = jax.lax.scan(step, state, steps)
     return state, totals.sum(axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _shared(
+    mesh: Mesh, settings: tuple[Any, ...], state: Arrays, x: Array, labels: Array, steps: Any
+) -> tuple[Arrays, Array]:
+    """Take the steps in order, each device with its part of the examples."""
+    of_steps = (BY_EXAMPLE, ALIKE, BY_EXAMPLE)
+    epoch = jax.shard_map(
+        functools.partial(_epoch, settings),
+        mesh=mesh,
+        in_specs=(ALIKE, ALIKE, ALIKE, of_steps),
+        out_specs=ALIKE,
+        check_vma=False,  # the sum over devices is `_mean_over_devices`, not what differentiation puts in
+    )
+    result: tuple[Arrays, Array] = epoch(state, x, labels, steps)
+    return result
+
+
+def _mean_over_devices(gradients: Arrays, total: Array, counted: Array) -> tuple[Arrays, Array]:
+    """Return the mean gradient of the examples of all devices, and their total, from one exchange."""
+    mine, unravel = ravel_pytree((gradients, total, counted.sum(dtype=total.dtype)))
+    gradients, total, examples = unravel(jax.lax.psum(mine, "examples"))  # type: ignore[no-untyped-call]
+    return {name: gradient / examples for name, gradient in gradients.items()}, total
 
 
 def _objective(
@@ -220,7 +285,7 @@ def _objective(
         fixed, passes = jax.lax.stop_gradient(state), iter(drawn["direction"])
         start = sigma * drawn["start"] if objective.random_start else None
         x = x + frank_wolfe(
-            lambda at: _direction(network, fixed, at, labels, next(passes)),
+            lambda at: _direction(network, fixed, at, labels, next(passes), objective.direction_dtype),
             x,
             objective.p,
             sigma,
@@ -257,10 +322,19 @@ def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Any
     return jax.nn.softplus(error_log_odds(forward(network, state, x, masks), labels))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _direction(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _direction(
+    network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None, dtype: str = "same"
+) -> Array:
     """Return the input gradient of the error log-odds; no weight gradient is computed."""
-    gradient: Array = jax.grad(lambda at: error_log_odds(forward(network, state, at, masks), labels).sum())(x)
+    width = x.dtype if dtype == "same" else jnp.dtype(dtype)
+    rounded = {name: array.astype(width) for name, array in state.items()}
+
+    def odds(at: Array) -> Array:
+        total: Array = error_log_odds(forward(network, rounded, at.astype(width), masks), labels).sum()
+        return total
+
+    gradient: Array = jax.grad(odds)(x)
     return gradient
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from lpfamily.training.errors import BadInput
 from lpfamily.training.teams import ALONE, PATIENCE, Lost, Team
 
+Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
+"""By parameter, its gradient, or two matrices whose product is."""
+
 
 def join(device: str) -> Team:
     """Return the team of the processes that torchrun has started, or of this one alone."""
@@ -72,6 +75,32 @@ class TorchTeam:
     def leave(self) -> None:
         """Leave the group."""
         dist.destroy_process_group()
+
+
+class Sums:
+    """The gradients of all processes, added up in one exchange."""
+
+    def __init__(self, team: TorchTeam, parameters: dict[str, Tensor]) -> None:
+        self._team = team
+        first, *_ = parameters.values()
+        self._exchanged = first.new_empty(sum(map(torch.numel, parameters.values())), requires_grad=False)
+        self._parts: dict[str, Tensor] = {}
+        begin = 0
+        for name, parameter in parameters.items():
+            self._parts[name] = self._exchanged.as_strided(parameter.shape, parameter.stride(), begin)
+            begin += parameter.numel()
+
+    @torch.no_grad()
+    def of(self, gradients: Gradients) -> Gradients:
+        """Return the sums; they are overwritten by the next ones."""
+        for name, part in self._parts.items():
+            gradient = gradients[name]
+            if isinstance(gradient, tuple):
+                torch.mm(*gradient, out=part)
+            else:
+                part.copy_(gradient)
+        self._team.add(self._exchanged)
+        return dict(self._parts)
 
 
 @contextmanager

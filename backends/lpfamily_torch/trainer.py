@@ -28,7 +28,7 @@ from lpfamily.training.networks import (
 )
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
-from lpfamily_torch.team import TorchTeam, join
+from lpfamily_torch.team import Gradients, Sums, TorchTeam, join
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,8 @@ class TorchTrainer:
         for name in self._differentiated:
             self._state[name].requires_grad_()
         parameters = {name: self._state[name] for name in parameter_shapes(self.task.network)}
-        self._exchanged = torch.empty(
-            sum(map(torch.numel, parameters.values())), dtype=dtype, device=self.task.device
-        )
-        parts = self._exchanged.split([parameter.numel() for parameter in parameters.values()])
-        self._sums = {
-            name: part.as_strided(parameter.shape, parameter.stride(), part.storage_offset())
-            for (name, parameter), part in zip(parameters.items(), parts, strict=True)
-        }
+        team = self.task.team
+        self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         team, total = self.task.team, torch.zeros(2, dtype=torch.float64, device=self.task.device)
@@ -222,12 +216,12 @@ class TorchTrainer:
             for mask, layer in zip(masks, self.task.network.layers, strict=True)
         ]
 
-    def _gradients(self, mean: Tensor, taps: list[Tap]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-        """Return the gradient of each parameter, or the two factors of it."""
+    def _gradients(self, mean: Tensor, taps: list[Tap]) -> Gradients:
+        """Return the gradients of all parameters."""
         taps = [] if len(self._differentiated) == len(parameter_shapes(self.task.network)) else taps
         leaves = [tap.entering for tap in taps] + [self._state[name] for name in self._differentiated]
         found = torch.autograd.grad(mean, leaves)
-        gradients: dict[str, Any] = dict(zip(self._differentiated, found[len(taps) :], strict=True))
+        gradients: Gradients = dict(zip(self._differentiated, found[len(taps) :], strict=True))
         for index in {tap.layer for tap in taps}:
             passes = [
                 (tap.inputs, delta) for tap, delta in zip(taps, found, strict=False) if tap.layer == index
@@ -237,26 +231,10 @@ class TorchTrainer:
             )
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
-        if isinstance(self.task.team, TorchTeam):
-            return self._added(self.task.team, gradients)
-        return gradients
+        return self._sums.of(gradients) if self._sums else gradients
 
     @torch.no_grad()
-    def _added(self, team: TorchTeam, gradients: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the sums of all processes' gradients, for which they take one exchange."""
-        for name, sums in self._sums.items():
-            gradient = gradients[name]
-            if isinstance(gradient, tuple):
-                torch.mm(*gradient, out=sums)
-            else:
-                sums.copy_(gradient)
-        team.add(self._exchanged)
-        return self._sums
-
-    @torch.no_grad()
-    def _update(
-        self, gradients: dict[str, Tensor | tuple[Tensor, Tensor]], lr: float, momentum: float
-    ) -> None:
+    def _update(self, gradients: Gradients, lr: float, momentum: float) -> None:
         for name, gradient in gradients.items():
             parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
             layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")

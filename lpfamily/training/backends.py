@@ -122,10 +122,13 @@ class Trainer(Protocol):
 class Backend(Protocol):
     """What an entry point of the group `lpfamily.backends` names."""
 
-    layers: frozenset[type]
-    """The layer types that it trains."""
-    direction_dtypes: frozenset[str]
-    """The values of `Objective.direction_dtype` that it knows."""
+    @property
+    def layers(self) -> frozenset[type]:
+        """The layer types that it trains."""
+
+    @property
+    def direction_dtypes(self) -> frozenset[str]:
+        """The values of `Objective.direction_dtype` that it knows."""
 
     def check_device(self, device: str) -> None:
         """Raise `BadInput` if `device` is not one it can train on."""

@@ -18,10 +18,13 @@ class Lost(OSError):
 class Team(Protocol):
     """What a backend's library does for them. All processes call the same methods in the same order."""
 
-    rank: int
-    """Which of them this one is; 0 leads."""
-    size: int
-    """How many they are."""
+    @property
+    def rank(self) -> int:
+        """Which of them this one is; 0 leads."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
 
     def share(self, content: bytes) -> bytes:
         """Return what the leader gives, in every process; what the others give is not looked at."""
