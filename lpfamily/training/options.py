@@ -211,7 +211,7 @@ def parser() -> commands.Parser:
 
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", str, default="numpy")
-    add("--device", "cpu, cuda, cuda:1, ...", str, default="cpu")
+    add("--device", "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1", str, default="cpu")
     add("--dtype", "of weights and data", choices=values["dtype"], default=by.dtype)
     add("--tf32", "let a GPU round the factors of float32 products to 10 bits")
 
