@@ -177,7 +177,7 @@ import os, socket
 from lpfamily.training import backends
 from lpfamily.training.errors import BadInput
 from lpfamily_jax import team
-team.PATIENCE = 0
+team.TIMEOUT = 0
 backend = backends.find("jax")
 assert backend.join("cpu").size == 1
 taken = socket.create_server(("", 0))

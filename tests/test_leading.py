@@ -105,7 +105,7 @@ def test_a_team_does_what_one_process_would(name):
     assert found_metrics == metrics
     assert found.keys() == arrays.keys()
     for key, array in arrays.items():
-        assert_allclose(found[key], array, rtol=1e-12, atol=1e-15, err_msg=key)
+        assert_allclose(found[key], array, rtol=1e-12, err_msg=key)
     for states in ([found_last], *others):
         for key, array in last.items():
             assert_array_equal(states[-1][key], array, err_msg=key)

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, PATIENCE, Lost, Team
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -44,7 +44,7 @@ def join(device: str) -> Team:
     size, rank = _number(PROCESSES), _number(PROCESS)
     _check(address, rank)
     try:
-        jax.distributed.initialize(address, size, rank, initialization_timeout=PATIENCE)
+        jax.distributed.initialize(address, size, rank, initialization_timeout=TIMEOUT)
     except (jax.errors.JaxRuntimeError, ValueError) as cause:
         reason = str(cause).splitlines()[0]
         raise BadInput(
@@ -175,10 +175,10 @@ def _check(address: str, rank: int | None) -> None:
             raise BadInput(
                 f"{ADDRESS}={address}: its port cannot be used here ({cause}); give a free one"
             ) from cause
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while rank:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT).close()
             return
         except (OSError, OverflowError) as cause:
             if time.monotonic() > deadline:

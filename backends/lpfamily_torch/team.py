@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, PATIENCE, Lost, Team
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 """By parameter, its gradient, or two matrices whose product is."""
@@ -31,7 +31,7 @@ def join(device: str) -> Team:
             raise BadInput(f"--device {device}: torchrun gives each process a device; give --device cuda")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=PATIENCE)
+        "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
     )
     return TorchTeam()
 

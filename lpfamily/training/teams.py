@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-PATIENCE = 600
+TIMEOUT = 600
 """The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
 
 
