@@ -22,7 +22,7 @@ from lpfamily.training.leading import follow, leading
 from lpfamily.training.networks import initial_state, parameter_shapes
 
 if "jax" not in NAMES:
-    pytest.skip("for the backend of JAX", allow_module_level=True)
+    pytest.skip("JAX is not under test", allow_module_level=True)
 
 # a batch of 10, which three devices do not divide, twice; and one of 2, less than they are
 CASES = [
