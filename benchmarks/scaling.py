@@ -1,13 +1,16 @@
 """`python -m benchmarks.scaling`: one step by 1, 2, ... processes (torch) or devices (JAX) of this machine.
 
-Each has its part of every batch and one thread, so that N of them need N cores; perturb at p = inf, without
-dropout, on synthetic inputs. Medians of epochs, of launches in turn. A step takes
+Each has its part of every batch and one core; perturb at p = inf, without dropout, on synthetic inputs.
+Medians of epochs, of launches in turn. A step takes
 
     t(N) = work / N + exchange,    exchange = what t(N) exceeds t(1) / N by,
 
 and exchanges the weight gradients once: in a ring, 2 (N - 1) / N times their bytes leave each process. From
 the bytes a second that the largest N attains, the last lines say how it would go on with more of them, and
-what rate would keep nine tenths of the speed.
+what rate would keep nine tenths of the speed. What each process does for all examples, such as to update
+the weights, counts as exchange too.
+
+`--loop ddp` measures torch's DistributedDataParallel, in the loop that one writes with it, in our place.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 STEPS, EPOCHS, ROUNDS = 10, 7, 3
 INPUTS, CLASSES = (1, 28, 28), 10
@@ -35,10 +40,12 @@ def main() -> None:
     parser.add_argument("--model", choices=("sigmoid-mlp", "maxout", "conv-maxout"), default="maxout")
     parser.add_argument("--batch-size", type=int, default=400)
     parser.add_argument("--most", type=int, default=cores, help="processes (default: one a core)")
+    parser.add_argument("--loop", choices=("lpfamily", "ddp"), default="lpfamily")
+    parser.add_argument("--cores", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.member:
-        _member(options.backend, options.model, options.batch_size)
+        _member(options)
         return
     counts = [2**power for power in range(int(math.log2(options.most)) + 1)]
     samples: dict[int, list[float]] = {count: [] for count in counts}
@@ -52,14 +59,13 @@ def main() -> None:
 def _launched(options: argparse.Namespace, count: int) -> dict[str, object]:
     """Return what the processes, or the process of several devices, say."""
     own = ["benchmarks.scaling", "--member", "--backend", options.backend, "--model", options.model]
-    command = ["-m", *own, "--batch-size", str(options.batch_size)]
+    command = ["-m", *own, "--batch-size", str(options.batch_size), "--loop", options.loop]
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     if options.backend == "torch":
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *command]
     else:
-        environment["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
-        )
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+        command += ["--cores", str(count)]  # the devices of one process share its threads, one a core
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
     )
@@ -68,45 +74,91 @@ def _launched(options: argparse.Namespace, count: int) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _member(name: str, model: str, batch: int) -> None:
+def _member(options: argparse.Namespace) -> None:
     """Train as one of the processes; the first says how long the epochs took."""
+    if options.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+
     import dataclasses
 
     import numpy as np
 
     from lpfamily.training import backends, recipes
-    from lpfamily.training.draws import Draws
-    from lpfamily.training.leading import follow, leading
     from lpfamily.training.networks import initial_state, parameter_shapes
 
-    backend = backends.find(name)
+    backend = backends.find(options.backend)
     team = backend.join("cpu")
+    recipe = recipes.default(options.model, "mnist", "perturb", math.inf, math.prod(INPUTS))
+    recipe = dataclasses.replace(recipe, dropout=(), lr=1e-3, max_norm=(0.0,))
+    network, rng = recipes.network_of(recipe, INPUTS, CLASSES), np.random.default_rng(0)
+    count = STEPS * options.batch_size
+    x, labels = rng.random((count, network.inputs), np.float32), rng.integers(CLASSES, size=count)
+    task = backends.Task(
+        network, recipes.objective_of(recipe), x, labels, options.batch_size, team=team
+    )
+    state = initial_state(network, 0, "float32")
+    seconds: list[float] = []
+
+    def timed(epoch: Callable[[int], object]) -> None:
+        for number in range(EPOCHS + 2):  # two to compile and warm up
+            begin = time.perf_counter()
+            epoch(number)
+            seconds.append((time.perf_counter() - begin) / STEPS)
+
+    (_ddp if options.loop == "ddp" else _ours)(backend, team, task, state, recipe, timed)
+    team.leave()
+    if team.rank == 0:
+        parameters = sum(map(math.prod, parameter_shapes(network).values()))
+        print(json.dumps({"seconds": seconds[2:], "parameters": parameters}))
+
+
+def _ours(backend: Any, team: Any, task: Any, state: Any, recipe: Any, timed: Any) -> None:
+    from lpfamily.training import recipes
+    from lpfamily.training.draws import Draws
+    from lpfamily.training.leading import follow, leading
+
     if team.rank:
         follow(backend, team)
-        team.leave()
         return
-    recipe = recipes.default(model, "mnist", "perturb", math.inf, math.prod(INPUTS))
-    recipe = dataclasses.replace(recipe, dropout=(), lr=1e-3)
-    network, count, rng = recipes.network_of(recipe, INPUTS, CLASSES), STEPS * batch, np.random.default_rng(0)
-    x, labels = rng.random((count, network.inputs), np.float32), rng.integers(CLASSES, size=count)
-    task = backends.Task(network, recipes.objective_of(recipe), x, labels, batch, team=team)
     with leading(backend, team) as leader:
-        trainer = leader.trainer(task, initial_state(network, 0, "float32"))
-        seconds = []
-        for epoch in range(EPOCHS + 2):  # two to compile and warm up
-            draws, rates = Draws(0, epoch), recipes.rates(recipe, epoch, STEPS)
-            begin = time.perf_counter()
-            trainer.epoch(draws.order(count), rates, draws)
-            seconds.append((time.perf_counter() - begin) / STEPS)
-    team.leave()
-    parameters = sum(map(math.prod, parameter_shapes(network).values()))
-    print(json.dumps({"seconds": seconds[2:], "parameters": parameters}))
+        trainer = leader.trainer(task, state)
+        timed(
+            lambda number: trainer.epoch(
+                Draws(0, number).order(len(task.x)), recipes.rates(recipe, number, STEPS), Draws(0, number)
+            )
+        )
+
+
+def _ddp(backend: Any, team: Any, task: Any, state: Any, recipe: Any, timed: Any) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.parallel import DistributedDataParallel
+
+    from benchmarks.training_peers import plain_model
+
+    model = plain_model(task.network, state)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if team.size > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum)
+    inputs, classes = torch.from_numpy(task.x), torch.from_numpy(task.labels)
+
+    def epoch(number: int) -> None:
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(number))
+        for batch in order.split(task.batch_size):
+            part = batch.chunk(team.size)[team.rank]
+            at, labels = inputs[part].requires_grad_(), classes[part]
+            (gradient,) = torch.autograd.grad(cross_entropy(model(at), labels), at)
+            optimizer.zero_grad()
+            cross_entropy(wrapped(at.detach() + recipe.sigma * gradient.sign()), labels).backward()
+            optimizer.step()
+
+    timed(epoch)
 
 
 def _print(options: argparse.Namespace, times: dict[int, float], parameters: int) -> None:
     size = 4 * parameters
     what = "processes" if options.backend == "torch" else "devices"
-    print(f"{options.backend}, {options.model}, batches of {options.batch_size}; {what} of one thread")
+    code = "DistributedDataParallel" if options.loop == "ddp" else options.backend
+    print(f"{code}, {options.model}, batches of {options.batch_size}; {what} of one core")
     print(f"{what:>10}{'ms a step':>12}{'speed-up':>10}{'exchange ms':>13}{'MB sent':>9}{'GB/s':>7}")
     rate = math.inf
     for count, seconds in times.items():

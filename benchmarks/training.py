@@ -13,7 +13,7 @@ the matrix products and convolutions that cannot be left out. `GFLOP/s` counts t
 by the fastest product of large square matrices in the same process, `x plain` is a ratio to the time of the
 same code's plain step, `x floor` that ratio over the ratio of FLOPs needed. The peers come with `pip install
 --group benchmarks` (pip 25.1); torchattacks with `pip install --no-deps torchattacks`, as torchvision, which
-it asks for, is imported by none of its attacks.
+it asks for, is imported by none of its attacks. torch's goals are those of its compiled steps.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PEERS = {"ART": "art", "torchattacks": "torchattacks", "foolbox": "foolbox", "cl
 SIZES = (1024, 2048)
 """Of the square matrices whose product is the peak."""
 
-OURS = "lpfamily"
+OURS, COMPILED = "lpfamily", "lpfamily --compile"
 
 Key = tuple[str, Row]
 Times = dict[Key, float]
@@ -124,8 +124,10 @@ def _calls(
     if all(type(layer) in backend.layers for layer in network.layers):
         for name in objectives:
             objective = recipes.objective_of(_recipe(model, name, max_norm))
-            trainer = backend.trainer(dataclasses.replace(task, objective=objective), state)
-            calls[OURS, name] = functools.partial(trainer.epoch, draws.order(count), rates, draws)
+            for code in (OURS, COMPILED) if framework == "torch" else (OURS,):
+                own = dataclasses.replace(task, objective=objective, compiled=code == COMPILED)
+                trainer = backend.trainer(own, state)
+                calls[code, name] = functools.partial(trainer.epoch, draws.order(count), rates, draws)
     if framework == "torch":
         from benchmarks.training_peers import loops
 
@@ -203,7 +205,7 @@ def _print_table(model: str, times: Times) -> None:
         framework, (code, objective) = key
         speed = flops[objective] / seconds
         cells = [f"{1e3 * seconds:.2f}", f"{speed / 1e9:.0f}", f"{speed / _peak(times, framework):.0%}"]
-        plain = times.get((framework, (OURS if code == OURS else "eager loop", "plain")), 0.0)
+        plain = times.get((framework, (code if code in (OURS, COMPILED) else "eager loop", "plain")), 0.0)
         if plain and objective != "plain":
             ratio = seconds / plain
             cells += [f"{ratio:.2f}", f"{ratio * flops['plain'] / flops[objective]:.2f}"]
@@ -227,7 +229,7 @@ def _goals() -> Iterator[tuple[Key, Key | None, dict[str, float]]]:
     """Yield what takes at most so many times what another takes, or None: its FLOPs at the peak."""
 
     def ours(framework: str, objective: str) -> Key:
-        return framework, (OURS, objective)
+        return framework, (COMPILED if framework == "torch" else OURS, objective)
 
     yield ours("torch", "perturb"), None, {"sigmoid-mlp": 1 / 0.75, "maxout": 1 / 0.6}
     for peer, bound in ("ART", 1 / 2), ("torchattacks", 1 / 1.15):
@@ -252,7 +254,7 @@ def _comparison(what: Key, than: Key | None) -> str:
     (framework, (_, objective)) = what
     if than is None:
         return f"{objective} / its FLOPs at the peak, {framework}"
-    other = than[0] if than[1][0] == OURS else than[1][0]
+    other = than[0] if than[1][0] in (OURS, COMPILED) else than[1][0]
     if objective == than[1][1]:
         return f"{framework} / {other}, {objective}"
     return f"{objective} / {than[1][1]}, {framework}"

@@ -47,6 +47,7 @@ def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Back
         "backend": name,
         "device": device,
         "tf32": given.get("tf32", False),
+        "compile": given.get("compile", False),
         "data_dir": str(given["data_dir"].resolve()) if "data_dir" in given else None,
         "data_sha256": dataset.sha256(),
         "versions": _versions(team),
@@ -72,7 +73,8 @@ def _resume(given: dict[str, Any]) -> int:
     try:
         recipe = recipes.from_json(config["recipe"])
         folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
-        expected, versions, _ = config["data_sha256"], config["versions"], config["tf32"]
+        expected, versions = config["data_sha256"], config["versions"]
+        _ = config["tf32"], config["compile"]
         name, device = str(config["backend"]), str(config["device"])
         candidates = grid.from_json(config) or {"": recipe}
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
@@ -128,12 +130,15 @@ def _go(
     from lpfamily.training.protocol import train
 
     progress = Progress(given.get("quiet", False))
+    device, tf32, compiled = (given.get(name, config[name]) for name in ("device", "tf32", "compile"))
+    if compiled and (problem := backend.compile_problem(device)):
+        progress.warn(f"--compile is without effect: {problem}")
+        compiled = False
     trained = functools.partial(
         train,
         dataset=dataset,
         backend=backend,
-        device=given.get("device", config["device"]),
-        tf32=given.get("tf32", config["tf32"]),
+        machine=backends.Machine(device, tf32, compiled),
         progress=progress,
     )
     chosen = ""

@@ -324,7 +324,7 @@ def test_a_network_that_is_trained_is_let_go(tmp_path, monkeypatch, capsys):
     numpy, alive = backends.find("numpy"), []
 
     class Watched:
-        check_device, join = numpy.check_device, numpy.join
+        check_device, compile_problem, join = numpy.check_device, numpy.compile_problem, numpy.join
         layers, direction_dtypes = numpy.layers, numpy.direction_dtypes
 
         def trainer(self, task, state):

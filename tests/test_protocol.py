@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lpfamily.training import protocol, runs
+from lpfamily.training.backends import Machine
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, initial_state
@@ -87,7 +88,7 @@ RECIPE = replace(
 def trained(folder, script, recipe=RECIPE, resume=False):
     run = runs.Run(folder) if resume else runs.create(folder, {})
     result = protocol.train(
-        run, recipe, dataset(), script, device="cpu", tf32=False, progress=Progress(quiet=True), resume=resume
+        run, recipe, dataset(), script, Machine(), progress=Progress(quiet=True), resume=resume
     )
     return run, result
 

@@ -26,6 +26,7 @@ from commandline import (
 from safetensors.numpy import load_file
 
 from lpfamily.training import backends, data, protocol, runs
+from lpfamily.training.backends import Machine
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import default
 from lpfamily.training.runs import Run
@@ -238,7 +239,7 @@ def gone_on_with(monkeypatch, folder, recipe, names):
         try:
             result = protocol.train(
                 run, recipe, digits, backends.find(names[0]),
-                device="cpu", tf32=False, progress=Progress(quiet=True), resume=resume,
+                machine=Machine(), progress=Progress(quiet=True), resume=resume,
             )  # fmt: skip
         except Stopped:
             resume, names = True, [*names[1:], names[0]]

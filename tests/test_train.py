@@ -319,6 +319,14 @@ def test_a_zero_last_layer_leaves_everything_unused():
     assert found["one_step_unused"] == dict.fromkeys(("1", "2", "inf"), 1.0)
 
 
+def test_what_cannot_be_compiled_is_trained_without(tmp_path):
+    """NumPy has no compiler; torch may lack one, and says so in the same words."""
+    result = train(*SOFTMAX, "--compile", "--quiet", "--out", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 0, result
+    assert result.stderr.startswith("warning: --compile is without effect: NumPy has no compiler")
+    assert json.loads((tmp_path / "run/config.json").read_text())["compile"]
+
+
 # Options
 
 
@@ -516,6 +524,7 @@ CONFIGS = {
     "not text": rewritten("config.json", b"\xff\xfe\xfa"),
     "no versions": changed(without=["versions"]),
     "no tf32": changed(without=["tf32"]),
+    "no compile": changed(without=["compile"]),
     "no lr": changed(without=["lr"]),
     "an unknown choice": changed(recipe={"temperature": 3}),
     "an unknown model": changed(recipe={"model": "resnet"}),

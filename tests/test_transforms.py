@@ -153,7 +153,6 @@ def test_derivatives_of_epsilon_are_those_of_the_closed_form(autodiff, p, seed):
     )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("p", SMOOTH)
 def test_forward_mode_is_reverse_mode(autodiff, p):
     x, w, _ = smooth_gradients(5)
@@ -244,9 +243,6 @@ class TestTorch:
 
         torch._dynamo.reset()
 
-    @pytest.mark.filterwarnings(
-        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
-    )
     @pytest.mark.parametrize("p", [1, 1 + 1e-12, 4 / 3, 1.5, 2, 2.7, 3, 5, 1e9, math.inf])
     @pytest.mark.parametrize("requires_grad", [False, True])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -274,9 +270,6 @@ class TestTorch:
                 slopes = [slope * scale for slope in slopes]
                 torch.testing.assert_close(*slopes, rtol=tolerance["rtol"], atol=1e-5)
 
-    @pytest.mark.filterwarnings(
-        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
-    )
     @pytest.mark.parametrize("requires_grad", [False, True])
     @every
     def test_every_function_compiles_whole(self, call, requires_grad):
@@ -313,9 +306,6 @@ class TestTorch:
         for got, slope in zip(found, expected, strict=True):
             assert_allclose(got, slope, rtol=1e-6, atol=1e-6)
 
-    @pytest.mark.filterwarnings(
-        "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"
-    )
     def test_p_and_sigma_may_change_between_compiled_calls(self):
         import torch
 

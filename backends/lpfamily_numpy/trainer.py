@@ -45,6 +45,10 @@ class NumpyBackend:
         if device != "cpu":
             raise BadInput(f"backend 'numpy' computes on cpu; got --device {device}")
 
+    def compile_problem(self, device: str) -> str:
+        """Say that there is no compiler."""
+        return "NumPy has no compiler; --backend jax compiles every step, --backend torch if it is asked"
+
     def join(self, device: str) -> Team:
         """Stay alone."""
         return ALONE

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from lpfamily.training.networks import (
     parameter_shapes,
 )
 from lpfamily.training.teams import Team, own
+from lpfamily_torch.compiling import compiled, problem, tracing_gradients
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join
 
@@ -46,6 +47,10 @@ class TorchBackend:
             reason = str(cause).splitlines()[0]
             raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
 
+    def compile_problem(self, device: str) -> str:
+        """Try to compile one small function."""
+        return problem(device)
+
     def join(self, device: str) -> Team:
         """Join the processes that torchrun has started."""
         return join(device)
@@ -60,6 +65,23 @@ class TorchBackend:
 
 
 backend = TorchBackend()
+
+
+Factors = list[Tensor | None]
+"""What dropout multiplies each layer's inputs by."""
+
+Rate = float | Tensor
+
+
+class Drawn(NamedTuple):
+    """What is random in a step."""
+
+    factors: Factors
+    """Of the pass that the weights are trained by."""
+    passes: list[Factors]
+    """Of those that find the direction of perturb."""
+    shift: Tensor | None
+    """For sigma = 1, the noise, or where in the ball the first gradient is taken."""
 
 
 class TorchTrainer:
@@ -85,10 +107,11 @@ class TorchTrainer:
         }
         twice = objective.name == "penalty" and objective.penalty_by == "gradient"
         # the others' gradients are products that the velocity takes up itself
+        all_ = twice or self.task.compiled
         self._differentiated = [
             name
             for name in parameter_shapes(self.task.network)
-            if twice or isinstance(layer_of(self.task.network, name), ConvMaxout)
+            if all_ or isinstance(layer_of(self.task.network, name), ConvMaxout)
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
@@ -97,19 +120,20 @@ class TorchTrainer:
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
-        team, total = self.task.team, torch.zeros(2, dtype=torch.float64, device=self.task.device)
-        steps = zip(rates.lr.tolist(), rates.momentum.tolist(), rates.sigma.tolist(), strict=True)
-        with self._precision():
-            for step, batch in enumerate(torch.split(self._tensor(order), self.task.batch_size)):
+        team, task = self.task.team, self.task
+        total = torch.zeros(2, dtype=torch.float64, device=task.device)
+        steps = zip(*map(self._numbers, (rates.lr, rates.momentum, rates.sigma)), strict=True)
+        find_gradients, update = TorchTrainer._gradients, TorchTrainer._update
+        if task.compiled:
+            find_gradients, update = compiled(find_gradients, task.device), compiled(update, task.device)
+        with self._precision(), tracing_gradients():
+            for step, batch in enumerate(torch.split(self._tensor(order), task.batch_size)):
                 lr, momentum, sigma = next(steps)
                 examples, rows = len(batch), own(team, len(batch))
-                x, labels = self._x.index_select(0, batch[rows]), self._labels.index_select(0, batch[rows])
-                drawn = draws if team.size == 1 else draws.part(examples, rows)
-                taps: list[Tap] = []
-                losses, logits = self._objective(x, labels, sigma, step, drawn, taps)
-                self._update(self._gradients(losses.sum() / examples, taps), lr, momentum)
-                wrong = logits.argmax(dim=1) != labels
-                total += torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()])
+                own_draws = draws if team.size == 1 else draws.part(examples, rows)
+                drawn = self._drawn(own_draws, step, rows.stop - rows.start)
+                gradients = find_gradients(self, batch[rows], examples, sigma, drawn, total)
+                update(self, self._sums.of(gradients) if self._sums else gradients, lr, momentum)
         if isinstance(team, TorchTeam):
             team.add(total)
         loss, error = (total / len(order)).tolist()
@@ -134,79 +158,86 @@ class TorchTrainer:
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             return torch.autograd.grad(gradient, at, self._tensor(v))[0].cpu().numpy()
 
+    def _drawn(self, draws: Draws, step: int, examples: int) -> Drawn:
+        """Return what is random in a step."""
+        objective, network, dtype = self.task.objective, self.task.network, self.task.dtype
+        shape = (examples, network.inputs)
+        masks = draws.masks(step, network, examples)
+        passes: list[Masks] = []
+        shift = None
+        if objective.name == "noise":
+            shift = self._tensor(draws.noise(step, shape, dtype))
+        if objective.name == "perturb":
+            passes = draws.direction_masks(
+                step, network, examples, objective.direction_dropout, objective.steps, same=masks
+            )
+            if objective.random_start:
+                shift = self._tensor(draws.start(step, shape, objective.p, dtype))
+        return Drawn(self._factors(masks), [self._factors(each) for each in passes], shift)
+
     def _objective(
-        self, x: Tensor, labels: Tensor, sigma: float, step: int, draws: Draws, taps: list[Tap]
+        self, x: Tensor, labels: Tensor, sigma: Rate, drawn: Drawn, taps: list[Tap] | None
     ) -> tuple[Tensor, Tensor]:
         """Return the objective of each example and the logits it saw."""
-        objective, network = self.task.objective, self.task.network
-        drawn = draws.masks(step, network, len(x))
-        masks = self._factors(drawn)
+        objective = self.task.objective
         if objective.name == "penalty":
-            return self._penalised(x, labels, sigma, masks, taps)
-        if objective.name == "noise":
-            x = x + sigma * self._tensor(draws.noise(step, tuple(x.shape), self.task.dtype))
+            return self._penalised(x, labels, sigma, drawn.factors, taps)
+        shift = None if drawn.shift is None else sigma * drawn.shift
+        if objective.name == "noise" and shift is not None:
+            x = x + shift
         clean = x
         if objective.name == "perturb":
-            start = None
-            if objective.random_start:
-                start = sigma * self._tensor(draws.start(step, tuple(x.shape), objective.p, self.task.dtype))
-            passes = iter(
-                draws.direction_masks(
-                    step, network, len(x), objective.direction_dropout, objective.steps, same=drawn
-                )
-            )
+            passes = iter(drawn.passes)
             with torch.autocast(x.device.type, torch.bfloat16, objective.direction_dtype == "bfloat16"):
                 x = x + frank_wolfe(
-                    lambda at: self._direction(at, labels, self._factors(next(passes))),
+                    lambda at: self._direction(at, labels, next(passes)),
                     x,
                     objective.p,
                     sigma,
                     objective.steps,
-                    start,
+                    shift,
                 )
-        logits = self._logits(x, masks, taps)
+        logits = self._logits(x, drawn.factors, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = weight * _softplus(self._odds(clean, labels, masks, taps)) + (1 - weight) * losses
+            losses = weight * _softplus(self._odds(clean, labels, drawn.factors, taps)) + (1 - weight) * losses
         return losses, logits
 
     def _penalised(
-        self, x: Tensor, labels: Tensor, sigma: float, masks: list[Tensor | None], taps: list[Tap]
+        self, x: Tensor, labels: Tensor, sigma: Rate, factors: Factors, taps: list[Tap] | None
     ) -> tuple[Tensor, Tensor]:
         p = self.task.objective.p
         by_difference = self.task.objective.penalty_by == "difference"
         x = x.requires_grad_()
-        logits = self._logits(x, masks, taps)
+        logits = self._logits(x, factors, taps)
         odds = error_log_odds(logits, labels)
         (gradient,) = torch.autograd.grad(odds.sum(), x, create_graph=not by_difference, retain_graph=True)
         losses = _softplus(odds)
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
-            ahead = _softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels, masks, taps))
+            ahead = _softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels, factors, taps))
             return losses + (ahead - losses) / DIFFERENCE_STEP, logits
         return losses + torch.sigmoid(odds) * penalty(gradient, p, sigma), logits
 
-    def _direction(self, x: Tensor, labels: Tensor, masks: list[Tensor | None] | None = None) -> Tensor:
+    def _direction(self, x: Tensor, labels: Tensor, factors: Factors | None = None) -> Tensor:
         """Return the input gradient of the error log-odds; no weight gradient is computed."""
         at = x.detach().requires_grad_()
-        return torch.autograd.grad(self._odds(at, labels, masks).sum(), at)[0]
+        return torch.autograd.grad(self._odds(at, labels, factors).sum(), at)[0]
 
     def _odds(
         self,
         x: Tensor,
         labels: Tensor,
-        masks: list[Tensor | None] | None = None,
+        factors: Factors | None = None,
         taps: list[Tap] | None = None,
     ) -> Tensor:
-        odds: Tensor = error_log_odds(self._logits(x, masks, taps), labels)
+        odds: Tensor = error_log_odds(self._logits(x, factors, taps), labels)
         return odds
 
-    def _logits(
-        self, x: Tensor, masks: list[Tensor | None] | None = None, taps: list[Tap] | None = None
-    ) -> Tensor:
-        return logits(self.task.network, self._state, x, masks, taps, largest_by_piece)
+    def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
+        return logits(self.task.network, self._state, x, factors, taps, largest_by_piece)
 
-    def _factors(self, masks: Masks) -> list[Tensor | None]:
+    def _factors(self, masks: Masks) -> Factors:
         """Return what dropout multiplies each layer's inputs by."""
         dtype = getattr(torch, self.task.dtype)
         return [
@@ -216,11 +247,16 @@ class TorchTrainer:
             for mask, layer in zip(masks, self.task.network.layers, strict=True)
         ]
 
-    def _gradients(self, mean: Tensor, taps: list[Tap]) -> Gradients:
-        """Return the gradients of all parameters."""
-        taps = [] if len(self._differentiated) == len(parameter_shapes(self.task.network)) else taps
+    def _gradients(
+        self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn, total: Tensor
+    ) -> Gradients:
+        """Return the gradients of all parameters; add to `total` the losses and how many are wrong."""
+        x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
+        taps: list[Tap] = []
+        all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
+        losses, logits = self._objective(x, labels, sigma, drawn, None if all_differentiated else taps)
         leaves = [tap.entering for tap in taps] + [self._state[name] for name in self._differentiated]
-        found = torch.autograd.grad(mean, leaves)
+        found = torch.autograd.grad(losses.sum() / examples, leaves)
         gradients: Gradients = dict(zip(self._differentiated, found[len(taps) :], strict=True))
         for index in {tap.layer for tap in taps}:
             passes = [
@@ -231,10 +267,12 @@ class TorchTrainer:
             )
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
-        return self._sums.of(gradients) if self._sums else gradients
+        wrong = logits.argmax(dim=1) != labels
+        total += torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()])
+        return gradients
 
     @torch.no_grad()
-    def _update(self, gradients: Gradients, lr: float, momentum: float) -> None:
+    def _update(self, gradients: Gradients, lr: Rate, momentum: Rate) -> None:
         for name, gradient in gradients.items():
             parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
             layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
@@ -242,13 +280,17 @@ class TorchTrainer:
             if isinstance(gradient, tuple):
                 velocity.addmm_(*gradient, beta=momentum, alpha=-rate)
             else:
-                velocity.mul_(momentum).sub_(gradient, alpha=rate)
+                _subtract(velocity.mul_(momentum), gradient, rate)
             if is_weight and self.task.weight_decay:
-                velocity.sub_(parameter, alpha=rate * self.task.weight_decay)
+                _subtract(velocity, parameter, rate * self.task.weight_decay)
             parameter.add_(velocity)
             if is_weight and layer.max_norm is not None:
                 norms = torch.linalg.vector_norm(parameter, dim=layer.norm_axes, keepdim=True)
                 parameter.mul_(torch.where(norms > layer.max_norm, layer.max_norm / norms, 1.0))
+
+    def _numbers(self, rates: NDArray[Any]) -> Sequence[Rate]:
+        # numbers would be part of what is compiled
+        return self._tensor(rates).unbind() if self.task.compiled else rates.tolist()
 
     def _laid_out(self, array: NDArray[Any]) -> Tensor:
         # matrices by columns: the norm over a unit's weights, side by side, takes a third of the time
@@ -270,6 +312,13 @@ class TorchTrainer:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:
+    if isinstance(rate, Tensor):
+        velocity.sub_(rate * gradient)
+    else:
+        velocity.sub_(gradient, alpha=rate)  # without room for the product
 
 
 def _softplus(odds: Tensor) -> Tensor:

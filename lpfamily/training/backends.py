@@ -85,8 +85,19 @@ class Task:
     device: str = "cpu"
     tf32: bool = False
     """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
+    compiled: bool = False
+    """Whether to compile a step, where the library does so if asked and `Backend.compile_problem` has none."""
     team: Team = ALONE
     """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how: fields of `Task` that change a run by rounding alone."""
+
+    device: str = "cpu"
+    tf32: bool = False
+    compiled: bool = False
 
 
 class Trainer(Protocol):
@@ -132,6 +143,9 @@ class Backend(Protocol):
 
     def check_device(self, device: str) -> None:
         """Raise `BadInput` if `device` is not one it can train on."""
+
+    def compile_problem(self, device: str) -> str:
+        """Return why steps cannot be compiled for `device`, in a few words, or nothing if they can be."""
 
     def join(self, device: str) -> Team:
         """Join the processes that a launcher has started for one run; `ALONE` if this is the only one.

@@ -77,6 +77,9 @@ class _Leader:
     def check_device(self, device: str) -> None:
         self.backend.check_device(device)
 
+    def compile_problem(self, device: str) -> str:
+        return self.backend.compile_problem(device)
+
     def join(self, device: str) -> Team:
         return self.team
 

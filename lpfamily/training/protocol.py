@@ -100,9 +100,8 @@ def train(
     recipe: Recipe,
     dataset: Dataset,
     backend: backends.Backend,
+    machine: backends.Machine,
     *,
-    device: str,
-    tf32: bool,
     progress: Progress,
     resume: bool = False,
     test: bool = True,
@@ -112,7 +111,7 @@ def train(
     Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on. Without `test`
     the test set stays unseen, as nothing may be chosen by it.
     """
-    training = _Training(run, recipe, dataset, backend, device, tf32, progress, resume=resume)
+    training = _Training(run, recipe, dataset, backend, machine, progress, resume=resume)
     if training.position.first is None:
         training.first_stage()
         if recipe.second_stage != "none":
@@ -131,14 +130,13 @@ class _Training:
         recipe: Recipe,
         dataset: Dataset,
         backend: backends.Backend,
-        device: str,
-        tf32: bool,
+        machine: backends.Machine,
         progress: Progress,
         *,
         resume: bool,
     ) -> None:
         self.run, self.recipe, self.dataset, self.progress = run, recipe, dataset, progress
-        self.backend, self.device, self.tf32 = backend, device, tf32
+        self.backend, self.machine = backend, machine
         self.network = check(recipe, dataset)
         self.held_in, self.held_out = hold_out(dataset, recipe.validation)
         self.position = Position()
@@ -265,8 +263,7 @@ class _Training:
             recipe.batch_size,
             recipe.weight_decay,
             recipe.dtype,
-            self.device,
-            self.tf32,
+            **asdict(self.machine),
         )
         return self.backend.trainer(task, state)
 

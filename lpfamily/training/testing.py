@@ -338,6 +338,23 @@ class BackendTests:
         with pytest.raises(BadInput, match="'mine' does not compute in int4; leave --direction-dtype out"):
             backends.check_direction("mine", backend, Objective(direction_dtype="int4"))  # type: ignore[arg-type]
 
+    def test_a_compiled_step_is_the_same(self, network: Network) -> None:
+        if problem := self.find().compile_problem(self.device):
+            pytest.skip(problem)
+        objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="independent", steps=2)
+        if network is NETWORKS["sigmoid"]:
+            objective = Objective("penalty", 2.0)
+        task = replace(_task(network), objective=objective, weight_decay=0.01)
+        found = []
+        for compiled in False, True:
+            trainer = self._trainer(replace(task, compiled=compiled), _state(network))
+            metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
+            found.append((metrics, trainer.state()))
+        (metrics, state), (compiled_metrics, compiled_state) = found
+        assert compiled_metrics == pytest.approx(metrics, rel=1e-9)
+        for name, array in state.items():
+            assert_allclose(compiled_state[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:
         self.find().check_device(self.device)
         with pytest.raises(BadInput, match="--device abacus"):
