@@ -34,6 +34,9 @@ def parser() -> commands.Parser:
         Path,
         default="LPFAMILY_DATA, or a download into the user's cache",
     )
+    for name, which in ("examples", "training"), ("test_examples", "test"):
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, f"use the first N {which} examples; 0 is all", numbers[name], default=getattr(by, name))
     add(
         "--validation",
         "hold out the last N training examples",

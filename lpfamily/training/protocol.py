@@ -81,7 +81,7 @@ def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
 
 def check(recipe: Recipe, dataset: Dataset) -> Network:
     """Return the recipe's network; raise `BadInput` if recipe and data do not go together."""
-    hold_out(dataset, recipe.validation)
+    hold_out(dataset.first(recipe.examples, recipe.test_examples), recipe.validation)
     if not recipe.validation and (recipe.patience or recipe.second_stage != "none"):
         raise BadInput(
             "--patience and --second-stage go by held-out examples, and --validation 0 leaves none; "
@@ -135,7 +135,8 @@ class _Training:
         *,
         resume: bool,
     ) -> None:
-        self.run, self.recipe, self.dataset, self.progress = run, recipe, dataset, progress
+        self.run, self.recipe, self.progress = run, recipe, progress
+        self.dataset = dataset = dataset.first(recipe.examples, recipe.test_examples)
         self.backend, self.machine = backend, machine
         self.network = check(recipe, dataset)
         self.held_in, self.held_out = hold_out(dataset, recipe.validation)

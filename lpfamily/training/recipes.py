@@ -54,6 +54,8 @@ RANGES = {
     "momentum_final": FRACTION,
     "momentum_epochs": COUNT,
     "weight_decay": NOT_NEGATIVE,
+    "examples": COUNT_OR_NONE,
+    "test_examples": COUNT_OR_NONE,
     "validation": COUNT_OR_NONE,
     "seed": COUNT_OR_NONE,
 }
@@ -131,6 +133,9 @@ class Recipe:
     momentum_epochs: int = 250
     """The epoch at which momentum, rising linearly from the first, reaches its final value."""
     weight_decay: float = 0.0
+    examples: int = 0
+    test_examples: int = 0
+    """How many of the first training and test examples are used; 0 is all."""
     validation: int = 10_000
     """How many of the last training examples are held out."""
     patience: int = 100

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,17 @@ class Dataset:
     classes: int
     shape: tuple[int, ...]
     source_sha256: str | None = None
+
+    def first(self, train: int, test: int) -> "Dataset":
+        """Return the data set of so many examples of each split, the first ones; 0 is all."""
+        kept = {}
+        for name, count in ("train", train), ("test", test):
+            split: Split = getattr(self, name)
+            if count > len(split.x):
+                flag = "--examples" if name == "train" else "--test-examples"
+                raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
+            kept[name] = Split(split.x[: count or None], split.labels[: count or None])
+        return replace(self, **kept)
 
     def sha256(self) -> str:
         """Return the checksum of everything in it, by which a run knows its data again."""

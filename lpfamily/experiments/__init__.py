@@ -1,0 +1,1 @@
+"""The paper's tables and figures: what each trains and measures, and what it says."""

@@ -1,0 +1,54 @@
+"""What a reproduction is made of: measurements that are kept, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from lpfamily.report.contents import Plot, Table
+
+Json = dict[str, Any]
+
+Budget = Literal["quick", "paper"]
+
+
+class Tick(Protocol):
+    """What a measurement says of its progress."""
+
+    def __call__(self, done: float, of: float, what: str = "") -> None:
+        """Say that so much of the whole is done, in any unit."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a reproduction is made with."""
+
+    out: Path
+    data_dir: Path | None
+    backend: str = "numpy"
+    device: str = "cpu"
+    budget: Budget = "quick"
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Something that takes its time; its result is JSON and is kept in OUT/measured/NAME.json."""
+
+    name: str
+    measure: Callable[[Setting, Tick], Json]
+    cost: float = 1.0
+    """About how many minutes it takes at the quick budget on two cores, for the time that is left."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A table or figure of the paper, or of what the paper could not say."""
+
+    name: str
+    """As in the command, such as table6."""
+    measurements: tuple[Measurement, ...]
+    report: Callable[..., list[Table | Plot]]
+    """report(setting, *results) says what the results of the measurements are."""
