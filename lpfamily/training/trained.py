@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lpfamily.training import backends, recipes, runs
 from lpfamily.training.data import CLASSES, SHAPES
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, State, parameter_shapes
+from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
 from lpfamily.training.protocol import parted, read_position
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Json
@@ -71,6 +73,32 @@ class Trained:
         found = backends.find(backend)
         backends.check_layers(backend, found, self.network)
         return found.model(self.network, self.parameters)
+
+
+    def trainer(self, backend: str, device: str = "cpu") -> backends.Trainer:
+        """Return a trainer of the network, at rest, for what it computes: logits, losses, derivatives.
+
+        Parameters
+        ----------
+        backend
+            As in `model`.
+        device
+            One of the backend's, as `lpfamily.train --device` takes it.
+
+        Raises
+        ------
+        BadInput
+            As in `model`, and for a device that is not there.
+        """
+        found = backends.find(backend)
+        backends.check_layers(backend, found, self.network)
+        found.check_device(device)
+        shapes = state_shapes(self.network)
+        rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
+        none = np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64)
+        objective = recipes.objective_of(self.recipe)
+        task = backends.Task(self.network, objective, *none, 1, dtype=self.recipe.dtype, device=device)
+        return found.trainer(task, rest | self.parameters)
 
 
 def load(folder: str | Path) -> Trained:
