@@ -93,9 +93,7 @@ def _member(options: argparse.Namespace) -> None:
     network, rng = recipes.network_of(recipe, INPUTS, CLASSES), np.random.default_rng(0)
     count = STEPS * options.batch_size
     x, labels = rng.random((count, network.inputs), np.float32), rng.integers(CLASSES, size=count)
-    task = backends.Task(
-        network, recipes.objective_of(recipe), x, labels, options.batch_size, team=team
-    )
+    task = backends.Task(network, recipes.objective_of(recipe), x, labels, options.batch_size, team=team)
     state = initial_state(network, 0, "float32")
     seconds: list[float] = []
 
@@ -148,7 +146,8 @@ def _ddp(backend: Any, team: Any, task: Any, state: Any, recipe: Any, timed: Any
             at, labels = inputs[part].requires_grad_(), classes[part]
             (gradient,) = torch.autograd.grad(cross_entropy(model(at), labels), at)
             optimizer.zero_grad()
-            cross_entropy(wrapped(at.detach() + recipe.sigma * gradient.sign()), labels).backward()
+            loss = cross_entropy(wrapped(at.detach() + recipe.sigma * gradient.sign()), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     timed(epoch)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,6 @@ from lpfamily.training.options import NAME, ON_RESUME, parser, recipe_of
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.teams import Lost, Team
-
-VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +46,7 @@ def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Back
         "compile": given.get("compile", False),
         "data_dir": str(given["data_dir"].resolve()) if "data_dir" in given else None,
         "data_sha256": dataset.sha256(),
-        "versions": _versions(team),
+        "versions": commands.versions(team.size),
     }
     title = _title(recipe, "-")
     if "grid" in given:
@@ -89,7 +85,7 @@ def _resume(given: dict[str, Any]) -> int:
                 f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
             )
         _check(candidates, dataset, name, backend)
-        if versions != _versions(team) or name != config["backend"]:
+        if versions != commands.versions(team.size) or name != config["backend"]:
             print(
                 f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
                 file=sys.stderr,
@@ -198,19 +194,6 @@ def _folder(title: str) -> Path:
         number += 1
         folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
     return folder
-
-
-def _versions(team: Team) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"python": platform.python_version(), "cores": str(cores)}
-    if team.size > 1:
-        found["processes"] = str(team.size)
-    for name in VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

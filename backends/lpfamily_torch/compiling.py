@@ -25,13 +25,13 @@ def compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 @contextmanager
 def tracing_gradients() -> Iterator[None]:
     """Let a program hold `torch.autograd.grad`, and functions have programs for any number of trainers."""
-    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
-    with torch._dynamo.config.patch(trace_autograd_ops=True, **limits):
+    changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
+    with torch._dynamo.config.patch(changes | {"trace_autograd_ops": True}):
         yield
 
 
 def problem(device: str) -> str:
-    """Return why nothing can be compiled for a device, or nothing: a C++ compiler or Triton may be missing."""
+    """Return why nothing can be compiled for a device, such as a missing C++ compiler, or nothing."""
     try:
         compiled(lambda x: torch.sin(x) + torch.cos(x), device)(torch.ones(8, device=device))
     except Exception as cause:  # whatever compilers and their tool chains raise

@@ -70,7 +70,8 @@ backend = TorchBackend()
 Factors = list[Tensor | None]
 """What dropout multiplies each layer's inputs by."""
 
-Rate = float | Tensor
+Rate = Any
+"""A number, or a tensor of none where the step is compiled: a number would be part of the program."""
 
 
 class Drawn(NamedTuple):
@@ -200,7 +201,9 @@ class TorchTrainer:
         logits = self._logits(x, drawn.factors, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = weight * _softplus(self._odds(clean, labels, drawn.factors, taps)) + (1 - weight) * losses
+            losses = (
+                weight * _softplus(self._odds(clean, labels, drawn.factors, taps)) + (1 - weight) * losses
+            )
         return losses, logits
 
     def _penalised(
@@ -247,9 +250,7 @@ class TorchTrainer:
             for mask, layer in zip(masks, self.task.network.layers, strict=True)
         ]
 
-    def _gradients(
-        self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn, total: Tensor
-    ) -> Gradients:
+    def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn, total: Tensor) -> Gradients:
         """Return the gradients of all parameters; add to `total` the losses and how many are wrong."""
         x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
         taps: list[Tap] = []
@@ -289,7 +290,6 @@ class TorchTrainer:
                 parameter.mul_(torch.where(norms > layer.max_norm, layer.max_norm / norms, 1.0))
 
     def _numbers(self, rates: NDArray[Any]) -> Sequence[Rate]:
-        # numbers would be part of what is compiled
         return self._tensor(rates).unbind() if self.task.compiled else rates.tolist()
 
     def _laid_out(self, array: NDArray[Any]) -> Tensor:

@@ -1,12 +1,237 @@
-"""The networks of Tables I to V: what `python -m lpfamily.train` is told, and what it leaves."""
+"""The networks of Tables I to V: what `python -m lpfamily.train` is told, and what it leaves.
+
+Each is a run of that command in a process of its own, several at once, in OUT/runs/NAME-SEED. A run that is
+there is not made again, one that was stopped goes on, and a finished one of the same recipe elsewhere is
+taken instead.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from lpfamily.experiments.pieces import Setting, Tick
+from lpfamily.experiments.pieces import Budget, Json, Setting, Tick
+from lpfamily.training import data, load, options, runs
+from lpfamily.training.errors import BadInput
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and an objective, as the paper has them in a row of its tables."""
+
+    name: str
+    label: str
+    kind: Literal["softmax", "sigmoid", "maxout", "conv", "cifar"]
+    flags: tuple[str, ...]
+
+
+def _objective(p: str, sigma: str) -> tuple[str, ...]:
+    return "--p", p, "--sigma", sigma
+
+
+_PLAIN = ("--objective", "plain")
+_CIFAR = ("--data", "cifar10", "--model", "cifar-maxout-small")
+_40K, _50K = ("--second-stage", "none"), ("--second-stage", "scratch")
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Trained("softmax", "Softmax", "softmax", ("--model", "softmax", *_PLAIN)),
+        Trained("sigmoid-plain", "Sigmoid MLP", "sigmoid", ("--model", "sigmoid-mlp", *_PLAIN)),
+        Trained(
+            "sigmoid-p2",
+            "Sigmoid MLP + gradient p = 2",
+            "sigmoid",
+            ("--model", "sigmoid-mlp", *_objective("2", "1")),
+        ),
+        Trained("maxout-plain", "Maxout + dropout", "maxout", ("--model", "maxout", *_PLAIN)),
+        Trained(
+            "maxout-pinf",
+            "Maxout + dropout + gradient p = inf",
+            "maxout",
+            ("--model", "maxout", *_objective("inf", "0.25")),
+        ),
+        Trained(
+            "maxout-p2",
+            "Maxout + dropout + gradient p = 2",
+            "maxout",
+            ("--model", "maxout", *_objective("2", "1")),
+        ),
+        Trained("conv-plain", "Conv. maxout + dropout", "conv", ("--model", "conv-maxout", *_PLAIN)),
+        *(
+            Trained(
+                f"conv-pinf-{sigma}",
+                f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
+                "conv",
+                ("--model", "conv-maxout", *_objective("inf", sigma)),
+            )
+            for sigma in ("0.1", "0.25")
+        ),
+        Trained(
+            "conv-p2",
+            "Conv. maxout + dropout + gradient p = 2",
+            "conv",
+            ("--model", "conv-maxout", *_objective("2", "1")),
+        ),
+        *(
+            Trained(
+                f"cifar-{name}-{stage}", f"{label} ({stage.upper()})", "cifar", (*_CIFAR, *flags, *stages)
+            )
+            for stage, stages in (("40k", _40K), ("50k", _50K))
+            for name, label, flags in (
+                ("plain", "Conv. maxout small + dropout", _PLAIN),
+                ("p2", "Conv. maxout small + dropout + gradient p = 2", _objective("2", "2")),
+            )
+        ),
+    )
+}
+
+_SHORT_CONVOLUTIONS = (
+    *("--examples", "2500", "--validation", "500", "--epochs", "3", "--patience", "3"),
+    *("--test-examples", "500", "--batch-size", "20", "--init", "0.05"),
+)
+QUICK = {
+    "softmax": ("--examples", "10000", "--validation", "0", "--epochs", "10"),
+    "sigmoid": ("--examples", "10000", "--validation", "0", "--epochs", "15"),
+    "maxout": ("--examples", "10000", "--validation", "0", "--epochs", "15", "--init", "0.05"),
+    "conv": (*_SHORT_CONVOLUTIONS, "--second-stage", "none"),
+    "cifar": (*_SHORT_CONVOLUTIONS, "--second-epochs", "3"),
+}
+"""What the quick budget adds to the recipe; from the published first weights nothing is learned so soon."""
+
+
+def flags(network: Trained, budget: Budget, seed: int) -> tuple[str, ...]:
+    """Return what the command is told, without backend and folders."""
+    own = network.flags if "--data" in network.flags else ("--data", "mnist", *network.flags)
+    short = QUICK[network.kind] if budget == "quick" else ()
+    return *own, *short, "--seed", str(seed)
 
 
 def finished(setting: Setting, name: str, seed: int, tick: Tick) -> Path:
-    """Return the folder of a finished run of a network, by its name here, such as sigmoid-p2; trains it."""
-    raise NotImplementedError
+    """Return the folder of a finished run of a network, by its name in `NETWORKS`; trains it if need be."""
+    return all_finished(setting, [(name, seed)], tick)[0]
+
+
+def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick) -> list[Path]:
+    """Return the folders of finished runs of networks and seeds, in this order; trains what is missing."""
+    jobs = [_Job(setting, NETWORKS[name], seed) for name, seed in wanted]
+    stop = threading.Event()
+    with ThreadPoolExecutor(setting.jobs) as pool:
+        futures = [pool.submit(job.finish, stop) for job in jobs]
+        try:
+            while not all(future.done() for future in futures):
+                if any(future.done() and future.exception() for future in futures):
+                    break
+                running = ", ".join(job.name for job in jobs if 0 < job.share < 1)
+                tick(sum(job.share for job in jobs), len(jobs), running)
+                time.sleep(0.2)
+        finally:
+            stop.set()
+    return [future.result() for future in futures]
+
+
+def result(folder: Path) -> Json:
+    """Return what tables need of a finished run."""
+    found = runs.find(folder, option="")
+    ended: Any = found.result
+    return {
+        "clean": ended["test_error"]["clean"],
+        "noise": ended["test_error"]["noise"],
+        "one_step": ended["test_error"]["one_step"],
+        "seed": found.config["recipe"]["seed"],
+        "epochs": ended["epochs"],
+        "seconds_per_epoch": ended["seconds_per_epoch"],
+        "parameters": ended["parameters"],
+        "tested_on": ended["tested_on"],
+    }
+
+
+class _Job:
+    """A run to be finished, and how far it is."""
+
+    def __init__(self, setting: Setting, network: Trained, seed: int) -> None:
+        self.setting, self.network, self.seed = setting, network, seed
+        self.name = f"{network.name}-{seed}"
+        self.share = 0.0
+
+    def finish(self, stop: threading.Event) -> Path:
+        """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
+        folder = self._elsewhere() or self.setting.out / "runs" / self.name
+        if not (folder / runs.RESULT).exists() and not stop.is_set():
+            self._train(folder, stop)
+        self.share = 1.0
+        return folder
+
+    def command(self, folder: Path) -> list[str]:
+        """Return the command, which the report shows too."""
+        if (folder / runs.CONFIG).exists():
+            return ["--resume", str(folder), "--quiet"]
+        setting = self.setting
+        where = ["--backend", setting.backend, "--device", setting.device]
+        if setting.data_dir is not None:
+            where += ["--data-dir", str(setting.data_dir)]
+        return [*flags(self.network, setting.budget, self.seed), *where, "--quiet", "--out", str(folder)]
+
+    def _train(self, folder: Path, stop: threading.Event) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lpfamily.train", *self.command(folder)],
+            env=os.environ | dict.fromkeys(THREADS, "1"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            while process.poll() is None:
+                if stop.wait(0.5):
+                    process.terminate()
+                self.share = max(self.share, 0.01, _share(folder))
+            said = process.stderr.read().strip() if process.stderr else ""
+        if process.returncode and not stop.is_set():
+            reason = said.splitlines()[-1] if said else "it says nothing of why"
+            raise OSError(f"{self.name} was not trained: {reason}")
+
+    def _elsewhere(self) -> Path | None:
+        """Return the folder of a finished run of the same recipe, if one was given."""
+        if not self.setting.runs:
+            return None
+        given = options.parser().parse(list(flags(self.network, self.setting.budget, self.seed)))
+        recipe = options.recipe_of(given, data.load(given["data"], self.setting.data_dir))
+        for folder in self.setting.runs:
+            if (folder / runs.RESULT).exists() and load(folder).recipe == recipe:
+                return folder
+        return None
+
+
+def _share(folder: Path) -> float:
+    """Return how much of a run is done, at most: early stopping may end it sooner."""
+    try:
+        recipe = json.loads((folder / runs.CONFIG).read_text())["recipe"]
+        epochs = (folder / runs.METRICS).read_bytes().count(b"\n")
+    except (OSError, ValueError):
+        return 0.0
+    second = recipe["second_epochs"] if recipe["second_stage"] != "none" else 0
+    share: float = epochs / (recipe["epochs"] + second)
+    return min(0.99, share)
+
+
+def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
+    """Return the run folders among folders and the folders in them."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInput(f"--runs {folder}: there is no such folder")
+        found += [each for each in (folder, *sorted(folder.iterdir())) if (each / runs.CONFIG).exists()]
+    return tuple(found)

@@ -31,6 +31,10 @@ class Setting:
     device: str = "cpu"
     budget: Budget = "quick"
     seeds: int = 1
+    jobs: int = 1
+    """How many networks are trained at once, each in a process of one thread."""
+    runs: tuple[Path, ...] = ()
+    """Folders of runs to take where they are what is needed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Measurement:
     measure: Callable[[Setting, Tick], Json]
     cost: float = 1.0
     """About how many minutes it takes at the quick budget on two cores, for the time that is left."""
+    depends: tuple[str, ...] = ("backend", "budget", "seeds")
+    """The fields of `Setting` that change its result, beside the data."""
 
 
 @dataclass(frozen=True)

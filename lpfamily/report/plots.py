@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lpfamily.report.contents import COLOURS, INK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def training_curves(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -39,3 +46,35 @@ def training_curves(metrics: list[dict[str, Any]], path: Path, title: str) -> No
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def robustness_curves(figure: Figure, result: dict[str, Any]) -> None:
+    """Draw on an empty figure, for each p, error against sigma, of what `robustness.measure` returns."""
+    figure.patch.set_alpha(0)
+    n, balls = result["examples"], result["balls"]
+    all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
+    for axes, (p, ball) in zip(all_axes, balls.items(), strict=True):
+        axes.patch.set_alpha(0)
+        for colour, label, errors in (
+            (COLOURS[0], "one step", ball["one_step"]),
+            (COLOURS[1], f"up to {result['steps']} steps", ball["multi_step"]),
+            (COLOURS[2], "noise of the same norm", [each["mean"] for each in ball["noise"]]),
+        ):
+            mean = np.array(errors)
+            spread = np.sqrt(mean * (1 - mean) / n)
+            axes.plot(ball["sigma"], 100 * mean, ".-", color=colour, label=label)
+            axes.fill_between(
+                ball["sigma"], 100 * (mean - spread), 100 * (mean + spread), color=colour, alpha=0.2, lw=0
+            )
+        if ball["matched"] <= ball["sigma"][-1]:
+            axes.axvline(ball["matched"], color=INK, lw=0.8, ls=":", label="sigma of the recipe")
+        axes.set_title(f"p = {p}", color=INK, fontsize=10)
+        axes.set_xlabel("sigma", color=INK)
+        axes.set(xlim=(0, None), ylim=(0, 102))
+        axes.tick_params(colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+    all_axes[0].set_ylabel("test error (%)", color=INK)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    columns = 4 if len(balls) > 1 else 2
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)

@@ -86,7 +86,7 @@ class Task:
     tf32: bool = False
     """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
     compiled: bool = False
-    """Whether to compile a step, where the library does so if asked and `Backend.compile_problem` has none."""
+    """Whether to compile a step, where a library does so if it is asked and `compile_problem` has none."""
     team: Team = ALONE
     """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
 

@@ -7,8 +7,11 @@ import difflib
 import functools
 import importlib.util
 import math
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +25,10 @@ EXTRA = {
     "threadpoolctl": "threadpoolctl",
     "tqdm": "tqdm",
 }
+
+
+VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
+"""Of which distributions a result depends on, where they are there."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +102,24 @@ def run(name: str, command: Callable[[], int]) -> int:
 def one_line(problem: BaseException) -> str:
     """Return the message of an exception in one line."""
     return " ".join(str(problem).split())
+
+
+def versions(processes: int = 1) -> dict[str, str]:
+    """Return what a result depends on: versions, and how many cores and processes there are."""
+    found = {"python": platform.python_version(), "cores": str(cores())}
+    if processes > 1:
+        found["processes"] = str(processes)
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_extra() -> None:

@@ -216,7 +216,10 @@ def parser() -> commands.Parser:
     add("--backend", f"one of {', '.join(backends.names())}", str, default="numpy")
     add("--device", "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1", str, default="cpu")
     add("--dtype", "of weights and data", choices=values["dtype"], default=by.dtype)
-    add("--compile", "torch: make one program of a step, in some 20 s; needs a C++ compiler, or Triton on a GPU")
+    add(
+        "--compile",
+        "torch: make one program of a step, in some 20 s; needs a C++ compiler, or Triton on a GPU",
+    )
     add("--tf32", "let a GPU round the factors of float32 products to 10 bits")
 
     add = result.group("the run")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lpfamily.steepest import epsilon
-from lpfamily.training import backends, evaluation
+from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
@@ -35,6 +35,9 @@ from lpfamily.training.runs import Json, Run, Shapes
 
 CHECKED = 50
 """After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
+
+MONITORED = 200
+"""So many held-out examples are perturbed by many steps after every epoch."""
 
 BEST = "best."
 """What precedes the names of the parameters that early stopping keeps."""
@@ -292,7 +295,24 @@ class _Training:
             line["unused"] = count / of
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
+            if recipe.validation:
+                line["monitor"] = self._monitored()
         return line
+
+    def _monitored(self) -> Json:
+        """Return errors in the ball on a few held-out examples; the last healthy checkpoint is kept."""
+        first, recipe = slice(MONITORED), self.recipe
+        x, labels = self._x(self.held_out)[first], self.held_out.labels[first]
+        found = robustness.monitor(self.trainer, x, labels, recipe.p, recipe.sigma)
+        was_healthy = not self.metrics or robustness.is_healthy(self.metrics[-1]["monitor"])
+        if was_healthy and not robustness.is_healthy(found):
+            self.run.keep_healthy()
+            self.progress.warn(
+                f"catastrophic overfitting: on {len(x)} held-out examples the error is "
+                f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five; "
+                f"{self.run.folder / runs.HEALTHY} is the checkpoint before"
+            )
+        return found
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):

@@ -30,6 +30,8 @@ CONFIG, METRICS, CHECKPOINT, RESULT = (
     "checkpoint.safetensors",
     "result.json",
 )
+HEALTHY = "healthy.safetensors"
+"""The last checkpoint before one step ceased to measure robustness, if it did."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Run:
 
         with self.writing(CHECKPOINT) as path:
             _replace(path, save(arrays, {"lpfamily": json.dumps(position)}))
+
+    def keep_healthy(self) -> None:
+        """Keep the checkpoint, as it is, beside those to come."""
+        with self.writing(HEALTHY) as path:
+            _replace(path, (self.folder / CHECKPOINT).read_bytes())
 
     def load(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> tuple[State, Position]:
         """Return the arrays of the checkpoint, and the position that `read` makes of the rest of it.

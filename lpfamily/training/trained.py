@@ -74,7 +74,6 @@ class Trained:
         backends.check_layers(backend, found, self.network)
         return found.model(self.network, self.parameters)
 
-
     def trainer(self, backend: str, device: str = "cpu") -> backends.Trainer:
         """Return a trainer of the network, at rest, for what it computes: logits, losses, derivatives.
 

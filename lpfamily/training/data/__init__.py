@@ -60,14 +60,10 @@ class Dataset:
 
     def first(self, train: int, test: int) -> "Dataset":
         """Return the data set of so many examples of each split, the first ones; 0 is all."""
-        kept = {}
-        for name, count in ("train", train), ("test", test):
-            split: Split = getattr(self, name)
+        for flag, count, split in ("--examples", train, self.train), ("--test-examples", test, self.test):
             if count > len(split.x):
-                flag = "--examples" if name == "train" else "--test-examples"
                 raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
-            kept[name] = Split(split.x[: count or None], split.labels[: count or None])
-        return replace(self, **kept)
+        return replace(self, train=_first(self.train, train), test=_first(self.test, test))
 
     def sha256(self) -> str:
         """Return the checksum of everything in it, by which a run knows its data again."""
@@ -120,6 +116,10 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 
         return cifar10.load(_folder(data_dir))
     raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.x[: count or None], split.labels[: count or None])
 
 
 def _folder(data_dir: Path | None) -> Path | None:

@@ -1,0 +1,223 @@
+"""`python -m lpfamily.evaluate RUN`: how robust a run's network is, by many steps as well as by one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpfamily.training import backends, commands, data, recipes, runs
+from lpfamily.training.errors import BadInput
+from lpfamily.training.evaluation import ONE_STEP
+from lpfamily.training.recipes import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, Recipe
+
+NAME = "python -m lpfamily.evaluate"
+EXAMPLES = 1000
+STEPS = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return commands.run(NAME, lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+
+
+def _parser() -> commands.Parser:
+    from lpfamily.training import robustness
+
+    result = commands.Parser(
+        prog=NAME,
+        description="Test the network of a run: error against sigma by one step, many steps and noise, the "
+        "smallest sigma that changes predictions, and warnings of what one step alone would hide.",
+        epilog=f"example: {NAME} runs/mine --p 2 --sigmas 0.5,1,2 --steps 50",
+    )
+    result.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    add = result.group("what is tested")
+    add("--p", "exponents of balls, from 1 to inf", EXPONENT, many=True, default="1,2,inf")
+    add(
+        "--sigmas",
+        "radii, in units of the one whose strength matches that of the run; 0 is always there",
+        NOT_NEGATIVE,
+        many=True,
+        default=",".join(f"{multiple:g}" for multiple in robustness.MULTIPLES),
+    )
+    add("--steps", "gradients that the ascent takes in each ball", COUNT, default=STEPS)
+    add("--examples", "use the first N test examples; 0 is all", COUNT_OR_NONE, default=EXAMPLES)
+    add("--seed", "of the noise", COUNT_OR_NONE, default="that of the run")
+    add("--data-dir", "local data files, as in lpfamily.train", Path, default="that of the run")
+    add = result.group("where and how")
+    add("--backend", f"one of {', '.join(backends.names())}", str, default="that of the run")
+    add("--device", "as in lpfamily.train", str, default="that of the run; cpu with --backend")
+    add("--out", "the JSON file; the curves are beside it, as PNG", Path, default="RUN/robustness.json")
+    add("--quiet", "no progress, only the table at the end")
+    return result
+
+
+def _evaluate(argv: list[str]) -> int:
+    given = _parser().parse(argv)
+    commands.check_extra()
+    from lpfamily.training import load, robustness
+
+    run, trained = runs.find(given["run"], option=""), load(given["run"])
+    config, out = run.config, _out(given)
+    dataset = _dataset(trained.recipe, config, given)
+    recipe = _with_radius(trained.recipe)
+    ps, multiples = given.get("p", ONE_STEP), given.get("sigmas", robustness.MULTIPLES)
+    _check_radii(recipe, ps, multiples, dataset.train.x.shape[1])
+    backend: str = given.get("backend") or config["backend"]
+    device: str = given.get("device") or ("cpu" if "backend" in given else config["device"])
+    trainer = trained.trainer(backend, device)
+    count = given.get("examples", EXAMPLES) or None
+    seed = given.get("seed", recipe.seed)
+    with _progress(given.get("quiet", False)) as tick:
+        result = robustness.measure(
+            trainer,
+            dataset.test.x[:count],
+            dataset.test.labels[:count],
+            recipe,
+            ps,
+            multiples,
+            given.get("steps", STEPS),
+            seed,
+            tick,
+        )
+    found = robustness.findings(result)
+    made = {
+        "command": f"{NAME} {shlex.join(argv)}",
+        "versions": commands.versions(),
+        "backend": backend,
+        "device": device,
+        "run_seed": recipe.seed,
+        "epoch": trained.epoch,
+        "data": recipe.data,
+        "data_sha256": dataset.sha256(),
+    }
+    out.write_text(json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n")
+    _draw(result, out.with_suffix(".png"))
+    warnings = [textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ") for finding in found]
+    print("\n".join([table(result, recipe.data), *warnings]))
+    return 0
+
+
+def _out(given: dict[str, Any]) -> Path:
+    """Return where the result goes, after a look at whether it can, before the work is done."""
+    out: Path = given.get("out", given["run"] / "robustness.json")
+    if out.suffix != ".json":
+        raise BadInput(f"--out {out}: must end in .json; the curves are beside it, in .png")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise BadInput(f"--out {out}: cannot be written; give a file in a folder that can")
+    return out
+
+
+def _dataset(recipe: Recipe, config: dict[str, Any], given: dict[str, Any]) -> data.Dataset:
+    """Return the examples that the run has used."""
+    folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
+    dataset = data.load(recipe.data, folder)
+    if dataset.sha256() != config["data_sha256"]:
+        raise BadInput(f"{given['run']}: the run has used other {recipe.data} data; give its --data-dir")
+    return dataset.first(recipe.examples, recipe.test_examples)
+
+
+def _with_radius(recipe: Recipe) -> Recipe:
+    """Return the recipe, with the published sigma where its own is 0 and so has no multiples."""
+    if recipe.sigma:
+        return recipe
+    inputs = math.prod(data.SHAPES[recipe.data])
+    published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
+    return replace(recipe, sigma=published.sigma)
+
+
+def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, ...], inputs: int) -> None:
+    if not ps:
+        raise BadInput("--p none: give an exponent, such as 2")
+    largest = max(multiples, default=0.0)
+    if not largest > 0:
+        raise BadInput(f"--sigmas {','.join(map(str, multiples)) or 'none'}: one must be above 0")
+    matched = max(recipes.matched_radius(recipe, p, inputs) for p in ps)
+    if not largest * matched < math.sqrt(float(np.finfo(recipe.dtype).max)):
+        raise BadInput(f"--sigmas {largest:g}: too large for {recipe.dtype}; give less")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
+    if quiet:
+        yield lambda done, of, what: None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar:
+
+            def advance(done: float, of: float, what: str) -> None:
+                bar.total, bar.n = of, done
+                bar.set_description_str(what)
+
+            yield advance
+    else:
+        yield lambda done, of, what: print(f"{done / of:4.0%} {what}".rstrip(), file=sys.stderr)
+
+
+def table(result: dict[str, Any], name: str) -> str:
+    """Return the table that ends the command: errors in percent by p and sigma, and smallest radii."""
+    n = result["examples"]
+    lines = [
+        f"robustness ({name}, {n} test examples, a standard error of {0.5 / math.sqrt(n):.2%} at most)",
+        f"  clean {result['clean']:.2%}",
+    ]
+    many = f"up to {result['steps']} steps"
+    for p, ball in result["balls"].items():
+        noise = [each["mean"] for each in ball["noise"]]
+        quantiles = ball["smallest"]["one_step"]["quantiles"]
+        lines += [
+            "",
+            _row(f"p = {p}, sigma", [f"{sigma:.4g}" for sigma in ball["sigma"]]),
+            _row("one step", [f"{error:.2%}" for error in ball["one_step"]]),
+            _row(many, [f"{error:.2%}" for error in ball["multi_step"]]),
+            _row("noise of this norm", [f"{error:.2%}" for error in noise]),
+            _row("smallest sigma, of", [*(f"{float(q):.0%}" for q in quantiles), "never"]),
+        ]
+        for title, key in ("one step", "one_step"), (many, "multi_step"):
+            smallest = ball["smallest"][key]
+            cells = ["-" if value is None else f"{value:.4g}" for value in smallest["quantiles"].values()]
+            never = "-" if smallest["never"] is None else f"{smallest['never']:.2%}"
+            lines.append(_row(title, [*cells, never]))
+    lines += [
+        "",
+        f"  noise: mean of {result['noise_draws']} draws, not clipped",
+        "  smallest sigma: that changes the prediction, quantiles over the examples that are right at first;",
+        "  never: not within the largest sigma; by up to many steps it is an upper bound",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"  {name:<20}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from lpfamily.report import plots
+
+    figure = Figure(figsize=(3 * len(result["balls"]) + 1, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots.robustness_curves(figure, result)
+    # a file alone, unlike one in a page, is looked at on whatever its viewer has behind it
+    figure.savefig(path, dpi=120, facecolor="white")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

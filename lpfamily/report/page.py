@@ -1,0 +1,293 @@
+"""A report as one HTML file, with its tables as CSV and its figures as PNG and SVG beside it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_MARKUP = re.compile(r"`(?P<code>[^`]+)`|\[(?P<text>[^]]+)]\((?P<link>https?://[^\s)]+)\)")
+_PNG_DPI = 150
+_LOOKS = {
+    # matplotlib brings the first, so that the layout is the same everywhere
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.15,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lpfamily",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what is said under it, and its tables and figures.
+
+    A paragraph of `text` is plain but for `code` between backticks and [links](https://example.org), as
+    are the notes of tables and figures.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    items: tuple[Table | Plot, ...] = ()
+
+
+def write(
+    folder: Path, title: str, sections: Sequence[Section], facts: Sequence[tuple[str, str]] = ()
+) -> Path:
+    """Write a report and return the path of its page, folder/index.html.
+
+    The page loads nothing, so that it can be mailed or opened from a disk. Beside it lie NAME.csv for
+    each table, its numbers in full precision, and NAME.png and NAME.svg for each figure. The same report
+    is the same bytes.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; files of the same names are replaced.
+    title : str
+        Of the page.
+    sections : sequence of Section
+        In the order in which they are read.
+    facts : sequence of (name, value)
+        How the report was made: commands, seeds, versions, times. Values are marked up like text.
+
+    Raises
+    ------
+    ValueError
+        If a name cannot be a file's or is used twice, or if a row has not a cell for each column.
+    """
+    items = [item for section in sections for item in section.items]
+    _check(items)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {item.name: _put(item, folder) for item in items}
+    body = [
+        f"<header>\n<h1>{escape(title)}</h1>\n</header>",
+        _contents(sections, facts),
+        *(_section(number, section, shown) for number, section in enumerate(sections, 1)),
+        _facts(facts),
+    ]
+    page = _PAGE.format(
+        title=escape(title),
+        css=files("lpfamily.report").joinpath("page.css").read_text("utf-8"),
+        body="\n".join(filter(None, body)),
+    )
+    path = folder / "index.html"
+    path.write_bytes(page.encode())
+    return path
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{css}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _check(items: Sequence[Table | Plot]) -> None:
+    names = [item.name for item in items]
+    for item in items:
+        if not _NAME.fullmatch(item.name):
+            raise ValueError(
+                f"a table or figure must have a name of a-z, 0-9, - and _ that begins with a letter; got "
+                f"{item.name!r}, which cannot name its files"
+            )
+        if names.count(item.name) > 1:
+            raise ValueError(f"two tables or figures are named {item.name}: give each its own name")
+        if isinstance(item, Table):
+            for number, row in enumerate(item.rows, 1):
+                if len(row) != len(item.columns):
+                    raise ValueError(
+                        f"row {number} of {item.name} must have a cell for each of its {len(item.columns)} "
+                        f"columns; got {len(row)}: {row}"
+                    )
+
+
+def _contents(sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
+    lines = ['<nav aria-labelledby="section.contents">', '<h2 id="section.contents">Contents</h2>', "<ol>"]
+    for number, section in enumerate(sections, 1):
+        items = "".join(
+            f'\n<li><a href="#{item.name}">{escape(item.title)}</a></li>' for item in section.items
+        )
+        inner = f"\n<ul>{items}\n</ul>\n" if items else ""
+        lines.append(f'<li><a href="#section.{number}">{escape(section.title)}</a>{inner}</li>')
+    if facts:
+        lines.append('<li><a href="#section.facts">How this was made</a></li>')
+    return "\n".join([*lines, "</ol>", "</nav>"])
+
+
+def _section(number: int, section: Section, shown: dict[str, str]) -> str:
+    return "\n".join(
+        [
+            f'<section aria-labelledby="section.{number}">',
+            f'<h2 id="section.{number}">{escape(section.title)}</h2>',
+            *(f"<p>{_prose(paragraph)}</p>" for paragraph in section.text),
+            *(shown[item.name] for item in section.items),
+            "</section>",
+        ]
+    )
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    if not facts:
+        return ""
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{_prose(value)}</td></tr>' for name, value in facts
+    )
+    return (
+        '<section aria-labelledby="section.facts">\n<h2 id="section.facts">How this was made</h2>\n'
+        f'<table class="facts">\n<tbody>\n{rows}\n</tbody>\n</table>\n</section>'
+    )
+
+
+def _put(item: Table | Plot, folder: Path) -> str:
+    """Write the files of a table or figure and return its HTML."""
+    if isinstance(item, Table):
+        (folder / f"{item.name}.csv").write_bytes(_csv(item).encode())
+        return _item(item, f"{item.name}.caption", _table(item), "csv")
+    svg = _draw(item, folder)
+    heading = f'<figcaption id="{item.name}.caption">{escape(item.title)}</figcaption>\n'
+    return _item(item, f"{item.name}.caption", _inline(svg, item), "png", "svg", heading=heading)
+
+
+def _item(item: Table | Plot, caption: str, inner: str, *suffixes: str, heading: str = "") -> str:
+    # the box scrolls, so that a keyboard must reach it
+    links = ", ".join(f'<a href="{item.name}.{suffix}">{suffix.upper()}</a>' for suffix in suffixes)
+    notes = "".join(f"<p>{_prose(note)}</p>\n" for note in item.notes)
+    return (
+        f'<figure id="{item.name}">\n{heading}'
+        f'<div class="scroll" role="group" aria-labelledby="{caption}" tabindex="0">\n{inner}\n</div>\n'
+        f'<div class="notes">\n{notes}<p class="files">{links}</p>\n</div>\n</figure>'
+    )
+
+
+def _prose(text: str) -> str:
+    """Return text as HTML, in which nothing but `code` and links is markup."""
+    parts, end = [], 0
+    for found in _MARKUP.finditer(text):
+        parts.append(escape(text[end : found.start()]))
+        if found["code"]:
+            parts.append(f"<code>{escape(found['code'])}</code>")
+        else:
+            parts.append(f'<a href="{escape(found["link"])}">{escape(found["text"])}</a>')
+        end = found.end()
+    return "".join([*parts, escape(text[end:])])
+
+
+def _csv(table: Table) -> str:
+    """Return a table as RFC 4180 has it."""
+    text = StringIO()
+    writer = csv.writer(text)
+    writer.writerow([column.head for column in table.columns])
+    writer.writerows(table.rows)
+    return text.getvalue()
+
+
+def _table(table: Table) -> str:
+    classes = [
+        ' class="number"' if number and any(_is_number(row[number]) for row in table.rows) else ""
+        for number in range(len(table.columns))
+    ]
+    lines = [
+        "<table>",
+        f'<caption><span id="{table.name}.caption">{escape(table.title)}</span></caption>',
+        "<thead>",
+        "<tr>",
+    ]
+    for column, aligned in zip(table.columns, classes, strict=True):
+        lines.append(f'<th scope="col"{aligned}>{escape(column.head)}</th>')
+    lines += ["</tr>", "</thead>", "<tbody>"]
+    for row in table.rows:
+        first, *others = (_shown(cell, column) for cell, column in zip(row, table.columns, strict=True))
+        cells = (f"<td{aligned}>{cell}</td>" for cell, aligned in zip(others, classes[1:], strict=True))
+        lines.append(f'<tr><th scope="row">{first}</th>{"".join(cells)}</tr>')
+    return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def _shown(cell: Cell, column: Column) -> str:
+    if cell is None:
+        return ""
+    return escape(cell if isinstance(cell, str) else column.format.format(cell))
+
+
+def _is_number(cell: Cell) -> bool:
+    return not isinstance(cell, str | None)
+
+
+def _draw(plot: Plot, folder: Path) -> str:
+    """Write a figure's files and return its SVG."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", _LOOKS]):
+        figure = Figure(figsize=plot.size, layout="constrained")
+        plot.draw(figure)
+        figure.savefig(
+            folder / f"{plot.name}.png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None}
+        )
+        svg = folder / f"{plot.name}.svg"
+        figure.savefig(svg, dpi=_PNG_DPI, metadata={"Date": None})
+    return svg.read_text("utf-8")
+
+
+def _inline(svg: str, plot: Plot) -> str:
+    """Return an SVG as a part of a page, whose colour it has and in which its ids are its own."""
+    root = ET.fromstring(svg)  # noqa: S314 - matplotlib wrote it a moment ago
+    for parent in root.findall(".//*[{*}style]"):
+        parent.clear()  # a style sheet in it would hold for the whole page
+    for metadata in root.findall("{*}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {
+            _local(key): _own(_local(key), value, plot.name) for key, value in element.attrib.items()
+        }
+    box = root.attrib["viewBox"]
+    root.attrib = {
+        "viewBox": box,
+        "role": "img",
+        "aria-labelledby": f"{plot.name}.alt",
+        "style": f"--points: {box.split()[2]}",
+    }
+    alt = ET.Element("desc", id=f"{plot.name}.alt")
+    alt.text = plot.alt
+    root.insert(0, alt)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _own(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}.{value}"
+    if key == "href" and value.startswith("#"):
+        return f"#{name}.{value[1:]}"
+    return value.replace("url(#", f"url(#{name}.").replace(INK, "currentColor")
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]

@@ -1,0 +1,231 @@
+"""`python -m lpfamily.reproduce`: the paper's tables and figures, measured anew, as a page."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from lpfamily.training import backends, commands
+from lpfamily.training.errors import BadInput
+from lpfamily.training.recipes import COUNT
+
+NAME = "python -m lpfamily.reproduce"
+MEASURED = "measured"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    return commands.run(NAME, lambda: _reproduce(_parser().parse(given), given))
+
+
+def _parser() -> commands.Parser:
+    commands.check_extra()
+    from lpfamily.experiments.catalogue import CHAPTERS
+    from lpfamily.experiments.pieces import Budget
+
+    listed = "; ".join(
+        f"{chapter.title}: {' '.join(piece.name for piece in chapter.pieces)}" for chapter in CHAPTERS
+    )
+    result = commands.Parser(
+        prog=NAME,
+        description="Measure the paper's tables and figures anew, and write them as one HTML page, with CSV, "
+        "PNG and SVG files beside it. What is measured is kept in OUT: a second call does what is missing.",
+        epilog=f"example: {NAME} table6 table8 figure5 --data-dir DATA",
+    )
+    result.add_argument("names", nargs="+", metavar="NAME", help=f"all, or of {listed}")
+    add = result.group("what it is made with")
+    add(
+        "--budget",
+        "quick: fewer epochs and images, and the page says so beside the numbers; paper: the published "
+        "recipes, days on two cores",
+        choices=get_args(Budget),
+        default="quick",
+    )
+    add("--seeds", "runs of each network, from seed 0", COUNT, default="3; quick convolutions 1")
+    add("--backend", f"one of {', '.join(backends.names())}", str, default="torch, else jax, else numpy")
+    add("--device", "as in lpfamily.train", str, default="cpu")
+    add("--data-dir", "local data files", Path, default="LPFAMILY_DATA, or a download into the user's cache")
+    result.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="run folders, or folders of them, to take finished runs of the same recipe from",
+    )
+    add("--jobs", "networks that are trained at once, one thread each", COUNT, default="one a core")
+    add = result.group("the result")
+    add("--out", "the folder of page, files, measurements and runs", Path, default="reproduction")
+    add("--quiet", "no progress")
+    return result
+
+
+def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
+    from lpfamily.experiments.catalogue import PIECES
+    from lpfamily.experiments.networks import runs_in
+    from lpfamily.experiments.pieces import Setting
+
+    names = list(PIECES) if "all" in given["names"] else given["names"]
+    for name in names:
+        if name not in PIECES:
+            close = difflib.get_close_matches(name, PIECES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose all, or of {', '.join(PIECES)}"
+            raise BadInput(f"there is no {name!r}; {hint}")
+    setting = Setting(
+        out=given.get("out", Path("reproduction")),
+        data_dir=given["data_dir"].resolve() if "data_dir" in given else None,
+        backend=given.get("backend") or _backend(),
+        device=given.get("device", "cpu"),
+        budget=given.get("budget", "quick"),
+        seeds=given.get("seeds", 3),
+        jobs=given.get("jobs", commands.cores()),
+        runs=runs_in(given.get("runs", ())),
+    )
+    backends.find(setting.backend).check_device(setting.device)
+    try:
+        results = _measured(setting, names, quiet=given.get("quiet", False))
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on: {NAME} {shlex.join(argv)}", file=sys.stderr)
+        raise
+    page = _write(setting, results, argv)
+    print(page)
+    return 0
+
+
+def _backend() -> str:
+    """Return the first of torch, jax and numpy that is there: numpy trains no convolutions."""
+    for name in ("torch", "jax"):
+        try:
+            backends.find(name)
+        except BadInput:
+            continue
+        return name
+    return "numpy"
+
+
+def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
+    """Return what is kept and what was asked for, by measurement: measures what is missing."""
+    from lpfamily.experiments.catalogue import PIECES
+
+    measurements = {m.name: m for name in PIECES for m in PIECES[name].measurements}
+    results = {name: found for name, m in measurements.items() if (found := _kept(setting, m)) is not None}
+    wanted = {m.name: m for name in names for m in PIECES[name].measurements}
+    missing = [m for name, m in wanted.items() if name not in results]
+    with _bars(missing, quiet=quiet) as begin:
+        for measurement in missing:
+            begun = time.perf_counter()
+            result = measurement.measure(setting, begin(measurement))
+            results[measurement.name] = {
+                "setting": _depends(setting, measurement),
+                "seconds": time.perf_counter() - begun,
+                "result": result,
+            }
+            _keep(setting.out / MEASURED / f"{measurement.name}.json", results[measurement.name])
+    return results
+
+
+def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
+    return {name: getattr(setting, name) for name in measurement.depends}
+
+
+def _kept(setting: Any, measurement: Any) -> dict[str, Any] | None:
+    """Return a measurement that is there, if it was made with the same setting."""
+    path = setting.out / MEASURED / f"{measurement.name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found if found["setting"] == _depends(setting, measurement) else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise BadInput(f"{path}: cannot be read ({cause!r}); remove it, to measure anew") from cause
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(found, allow_nan=False) + "\n")
+    beside.replace(path)
+
+
+@contextmanager
+def _bars(measurements: list[Any], *, quiet: bool) -> Iterator[Any]:
+    """Give begin(measurement), which returns what it calls as it goes on."""
+    total = sum(m.cost for m in measurements)
+    if quiet or not measurements:
+        yield lambda measurement: lambda done, of, what="": None
+        return
+    if not sys.stderr.isatty():
+        yield lambda measurement: _Lines(measurement.name)
+        return
+    from tqdm import tqdm
+
+    form = "{desc:24.24} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left {postfix}"
+    with (
+        tqdm(total=total, desc="all", bar_format=form, dynamic_ncols=True) as whole,
+        tqdm(total=1.0, bar_format=form, dynamic_ncols=True) as part,
+    ):
+        before = 0.0
+
+        def begin(measurement: Any) -> Any:
+            nonlocal before
+            start, before = before, before + measurement.cost
+            part.reset()
+            part.set_description(measurement.name)
+
+            def tick(done: float, of: float, what: str = "") -> None:
+                share = done / of if of else 1.0
+                part.set_postfix_str(what, refresh=False)
+                for bar, at in (part, share), (whole, start + share * measurement.cost):
+                    bar.n = min(at, bar.total)
+                    bar.refresh()
+
+            return tick
+
+        yield begin
+
+
+class _Lines:
+    """A line when a measurement begins, and then one every half minute at most."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.begun, self.said = name, time.monotonic(), -30.0
+        self(0, 1)
+
+    def __call__(self, done: float, of: float, what: str = "") -> None:
+        now = time.monotonic() - self.begun
+        if now - self.said >= 30:
+            self.said, share = now, done / of if of else 1.0
+            left = f", {now * (1 - share) / share:.0f} s left" if share else ""
+            sys.stderr.write(f"{self.name}: {share:.0%}{left}{what and ', ' + what}\n")
+
+
+def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
+    """Write the page of all pieces whose measurements are there, and return its path."""
+    from lpfamily.experiments.catalogue import CHAPTERS
+    from lpfamily.report import page
+
+    sections = []
+    for chapter in CHAPTERS:
+        items: list[Any] = []
+        for piece in chapter.pieces:
+            if all(m.name in results for m in piece.measurements):
+                items += piece.report(setting, *(results[m.name]["result"] for m in piece.measurements))
+        if items:
+            sections.append(page.Section(chapter.title, chapter.text, tuple(items)))
+    facts = [("command", f"`{NAME} {shlex.join(argv)}`"), ("budget", setting.budget)]
+    facts += [("backend", f"{setting.backend} on {setting.device}"), ("seeds", f"0 to {setting.seeds - 1}")]
+    facts += [(f"time of {name}", f"{found['seconds']:.0f} s") for name, found in results.items()]
+    facts += [(f"version of {name}", version) for name, version in commands.versions().items()]
+    title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
+    return page.write(setting.out, title, sections, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

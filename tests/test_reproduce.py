@@ -1,0 +1,260 @@
+"""The runs behind Tables I to V, their numbers, and the command that keeps what is measured."""
+
+import json
+import math
+
+import pytest
+from commandline import small_mnist
+
+from lpfamily import reproduce
+from lpfamily.experiments import catalogue, errors, networks
+from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, finished, flags, runs_in
+from lpfamily.experiments.pieces import Measurement, Piece, Setting
+from lpfamily.report.contents import Column, Table
+from lpfamily.training import load, options, recipes
+from lpfamily.training.data import SHAPES, Dataset, Split
+from lpfamily.training.errors import BadInput
+
+QUIET = ("--quiet", "--backend", "numpy")
+
+
+def silent(done, of, what=""):
+    assert 0 <= done <= of
+
+
+# What is trained
+
+
+def recipe(name, budget):
+    given = options.parser().parse(list(flags(NETWORKS[name], budget, seed=7)))
+    inputs = math.prod(SHAPES[given["data"]])
+    x = type("X", (), {"shape": (60_000, inputs)})
+    return options.recipe_of(given, Dataset(given["data"], Split(x, None), None, 10, SHAPES[given["data"]]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_paper_budget_is_the_published_recipe(name):
+    found = recipes.to_json(recipe(name, "paper"))
+    model, data, objective, p = (found[key] for key in ("model", "data", "objective", "p"))
+    published = recipes.default(model, data, objective, float(p), math.prod(SHAPES[data]))
+    chosen = {"seed": 7, "sigma": found["sigma"], "second_stage": found["second_stage"]}
+    assert found == recipes.to_json(published) | chosen
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_quick_budget_has_the_images_and_epochs_that_it_promises(name):
+    found = recipe(name, "quick")
+    images, epochs = (2_000, 3) if NETWORKS[name].kind in ("conv", "cifar") else (10_000, 10)
+    assert found.examples - found.validation >= images
+    assert found.epochs >= epochs
+    assert found.second_stage == "none" or found.second_epochs >= epochs
+    assert recipe(name, "paper").objective == found.objective
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "sigma"),
+    [
+        ("sigmoid-p2", 2, 1),
+        ("maxout-p2", 2, 1),
+        ("maxout-pinf", math.inf, 0.25),
+        ("conv-pinf-0.1", math.inf, 0.1),
+        ("conv-p2", 2, 1),
+        ("cifar-p2-50k", 2, 2),
+    ],
+)
+def test_the_perturbations_are_the_papers(name, p, sigma):
+    found = recipe(name, "paper")
+    assert (found.objective, found.p, found.sigma) == ("perturb", p, sigma)
+
+
+# Runs
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch):
+    monkeypatch.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "2", "--batch-size", "10"))
+    small_mnist(tmp_path / "data" / "mnist")
+    return Setting(tmp_path / "out", tmp_path / "data")
+
+
+def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
+    wanted = [("softmax", 0), ("softmax", 1)]
+    folders = all_finished(setting, wanted, silent)
+    assert [folder.name for folder in folders] == ["softmax-0", "softmax-1"]
+    assert [load(folder).recipe.seed for folder in folders] == [0, 1]
+    found = networks.result(folders[1])
+    assert found["clean"] == load(folders[1]).result["test_error"]["clean"]
+    assert (found["seed"], found["epochs"]) == (1, 2)
+
+    marks = [(folder / "result.json").stat().st_mtime_ns for folder in folders]
+    assert all_finished(setting, wanted, silent) == folders
+    assert [(folder / "result.json").stat().st_mtime_ns for folder in folders] == marks
+
+    content = (folders[0] / "checkpoint.safetensors").read_bytes()
+    (folders[0] / "result.json").unlink()
+    assert finished(setting, "softmax", 0, silent) == folders[0]
+    assert (folders[0] / "checkpoint.safetensors").read_bytes() == content
+
+    other = Setting(tmp_path / "other", setting.data_dir, runs=runs_in([setting.out / "runs"]))
+    assert finished(other, "softmax", 1, silent) == folders[1]
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_fails_says_why(setting):
+    (setting.data_dir / "mnist" / "train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(OSError, match=r"softmax-0 was not trained: .*train-images-idx3-ubyte"):
+        finished(setting, "softmax", 0, silent)
+
+
+def test_a_folder_of_runs_must_be_there(tmp_path):
+    with pytest.raises(BadInput, match=r"--runs .*nowhere"):
+        runs_in([tmp_path / "nowhere"])
+
+
+# Tables I to V
+
+
+def result(clean, seed=0, examples=10_000, **noise):
+    return {
+        "clean": clean,
+        "noise": {std: {"mean": mean, "standard_error": 0.001} for std, mean in noise.items()},
+        "tested_on": f"mnist, {examples} test examples",
+        "seed": seed,
+    }
+
+
+def test_a_paired_test_is_students():
+    # differences 1, 2, 3: t = 2 sqrt(3), two degrees of freedom; their tail is 1/2 - t / (2 sqrt(t^2 + 2))
+    t = 2 * math.sqrt(3)
+    expected = 2 * (0.5 - t / (2 * math.sqrt(t**2 + 2)))
+    assert errors.paired_p_value([11, 22, 33], [10, 20, 30]) == pytest.approx(expected, rel=1e-9)
+    assert errors.paired_p_value([1], [2]) is None
+    assert errors.paired_p_value([1, 2], [2, 3]) is None
+
+
+def test_78_errors_have_a_deviation_of_8_point_8():
+    assert errors.resolution(0.0078, 10_000) * 10_000 == pytest.approx(8.8, abs=0.05)
+
+
+def test_the_error_under_noise_is_that_of_the_seeds():
+    one = [result(0.01, **{"0.1": 0.02})]
+    assert errors.noisy_error(one, "0.1") == (0.02, 0.001)
+    assert errors.noisy_error(one, "0") == (0.01, pytest.approx(math.sqrt(0.01 * 0.99 / 10_000)))
+    three = [result(0.01, **{"0.1": mean}) for mean in (0.02, 0.03, 0.04)]
+    assert errors.noisy_error(three, "0.1") == (pytest.approx(0.03), pytest.approx(0.01 / math.sqrt(3)))
+
+
+def test_table_1_shows_what_was_measured(tmp_path):
+    found = {name: [result(0.02, 0), result(0.03, 1)] for name in errors.TABLE_1}
+    found["maxout-p2"] = [result(0.01, 0), result(0.024, 1)]
+    piece = catalogue.PIECES["table1"]
+    (table,) = piece.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
+    rows = {row[0]: row[1:] for row in table.rows}
+    deviation = 0.01 / math.sqrt(2)
+    assert rows["Maxout + dropout"] == (pytest.approx(0.025), pytest.approx(deviation), 2, None, 0.0094)
+    p_value = 2 * (0.5 - math.atan(0.008 / 0.002) / math.pi)  # one degree of freedom: Cauchy
+    assert rows["Maxout + dropout + gradient p = 2"][3:] == (pytest.approx(p_value), 0.0078)
+    assert not any("Quick" in note for note in table.notes)
+    (table,) = piece.report(Setting(tmp_path, None, seeds=2), found)
+    assert any(" ".join(QUICK["maxout"]) in note for note in table.notes)
+
+
+def test_table_4_has_the_rows_of_both_measurements(tmp_path):
+    noise = {"0.1": 0.05, "0.3": 0.25}
+    dense, conv = (
+        {name: [result(clean, **noise)] for name in part}
+        for clean, part in ((0.02, errors.TABLE_1), (0.01, errors.TABLE_2))
+    )
+    (table,) = catalogue.PIECES["table4"].report(Setting(tmp_path, None), conv, dense)
+    assert [row[1] for row in table.rows] == [0.01, 0.01, 0.02, 0.02]
+    assert [row[4] for row in table.rows] == [0.05] * 4
+    assert [row[9] for row in table.rows] == [0.2017, 0.1436, 0.0242, 0.0129]
+
+
+# The command
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A piece whose measurement counts its calls."""
+    calls = []
+
+    def measure(setting, tick):
+        tick(1, 2, "half")
+        calls.append(setting)
+        return {"count": len(calls)}
+
+    def report(setting, found):
+        return [Table("count", "Count", (Column("what"), Column("count")), (("calls", found["count"]),))]
+
+    piece = Piece("count", (Measurement("counted", measure),), report)
+    chapter = catalogue.Chapter("Counting", ("So often.",), (piece,))
+    monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
+    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    return calls
+
+
+def test_what_is_measured_is_kept(counted, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert reproduce.main(["all", "--out", str(out), *QUIET]) == 0
+    assert capsys.readouterr() == (f"{out / 'index.html'}\n", "")
+    assert (out / "count.csv").read_text().split() == ["what,count", "calls,1"]
+    assert reproduce.main(["count", "--out", str(out), *QUIET]) == 0
+    assert len(counted) == 1
+    assert reproduce.main(["count", "--out", str(out), "--seeds", "2", *QUIET]) == 0
+    assert len(counted) == 2
+    assert counted[1].seeds == 2
+    page = (out / "index.html").read_text()
+    assert "python -m lpfamily.reproduce count" in page
+    assert "So often." in page
+
+
+def test_progress_is_lines_where_there_is_no_terminal(counted, tmp_path, capsys):
+    assert reproduce.main(["count", "--out", str(tmp_path), "--backend", "numpy"]) == 0
+    assert capsys.readouterr().err == "counted: 0%\n"
+
+
+def test_what_is_kept_and_damaged_is_named(counted, tmp_path, capsys):
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "counted.json").write_text("{")
+    assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 2
+    assert "counted.json: cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(counted, tmp_path, capsys, monkeypatch):
+    def interrupted(setting, tick):
+        raise KeyboardInterrupt
+
+    piece = Piece("count", (Measurement("counted", interrupted),), lambda setting, found: [])
+    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 130
+    assert f"lpfamily.reproduce count --out {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["tabel1"], "tabel1"),
+        (["count", "--budgte", "quick"], "did you mean --budget?"),
+        (["count", "--budget", "huge"], "huge"),
+        (["count", "--seeds", "0"], "whole number"),
+        (["count", "--backend", "tensorflow"], "tensorflow"),
+        (["count", "--runs", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(counted, tmp_path, monkeypatch, capsys, flags, part):
+    monkeypatch.chdir(tmp_path)
+    assert reproduce.main(flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert part in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_measurements_are_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        reproduce._keep(tmp_path / "x.json", {"result": math.nan})
+    assert not (tmp_path / "x.json").exists()
+    reproduce._keep(tmp_path / "x.json", {"result": 1})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"result": 1}
