@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lpfamily.training import protocol, runs
 from lpfamily.training.backends import Machine
@@ -242,3 +243,38 @@ def test_a_position_that_no_run_has_is_refused(recipe, values):
 def test_what_does_not_go_together_is_named(changes, part):
     with pytest.raises(BadInput, match=part):
         protocol.check(replace(RECIPE, **changes), dataset())
+
+
+class Overfit(Scripted):
+    """After three epochs the step of training changes nothing, half of it everything."""
+
+    def logits(self, x):
+        length = np.linalg.norm(x, axis=1)
+        wrong = (self.count in (3, 4)) & (length > 0.25) & (length < 0.75)
+        return np.stack([np.ones(len(x)), 2.0 * wrong], axis=1)
+
+
+@dataclass
+class OverfitScript(Script):
+    def trainer(self, task, state):
+        return Overfit(self, task, state)
+
+
+def test_a_checkpoint_before_catastrophic_overfitting_is_kept(tmp_path, capsys):
+    recipe = replace(RECIPE, objective="perturb", sigma=1.0, epochs=5, patience=0, second_stage="none")
+    run, _ = trained(tmp_path / "run", OverfitScript([0]), recipe)
+    found = [(line["monitor_one_step"], line["monitor_multi_step"]) for line in run.metrics()]
+    assert found == [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)]
+    assert load_file(run.folder / runs.HEALTHY)["layers.0.bias"] == pytest.approx(2)
+    said = capsys.readouterr().err
+    assert (
+        said.count("catastrophic overfitting: on 4 held-out examples the error is 0% after one step and 100%")
+        == 1
+    )
+
+
+def test_a_healthy_run_keeps_no_second_checkpoint(tmp_path, capsys):
+    recipe = replace(RECIPE, objective="perturb", epochs=2, patience=0, second_stage="none")
+    run, _ = trained(tmp_path / "run", Script([0]), recipe)
+    assert not (run.folder / runs.HEALTHY).exists()
+    assert capsys.readouterr().err == ""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import brentq
 from scipy.special import log_softmax, logsumexp
+from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
 
 from lpfamily.experiments import softmax
@@ -126,10 +127,22 @@ def test_signed_distances_are_the_margin_s_and_negative_beyond_it(problem):
     # a step as long as it says, along the normal, ends on the boundary with that class
     for j in range(3):
         others = problem.labels != j
-        normal = problem.weights[:, [j]] - problem.weights[:, problem.labels[others]]
-        x = problem.x[others] + (signed[others, j] * normal / np.linalg.norm(normal, axis=0)).T
+        across = problem.weights[:, [j]] - problem.weights[:, problem.labels[others]]
+        x = problem.x[others] + (signed[others, j] * across / np.linalg.norm(across, axis=0)).T
         there = x @ problem.weights + problem.bias
         assert_allclose(there[:, j], there[np.arange(len(x)), problem.labels[others]], atol=1e-9)
+
+
+def test_histograms_count_the_right_and_the_wrong(problem):
+    found = softmax.distances(problem.model, problem.split)
+    assert found["right"] == sum(found["histogram"]["counts"]) == problem.right.sum()
+    along = softmax.along_gradient(problem.model, problem.x, problem.labels)[problem.right]
+    assert sum(found["near"]["counts"]) == np.sum(along <= 0.1)
+    z = problem.x @ problem.weights + problem.bias
+    signed = softmax.signed_distances(problem.weights, z, problem.labels).min(axis=1)
+    near = (signed >= -0.1) & ~problem.right
+    assert sum(found["near_wrong"]["counts"]) == near.sum() > 0
+    assert_allclose(found["beyond"]["mean"], -signed[~problem.right].mean(), rtol=1e-12)
 
 
 def test_flips_are_counted_in_both_directions():
@@ -270,6 +283,14 @@ def test_the_tables_hold_what_was_measured():
     slope = np.array(each("line", "through_zero", names=both))
     expected = (1 - np.array(each("error", names=both))) * slope * 1e-4 / 4
     assert_allclose(tables["table9"]["predicted, through zero"], expected, rtol=1e-12)
+    expected *= 2 * np.array(each("line", "slope", names=both)) / slope
+    assert_allclose(tables["table9"]["predicted, two-sided"], expected, rtol=1e-12)
+    error, mean, std = (np.array(each(*path)) for path in (["error"], ["along", "mean"], ["along", "std"]))
+    expected = error + (1 - error) * normal.sf(mean / np.hypot(0.3, std))
+    assert_allclose(tables["table8"]["eq. 33, ours"][2::3], expected, rtol=1e-9)
+    mean, std = (np.array(each("beyond", what)) for what in ("mean", "std"))
+    expected -= error * normal.sf(mean / np.hypot(0.3, std))
+    assert_allclose(tables["table8"]["two-sided"][2::3], expected, rtol=1e-9)
 
 
 def test_the_histograms_are_densities_beside_their_lines():

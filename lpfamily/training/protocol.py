@@ -296,7 +296,7 @@ class _Training:
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
             if recipe.validation:
-                line["monitor"] = self._monitored()
+                line |= self._monitored()
         return line
 
     def _monitored(self) -> Json:
@@ -304,15 +304,15 @@ class _Training:
         first, recipe = slice(MONITORED), self.recipe
         x, labels = self._x(self.held_out)[first], self.held_out.labels[first]
         found = robustness.monitor(self.trainer, x, labels, recipe.p, recipe.sigma)
-        was_healthy = not self.metrics or robustness.is_healthy(self.metrics[-1]["monitor"])
-        if was_healthy and not robustness.is_healthy(found):
+        before = {name: line[f"monitor_{name}"] for line in self.metrics[-1:] for name in found}
+        if not robustness.is_healthy(found) and (not before or robustness.is_healthy(before)):
             self.run.keep_healthy()
             self.progress.warn(
                 f"catastrophic overfitting: on {len(x)} held-out examples the error is "
                 f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five; "
                 f"{self.run.folder / runs.HEALTHY} is the checkpoint before"
             )
-        return found
+        return {f"monitor_{name}": value for name, value in found.items()}
 
     def _check_finite(self, loss: float, what: str) -> None:
         if not math.isfinite(loss):
