@@ -11,9 +11,11 @@ With F the FLOPs of a forward pass and F1 those of the first layer's product, a 
 
 the matrix products and convolutions that cannot be left out. `GFLOP/s` counts these alone, `of peak` divides
 by the fastest product of large square matrices in the same process, `x plain` is a ratio to the time of the
-same code's plain step, `x floor` that ratio over the ratio of FLOPs needed. The peers come with `pip install
---group benchmarks` (pip 25.1); torchattacks with `pip install --no-deps torchattacks`, as torchvision, which
-it asks for, is imported by none of its attacks. torch's goals are those of its compiled steps.
+same code's plain step, `x floor` that ratio over the ratio of FLOPs needed. `products alone` are those of
+perturb in a dense network, one after the other: a batch is 100 rows, and weights are not in the caches when
+they are needed, so these miss the peak too. torch's goals are those of its compiled steps. The peers come
+with `pip install --group benchmarks` (pip 25.1); torchattacks with `pip install --no-deps torchattacks`, as
+torchvision, which it asks for, is imported by none of its attacks.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ PEERS = {"ART": "art", "torchattacks": "torchattacks", "foolbox": "foolbox", "cl
 SIZES = (1024, 2048)
 """Of the square matrices whose product is the peak."""
 
-OURS, COMPILED = "lpfamily", "lpfamily --compile"
+OURS, COMPILED, ALONE = "lpfamily", "lpfamily --compile", "products alone"
 
 Key = tuple[str, Row]
 Times = dict[Key, float]
@@ -128,6 +130,8 @@ def _calls(
                 own = dataclasses.replace(task, objective=objective, compiled=code == COMPILED)
                 trainer = backend.trainer(own, state)
                 calls[code, name] = functools.partial(trainer.epoch, draws.order(count), rates, draws)
+    if model != "conv-maxout":
+        calls[ALONE, "perturb"] = _together(framework, _operands(network, rng), STEPS[model])
     if framework == "torch":
         from benchmarks.training_peers import loops
 
@@ -163,6 +167,47 @@ def _products(framework: str) -> dict[Row, Callable[[], object]]:
         else:
             calls["product", str(size)] = functools.partial(np.matmul, matrix, matrix)
     return calls
+
+
+def _operands(network: Any, rng: Any) -> list[tuple[Any, Any]]:
+    """Return the factors of perturb's products: of the pass for the input, then of the other."""
+    from lpfamily.training.networks import parameter_shapes
+
+    first: list[tuple[Any, Any]] = []
+    second: list[tuple[Any, Any]] = []
+    for index in range(len(network.layers)):
+        inputs, outputs = parameter_shapes(network)[f"layers.{index}.weight"]
+        weight, x, delta = (
+            rng.standard_normal(shape, "float32")
+            for shape in ((inputs, outputs), (BATCH, inputs), (BATCH, outputs))
+        )
+        first += [(x, weight), (delta, weight.T)]
+        second += [(x, weight), (x.T, delta)] + ([(delta, weight.T)] if index else [])
+    return first + second
+
+
+def _together(framework: str, operands: list[tuple[Any, Any]], times: int) -> Callable[[], object]:
+    """Return what multiplies all pairs so many times."""
+    if framework == "torch":
+        import torch
+
+        pairs = [tuple(map(torch.from_numpy, pair)) for pair in operands]
+        outs = [torch.mm(*pair) for pair in pairs]
+        return lambda: [
+            torch.mm(*p, out=out) for _ in range(times) for p, out in zip(pairs, outs, strict=True)
+        ]
+    if framework == "jax":
+        import jax
+
+        arrays = jax.device_put(operands)
+        products = jax.jit(lambda pairs: [a @ b for a, b in pairs])
+        return lambda: [jax.block_until_ready(products(arrays)) for _ in range(times)]
+    import numpy as np
+
+    spaces = [a @ b for a, b in operands]
+    return lambda: [
+        np.matmul(*pair, out=out) for _ in range(times) for pair, out in zip(operands, spaces, strict=True)
+    ]
 
 
 def _is_product(key: Key) -> bool:
@@ -205,6 +250,9 @@ def _print_table(model: str, times: Times) -> None:
         framework, (code, objective) = key
         speed = flops[objective] / seconds
         cells = [f"{1e3 * seconds:.2f}", f"{speed / 1e9:.0f}", f"{speed / _peak(times, framework):.0%}"]
+        if code == ALONE:
+            _print_line(f"{framework}, {code}, {objective}", cells)
+            continue
         plain = times.get((framework, (code if code in (OURS, COMPILED) else "eager loop", "plain")), 0.0)
         if plain and objective != "plain":
             ratio = seconds / plain

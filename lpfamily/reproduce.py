@@ -208,21 +208,28 @@ class _Lines:
 
 def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
-    from lpfamily.experiments.catalogue import CHAPTERS
+    from lpfamily.experiments.catalogue import CHAPTERS, PIECES
+    from lpfamily.experiments.networks import NETWORKS, flags
     from lpfamily.report import page
 
+    there = {name for name, piece in PIECES.items() if all(m.name in results for m in piece.measurements)}
     sections = []
     for chapter in CHAPTERS:
         items: list[Any] = []
         for piece in chapter.pieces:
-            if all(m.name in results for m in piece.measurements):
+            if piece.name in there and piece.within not in there:
                 items += piece.report(setting, *(results[m.name]["result"] for m in piece.measurements))
         if items:
             sections.append(page.Section(chapter.title, chapter.text, tuple(items)))
     facts = [("command", f"`{NAME} {shlex.join(argv)}`"), ("budget", setting.budget)]
     facts += [("backend", f"{setting.backend} on {setting.device}"), ("seeds", f"0 to {setting.seeds - 1}")]
-    facts += [(f"time of {name}", f"{found['seconds']:.0f} s") for name, found in results.items()]
-    facts += [(f"version of {name}", version) for name, version in commands.versions().items()]
+    facts.append(("seconds", ", ".join(f"{name} {found['seconds']:.0f}" for name, found in results.items())))
+    facts.append(("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())))
+    for network in (
+        NETWORKS[name] for name in NETWORKS if any(name in f["result"] for f in results.values())
+    ):
+        told = shlex.join(flags(network, setting.budget, 0))
+        facts.append((f"{network.name}, seed 0", f"`python -m lpfamily.train {told}`"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
     return page.write(setting.out, title, sections, facts)
 

@@ -157,6 +157,13 @@ def result(folder: Path) -> Json:
     }
 
 
+def cut(names: Iterable[str]) -> str:
+    """Return what the quick budget adds to the recipes of networks, for a page."""
+    kinds = dict.fromkeys(NETWORKS[name].kind for name in names)
+    added = "; ".join(f"{kind} networks had `{' '.join(QUICK[kind])}`" for kind in kinds)
+    return f"Quick budget: the paper's recipe trains for hundreds of epochs on all images; here {added}."
+
+
 class _Job:
     """A run to be finished, and how far it is."""
 

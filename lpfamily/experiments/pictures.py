@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, result
+from lpfamily.experiments.networks import NETWORKS, all_finished, cut, result
 from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting, Tick
 from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
 from lpfamily.steepest import epsilon
@@ -65,11 +65,7 @@ def network_notes(setting: Setting, ended: Json) -> list[str]:
     )
     notes = [f"The networks (seed 0): {each}."]
     if setting.budget == "quick":
-        cuts = dict.fromkeys(" ".join(QUICK[NETWORKS[name].kind]) for name in ended)
-        notes.append(
-            f"Quick budget: the paper's recipe trains for hundreds of epochs on all images; here "
-            f"{' or '.join(cuts)}."
-        )
+        notes.append(cut(ended))
     return notes
 
 

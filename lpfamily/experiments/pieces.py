@@ -58,3 +58,5 @@ class Piece:
     measurements: tuple[Measurement, ...]
     report: Callable[..., list[Table | Plot]]
     """report(setting, *results) says what the results of the measurements are."""
+    within: str = ""
+    """Another piece that says all of it, where both are on the page."""
