@@ -1,4 +1,4 @@
-"""A step as one compiled program, on a CUDA device as one graph that is launched at once."""
+"""A step as compiled programs, on a CUDA device as graphs that are launched at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._dynamo
+from torch import Tensor
 
 
 @functools.cache
@@ -25,16 +25,34 @@ def compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 @contextmanager
 def tracing_gradients() -> Iterator[None]:
     """Let a program hold `torch.autograd.grad`, and functions have programs for any number of trainers."""
+    import torch._dynamo  # not before it is needed, as it takes a second
+
     changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
     with torch._dynamo.config.patch(changes | {"trace_autograd_ops": True}):
         yield
 
 
+def stays_in_place(*tensors: Tensor) -> None:
+    """Say that a CUDA graph may read and write these where they are: it would take copies of others."""
+    import torch._dynamo
+
+    for tensor in tensors:
+        torch._dynamo.mark_static_address(tensor, guard=False)
+
+
 def problem(device: str) -> str:
-    """Return why nothing can be compiled for a device, such as a missing C++ compiler, or nothing."""
+    """Return why steps cannot be compiled for a device, or nothing.
+
+    A C++ compiler or Triton may be missing, or torch too old to have gradients in a program.
+    """
     try:
-        compiled(lambda x: torch.sin(x) + torch.cos(x), device)(torch.ones(8, device=device))
+        with tracing_gradients():
+            compiled(_slope, device)(torch.ones(8, device=device, requires_grad=True))
     except Exception as cause:  # whatever compilers and their tool chains raise
         text = str(cause).partition("\n\nSet TORCH")[0]  # what follows is for torch's developers
         return f"torch.compile fails ({' '.join(text.split())})"
     return ""
+
+
+def _slope(x: Tensor) -> Tensor:
+    return torch.autograd.grad(torch.sin(x).sum(), x)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lpfamily.training.networks import (
     parameter_shapes,
 )
 from lpfamily.training.teams import Team, own
-from lpfamily_torch.compiling import compiled, problem, tracing_gradients
+from lpfamily_torch.compiling import compiled, problem, stays_in_place, tracing_gradients
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join
 
@@ -91,6 +91,7 @@ class TorchTrainer:
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
         self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
+        self._total = torch.zeros(2, dtype=torch.float64, device=task.device)
         self.load(state)
 
     def state(self) -> State:
@@ -116,23 +117,27 @@ class TorchTrainer:
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
+        if self.task.compiled:
+            stays_in_place(*self._state.values(), self._x, self._labels, self._total)
         parameters = {name: self._state[name] for name in parameter_shapes(self.task.network)}
         team = self.task.team
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
-        total = torch.zeros(2, dtype=torch.float64, device=task.device)
+        total = self._total.zero_()
         steps = zip(*map(self._numbers, (rates.lr, rates.momentum, rates.sigma)), strict=True)
         find_gradients, update = TorchTrainer._gradients, TorchTrainer._update
         if task.compiled:
             find_gradients, update = compiled(find_gradients, task.device), compiled(update, task.device)
-        with self._precision(), tracing_gradients():
+        with self._precision(), tracing_gradients() if task.compiled else nullcontext():
             for step, batch in enumerate(torch.split(self._tensor(order), task.batch_size)):
                 lr, momentum, sigma = next(steps)
                 examples, rows = len(batch), own(team, len(batch))
                 own_draws = draws if team.size == 1 else draws.part(examples, rows)
                 drawn = self._drawn(own_draws, step, rows.stop - rows.start)
+                if task.compiled:
+                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 gradients = find_gradients(self, batch[rows], examples, sigma, drawn, total)
                 update(self, self._sums.of(gradients) if self._sums else gradients, lr, momentum)
         if isinstance(team, TorchTeam):
