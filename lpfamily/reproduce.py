@@ -121,7 +121,9 @@ def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
     with _bars(missing, quiet=quiet) as begin:
         for measurement in missing:
             begun = time.perf_counter()
-            result = measurement.measure(setting, begin(measurement))
+            tick = begin(measurement)
+            result = measurement.measure(setting, tick)
+            tick(1, 1)
             results[measurement.name] = {
                 "setting": _depends(setting, measurement),
                 "seconds": time.perf_counter() - begun,
@@ -166,7 +168,7 @@ def _bars(measurements: list[Any], *, quiet: bool) -> Iterator[Any]:
         return
     from tqdm import tqdm
 
-    form = "{desc:24.24} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left {postfix}"
+    form = "{desc:24.24} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
     with (
         tqdm(total=total, desc="all", bar_format=form, dynamic_ncols=True) as whole,
         tqdm(total=1.0, bar_format=form, dynamic_ncols=True) as part,

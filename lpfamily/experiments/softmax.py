@@ -315,7 +315,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
     fits = [Fit(np.zeros((inputs, data.classes)), np.zeros(data.classes))]
     gradients = []
     for index, model in enumerate(MODELS):
-        tick(index * training_share, of, f"softmax: training {model.name}")
+        tick(index * training_share, of, f"training {model.name}")
         fits.append(fit(data.train.x, data.train.labels, model.decay, fits[-1], sizes, axes))
         _, *slopes = objective(fits[-1].weights, fits[-1].bias, data.train.x, data.train.labels, model.decay)
         gradients.append(max(float(np.abs(slope).max()) for slope in slopes))
@@ -324,7 +324,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
     def drawn() -> None:
         nonlocal done
         done += 1
-        tick(done, of, "softmax: noise")
+        tick(done, of, "noise")
 
     noise = {
         name: under_noise(fits[1:], split, seed, drawn) for seed, (name, split) in enumerate(sets.items())
@@ -349,7 +349,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
 
 def pictures(setting: Setting, tick: Tick) -> Json:
     """Return the first training image of each digit, and the same under noise of standard deviation SMALL."""
-    tick(0, 1, "softmax: images")
+    tick(0, 1, "images")
     data = load("mnist", setting.data_dir)
     first = [int(np.argmax(data.train.labels == digit)) for digit in range(data.classes)]
     clean = data.train.x[first]
