@@ -134,7 +134,10 @@ def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
 
 
 def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
-    return {name: getattr(setting, name) for name in measurement.depends}
+    from lpfamily.experiments.networks import checksum
+
+    found = {name: getattr(setting, name) for name in measurement.depends}
+    return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
 def _kept(setting: Any, measurement: Any) -> dict[str, Any] | None:

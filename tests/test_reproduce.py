@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from commandline import small_mnist
@@ -100,6 +101,20 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_runs_on_other_data_are_not_taken(setting, tmp_path):
+    folder = finished(setting, "softmax", 0, silent)
+    small_mnist(tmp_path / "other" / "mnist")
+    path = tmp_path / "other" / "mnist" / "train-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    other = replace(setting, data_dir=tmp_path / "other")
+    with pytest.raises(BadInput, match=r"softmax-0 was trained on other data"):
+        finished(other, "softmax", 0, silent)
+    elsewhere = replace(other, out=tmp_path / "anew", runs=runs_in([setting.out / "runs"]))
+    assert finished(elsewhere, "softmax", 0, silent) != folder
+
+
 def test_a_run_that_fails_says_why(setting):
     (setting.data_dir / "mnist" / "train-images-idx3-ubyte").write_bytes(b"")
     with pytest.raises(OSError, match=r"softmax-0 was not trained: .*train-images-idx3-ubyte"):
@@ -187,7 +202,7 @@ def counted(monkeypatch):
     def report(setting, found):
         return [Table("count", "Count", (Column("what"), Column("count")), (("calls", found["count"]),))]
 
-    piece = Piece("count", (Measurement("counted", measure),), report)
+    piece = Piece("count", (Measurement("counted", measure, data=()),), report)
     chapter = catalogue.Chapter("Counting", ("So often.",), (piece,))
     monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
@@ -225,7 +240,7 @@ def test_ctrl_c_says_how_to_go_on(counted, tmp_path, capsys, monkeypatch):
     def interrupted(setting, tick):
         raise KeyboardInterrupt
 
-    piece = Piece("count", (Measurement("counted", interrupted),), lambda setting, found: [])
+    piece = Piece("count", (Measurement("counted", interrupted, data=()),), lambda setting, found: [])
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 130
     assert f"lpfamily.reproduce count --out {tmp_path}" in capsys.readouterr().err

@@ -36,7 +36,8 @@ TABLE_5 = {"cifar-plain-50k": (0.1308, 0.1337, 0.1688), "cifar-p2-50k": (0.1228,
 
 
 def _measurement(name: str, networks: Sequence[str], cost: float) -> Measurement:
-    convolutions = NETWORKS[networks[0]].kind in ("conv", "cifar")
+    kind = NETWORKS[networks[0]].kind
+    convolutions = kind in ("conv", "cifar")
 
     def measure(setting: Setting, tick: Tick) -> Json:
         seeds = 1 if convolutions and setting.budget == "quick" else setting.seeds
@@ -47,7 +48,7 @@ def _measurement(name: str, networks: Sequence[str], cost: float) -> Measurement
             found[network].append(result(folder))
         return found
 
-    return Measurement(name, measure, cost)
+    return Measurement(name, measure, cost, data=("cifar10" if kind == "cifar" else "mnist",))
 
 
 DENSE = _measurement("dense", list(TABLE_1), 6.0)

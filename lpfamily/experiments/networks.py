@@ -7,6 +7,7 @@ taken instead.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -157,6 +158,12 @@ def result(folder: Path) -> Json:
     }
 
 
+@functools.cache
+def checksum(name: str, data_dir: Path | None) -> str:
+    """Return the checksum of a data set."""
+    return data.load(name, data_dir).sha256()
+
+
 def cut(names: Iterable[str]) -> str:
     """Return what the quick budget adds to the recipes of networks, for a page."""
     kinds = dict.fromkeys(NETWORKS[name].kind for name in names)
@@ -175,6 +182,7 @@ class _Job:
     def finish(self, stop: threading.Event) -> Path:
         """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
         folder = self._elsewhere() or self.setting.out / "runs" / self.name
+        self._check_data(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)
         self.share = 1.0
@@ -210,14 +218,23 @@ class _Job:
             reason = said.splitlines()[-1] if said else "it says nothing of why"
             raise OSError(f"{self.name} was not trained: {reason}")
 
+    def _check_data(self, folder: Path) -> None:
+        if not (folder / runs.CONFIG).exists():
+            return
+        config = runs.find(folder, option="").config
+        if config["data_sha256"] != checksum(config["recipe"]["data"], self.setting.data_dir):
+            raise BadInput(f"{folder} was trained on other data; give its --data-dir, or another --out")
+
     def _elsewhere(self) -> Path | None:
         """Return the folder of a finished run of the same recipe, if one was given."""
         if not self.setting.runs:
             return None
         given = options.parser().parse(list(flags(self.network, self.setting.budget, self.seed)))
         recipe = options.recipe_of(given, data.load(given["data"], self.setting.data_dir))
+        wanted = recipe, checksum(recipe.data, self.setting.data_dir)
         for folder in self.setting.runs:
-            if (folder / runs.RESULT).exists() and load(folder).recipe == recipe:
+            there = runs.find(folder, option="")
+            if there.result is not None and (load(folder).recipe, there.config["data_sha256"]) == wanted:
                 return folder
         return None
 

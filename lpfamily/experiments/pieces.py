@@ -46,7 +46,9 @@ class Measurement:
     cost: float = 1.0
     """About how many minutes it takes at the quick budget on two cores, for the time that is left."""
     depends: tuple[str, ...] = ("backend", "budget", "seeds")
-    """The fields of `Setting` that change its result, beside the data."""
+    """The fields of `Setting` that change its result."""
+    data: tuple[str, ...] = ("mnist",)
+    """The data sets that it is measured on."""
 
 
 @dataclass(frozen=True)
