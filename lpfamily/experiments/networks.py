@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lpfamily.experiments.pieces import Budget, Json, Setting, Tick
 from lpfamily.training import data, load, options, runs
@@ -28,75 +28,45 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Trained:
+class PaperNetwork:
     """A network and an objective, as the paper has them in a row of its tables."""
 
     name: str
     label: str
-    kind: Literal["softmax", "sigmoid", "maxout", "conv", "cifar"]
     flags: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """What it shares with others, the first part of its name: a key of `QUICK`."""
+        return self.name.partition("-")[0]
 
-def _objective(p: str, sigma: str) -> tuple[str, ...]:
-    return "--p", p, "--sigma", sigma
 
-
-_PLAIN = ("--objective", "plain")
-_CIFAR = ("--data", "cifar10", "--model", "cifar-maxout-small")
-_40K, _50K = ("--second-stage", "none"), ("--second-stage", "scratch")
-
-NETWORKS = {
-    network.name: network
-    for network in (
-        Trained("softmax", "Softmax", "softmax", ("--model", "softmax", *_PLAIN)),
-        Trained("sigmoid-plain", "Sigmoid MLP", "sigmoid", ("--model", "sigmoid-mlp", *_PLAIN)),
-        Trained(
-            "sigmoid-p2",
-            "Sigmoid MLP + gradient p = 2",
-            "sigmoid",
-            ("--model", "sigmoid-mlp", *_objective("2", "1")),
-        ),
-        Trained("maxout-plain", "Maxout + dropout", "maxout", ("--model", "maxout", *_PLAIN)),
-        Trained(
-            "maxout-pinf",
-            "Maxout + dropout + gradient p = inf",
-            "maxout",
-            ("--model", "maxout", *_objective("inf", "0.25")),
-        ),
-        Trained(
-            "maxout-p2",
-            "Maxout + dropout + gradient p = 2",
-            "maxout",
-            ("--model", "maxout", *_objective("2", "1")),
-        ),
-        Trained("conv-plain", "Conv. maxout + dropout", "conv", ("--model", "conv-maxout", *_PLAIN)),
-        *(
-            Trained(
-                f"conv-pinf-{sigma}",
-                f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
-                "conv",
-                ("--model", "conv-maxout", *_objective("inf", sigma)),
-            )
-            for sigma in ("0.1", "0.25")
-        ),
-        Trained(
-            "conv-p2",
-            "Conv. maxout + dropout + gradient p = 2",
-            "conv",
-            ("--model", "conv-maxout", *_objective("2", "1")),
-        ),
-        *(
-            Trained(
-                f"cifar-{name}-{stage}", f"{label} ({stage.upper()})", "cifar", (*_CIFAR, *flags, *stages)
-            )
-            for stage, stages in (("40k", _40K), ("50k", _50K))
-            for name, label, flags in (
-                ("plain", "Conv. maxout small + dropout", _PLAIN),
-                ("p2", "Conv. maxout small + dropout + gradient p = 2", _objective("2", "2")),
-            )
-        ),
-    )
-}
+_CIFAR = "--data cifar10 --model cifar-maxout-small"
+_40K, _50K = "--second-stage none", "--second-stage scratch"
+_SMALL = "Conv. maxout small + dropout"
+_ROWS = (
+    ("softmax", "Softmax", "--model softmax --objective plain"),
+    ("sigmoid-plain", "Sigmoid MLP", "--model sigmoid-mlp --objective plain"),
+    ("sigmoid-p2", "Sigmoid MLP + gradient p = 2", "--model sigmoid-mlp --p 2 --sigma 1"),
+    ("maxout-plain", "Maxout + dropout", "--model maxout --objective plain"),
+    ("maxout-pinf", "Maxout + dropout + gradient p = inf", "--model maxout --p inf --sigma 0.25"),
+    ("maxout-p2", "Maxout + dropout + gradient p = 2", "--model maxout --p 2 --sigma 1"),
+    ("conv-plain", "Conv. maxout + dropout", "--model conv-maxout --objective plain"),
+    *(
+        (
+            f"conv-pinf-{sigma}",
+            f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
+            f"--model conv-maxout --p inf --sigma {sigma}",
+        )
+        for sigma in ("0.1", "0.25")
+    ),
+    ("conv-p2", "Conv. maxout + dropout + gradient p = 2", "--model conv-maxout --p 2 --sigma 1"),
+    ("cifar-plain-40k", f"{_SMALL} (40K)", f"{_CIFAR} --objective plain {_40K}"),
+    ("cifar-p2-40k", f"{_SMALL} + gradient p = 2 (40K)", f"{_CIFAR} --p 2 --sigma 2 {_40K}"),
+    ("cifar-plain-50k", f"{_SMALL} (50K)", f"{_CIFAR} --objective plain {_50K}"),
+    ("cifar-p2-50k", f"{_SMALL} + gradient p = 2 (50K)", f"{_CIFAR} --p 2 --sigma 2 {_50K}"),
+)
+NETWORKS = {name: PaperNetwork(name, label, tuple(told.split())) for name, label, told in _ROWS}
 
 _SHORT_CONVOLUTIONS = (
     *("--examples", "2500", "--validation", "500", "--epochs", "3", "--patience", "3"),
@@ -112,7 +82,7 @@ QUICK = {
 """What the quick budget adds to the recipe; from the published first weights nothing is learned so soon."""
 
 
-def flags(network: Trained, budget: Budget, seed: int) -> tuple[str, ...]:
+def flags(network: PaperNetwork, budget: Budget, seed: int) -> tuple[str, ...]:
     """Return what the command is told, without backend and folders."""
     own = network.flags if "--data" in network.flags else ("--data", "mnist", *network.flags)
     short = QUICK[network.kind] if budget == "quick" else ()
@@ -174,7 +144,7 @@ def cut(names: Iterable[str]) -> str:
 class _Job:
     """A run to be finished, and how far it is."""
 
-    def __init__(self, setting: Setting, network: Trained, seed: int) -> None:
+    def __init__(self, setting: Setting, network: PaperNetwork, seed: int) -> None:
         self.setting, self.network, self.seed = setting, network, seed
         self.name = f"{network.name}-{seed}"
         self.share = 0.0
