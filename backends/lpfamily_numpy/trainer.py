@@ -29,6 +29,9 @@ SMALL_PRODUCT = 40_000_000
 """Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
 where other programs hold the cores they wait for each other, many times as long as they compute."""
 
+BLOCK = 1 << 18
+"""Bytes of a weight that are updated at once: with gradient and velocity they fit into the caches."""
+
 # A loss that overflows is for the protocol to notice, once, not for a warning at every step.
 _quiet = np.errstate(all="ignore")
 
@@ -237,19 +240,32 @@ class NumpyTrainer:
     def _update(self, gradients: list[Floats], lr: float, momentum: float, examples: int) -> None:
         for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
             parameter, velocity = self._state[name], self._state[f"velocity.{name}"]
-            gradient /= examples
             layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
-            if is_weight and self.task.weight_decay:
-                gradient += self.task.weight_decay * parameter
-            velocity *= momentum
-            velocity -= lr * layer.lr_scale * gradient
-            parameter += velocity
-            if is_weight and layer.max_norm is not None:
-                norms = np.linalg.norm(parameter, axis=0)
-                long = norms > layer.max_norm
+            rate, decay = lr * layer.lr_scale, self.task.weight_decay if is_weight else 0.0
+            squares = np.zeros(parameter.shape[-1], parameter.dtype)
+            # block by block, so that each is in the caches for all that is done with it
+            for rows in _blocks(parameter):
+                step, speed, at = gradient[rows], velocity[rows], parameter[rows]
+                step *= rate / examples
+                if decay:
+                    step += rate * decay * at
+                speed *= momentum
+                speed -= step
+                at += speed
+                if is_weight and layer.max_norm is not None:
+                    squares += np.einsum("ij,ij->j", at, at)
+            norms = np.sqrt(squares)
+            if layer.max_norm is not None and (long := norms > layer.max_norm).any():
                 parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
                     parameter.dtype
                 )
+
+
+def _blocks(array: Floats) -> Iterator[slice]:
+    """Yield slices along the first axis of some `BLOCK` bytes each."""
+    rows = max(1, BLOCK * len(array) // array.nbytes)
+    for begin in range(0, len(array), rows):
+        yield slice(begin, begin + rows)
 
 
 def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:
