@@ -11,7 +11,7 @@ from lpfamily.training import definitions
 from lpfamily.training.backends import Objective
 from lpfamily.training.networks import parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests
-from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer
+from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _gradients
 
 PERTURB = Objective("perturb", 2.0)
 
@@ -43,7 +43,8 @@ class WithEpsilonThatMoves(NumpyTrainer):
 class WithOneBallForTheBatch(NumpyTrainer):
     def _step(self, x, labels, sigma, *rest):
         eps = epsilon(self.input_gradients(x, labels), self.task.objective.p, sigma, batch_ndim=0)
-        return self._at(x + eps, labels)
+        losses, errors, trained = self._at(x + eps, labels)
+        return losses, errors, _gradients((1.0, trained))
 
 
 class WithShiftedLabels(NumpyTrainer):

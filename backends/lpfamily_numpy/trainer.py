@@ -32,6 +32,9 @@ where other programs hold the cores they wait for each other, many times as long
 BLOCK = 1 << 18
 """Bytes of a weight that are updated at once: with gradient and velocity they fit into the caches."""
 
+Factors = tuple[list[Floats], list[Floats]]
+"""For each layer its inputs, and the gradient in what enters its activation: a weight's is their product."""
+
 # A loss that overflows is for the protocol to notice, once, not for a warning at every step.
 _quiet = np.errstate(all="ignore")
 
@@ -139,7 +142,8 @@ class NumpyTrainer:
         if objective.name == "noise":
             x = x + x.dtype.type(sigma) * draws.noise(step, x.shape, self.task.dtype)
         if objective.name in ("plain", "noise"):
-            return self._at(x, labels, masks)
+            losses, errors, trained = self._at(x, labels, masks)
+            return losses, errors, _gradients((1.0, trained))
         if objective.name == "penalty":
             return self._penalised(x, labels, sigma, masks)
         start = None
@@ -158,23 +162,21 @@ class NumpyTrainer:
             objective.steps,
             start,
         )
-        losses, errors, gradients = self._at(x + eps, labels, masks)
-        if weight := objective.clean_weight:
-            clean, _, clean_gradients = self._at(x, labels, masks)
-            losses = weight * clean + (1 - weight) * losses
-            gradients = [
-                weight * a + (1 - weight) * b for a, b in zip(clean_gradients, gradients, strict=True)
-            ]
-        return losses, errors, gradients
+        losses, errors, trained = self._at(x + eps, labels, masks)
+        if not (weight := objective.clean_weight):
+            return losses, errors, _gradients((1.0, trained))
+        clean, _, clean_trained = self._at(x, labels, masks)
+        losses = weight * clean + (1 - weight) * losses
+        return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
     def _at(
         self, x: Floats, labels: NDArray[Any], masks: Masks | None = None
-    ) -> tuple[Floats, NDArray[Any], list[Floats]]:
+    ) -> tuple[Floats, NDArray[Any], Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
         deltas = self._backward(passed, _loss_delta(logits, labels), to_input=False)
         losses = np.asarray(cross_entropy(logits, labels))
-        return losses, logits.argmax(axis=1) != labels, _products([layer.inputs for layer in passed], deltas)
+        return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas[1:])
 
     def _direction(self, x: Floats, labels: NDArray[Any], masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
@@ -193,16 +195,16 @@ class NumpyTrainer:
         deltas = [wrong * delta for delta in odds_deltas]
         eps = frank_wolfe(lambda _: odds_deltas[0], x, objective.p, sigma, 1)
         losses, errors = np.logaddexp(odds, 0), logits.argmax(axis=1) != labels
-        gradients = _products(inputs, deltas)
+        trained = inputs, deltas[1:]
         if objective.penalty_by == "difference":
-            h = x.dtype.type(DIFFERENCE_STEP)
-            ahead, _, ahead_gradients = self._at(x + h * eps, labels, masks)
-            total = losses + (ahead - losses) / h
-            return total, errors, [a + (b - a) / h for a, b in zip(gradients, ahead_gradients, strict=True)]
+            h = DIFFERENCE_STEP
+            ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
+            gradients = _gradients((1 - 1 / h, trained), (1 / h, ahead_trained))
+            return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
         tangents, delta_tangents = self._tangent(passed, deltas, eps, to_input=False)
-        # the derivative of inputs' @ delta along eps has two terms
-        for extra in (_products(tangents, deltas, bias=False), _products(inputs, delta_tangents)):
-            gradients = [a + b for a, b in zip(gradients, extra, strict=True)]
+        # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
+        moved = [x + v for x, v in zip(inputs, tangents, strict=True)]
+        gradients = _gradients((1.0, (moved, deltas[1:])), (1.0, (inputs, delta_tangents[1:])))
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
@@ -268,13 +270,21 @@ def _blocks(array: Floats) -> Iterator[slice]:
         yield slice(begin, begin + rows)
 
 
-def _products(inputs: list[Floats], deltas: list[Floats], *, bias: bool = True) -> list[Floats]:
-    """Return the gradients of weights and biases, summed over the examples, in the order of the names."""
+def _gradients(*passes: tuple[float, Factors]) -> list[Floats]:
+    """Return the gradients of weights and biases, summed over examples and, weighted, over passes.
+
+    They are in the order of the names. Several passes are one product, of all their examples.
+    """
     gradients = []
-    for x, delta in zip(inputs, deltas[1:], strict=True):
-        gradients.append(x.T @ delta)
-        gradients.append(delta.sum(axis=0) if bias else np.zeros(delta.shape[1], delta.dtype))
+    for layer in range(len(passes[0][1][0])):
+        x = _stacked([inputs[layer] for _, (inputs, _) in passes])
+        delta = _stacked([deltas[layer] * deltas[layer].dtype.type(w) for w, (_, deltas) in passes])
+        gradients += [x.T @ delta, delta.sum(axis=0)]
     return gradients
+
+
+def _stacked(parts: list[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _softmax(logits: Floats) -> Floats:
