@@ -1,5 +1,8 @@
 """This project's own backends, under the laws for any."""
 
+import shutil
+
+import pytest
 from backends_under_test import NAMES
 
 from lpfamily.training.testing import BackendTests
@@ -18,6 +21,11 @@ if "torch" in NAMES:
 
         def called(self, model, x):
             return model(torch.tensor(x)).detach().numpy()
+
+        @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+        def test_it_compiles_where_there_is_a_compiler(self):
+            """Else the law of compiled steps would be skipped without a word."""
+            assert self.find().compile_problem("cpu") == ""
 
 
 if "jax" in NAMES:

@@ -17,7 +17,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
 
 from lpfamily import epsilon
-from lpfamily.experiments import pictures
+from lpfamily.experiments import networks as trained_networks
+from lpfamily.experiments import pictures, pictures_pieces
 from lpfamily.experiments.pieces import Setting
 from lpfamily.report.contents import COLOURS, INK, Plot, Table
 from lpfamily.training import data
@@ -234,10 +235,12 @@ def contents(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
+        patch.setattr(
+            trained_networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted]
+        )
         patch.setattr(pictures.data, "load", lambda name, data_dir: DIGITS)
         setting, kept, found = Setting(folder.parent, None), {}, []
-        for piece in pictures.PIECES:
+        for piece in pictures_pieces.PIECES:
             for each in piece.measurements:
                 if each.name not in kept:
                     kept[each.name] = json.loads(
@@ -273,7 +276,9 @@ def test_every_network_has_a_row_and_a_column_in_the_transfer(contents):
     table = contents["table-transfer"]
     heads = [column.head for column in table.columns[1:]]
     assert (
-        [row[0] for row in table.rows[2:]] == heads == [pictures.NETWORKS[n].label for n in pictures.TRANSFER]
+        [row[0] for row in table.rows[2:]]
+        == heads
+        == [trained_networks.NETWORKS[n].label for n in pictures.TRANSFER]
     )
     assert f"All {len(DIGITS.test.x)} test examples" in " ".join(table.notes)
 
@@ -287,7 +292,7 @@ def test_a_network_that_has_not_learned_is_not_in_the_averages():
         "maxout-p2": {"softmax": 0.2, "sigmoid-p2": 0.3, "maxout-p2": 0.9},
     }
     found = {"runs": runs, "examples": 9, "clean": clean, "noise": clean, "perturbed": perturbed}
-    (piece,) = (each for each in pictures.PIECES if each.name == "table-transfer")
+    (piece,) = (each for each in pictures_pieces.PIECES if each.name == "table-transfer")
     averages, left_out = piece.report(Setting(None, None), found)[0].notes[:2]
     assert "20.00% clean" in averages
     assert "35.00% under another network's perturbations" in averages

@@ -85,7 +85,7 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     assert [load(folder).recipe.seed for folder in folders] == [0, 1]
     found = networks.result(folders[1])
     assert found["clean"] == load(folders[1]).result["test_error"]["clean"]
-    assert (found["seed"], found["epochs"]) == (1, 2)
+    assert (found["seed"], found["epochs"], errors._tested(found)) == (1, 2, 20)
 
     marks = [(folder / "result.json").stat().st_mtime_ns for folder in folders]
     assert all_finished(setting, wanted, silent) == folders

@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from lpfamily.experiments import softmax
 from lpfamily.experiments.pieces import Setting
-from lpfamily.experiments.softmax import MODELS, PIECES, STDS, Fit, Model, fit, objective
+from lpfamily.experiments.softmax import MODELS, STDS, Fit, Model, fit, objective
+from lpfamily.experiments.softmax_pieces import PIECES
 from lpfamily.margins import boundary_distance
 from lpfamily.report.contents import INK, Plot, Table
 from lpfamily.training.data import Dataset, Split, load

@@ -12,7 +12,7 @@ from test_pictures import readable
 
 from lpfamily import epsilon
 from lpfamily.curvature import LossFunctions, loss_of
-from lpfamily.experiments import pictures, theory
+from lpfamily.experiments import networks, theory
 from lpfamily.experiments.pieces import Setting
 from lpfamily.training import data
 
@@ -117,7 +117,7 @@ def contents(tmp_path_factory):
     (piece,) = theory.PIECES
     (measurement,) = piece.measurements
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
+        patch.setattr(networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
         patch.setattr(theory.data, "load", lambda name, data_dir: DIGITS)
         setting = Setting(folder.parent, None)
         found = json.loads(json.dumps(measurement.measure(setting, lambda *said: None), allow_nan=False))

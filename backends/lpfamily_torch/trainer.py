@@ -71,7 +71,7 @@ Factors = list[Tensor | None]
 """What dropout multiplies each layer's inputs by."""
 
 Rate = Any
-"""A number, or a tensor of none where the step is compiled: a number would be part of the program."""
+"""A number, or where the step is compiled a tensor without axes: a number would be part of the program."""
 
 
 class Drawn(NamedTuple):

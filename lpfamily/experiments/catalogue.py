@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lpfamily.experiments import errors, pictures, robust, softmax, theory
+from lpfamily.experiments import errors, pictures_pieces, robust, softmax_pieces, theory
 from lpfamily.experiments.pieces import Piece
 
 
@@ -40,7 +40,7 @@ CHAPTERS = (
             "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
             "why perturbations carry over from one network to another.",
         ),
-        pictures.PIECES,
+        pictures_pieces.PIECES,
     ),
     Chapter(
         "Minimum perturbations and Gaussian noise (section V)",
@@ -48,7 +48,7 @@ CHAPTERS = (
             "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
             "the gradient, and what that says of the errors under Gaussian noise.",
         ),
-        softmax.PIECES,
+        softmax_pieces.PIECES,
     ),
     Chapter(
         "How far the first-order theory holds (section II)",

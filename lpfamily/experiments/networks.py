@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from lpfamily.experiments.pieces import Budget, Json, Setting, Tick
 from lpfamily.training import data, load, options, runs
+from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -229,3 +230,24 @@ def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
             raise BadInput(f"--runs {folder}: there is no such folder")
         found += [each for each in (folder, *sorted(folder.iterdir())) if (each / runs.CONFIG).exists()]
     return tuple(found)
+
+
+def opened(setting: Setting, names: Sequence[str], tick: Tick) -> tuple[dict[str, Trainer], Json]:
+    """Return trainers of finished networks of seed 0, and what their runs ended with."""
+    folders = dict(zip(names, all_finished(setting, [(name, 0) for name in names], tick), strict=True))
+    trainers = {
+        name: load(folder).trainer(setting.backend, setting.device) for name, folder in folders.items()
+    }
+    return trainers, {name: result(folder) for name, folder in folders.items()}
+
+
+def network_notes(setting: Setting, ended: Json) -> list[str]:
+    """Return what must be known of the networks: seed, epochs, error, and what the budget cut."""
+    each = "; ".join(
+        f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"
+        for name, run in ended.items()
+    )
+    notes = [f"The networks (seed 0): {each}."]
+    if setting.budget == "quick":
+        notes.append(cut(ended))
+    return notes

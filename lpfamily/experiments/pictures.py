@@ -1,26 +1,24 @@
-"""Section III: what gradient perturbations look like, what they are made of, and how far they transfer."""
+"""Section III measured: perturbations, what they are made of, and how far they transfer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.experiments.networks import NETWORKS, all_finished, cut, result
-from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting, Tick
-from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+from lpfamily.experiments.networks import opened
+from lpfamily.experiments.pieces import Json, Measurement, Setting, Tick
 from lpfamily.steepest import epsilon
-from lpfamily.training import data, load
+from lpfamily.training import data
 from lpfamily.training.backends import Trainer
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 Floats = NDArray[Any]
 
@@ -33,40 +31,6 @@ CONFUSED = (2, 3, 6)
 SHOWN = 3
 """How many classes the decomposition shows one by one."""
 TRANSFER = ("softmax", "sigmoid-plain", "sigmoid-p2", "maxout-plain", "maxout-pinf", "maxout-p2")
-CHANCE = 1 - 1 / data.CLASSES
-THE_PAPERS = (
-    "stays clear",
-    "stays clear",
-    "becomes a 7",
-    "becomes an 8",
-    "becomes fuzzy",
-    "becomes fuzzy",
-    "becomes a 5",
-    "becomes fuzzy",
-    "becomes fuzzy",
-    "stays clear",
-)
-
-
-def opened(setting: Setting, names: Sequence[str], tick: Tick) -> tuple[dict[str, Trainer], Json]:
-    """Return trainers of finished networks of seed 0, and what their runs ended with."""
-    folders = dict(zip(names, all_finished(setting, [(name, 0) for name in names], tick), strict=True))
-    trainers = {
-        name: load(folder).trainer(setting.backend, setting.device) for name, folder in folders.items()
-    }
-    return trainers, {name: result(folder) for name, folder in folders.items()}
-
-
-def network_notes(setting: Setting, ended: Json) -> list[str]:
-    """Return what must be known of the networks: seed, epochs, error, and what the budget cut."""
-    each = "; ".join(
-        f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"
-        for name, run in ended.items()
-    )
-    notes = [f"The networks (seed 0): {each}."]
-    if setting.budget == "quick":
-        notes.append(cut(ended))
-    return notes
 
 
 def first_of_each(split: data.Split, digits: Sequence[int] = range(data.CLASSES)) -> data.Split:
@@ -225,7 +189,7 @@ def transfer(trainers: dict[str, Trainer], x: Floats, labels: NDArray[Any], tick
 
 def neighbours_agree(perturbations: Any) -> float:
     """Return the mean correlation, about 0, of pixels beside each other; images are square, (n, pixels)."""
-    images = np.stack([_square(each) for each in perturbations])
+    images = np.stack([square(each) for each in perturbations])
     products = [
         np.mean(images[:, :, 1:] * images[:, :, :-1]),
         np.mean(images[:, 1:] * images[:, :-1]),
@@ -281,317 +245,14 @@ def _measured_transfer(setting: Setting, tick: Tick) -> Json:
     return transfer(trainers, test.x, test.labels, tick) | {"runs": ended, "examples": len(test.x)}
 
 
-def plain_axes(figure: Figure, rows: int, columns: int) -> NDArray[Any]:
-    """Return transparent axes without ticks, whose text and lines have the page's colour."""
-    figure.patch.set_alpha(0)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.patch.set_alpha(0)
-        axes.set(xticks=[], yticks=[])
-        axes.tick_params(colors=INK)
-        for spine in axes.spines.values():
-            spine.set(color=INK, linewidth=0.4)
-    return grid
-
-
-def _square(values: Any) -> Floats:
+def square(values: Any) -> Floats:
+    """Return an image as rows of pixels."""
     image = np.asarray(values, float)
     return image.reshape(math.isqrt(image.size), -1)
 
 
-def _grey(axes: Axes, values: Any, low: float = 0.0, high: float = 1.0) -> None:
-    axes.imshow(_square(values), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-
-
-def _signed(axes: Axes, values: Any, most: float, outline: Any) -> None:
-    """Draw a perturbation: blue is less ink, red more, nothing is transparent; the digit as an outline."""
-    from matplotlib.colors import to_rgba
-
-    image = _square(values) / (most or 1.0)
-    less, more = (np.array(to_rgba(colour)) for colour in COLOURS[:2])
-    pixels = np.where((image < 0)[..., None], less, more)
-    pixels[..., 3] = np.minimum(1, np.abs(image)) ** 0.7
-    axes.imshow(pixels, interpolation="nearest")
-    axes.contour(_square(outline), levels=[0.5], colors=INK, linewidths=0.5)
-
-
-def _say(axes: Axes, label: int, probability: float, right: int) -> None:
-    colour, weight = (INK, "normal") if label == right else (COLOURS[1], "bold")
-    axes.set_xlabel(f"{label}: {probability:.0%}", fontsize=7.5, color=colour, weight=weight, labelpad=2)
-
-
-def _head(axes: Axes, text: str) -> None:
-    axes.set_ylabel(text, fontsize=8, color=INK)
-
-
-_SHORT = {"sigmoid-p2": "p = 2", "sigmoid-plain": "plain"}
-
-
-def _digits_drawing(found: Json, sigma: float, names: Sequence[str]) -> Callable[[Figure], None]:
-    """Return what draws x + sigma eps, a row for each network."""
-
-    def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(names), data.CLASSES)
-        for row, name in zip(grid, names, strict=True):
-            each = found["digits"][name]
-            images, said = (
-                np.array(each["x"]) + sigma * np.array(each["eps"]),
-                each["predicted"][f"{sigma:g}"],
-            )
-            for axes, image, label, probability, right in zip(
-                row, images, said["label"], said["probability"], each["labels"], strict=True
-            ):
-                _grey(axes, image)
-                _say(axes, label, probability, right)
-            _head(row[0], _SHORT[name])
-
-    return draw
-
-
-def _magnified_drawing(found: Json) -> Callable[[Figure], None]:
-    def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(PICTURED), data.CLASSES)
-        for row, name in zip(grid, PICTURED, strict=True):
-            for axes, eps in zip(row, found["digits"][name]["eps"], strict=True):
-                _grey(axes, 10 * np.array(eps), -1, 1)
-            _head(row[0], _SHORT[name])
-
-    return draw
-
-
-_NETWORKS_OPEN = (
-    "The paper shows one sigmoid network and does not say whether it was trained with gradient perturbation: "
-    "the row p = 2 was, plain was not. Each image is perturbed for the network of its row."
-)
-_CHOSEN = "The digits are the first test example of each class; the paper picked its own at random."
-_BELOW = "Below each image: the prediction and its probability, coloured and bold where it is wrong."
-_CLIPPED = "Shown between black, 0, and white, 1; what lies beyond is shown as these."
-
-
-def _figure(name: str, title: str, sigma: float, names: Sequence[str], *open_points: str) -> Piece:
-    def report(setting: Setting, found: Json) -> list[Table | Plot]:
-        counts = []
-        for network in names:
-            each = found["digits"][network]
-            right = np.sum(np.equal(each["predicted"][f"{sigma:g}"]["label"], each["labels"]))
-            counts.append(f"{right} of 10 are right for {NETWORKS[network].label}")
-        alt = f"The digits 0 to 9 and their predictions: {', '.join(counts)}."
-        notes = (_CHOSEN, _BELOW, *open_points, *network_notes(setting, found["runs"]))
-        height = 0.1 + 0.9 * len(names)
-        return [Plot(name, title, alt, _digits_drawing(found, sigma, names), (7.0, height), notes)]
-
-    return Piece(name, (DIGITS,), report)
-
-
-def _figure3(setting: Setting, found: Json) -> list[Table | Plot]:
-    notes = (
-        _NETWORKS_OPEN,
-        "Mid-grey is 0, white +1 and black -1 after magnification.",
-        *network_notes(setting, found["runs"]),
-    )
-    smooth = ", ".join(
-        f"{neighbours_agree(found['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
-        for name in PICTURED
-    )
-    alt = (
-        f"The perturbations of ten digits. The correlation of neighbouring pixels, 1 for strokes and "
-        f"0 for noise, is {smooth}."
-    )
-    title = "Figure 3. The perturbations of Figure 2, ten times as large"
-    return [Plot("figure3", title, alt, _magnified_drawing(found), (7.0, 1.5), notes)]
-
-
-def _figure4(setting: Setting, found: Json) -> list[Table | Plot]:
-    return [*FIGURE_4.report(setting, found), _turned(found), _led(found)]
-
-
-def _turned(found: Json) -> Table:
-    columns = [Column("digit"), Column("in the paper")]
-    for name in PICTURED:
-        columns += [Column(f"{_SHORT[name]}: runner-up"), Column(f"{_SHORT[name]}: becomes")]
-    rows: list[tuple[Cell, ...]] = []
-    for k, said in enumerate(THE_PAPERS):
-        row: list[Cell] = [str(k), said]
-        for name in PICTURED:
-            each = found["digits"][name]
-            row += [str(each["runner_up"][k]), str(each["predicted"]["10"]["label"][k])]
-        rows.append(tuple(row))
-    notes = (
-        "Runner-up: the most probable wrong class of the clean image. Becomes: the prediction at sigma 10.",
-        "The paper's digits are other images, and it says what a reader sees, not what a network does.",
-    )
-    return Table("figure4-digits", "Figure 4 in words", tuple(columns), tuple(rows), notes)
-
-
-def _led(found: Json) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for name in PICTURED:
-        for sigma in SIGMAS:
-            each = found["led_to"][name][f"{sigma:g}"]
-            changed = each["runner_up"] + each["other"]
-            of_changed = each["runner_up"] / changed if changed else None
-            rows.append(
-                (
-                    NETWORKS[name].label,
-                    f"{sigma:g}",
-                    each["right"],
-                    each["runner_up"],
-                    each["other"],
-                    of_changed,
-                )
-            )
-    columns = (
-        Column("network"),
-        Column("sigma"),
-        Column("still right", "{:.2%}"),
-        Column("the runner-up", "{:.2%}"),
-        Column("another", "{:.2%}"),
-        Column("runner-up of the wrong ones", "{:.1%}"),
-    )
-    notes = (
-        f"All {found['examples']:,} test examples, p = 2. The paper argues that a perturbation injects the "
-        f"class that the network confuses an image with (III-B), and measures nothing.",
-    )
-    return Table("figure4-classes", "What perturbed digits are taken for", columns, tuple(rows), notes)
-
-
-def _exponents_drawing(found: Json) -> Callable[[Figure], None]:
-    def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(EXPONENTS), data.CLASSES)
-        for row, (p, each) in zip(grid, found["steps"].items(), strict=True):
-            for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
-                _signed(axes, eps, float(np.max(np.abs(eps))), x)
-                if sigma is None:
-                    axes.set_xlabel("none", fontsize=7, color=INK)
-            mean = _mean_radius(each["sigma"])
-            _head(row[0], f"p = {p}\n" + ("" if mean is None else f"mean $\\sigma$ {mean:.2g}"))
-
-    return draw
-
-
-def _mean_radius(radii: Sequence[float | None]) -> float | None:
-    known = [each for each in radii if each is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _exponents(setting: Setting, found: Json) -> list[Table | Plot]:
-    means = {p: _mean_radius(each["sigma"]) for p, each in found["steps"].items()}
-    said = ", ".join(f"{mean:.2g} at p = {p}" for p, mean in means.items() if mean is not None)
-    notes = (
-        "Every step raises the loss of its image by as much as that of p = 2, sigma 1 does. The radius is "
-        "searched for by halving, on the loss itself.",
-        "Red adds ink and blue takes it away; each image has a scale of its own. The line is the digit.",
-        "The paper shows p = 2 only.",
-        *network_notes(setting, found["runs"]),
-    )
-    alt = (
-        f"Perturbations of ten digits for five p, from a single pixel at p = 1 to all pixels alike at p = "
-        f"inf. Mean sigma: {said}."
-    )
-    title = "Perturbations that raise the loss alike, by p"
-    return [Plot("figure-p", title, alt, _exponents_drawing(found), (7.0, 4.0), notes)]
-
-
-def _classes_drawing(found: Json) -> Callable[[Figure], None]:
-    def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(found["digits"]), SHOWN + 3)
-        for row, each in zip(grid, found["digits"], strict=True):
-            most = max(float(np.max(np.abs(step))) for step in (each["eps"], *each["parts"]))
-            _grey(row[0], each["x"])
-            _signed(row[1], each["eps"], most, each["x"])
-            missing = -each["coefficients"][0]
-            row[0].set_xlabel(f"$1 - y_{each['label']}$ = {missing:.2g}", fontsize=8, color=INK)
-            row[1].set_xlabel("all classes", fontsize=8, color=INK)
-            whats = zip(each["classes"], each["coefficients"], each["parts"], each["shares"], strict=True)
-            for k, (axes, (label, coefficient, part, share)) in enumerate(zip(row[2:], whats, strict=True)):
-                _signed(axes, part, most, each["x"])
-                name = "the others" if label is None else f"class {label}"
-                axes.set_xlabel(
-                    f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}", fontsize=8, color=INK
-                )
-                axes.annotate(
-                    "=" if k == 0 else "+",
-                    (-0.13, 0.5),
-                    xycoords="axes fraction",
-                    ha="center",
-                    va="center",
-                    color=INK,
-                )
-
-    return draw
-
-
-def _classes(setting: Setting, found: Json) -> list[Table | Plot]:
-    said = "; ".join(
-        f"of the {each['label']}, {each['shares'][0]:.0%} is its own class and {each['shares'][1]:.0%} class "
-        f"{each['classes'][1]}"
-        for each in found["digits"]
-    )
-    notes = (
-        "p = 2, sigma 1. Below a part: its share of the step's length, and (y - t) of its class in units of "
-        "1 - y of the digit's own. Red adds ink and blue takes it away; the line is the digit.",
-        "The gradient fixes only differences of the rows of J: their mean over the classes is taken as 0.",
-        "The paper calls y - t negative on a right prediction; only the true class's component is, and the "
-        "components sum to 0.",
-        *network_notes(setting, found["runs"]),
-    )
-    return [
-        Plot(
-            "figure-classes",
-            "What classes contribute to a perturbation (eq. 25)",
-            f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
-            _classes_drawing(found),
-            (7.0, 4.3),
-            notes,
-        )
-    ]
-
-
-def _transfer(setting: Setting, found: Json) -> list[Table | Plot]:
-    names = list(found["perturbed"])
-    rows: list[tuple[Cell, ...]] = [
-        ("none (clean)", *found["clean"].values()),
-        ("noise of the same norm", *found["noise"].values()),
-    ]
-    rows += [(NETWORKS[source].label, *each.values()) for source, each in found["perturbed"].items()]
-    rows_of, learned = found["perturbed"], [name for name in names if found["clean"][name] < CHANCE / 2]
-    own = [rows_of[name][name] for name in learned]
-    foreign = [rows_of[a][b] for a in learned for b in learned if a != b]
-    clean, noise = ([found[kind][name] for name in learned] for kind in ("clean", "noise"))
-    means = [float(np.mean(each)) if each else math.nan for each in (clean, noise, foreign, own)]
-    left_out = [NETWORKS[name].label for name in names if name not in learned]
-    notes = (
-        f"On average over networks the error is {means[0]:.2%} clean, {means[1]:.2%} under noise of the same "
-        f"norm, {means[2]:.2%} under another network's perturbations, and {means[3]:.2%} under a network's "
-        f"own.",
-        *(
-            f"{label} has learned too little at this budget, and is not in the averages."
-            for label in left_out
-        ),
-        f"All {found['examples']:,} test examples; p = 2, sigma 1. A row is whose perturbation it is, a "
-        "column which network is tested.",
-        "The paper says that perturbations transfer (III-C) and has no numbers.",
-        *network_notes(setting, found["runs"]),
-    )
-    columns = (Column("perturbation of"), *(Column(NETWORKS[name].label, "{:.2%}") for name in names))
-    title = "III-C. Errors under the perturbations of other networks"
-    return [Table("table-transfer", title, columns, tuple(rows), notes)]
-
-
 _NO_SEEDS = ("backend", "budget")
 DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2, _NO_SEEDS)
-FIGURE_4 = _figure(
-    "figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, PICTURED, _NETWORKS_OPEN, _CLIPPED
-)
-PIECES = (
-    _figure("figure1", "Figure 1. Digits as they are", 0.0, PICTURED[:1]),
-    _figure(
-        "figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, PICTURED, _NETWORKS_OPEN, _CLIPPED
-    ),
-    Piece("figure3", (DIGITS,), _figure3),
-    Piece("figure4", (DIGITS,), _figure4),
-    Piece("figure-p", (Measurement("exponents", _measured_exponents, 0.1, _NO_SEEDS),), _exponents),
-    Piece("figure-classes", (Measurement("class-parts", _measured_classes, 0.1, _NO_SEEDS),), _classes),
-    Piece("table-transfer", (Measurement("transfer", _measured_transfer, 0.6, _NO_SEEDS),), _transfer),
-)
+EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1, _NO_SEEDS)
+CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1, _NO_SEEDS)
+TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6, _NO_SEEDS)

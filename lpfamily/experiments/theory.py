@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.curvature import Loss, hutchinson, loss_of, measure
-from lpfamily.experiments.networks import NETWORKS
-from lpfamily.experiments.pictures import network_notes, opened
+from lpfamily.experiments.networks import NETWORKS, network_notes, opened
 from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting, Tick
 from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
 from lpfamily.training import data
