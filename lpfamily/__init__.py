@@ -3,12 +3,13 @@
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
-from lpfamily.classification import cross_entropy, error_log_odds
+from lpfamily.classification import binary_error_log_odds, cross_entropy, error_log_odds
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import epsilon
 
 __all__ = [
     "ascend",
+    "binary_error_log_odds",
     "certify",
     "cross_entropy",
     "dual_exponent",

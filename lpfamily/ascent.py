@@ -109,7 +109,7 @@ def ascend(
         return value, grad
 
     box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
-    eps = _start(xp, x, p, sigma, start, mask, options | box)
+    eps = starting_point(x, p, sigma, start, mask=mask, **options, **box)
     best, (value, grad) = eps, at(eps)
     for k in range(steps):
         if method == "frank-wolfe":
@@ -127,14 +127,18 @@ def ascend(
     return best
 
 
-def _start(xp: Any, x: Array, p: float, sigma: Any, start: Any, mask: Any, options: dict[str, Any]) -> Array:
+def starting_point(
+    x: Array, p: float, sigma: Any, start: Any, *, mask: Array | None = None, **options: Any
+) -> Array:
+    """Return where an ascent begins: `start` as `ascend` takes it; `options` are those of `project`."""
+    xp = namespace_of(x)
     if start is None:
         return xp.zeros_like(x)
     if isinstance(start, type(x)) and xp.isdtype(start.dtype, "real floating"):
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
     else:
-        start = sample(x.shape, p, sigma, start, batch_ndim=options["batch_ndim"])
+        start = sample(x.shape, p, sigma, start, batch_ndim=options.get("batch_ndim"))
         start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype)
     if mask is not None:
         start = xp.where(xp.asarray(mask, device=device_of(x)), start, xp.zeros_like(start))
@@ -152,7 +156,15 @@ def _towards(eps: Array, vertex: Array, k: int) -> Array:
 
 
 def frank_wolfe(
-    gradient: Callable[[Array], Array], x: Array, p: float, sigma: Any, steps: int, start: Array | None = None
+    gradient: Callable[[Array], Array],
+    x: Array,
+    p: float,
+    sigma: Any,
+    steps: int,
+    start: Array | None = None,
+    *,
+    bounds: tuple[Any, Any] | None = None,
+    **options: Any,
 ) -> Array:
     """Return the last iterate of Frank-Wolfe's method after `steps` gradients, without any value.
 
@@ -165,12 +177,15 @@ def frank_wolfe(
         Maps inputs of x's shape to the gradient of the loss with respect to them.
     x
         The inputs, examples along the first axis.
-    p, sigma
+    p, sigma, bounds
         As in `lpfamily.epsilon`.
     steps
         The number of gradients, at least 1.
     start
-        Where in the ball the first gradient is taken, a perturbation; None means its centre, x itself.
+        Where in the ball, and in the box, the first gradient is taken, a perturbation; None means its
+        centre, x itself.
+    options
+        `batch_ndim` and `mask`, as in `lpfamily.epsilon`.
 
     Returns
     -------
@@ -182,7 +197,9 @@ def frank_wolfe(
     TypeError, ValueError
         As in `lpfamily.epsilon`, examples being along the first axis of the gradient.
     """
-    eps = epsilon(gradient(x if start is None else x + start), p, sigma)
+    if bounds is not None:
+        options |= {"x": x, "bounds": bounds}
+    eps = epsilon(gradient(x if start is None else x + start), p, sigma, **options)
     for k in range(1, steps):
-        eps = _towards(eps, epsilon(gradient(x + eps), p, sigma), k)
+        eps = _towards(eps, epsilon(gradient(x + eps), p, sigma, **options), k)
     return eps

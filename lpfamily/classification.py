@@ -44,6 +44,60 @@ def error_log_odds(logits: Array, labels: Array) -> Array:
     return xp.astype(odds, logits.dtype, copy=False)
 
 
+def binary_error_log_odds(logits: Array, labels: Array) -> Array:
+    """Return log((1 - P) / P), P the probability that every sigmoid output of an example is right.
+
+    What `error_log_odds` is for a softmax, for a binary output and for several labels: the sum of the
+    outputs' cross-entropies is -log P = softplus of this, 1 - P is its sigmoid, and the gradient of the
+    sum is (1 - P) * grad(binary_error_log_odds). For one output it is -z where the label is 1 and z where
+    it is 0. As 1 - P is 1 - prod (1 - q_k), q_k the probability that output k is wrong, the odds a and b
+    of two outputs join to log(e^a + e^b + e^(a+b)), where nothing rounds away.
+
+    Parameters
+    ----------
+    logits
+        Of shape (..., outputs), at least one output.
+    labels
+        Of the logits' shape: 0 or 1, as booleans, integers or, as binary cross-entropies of other
+        packages take them, floating numbers.
+
+    Returns
+    -------
+    Array
+        Of shape `logits.shape[:-1]` and of the logits' dtype; NaN where a label is neither 0 nor 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For logits that are not floating or have no output, and labels of another shape.
+    """
+    xp = namespace_of(logits, "logits")
+    dtype = compute_dtype(logits, "logits")
+    shape = known_shape(logits, "logits")
+    if not shape or not shape[-1]:
+        raise ValueError(f"logits must hold at least one output in their last axis; got shape {shape}")
+    labels = xp.asarray(labels, device=device_of(logits))
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels must have the shape of the logits, {shape}; got {tuple(labels.shape)}")
+    z, sign = xp.astype(logits, dtype, copy=False), 1 - 2 * xp.astype(labels, dtype)
+    odds = library_of(z).by_examples(
+        joint_odds, "(c)->()", dtype, xp.where(xp.abs(sign) == 1, sign * z, math.nan)
+    )
+    return xp.astype(odds, logits.dtype, copy=False)
+
+
+def joint_odds(odds: Array) -> Array:
+    """Return the log-odds that any of the last axis is wrong, joining them two by two."""
+    xp = namespace_of(odds)
+    while (count := odds.shape[-1]) > 1:
+        half = count // 2
+        a, b = odds[..., :half], odds[..., half : 2 * half]
+        low, high = xp.minimum(a, b), xp.maximum(a, b)  # in this order -inf and inf make no NaN
+        joined = xp.logaddexp(low, high + xp.logaddexp(low, xp.zeros_like(low)))
+        odds = xp.concat([joined, odds[..., 2 * half :]], axis=-1)
+    return odds[..., 0]
+
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return -log p_y for each example, exact also where p_y rounds to 1.
 

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, logsumexp, softmax
 
-from lpfamily import cross_entropy, epsilon, error_log_odds
+from lpfamily import binary_error_log_odds, cross_entropy, epsilon, error_log_odds
 
 SHAPES = [((), 2), ((), 5), ((2, 3), 2), ((2, 3), 5)]
 
@@ -167,6 +168,62 @@ def test_logits_are_real_floating(lib):
         error_log_odds(lib.from_numpy(np.zeros((2, 3), "int32")), np.array([0, 1]))
 
 
+@given(data=st.data())
+def test_the_joint_odds_are_those_of_any_output_wrong(data, lib):
+    floats = lib.floats[data.draw(st.sampled_from(lib.dtypes))]
+    shape = (2, 3) if lib.compiles else data.draw(st.sampled_from([(1,), (2,), (2, 1), (2, 3), (3, 8)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    z = floats.round(data.draw(st.sampled_from([1e-3, 1.0, 30.0, 1e3])) * rng.standard_normal(shape))
+    y = rng.integers(2, size=shape)
+    with mpmath.workdps(2000):  # 1 - P of e^-1000 has 434 zeros
+        rights = [mpmath.fprod(1 / (1 + mpmath.exp(odd)) for odd in row) for row in _rows((1 - 2 * y) * z)]
+        expected = np.reshape([float(mpmath.log((1 - right) / right)) for right in rights], shape[:-1])
+    labels = lib.from_numpy(y, floats.name if data.draw(st.booleans()) else None)
+    error = np.abs(call(lib, floats, binary_error_log_odds, z, labels) - expected)
+    assert np.all(error <= shape[-1] * allowed(floats, z, expected))
+
+
+def _rows(odds):
+    return [[mpmath.mpf(float(odd)) for odd in row] for row in odds.reshape(-1, odds.shape[-1])]
+
+
+def test_one_output_is_a_softmax_of_two(lib):
+    z = np.array([[-200.0], [-1.0], [3.0], [200.0]])
+    two = lib.from_numpy(np.concatenate([np.zeros_like(z), z], axis=-1), "float32")
+    for label in 0, 1:
+        y = lib.from_numpy(np.full((4, 1), label))
+        odds = binary_error_log_odds(lib.from_numpy(z, "float32"), y)
+        assert_allclose(
+            lib.to_numpy(odds), lib.to_numpy(error_log_odds(two, lib.from_numpy(np.full(4, label))))
+        )
+
+
+def test_infinite_outputs_take_the_limit(lib):
+    z = np.array([[math.inf, -math.inf], [-math.inf, -math.inf], [math.inf, 1.0], [math.nan, 1.0]])
+    odds = binary_error_log_odds(lib.from_numpy(z, "float32"), lib.from_numpy(np.zeros((4, 2), int)))
+    assert_array_equal(lib.to_numpy(odds), [math.inf, -math.inf, math.inf, math.nan])
+
+
+def test_a_label_that_is_neither_0_nor_1_spoils_its_row(lib):
+    z = lib.from_numpy(np.zeros((3, 2)), "float32")
+    odds = binary_error_log_odds(z, lib.from_numpy(np.array([[0, 1], [2, 0], [0.5, 1]]), "float32"))
+    assert_array_equal(np.isnan(lib.to_numpy(odds)), [False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((2, 3), (2,), r"labels must have the shape of the logits, \(2, 3\); got \(2,\)"),
+        ((2, 0), (2, 0), r"at least one output.*got shape \(2, 0\)"),
+    ],
+)
+def test_binary_errors_say_what_was_given(lib, shape, labels, message):
+    with pytest.raises(ValueError, match=message):
+        binary_error_log_odds(
+            lib.from_numpy(np.zeros(shape), "float32"), lib.from_numpy(np.zeros(labels, int))
+        )
+
+
 # What automatic differentiation makes of it.
 
 
@@ -191,6 +248,22 @@ def test_the_direction_of_the_loss_is_that_of_the_odds(data, autodiff):
         loss, error * gradient(autodiff, error_log_odds, z, y, "float64"), rtol=1e-12, atol=1e-300
     )
     assert_allclose(loss, softmax(z, axis=-1) - ~wrong, atol=1e-14)
+
+
+@given(data=st.data())
+def test_the_direction_of_binary_losses_is_that_of_their_odds(data, autodiff):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    z, y = 3 * rng.standard_normal((2, 3)), rng.integers(2, size=(2, 3))
+    slope_of_sum = 1 / (1 + np.exp(-z)) - y
+    error = 1 - np.exp(-np.sum(np.logaddexp(0, (1 - 2 * y) * z), axis=-1, keepdims=True))
+    odds = gradient(autodiff, binary_error_log_odds, z, y, "float64")
+    assert_allclose(error * odds, slope_of_sum, rtol=1e-10, atol=1e-12)
+
+
+def test_the_binary_direction_does_not_round_away(autodiff):
+    z, y = np.array([[80.0, -81.0, 30.0], [80.0, 80.0, 80.0]]), np.array([[1, 0, 1], [1, 1, 1]])
+    odds = gradient(autodiff, binary_error_log_odds, z, y, "float32")
+    assert_allclose(odds, [[-math.exp(-50), math.exp(-51), -1], [-1 / 3] * 3], rtol=1e-4)
 
 
 @given(data=st.data())

@@ -9,6 +9,7 @@ import lpfamily
 
 PUBLIC = [
     "ascend",
+    "binary_error_log_odds",
     "certify",
     "cross_entropy",
     "dual_exponent",

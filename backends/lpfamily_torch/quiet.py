@@ -1,0 +1,163 @@
+"""Passes through a module that leave nothing behind in it, for the direction of a perturbation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
+
+Dropout = Literal["none", "same", "independent"]
+BatchNorm = Literal["batch", "running"]
+
+_KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
+"""What changes no buffer of its module unless `track_running_stats` says so."""
+
+RandomState = list[Tensor]
+
+
+def module_of(model: Callable[..., Any]) -> nn.Module | None:
+    """Return the module that a model is, or is a method of; None for any other function."""
+    owner = getattr(model, "__self__", model)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def without_team(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what DistributedDataParallel wraps, whose passes exchange nothing."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def is_compiled(model: Callable[..., Any]) -> bool:
+    """Whether torch.compile has made the model, or any module in it."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return False
+    module = module_of(model)
+    if module is None:
+        return hasattr(model, "_torchdynamo_orig_callable")
+    return any(
+        isinstance(each, dynamo.OptimizedModule) or each._compiled_call_impl is not None
+        for each in module.modules()
+    )
+
+
+@contextmanager
+def quiet(
+    model: Callable[..., Any], device: torch.device, dropout: Dropout, batch_norm: BatchNorm
+) -> Iterator[None]:
+    """Keep what passes change: modes, buffers, the random state; parameters need no gradient meanwhile."""
+    with ExitStack() as kept:
+        kept.enter_context(keeping_random_state(device))
+        if dropout == "independent":
+            _reseed(device)
+        if (module := module_of(model)) is not None:
+            kept.enter_context(_frozen(module))
+            kept.enter_context(_modes(module, dropout != "none", batch_norm))
+            kept.enter_context(_buffers(module))
+        yield
+
+
+@contextmanager
+def replaying(model: Callable[..., Any], device: torch.device, state: RandomState) -> Iterator[None]:
+    """Draw again what was drawn after `state`, and leave running statistics; parameters do get gradients."""
+    with ExitStack() as kept:
+        kept.enter_context(keeping_random_state(device))
+        _restore(device, state)
+        if (module := module_of(model)) is not None:
+            kept.enter_context(_modes(module, True, "batch"))
+            kept.enter_context(_buffers(module))
+        yield
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Return the states of the generators that a pass on this device draws from."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def _restore(device: torch.device, state: RandomState) -> None:
+    torch.set_rng_state(state[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[1], device)
+
+
+@contextmanager
+def keeping_random_state(device: torch.device) -> Iterator[None]:
+    """Put the random state back at the end."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        _restore(device, before)
+
+
+def _reseed(device: torch.device) -> None:
+    """Draw a seed, so that what follows is independent of what follows without it."""
+    seed = int(torch.randint(2**62, ()))
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        with torch.get_device_module(device).device(device):
+            torch.get_device_module(device).manual_seed(seed)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Let parameters need no gradient: compiled modules would compute it although nobody asks."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _modes(module: nn.Module, dropout: bool, batch_norm: BatchNorm) -> Iterator[None]:
+    """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
+    changed: list[tuple[nn.Module, str]] = []
+
+    def switch_off(each: nn.Module, name: str) -> None:
+        changed.append((each, name))
+        setattr(each, name, False)
+
+    try:
+        for each in module.modules():
+            if not each.training:
+                continue
+            if not isinstance(each, _NormBase):
+                if not dropout:
+                    switch_off(each, "training")
+            elif batch_norm == "running":
+                switch_off(each, "training")
+            elif type(each).forward in _KNOWN and each.track_running_stats:
+                switch_off(each, "track_running_stats")
+        yield
+    finally:
+        for each, name in changed:
+            setattr(each, name, True)
+
+
+@contextmanager
+def _buffers(module: nn.Module) -> Iterator[None]:
+    """Put buffers back that a pass has changed."""
+    before = [
+        (each._buffers, name, buffer, buffer._version, buffer.clone())
+        for each in module.modules()
+        if type(each).forward not in _KNOWN
+        for name, buffer in each._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, version, value in before:
+                buffers[name] = buffer if buffer._version == version else buffer.copy_(value)

@@ -1,0 +1,451 @@
+"""The family inside a loop of one's own: a regularised loss, and perturbations, of any torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lpfamily import ascent, binary_error_log_odds, epsilon, error_log_odds
+from lpfamily.classification import joint_odds
+from lpfamily.training.backends import DIFFERENCE_STEP
+from lpfamily_torch.quiet import (
+    BatchNorm,
+    Dropout,
+    is_compiled,
+    keeping_random_state,
+    quiet,
+    random_state,
+    replaying,
+    without_team,
+)
+
+Model = Callable[..., Any]
+Loss = Callable[[Any, Any], Tensor]
+Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
+
+
+def regularized_loss(
+    model: Model,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    *,
+    p: float = 2.0,
+    sigma: Any,
+    objective: Literal["perturb", "penalty"] = "perturb",
+    clean_weight: float = 0.0,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Tensor | None = None,
+    batch_ndim: int = 1,
+    leaf: Any = None,
+    direction: Direction = "loss",
+    steps: int = 1,
+    start: Any = None,
+    direction_dropout: Dropout = "none",
+    direction_dtype: Literal["same", "bfloat16"] = "same",
+    batch_norm: BatchNorm = "batch",
+    penalty_by: Literal["gradient", "difference"] = "gradient",
+    difference_step: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Tensor:
+    """Return the mean regularised loss of a batch, to call backward on in place of the plain one.
+
+    - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant: eq. 3 at the
+      input gradient (p = inf: adversarial training by fast gradient signs), or several steps of it.
+    - "penalty": L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), grad with respect to the input; with a mask or
+      bounds what the linearised loss can gain in them.
+
+    The two are equal to first order in sigma. In the passes that find eps only the input gradient is
+    computed, and they leave nothing behind: `param.grad`, modes, buffers with batch norms' statistics, and
+    the random state are as before. The passes that the weights are trained by are ordinary calls of the
+    model, and leave what such calls leave: one for "perturb", at x + eps, or another at x if `clean_weight`
+    is above 0; one for "penalty" (by a difference, its second pass repeats the first one's random draws
+    and leaves nothing).
+
+    Parameters
+    ----------
+    model
+        A module, in the mode that it is trained in, or a function. It may be compiled, wrapped in
+        DistributedDataParallel (which wraps what is compiled, not the other way), under autocast. A
+        function's modules cannot be seen and so not be kept as they are.
+    loss
+        `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
+    x
+        A floating tensor whose first axis indexes examples; a tuple of the model's positional arguments
+        or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
+        embedding's output: what made it is trained too.
+    y
+        Whatever `loss` takes.
+    p, sigma
+        As in `lpfamily.epsilon`: an exponent in [1, inf], and a radius in units of the input, a number or
+        one an example.
+    bounds, mask, batch_ndim
+        As in `lpfamily.epsilon`: the box that the input stays in, what may move, and how many axes
+        index what has a ball of its own; with 2 each token of a sequence.
+    leaf
+        Which argument to perturb, an index or a key. None is the only floating tensor.
+    direction
+        What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
+        labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`, whose
+        direction is the same and does not round away; where an example has several labels, those of any
+        error among them. "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs
+        (n, ...). A function of (outputs, y) gives such odds, one value an example. "penalty" multiplies
+        back what the odds leave out, sigmoid(odds).
+    steps, start
+        "perturb": Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
+        `lpfamily.ascend`: a perturbation or a `torch.Generator` that draws one.
+    direction_dropout
+        "perturb": "none" has all modules but norms in evaluation mode in the passes that find eps,
+        "same" draws for them what the next pass draws, "independent" draws anew.
+    direction_dtype
+        "perturb": "bfloat16" finds eps under autocast; it keeps its norm.
+    batch_norm
+        Norms that track statistics take in these passes those of the batch, as in training, which couples
+        its examples; or the "running" ones.
+    penalty_by
+        "gradient" differentiates through the gradient. "difference" takes (L(x + h eps) - L(x)) / h, which
+        needs no second derivatives; compiled modules have none.
+    difference_step
+        h. None is 2^-10, which half precision rounds away, and which is an error there.
+    scaler
+        The `GradScaler` of a loop in float16: input gradients are scaled with it, so that they do not
+        underflow. The result is not scaled.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in units of the loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`; for a loss without one value an example, an unknown option, no leaf or
+        several to choose from, options that the objective does not take, and a penalty by gradient of a
+        compiled model.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
+    """
+    at, call = _inputs(x, leaf)
+    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    ball = {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
+    if not 0 <= clean_weight <= 1:
+        raise ValueError(f"clean_weight must lie in [0, 1]; got {clean_weight}")
+    if objective == "perturb":
+        eps = _frank_wolfe(passes, at, ball, steps, start)
+        losses = passes.losses(at + eps)
+        if clean_weight:
+            losses = clean_weight * passes.losses(at) + (1 - clean_weight) * losses
+        return losses.mean()
+    if objective != "penalty":
+        raise ValueError(f"objective must be 'perturb' or 'penalty'; got {objective!r}")
+    if clean_weight or steps != 1 or start is not None:
+        raise ValueError("clean_weight, steps and start belong to objective='perturb'")
+    if penalty_by == "difference":
+        return _penalised_by_difference(passes, at, ball, difference_step).mean()
+    if penalty_by != "gradient":
+        raise ValueError(f"penalty_by must be 'gradient' or 'difference'; got {penalty_by!r}")
+    return _penalised(passes, at, ball).mean()
+
+
+def perturb(
+    model: Model,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    *,
+    p: float = 2.0,
+    sigma: Any,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Tensor | None = None,
+    batch_ndim: int = 1,
+    leaf: Any = None,
+    direction: Direction = "loss",
+    steps: int = 1,
+    start: Any = None,
+    direction_dropout: Dropout = "none",
+    direction_dtype: Literal["same", "bfloat16"] = "same",
+    batch_norm: BatchNorm = "batch",
+    scaler: torch.amp.GradScaler | None = None,
+) -> Tensor:
+    """Return eps, the perturbation that `regularized_loss` trains on; add it to x.
+
+    One step of eq. 3 at the input gradient, or `steps` of Frank-Wolfe's method. It leaves nothing behind in
+    the model; gradients are enabled for it where they are not.
+
+    Parameters
+    ----------
+    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, direction, steps, start, \
+    direction_dropout, direction_dtype, batch_norm, scaler
+        As in `regularized_loss`.
+
+    Returns
+    -------
+    Tensor
+        eps, like the tensor that is perturbed, without a graph.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `regularized_loss`.
+    """
+    at, call = _inputs(x, leaf)
+    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    ball = {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
+    return _frank_wolfe(passes, at, ball, steps, start)
+
+
+def ascend(
+    model: Model,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    *,
+    p: float = 2.0,
+    sigma: Any,
+    steps: int = 10,
+    step_size: Any = None,
+    start: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Tensor | None = None,
+    method: Literal["projected", "frank-wolfe"] = "projected",
+    leaf: Any = None,
+    direction: Direction = "loss",
+    direction_dropout: Dropout = "none",
+    direction_dtype: Literal["same", "bfloat16"] = "same",
+    batch_norm: BatchNorm = "batch",
+    scaler: torch.amp.GradScaler | None = None,
+) -> Tensor:
+    """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
+
+    The inner maximum of eq. 1: of each example the iterate with the largest loss, or the largest odds of an
+    error. It leaves nothing behind in the model; gradients are enabled for it where they are not.
+
+    Parameters
+    ----------
+    model, loss, x, y, leaf, direction, direction_dropout, direction_dtype, batch_norm, scaler
+        As in `regularized_loss`.
+    p, sigma, steps, step_size, start, bounds, mask, method
+        As in `lpfamily.ascend`.
+
+    Returns
+    -------
+    Tensor
+        eps, like the tensor that is perturbed, without a graph.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `regularized_loss` and `lpfamily.ascend`.
+    """
+    at, call = _inputs(x, leaf)
+    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    at = at.detach()
+    with passes.quiet(at.device):
+        eps: Tensor = ascent.ascend(
+            passes.value_and_grad, at, p, sigma, steps, step_size, start, bounds, mask=mask, method=method
+        )
+    return eps
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """A model with all that its passes need but the tensor that is perturbed."""
+
+    model: Model
+    loss: Loss
+    call: Callable[[Model, Tensor], Any]
+    y: Any
+    direction: Direction
+    dropout: Dropout
+    dtype: str
+    batch_norm: BatchNorm
+    scaler: torch.amp.GradScaler | None
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("direction_dropout", self.dropout, ("none", "same", "independent")),
+            ("direction_dtype", self.dtype, ("same", "bfloat16")),
+            ("batch_norm", self.batch_norm, ("batch", "running")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        if not callable(self.direction) and self.direction not in _ODDS and self.direction != "loss":
+            raise ValueError(
+                f"direction must be 'loss', {', '.join(map(repr, _ODDS))} or a function of (outputs, y); "
+                f"got {self.direction!r}"
+            )
+
+    def quiet(self, device: torch.device) -> Any:
+        """Return the scope in which `value_and_grad` leaves nothing behind."""
+        return quiet(without_team(self.model), device, self.dropout, self.batch_norm)
+
+    def value_and_grad(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what eps raises, of each example, and its input gradient or a multiple of that."""
+        device = at.device
+        again = keeping_random_state(device) if self.dropout == "same" else nullcontext()
+        half = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
+        with again, half, torch.enable_grad():
+            at = at.detach().requires_grad_()
+            values = self._followed(self.call(without_team(self.model), at), len(at))
+            return values.detach(), _input_gradient(self._scaled(values.sum()), at)
+
+    def losses(self, at: Tensor) -> Tensor:
+        """Return the loss of each example, by an ordinary pass."""
+        return _one_an_example(self.loss(self.call(self.model, at), self.y), len(at), "loss")
+
+    def losses_and_gradient(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return the loss of each example, by an ordinary pass, and two factors of its input gradient."""
+        outputs = self.call(self.model, at)
+        losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
+        values = losses if self.direction == "loss" else self._followed(outputs, len(at))
+        gradient = _input_gradient(self._scaled(values.sum()), at, create_graph=True)
+        if self.scaler is not None:
+            gradient = gradient / self.scaler.scale(torch.ones((), device=at.device))
+        return losses, gradient, 1.0 if values is losses else torch.sigmoid(values)
+
+    def _followed(self, outputs: Any, examples: int) -> Tensor:
+        if self.direction == "loss":
+            return _one_an_example(self.loss(outputs, self.y), examples, "loss")
+        odds: Any = _ODDS.get(self.direction, self.direction)
+        return _one_an_example(odds(outputs, self.y), examples, "direction")
+
+    def _scaled(self, total: Tensor) -> Tensor:
+        return total if self.scaler is None else self.scaler.scale(total)
+
+
+def _frank_wolfe(passes: _Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    at = at.detach()
+    if start is not None:
+        start = ascent.starting_point(at, start=start, **ball, **_box(at, ball))
+    with passes.quiet(at.device):
+        return ascent.frank_wolfe(lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball)
+
+
+def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
+    if is_compiled(passes.model):
+        raise ValueError(
+            "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
+            "differentiated once: pass penalty_by='difference', or the model as it is before it is compiled"
+        )
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = at if at.requires_grad else at.detach().requires_grad_()
+        losses, gradient, factor = passes.losses_and_gradient(at)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        eps = epsilon(gradient.detach(), **ball, **_box(at, ball))
+        # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
+        result: Tensor = losses + factor * (gradient * eps).flatten(1).sum(dim=1)
+    return result if differentiable else result.detach()
+
+
+def _penalised_by_difference(passes: _Passes, at: Tensor, ball: dict[str, Any], h: float | None) -> Tensor:
+    if h is None:
+        h = DIFFERENCE_STEP
+        if at.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(at.device.type):
+            raise ValueError(
+                "in half precision a difference over 2^-10 of eps rounds away: pass difference_step, "
+                "for example 0.25, or compute in float32"
+            )
+    eps = _frank_wolfe(replace(passes, dropout="same"), at, ball, 1, None)
+    state = random_state(at.device)
+    losses = passes.losses(at)
+    with replaying(without_team(passes.model), at.device, state):
+        ahead = passes.losses(at + h * eps)
+    return losses + (ahead - losses) / h
+
+
+def _box(at: Tensor, ball: dict[str, Any]) -> dict[str, Any]:
+    return {} if ball["bounds"] is None else {"x": at.detach()}
+
+
+def _inputs(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
+    """Return the tensor to perturb, and how the model is called with another in its place."""
+    if isinstance(x, Tensor):
+        if leaf is not None:
+            raise ValueError(f"leaf names an argument of a tuple or dict; x is one tensor, got leaf={leaf!r}")
+        return _floating(x, "x"), lambda model, at: model(at)
+    if not isinstance(x, tuple | Mapping):
+        raise TypeError(
+            f"x must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(x).__name__}"
+        )
+    arguments = dict(x) if isinstance(x, Mapping) else dict(enumerate(x))
+    if leaf is None:
+        floating = [
+            name
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+        if len(floating) != 1:
+            raise ValueError(f"leaf must say which argument to perturb; floating tensors are {floating}")
+        (leaf,) = floating
+    if leaf not in arguments:
+        raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
+
+    def call(model: Model, at: Tensor) -> Any:
+        changed = arguments | {leaf: at}
+        return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
+
+    return _floating(arguments[leaf], f"x[{leaf!r}]"), call
+
+
+def _floating(x: Any, name: str) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"{name} must be a floating tensor, examples along its first axis; got {given}: "
+            f"perturb the embedding of what is discrete"
+        )
+    return x
+
+
+def _one_an_example(values: Any, examples: int, name: str) -> Tensor:
+    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or shape != (examples,):
+        raise ValueError(
+            f"{name} must return one value an example, of shape ({examples},); got {shape}: with their mean "
+            f"the penalty would shrink with the batch; losses of torch take reduction='none'"
+        )
+    return values
+
+
+def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+    gradient = None
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, at, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError("the loss does not depend on what is to be perturbed, or its graph was cut")
+    return gradient
+
+
+def _softmax_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    odds: Tensor = error_log_odds(_wide(logits).movedim(1, -1), labels)
+    result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
+    return result
+
+
+def _binary_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    examples = len(logits)
+    result: Tensor = binary_error_log_odds(_wide(logits).reshape(examples, -1), labels.reshape(examples, -1))
+    return result
+
+
+def _wide(logits: Any) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"outputs must be a tensor of logits; got {type(logits).__name__}: "
+            f"pass as direction a function of (outputs, y), such as "
+            f"lambda outputs, y: lpfamily.error_log_odds(outputs.logits, y)"
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+_ODDS: dict[Any, Loss] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}

@@ -1,0 +1,658 @@
+"""A loop of one's own in torch: the regularised loss is its definition, and the model stays as it is."""
+
+import contextlib
+import copy
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NAMES
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+if "torch" not in NAMES:
+    pytest.skip("torch is not under test", allow_module_level=True)
+
+import torch
+from commandline import ENVIRONMENT
+from test_processes_torch import torchrun
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lpfamily
+from lpfamily_reference.equations import eq3, eq4
+from lpfamily_torch import ascend, perturb, quiet, regularized_loss
+
+P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
+DIRECTIONS = ("loss", "log-odds")
+
+
+def losses_of(outputs, y):
+    return cross_entropy(outputs, y, reduction="none")
+
+
+def network(*inner, inputs=6, seed=0, dtype=torch.float64):
+    """Return a network of three products."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(inputs, 5), nn.Tanh(), *inner, nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)
+    return nn.Sequential(*layers).to(dtype)
+
+
+def batch(n=7, shape=(6,), seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, *shape, generator=generator, dtype=dtype)
+    return x, torch.randint(3, (n,), generator=generator)
+
+
+def gradients(model, loss):
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return torch.cat([torch.zeros(1) if g is None else g.flatten() for g in found])
+
+
+def input_gradient(model, x, y):
+    """Return the loss and the input gradient of one example."""
+    at = x[None].clone().requires_grad_()
+    loss = cross_entropy(model(at), y[None])
+    return loss.item(), torch.autograd.grad(loss, at)[0][0].numpy()
+
+
+def defined(model, x, y, objective, p, sigma, clean_weight):
+    """Return the objective as the paper defines it, one example after another, and its gradient."""
+    alone = copy.deepcopy(model).double()
+    total, slope = 0.0, 0.0
+    for x_, y_ in zip(x.double(), y, strict=True):
+        loss, grad = input_gradient(alone, x_, y_)
+        if objective == "penalty":
+            total += eq4(loss, grad, p, sigma)
+            at = x_[None].clone().requires_grad_()
+            clean = cross_entropy(alone(at), y_[None])
+            (graph,) = torch.autograd.grad(clean, at, create_graph=True)
+            norm = torch.linalg.vector_norm(
+                graph, math.inf if p == 1 else 1 if p == math.inf else p / (p - 1)
+            )
+            slope = slope + gradients(alone, clean + sigma * norm)
+        else:
+            ahead = cross_entropy(alone((x_ + torch.from_numpy(eq3(grad, p, sigma)))[None]), y_[None])
+            clean = cross_entropy(alone(x_[None]), y_[None])
+            mixed = clean_weight * clean + (1 - clean_weight) * ahead
+            total += mixed.item()
+            slope = slope + gradients(alone, mixed)
+    return total / len(x), slope / len(x)
+
+
+@given(data=st.data())
+def test_torch_the_loss_is_the_definition(data):
+    objective = data.draw(st.sampled_from(("perturb", "penalty")))
+    p, direction = data.draw(st.sampled_from(P)), data.draw(st.sampled_from(DIRECTIONS))
+    sigma, seed = data.draw(st.sampled_from((0.0, 0.03, 1.0))), data.draw(st.integers(0, 2**20))
+    name, rtol = data.draw(st.sampled_from((("float64", 1e-9), ("float32", 1e-4), ("bfloat16", 0.06))))
+    weight = data.draw(st.sampled_from((0.0, 0.3, 1.0))) if objective == "perturb" else 0.0
+    model, (x, y) = (
+        network(seed=seed, dtype=getattr(torch, name)),
+        batch(seed=seed, dtype=getattr(torch, name)),
+    )
+    loss = regularized_loss(
+        model,
+        losses_of,
+        x,
+        y,
+        p=p,
+        sigma=sigma,
+        objective=objective,
+        clean_weight=weight,
+        direction=direction,
+    )
+    expected, slope = defined(model, x, y, objective, p, sigma, weight)
+    assert_allclose(loss.item(), expected, rtol=rtol)
+    if name != "bfloat16" and p > 1:  # at p = 1 rounding decides between coordinates that are nearly equal
+        found = gradients(model, loss)
+        assert_allclose(found, slope, rtol=20 * rtol, atol=20 * rtol * slope.abs().max().item())
+
+
+@pytest.mark.parametrize("p", P)
+def test_torch_a_difference_is_the_penalty_to_first_order(p):
+    model, (x, y) = network(), batch()
+    options = {"p": p, "sigma": 0.1, "objective": "penalty"}
+    exact = regularized_loss(model, losses_of, x, y, **options)
+    slope = gradients(model, exact)
+    for h, rtol in (2.0**-10, 1e-4), (1e-6, 1e-7):
+        loss = regularized_loss(model, losses_of, x, y, penalty_by="difference", difference_step=h, **options)
+        assert_allclose(loss.item(), exact.item(), rtol=rtol)
+        assert_allclose(gradients(model, loss), slope, atol=10 * rtol * slope.abs().max().item())
+
+
+# What it leaves behind.
+
+
+class Untidy(nn.Module):
+    """Changes a buffer in training and evaluation, by a new one, and draws always."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return x + 1e-3 * torch.randn_like(x) + nn.functional.dropout(x, 0.1, self.training)
+
+
+def untidy_model():
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5))
+    return network(nn.BatchNorm1d(5), nn.Dropout(0.3), Untidy(), spectral, dtype=torch.float32)
+
+
+def snapshot(model):
+    """Return all there is to see in a model, and the random state."""
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "buffers": dict(model.named_buffers()),
+        "grads": {
+            name: (p.grad, p.grad is not None and p.grad.clone()) for name, p in model.named_parameters()
+        },
+        "flags": {
+            name: (m.training, getattr(m, "track_running_stats", None)) for name, m in model.named_modules()
+        },
+        "trained": {name: p.requires_grad for name, p in model.named_parameters()},
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_same(before, after):
+    assert before["flags"] == after["flags"]
+    assert before["trained"] == after["trained"]
+    assert torch.equal(before["random"], after["random"])
+    for name, value in before["state"].items():
+        assert torch.equal(value, after["state"][name]), name
+    for name, value in before["buffers"].items():
+        assert value is after["buffers"][name], name
+    for name, (grad, value) in before["grads"].items():
+        assert grad is after["grads"][name][0], name
+        assert grad is None or torch.equal(value, after["grads"][name][1]), name
+
+
+QUIET = [
+    {"direction_dropout": dropout, "batch_norm": batch_norm}
+    for dropout in ("none", "same", "independent")
+    for batch_norm in ("batch", "running")
+]
+
+
+@pytest.mark.parametrize("function", [perturb, ascend])
+@pytest.mark.parametrize("options", QUIET, ids=["-".join(options.values()) for options in QUIET])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_torch_a_perturbation_leaves_nothing_behind(function, options, training):
+    model, (x, y) = untidy_model().train(training), batch(dtype=torch.float32)
+    model[0].bias.requires_grad_(False)
+    losses_of(model(x), y).mean().backward()  # some have gradients
+    model[-1].weight.grad = None
+    before = snapshot(model)
+    function(model, losses_of, x, y, sigma=0.5, steps=2, **options)
+    assert_same(before, snapshot(model))
+
+    def raising(outputs, y):
+        raise KeyError("the loss")
+
+    with pytest.raises(KeyError, match="the loss"):
+        function(model, raising, x, y, sigma=0.5, **options)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("options", [{}, {"clean_weight": 0.25}, {"objective": "penalty"}], ids=str)
+def test_torch_the_loss_leaves_what_ordinary_passes_leave(options):
+    model, (x, y) = untidy_model(), batch(dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
+    left = snapshot(model)
+
+    torch.set_rng_state(state)
+    if options.get("objective") == "penalty":
+        at = x.clone().requires_grad_()
+        losses = losses_of(twin(at), y)
+        (grad,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
+        loss = (losses + 0.5 * grad.norm(dim=1)).mean()
+    else:
+        weight = options.get("clean_weight", 0)
+        eps = perturb(twin, losses_of, x, y, sigma=0.5)
+        loss = (1 - weight) * losses_of(twin(x + eps), y).mean()
+        if weight:
+            loss = loss + weight * losses_of(twin(x), y).mean()
+    loss.backward()
+    expected = snapshot(twin)
+    assert left["flags"] == expected["flags"]
+    assert torch.equal(left["random"], expected["random"])
+    for name, value in expected["state"].items():
+        assert torch.equal(left["state"][name], value), name
+    for name, (_, grad) in expected["grads"].items():
+        assert_allclose(left["grads"][name][1], grad, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "products"), [({}, 5 * 3 - 1), ({"clean_weight": 0.5}, 8 * 3 - 2)], ids=str
+)
+def test_torch_only_the_input_gradient_is_computed(options, products):
+    model, (x, y) = network(), batch()  # an ordinary step has 3 L - 1
+    with Products() as counted:
+        regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
+    assert counted.count == products
+
+
+def test_torch_the_direction_can_drop_what_training_drops():
+    model, (x, y) = network(nn.Dropout(0.5), seed=1), batch()
+    options = {"sigma": 0.5, "direction": "log-odds"}
+    state = torch.get_rng_state()
+    same = perturb(model, losses_of, x, y, direction_dropout="same", **options)
+    at = x.clone().requires_grad_()
+    odds = lpfamily.error_log_odds(model(at), y)  # the ordinary pass that follows
+    expected = lpfamily.epsilon(torch.autograd.grad(odds.sum(), at)[0], 2, 0.5)
+    assert_allclose(same, expected, rtol=1e-12)
+    torch.set_rng_state(state)
+    for dropout in "none", "independent":
+        assert not torch.allclose(
+            same, perturb(model, losses_of, x, y, direction_dropout=dropout, **options), rtol=0.05
+        )
+    model.eval()
+    assert torch.equal(
+        perturb(model, losses_of, x, y, direction_dropout="same", **options),
+        perturb(model, losses_of, x, y, direction_dropout="none", **options),
+    )
+
+
+class Accelerator:
+    """A device's module, with a generator of its own."""
+
+    def __init__(self):
+        self.generator = torch.Generator()
+        self.device = lambda device: contextlib.nullcontext()
+        self.manual_seed = self.generator.manual_seed
+
+    def get_rng_state(self, device):
+        return self.generator.get_state()
+
+    def set_rng_state(self, state, device):
+        self.generator.set_state(state)
+
+
+@pytest.mark.parametrize("dropout", ["none", "same", "independent"])
+def test_torch_a_device_has_a_random_state_too(monkeypatch, dropout):
+    accelerator = Accelerator()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: accelerator)
+    device, before = torch.device("cuda:1"), accelerator.generator.get_state()
+    drawn = torch.rand(3, generator=accelerator.generator)
+    accelerator.generator.set_state(before)
+    with quiet.quiet(network(), device, dropout, "batch"):
+        inside = torch.rand(3, generator=accelerator.generator)
+    assert torch.equal(inside, drawn) == (dropout != "independent")
+    assert torch.equal(accelerator.generator.get_state(), before)
+
+
+def test_torch_batch_norm_takes_the_statistics_that_one_asks_for():
+    model, (x, y) = network(nn.BatchNorm1d(5)), batch()
+    for _ in range(3):
+        model(torch.rand(9, 6, dtype=torch.float64))
+    for choice, twin in ("batch", copy.deepcopy(model)), ("running", copy.deepcopy(model).eval()):
+        at = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(losses_of(twin(at), y).sum(), at)
+        eps = perturb(model, losses_of, x, y, sigma=0.5, batch_norm=choice)
+        assert_allclose(eps, lpfamily.epsilon(grad, 2, 0.5), rtol=1e-12)
+
+
+def test_torch_a_difference_sees_one_dropout_and_updates_statistics_once():
+    model, (x, y) = network(nn.BatchNorm1d(5), nn.Dropout(0.5)), batch()
+    twin = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    exact = regularized_loss(model, losses_of, x, y, sigma=0.1, objective="penalty")
+    torch.set_rng_state(state)
+    loss = regularized_loss(
+        twin, losses_of, x, y, sigma=0.1, objective="penalty", penalty_by="difference", difference_step=1e-6
+    )
+    assert_allclose(loss.item(), exact.item(), rtol=1e-6)
+    for mine, other in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(mine, other)
+
+
+# Inputs, outputs and directions of all kinds.
+
+
+class Tokens(nn.Module):
+    """Classifies the mean of embedded tokens that are not padding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 4).double()
+        self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    def forward(self, embedded, kept):
+        return self.head((embedded * kept[..., None]).sum(dim=1) / kept.sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_torch_tokens_have_balls_of_their_own_and_padding_none(objective, kind):
+    model, y = Tokens(), torch.tensor([0, 2, 1])
+    tokens, kept = torch.randint(11, (3, 6)), torch.arange(6) < torch.tensor([6, 2, 4])[:, None]
+    inputs = model.embedding(tokens)
+    x = {"embedded": inputs, "kept": kept} if kind == "dict" else (inputs, kept)
+    options = {"sigma": 0.1, "batch_ndim": 2, "mask": kept[..., None]}
+    eps = perturb(model, losses_of, x, y, **options)
+    assert_allclose(eps.norm(dim=2), 0.1 * kept.double(), rtol=1e-12)
+    loss = regularized_loss(model, losses_of, x, y, objective=objective, **options)
+    if objective == "perturb":
+        assert_allclose(loss.item(), losses_of(model(inputs + eps, kept), y).mean().item(), rtol=1e-12)
+    else:
+        at = inputs.detach().requires_grad_()
+        clean = losses_of(model(at, kept), y)
+        (grad,) = torch.autograd.grad(clean.sum(), at)
+        expected = (clean + 0.1 * (grad.norm(dim=2) * kept).sum(dim=1)).mean()
+        assert_allclose(loss.item(), expected.item(), rtol=1e-12)
+    loss.backward()
+    assert model.embedding.weight.grad.abs().sum() > 0  # what made the input is trained
+
+
+def test_torch_a_leaf_is_named_where_there_are_several():
+    def model(a, b):
+        return torch.stack([(a * b).sum(dim=1), a.sum(dim=1)], dim=1)
+
+    x, y = (torch.rand(3, 4), torch.rand(3, 4)), torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match=r"leaf must say which argument to perturb.*\[0, 1\]"):
+        perturb(model, losses_of, x, y, sigma=1.0)
+    eps = perturb(model, losses_of, x, y, sigma=1.0, leaf=1)
+    at = x[1].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(losses_of(model(x[0], at), y).sum(), at)
+    assert_allclose(eps, lpfamily.epsilon(grad, 2, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", P)
+def test_torch_the_box_is_the_cores(p):
+    model, (x, y) = network(), batch()
+    eps = perturb(model, losses_of, x, y, p=p, sigma=2.0, bounds=(0, 1))
+    grad = torch.from_numpy(np.stack([input_gradient(model, *pair)[1] for pair in zip(x, y, strict=True)]))
+    assert_allclose(eps, lpfamily.epsilon(grad, p, 2.0, x=x, bounds=(0, 1)), rtol=1e-9, atol=1e-12)
+    loss = regularized_loss(model, losses_of, x, y, p=p, sigma=2.0, bounds=(0, 1), objective="penalty")
+    expected = losses_of(model(x), y).mean() + (grad * eps).sum(dim=1).mean()
+    assert_allclose(loss.item(), expected.item(), rtol=1e-9)
+
+
+def test_torch_images_keep_their_memory_format():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    x, y = batch(shape=(3, 8, 8), dtype=torch.float32)
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    regularized_loss(
+        model.to(memory_format=torch.channels_last),
+        losses_of,
+        x.to(memory_format=torch.channels_last),
+        y,
+        p=math.inf,
+        sigma=0.1,
+    )
+    assert len(seen) == 2
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
+    assert_allclose((seen[1] - x).abs().amax(dim=(1, 2, 3)).detach(), 0.1, rtol=1e-5)
+
+
+def test_torch_several_steps_are_frank_wolfes_and_start_where_one_says():
+    model, (x, y) = network(), batch()
+    start = 0.2 * torch.randn(x.shape, dtype=torch.float64) / 6
+
+    def gradient(at):
+        rows = zip(at, y, strict=True)
+        return torch.from_numpy(np.stack([input_gradient(model, x_, y_)[1] for x_, y_ in rows]))
+
+    found = perturb(model, losses_of, x, y, p=1.5, sigma=0.4, steps=3, start=start)
+    expected = lpfamily.ascent.frank_wolfe(gradient, x, 1.5, 0.4, 3, lpfamily.project(start, 1.5, 0.4))
+    assert_allclose(found, expected, rtol=1e-9)
+    drawn = [
+        perturb(model, losses_of, x, y, sigma=0.4, start=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_torch_an_ascent_finds_no_less_than_a_step():
+    model, (x, y) = network(seed=3), batch()
+    step = perturb(model, losses_of, x, y, sigma=3.0, direction="log-odds")
+    many = ascend(model, losses_of, x, y, sigma=3.0, direction="log-odds", steps=20)
+    assert many.norm(dim=1).max() <= 3.0 + 1e-9
+    gain = losses_of(model(x + many), y) - losses_of(model(x + step), y)
+    assert gain.min() > -1e-3
+    assert gain.max() > 1e-3
+
+
+def test_torch_confident_networks_keep_their_direction():
+    model, (x, y) = network(), batch()
+    with torch.no_grad():
+        model[-1].weight *= 400
+        y = model(x).argmax(dim=1)  # right, and p_y rounds to 1 in float32
+    exact = perturb(model, losses_of, x, y, sigma=1.0, direction="log-odds")
+    single = copy.deepcopy(model).float()
+    odds = perturb(single, losses_of, x.float(), y, sigma=1.0, direction="log-odds")
+    assert_allclose(odds, exact, atol=1e-3)
+    assert not torch.allclose(perturb(single, losses_of, x.float(), y, sigma=1.0).double(), exact, atol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 3)], ids=str)
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+def test_torch_sigmoid_outputs_have_odds_too(shape, objective):
+    outputs = nn.Linear(4, math.prod(shape[1:])).double()
+    model = nn.Sequential(network()[:4], outputs, nn.Unflatten(1, shape[1:] or (1,)))
+    if len(shape) == 1:
+        model.append(nn.Flatten(0))
+    x, _ = batch()
+    y = torch.randint(2, shape).double()
+
+    def loss(z, y):
+        return binary_cross_entropy_with_logits(z, y, reduction="none").reshape(len(z), -1).sum(dim=1)
+
+    found = [
+        regularized_loss(model, loss, x, y, sigma=0.5, objective=objective, direction=direction)
+        for direction in ("loss", "binary-log-odds")
+    ]
+    assert_allclose(found[0].item(), found[1].item(), rtol=1e-9)
+    assert_allclose(gradients(model, found[0]), gradients(model, found[1]), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+def test_torch_labels_of_positions_and_functions_of_outputs_give_odds(objective):
+    torch.manual_seed(0)
+    model, x = nn.Conv1d(2, 3, 3, padding=1).double(), torch.rand(4, 2, 5, dtype=torch.float64)
+    y = torch.randint(3, (4, 5))
+
+    def loss(z, y):
+        return losses_of(z, y).sum(dim=1)
+
+    def odds(z, y):  # log(exp(L) - 1)
+        return torch.log(torch.expm1(loss(z, y)))
+
+    found = [
+        regularized_loss(model, loss, x, y, sigma=0.5, objective=objective, direction=direction)
+        for direction in ("loss", "log-odds", odds)
+    ]
+    expected, slope = found[0].item(), gradients(model, found[0])
+    for other in found[1:]:
+        assert_allclose(other.item(), expected, rtol=1e-9)
+        assert_allclose(gradients(model, other), slope, rtol=1e-6, atol=1e-9)
+
+
+# Where loops run.
+
+
+def test_torch_perturbs_where_gradients_are_off():
+    model, (x, y) = network(), batch()
+    eps = perturb(model, losses_of, x, y, sigma=0.5)
+    with torch.no_grad():
+        assert torch.equal(perturb(model, losses_of, x, y, sigma=0.5), eps)
+        for objective in "perturb", "penalty":
+            loss = regularized_loss(model, losses_of, x, y, sigma=0.5, objective=objective)
+            assert not loss.requires_grad
+    assert not eps.requires_grad
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_torch_autocast_loses_precision_and_no_more(objective, dtype):
+    model, (x, y) = network(dtype=torch.float32), batch(dtype=torch.float32)
+    options = {"sigma": 0.5, "objective": objective, "direction": "log-odds"}
+    exact = regularized_loss(model, losses_of, x, y, **options)
+    with torch.autocast("cpu", dtype):
+        loss = regularized_loss(model, losses_of, x, y, **options)
+        if objective == "penalty":
+            with pytest.raises(ValueError, match=r"half precision.*pass difference_step"):
+                regularized_loss(model, losses_of, x, y, penalty_by="difference", **options)
+    assert_allclose(loss.item(), exact.item(), rtol=0.05)
+    assert_allclose(gradients(model, loss), gradients(model, exact), atol=0.05)
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+def test_torch_a_scaler_keeps_small_gradients_of_half_precision(objective):
+    model, (x, y) = network(dtype=torch.float32), batch(dtype=torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+    def small(outputs, y):
+        return 2.0**-26 * losses_of(outputs, y)
+
+    exact = regularized_loss(model, small, x, y, sigma=0.5, objective=objective)
+    with torch.autocast("cpu", torch.float16):
+        assert not perturb(model, small, x, y, sigma=0.5).any()  # underflow
+        eps = perturb(model, small, x, y, sigma=0.5, scaler=scaler)
+        loss = regularized_loss(model, small, x, y, sigma=0.5, objective=objective, scaler=scaler)
+    assert_allclose(eps.norm(dim=1), 0.5, rtol=1e-3)
+    assert_allclose(loss.item(), exact.item(), rtol=0.02)
+
+
+def test_torch_a_compiled_model_has_all_but_the_penalty_by_gradient():
+    model, (x, y) = network(nn.BatchNorm1d(5), nn.Dropout(0.0)), batch()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    for options in {"clean_weight": 0.25}, {"objective": "penalty", "penalty_by": "difference"}:
+        for each in model, compiled:
+            regularized_loss(each, losses_of, x, y, sigma=0.5, **options).backward()
+    for mine, other in zip(model.parameters(), compiled.parameters(), strict=True):
+        assert_allclose(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for mine, other in zip(model.buffers(), compiled.buffers(), strict=True):
+        assert_allclose(mine, other, rtol=1e-12)
+    in_place = network()
+    in_place.compile(backend="aot_eager")
+    for each in compiled, in_place, torch.compile(lambda x: x, backend="eager"):
+        with pytest.raises(ValueError, match="differentiated once: pass penalty_by='difference'"):
+            regularized_loss(each, losses_of, x, y, sigma=0.5, objective="penalty")
+
+
+TEAM = """
+import sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, sys.argv[1])
+from test_regularized_torch import TEAM_OPTIONS, batch, losses_of, network
+from lpfamily_torch import regularized_loss
+
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+x, y = batch(8)
+for options in TEAM_OPTIONS:
+    alone, shared = network(), DistributedDataParallel(network())
+    for part in range(2):  # gradients accumulate
+        rows = slice(4 * part, 4 * part + 4)
+        regularized_loss(alone, losses_of, x[rows], y[rows], sigma=0.5, **options).backward()
+        mine = slice(rows.start + 2 * rank, rows.start + 2 * rank + 2)
+        with shared.no_sync() if part == 0 else torch.enable_grad():
+            regularized_loss(shared, losses_of, x[mine], y[mine], sigma=0.5, **options).backward()
+    for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+torch.distributed.destroy_process_group()
+"""
+TEAM_OPTIONS = [
+    {"clean_weight": 0.25},
+    {"objective": "penalty"},
+    {"objective": "penalty", "penalty_by": "difference"},
+]
+
+
+def test_torch_processes_share_the_gradient_of_one(tmp_path):
+    script = tmp_path / "team.py"
+    script.write_text(TEAM)
+    done = subprocess.run(
+        torchrun(2, script, Path(__file__).parent), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Errors.
+
+ERRORS = [
+    (
+        {"loss": cross_entropy},
+        ValueError,
+        r"loss must return one value an example, of shape \(7,\); got \(\).*reduction='none'",
+    ),
+    ({"loss": lambda z, _: z}, ValueError, r"loss must return one value an example.*got \(7, 3\)"),
+    ({"loss": lambda *_: 1.0}, ValueError, "loss must return one value an example.*got float"),
+    ({"direction": lambda z, _: z}, ValueError, r"direction must return one value an example.*got \(7, 3\)"),
+    ({"loss": lambda z, _: z.detach()[:, 0]}, ValueError, "does not depend on what is to be perturbed"),
+    ({"x": torch.ones(7, 6, dtype=torch.int64)}, TypeError, "x must be a floating tensor.*int64.*embedding"),
+    ({"x": [1.0]}, TypeError, "x must be a tensor, a tuple .* or a dict .*; got list"),
+    ({"x": (torch.ones(7, 6), 3), "leaf": 2}, ValueError, r"leaf must be one of \[0, 1\]; got 2"),
+    ({"x": (torch.ones(7, 6), 3), "leaf": 1}, TypeError, r"x\[1\] must be a floating tensor.*int"),
+    ({"leaf": 0}, ValueError, "x is one tensor, got leaf=0"),
+    ({"sigma": -1.0}, ValueError, "sigma"),
+    ({"p": 0.5}, ValueError, r"p must lie in \[1, inf\]"),
+    (
+        {"direction": "odds"},
+        ValueError,
+        "direction must be 'loss', 'log-odds', 'binary-log-odds' or a function",
+    ),
+    ({"direction_dropout": "no"}, ValueError, "direction_dropout must be one of none, same, independent"),
+    ({"direction_dtype": "float16"}, ValueError, "direction_dtype must be one of same, bfloat16"),
+    ({"batch_norm": "train"}, ValueError, "batch_norm must be one of batch, running; got 'train'"),
+    ({"steps": 0}, ValueError, "steps must be at least 1; got 0"),
+]
+OF_THE_LOSS = [
+    ({"objective": "plain"}, ValueError, "objective must be 'perturb' or 'penalty'; got 'plain'"),
+    ({"clean_weight": 2}, ValueError, r"clean_weight must lie in \[0, 1\]; got 2"),
+    ({"objective": "penalty", "steps": 2}, ValueError, "steps and start belong to objective='perturb'"),
+    ({"objective": "penalty", "penalty_by": "hand"}, ValueError, "penalty_by must be .*; got 'hand'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "error", "message"),
+    [(regularized_loss, *case) for case in ERRORS + OF_THE_LOSS] + [(perturb, *case) for case in ERRORS],
+)
+def test_torch_an_error_says_what_was_given(function, options, error, message):
+    x, y = batch()
+    options = {"model": network(), "loss": losses_of, "x": x, "y": y, "sigma": 0.5} | options
+    with pytest.raises(error, match=message):
+        function(**options)
+
+
+def test_torch_outputs_that_are_no_logits_need_a_function():
+    def model(x):
+        return {"logits": x[:, :3]}
+
+    def loss(outputs, y):
+        return losses_of(outputs["logits"], y)
+
+    x, y = batch()
+    with pytest.raises(TypeError, match="outputs must be a tensor of logits; got dict: pass as direction"):
+        perturb(model, loss, x, y, sigma=0.5, direction="log-odds")
+    odds = perturb(
+        model, loss, x, y, sigma=0.5, direction=lambda z, y: lpfamily.error_log_odds(z["logits"], y)
+    )
+    assert_allclose(odds, perturb(model, loss, x, y, sigma=0.5), rtol=1e-9)
