@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import statistics
-import time
-from collections.abc import Callable
+
+from benchmarks.timing import device_clock, medians
 
 EXPONENTS = (1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 4.0, 10.0, math.inf)
 
@@ -48,26 +47,10 @@ def main() -> None:
             "compiled": functools.partial(compiled, grad),
             "eager": functools.partial(step, grad),
         }
-        times = _medians(calls, options.rounds, options.device)
+        times = medians(calls, options.rounds, clock=device_clock(options.device))
         speed = 2 * grad.nbytes / times["copy"] / 1e9
         shares = "".join(f"{times['copy'] / times[name]:12.2f}" for name in ("compiled", "eager"))
         print(f"{p:6g}{speed:12.1f}{shares}")
-
-
-def _medians(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    import torch
-
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds + 2):
-        for name, call in calls.items():
-            wait()
-            begin = time.perf_counter()
-            call()
-            wait()
-            if round_ >= 2:
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 if __name__ == "__main__":

@@ -29,12 +29,16 @@ def threads(count: int) -> None:
 
 
 def medians(
-    calls: Mapping[Name, Callable[[], object]], rounds: int = 11, shortest: float = 0.0
+    calls: Mapping[Name, Callable[[], object]],
+    rounds: int = 11,
+    shortest: float = 0.0,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[Name, float]:
-    """Return the median CPU seconds of each call, over `rounds` rounds after two to compile and warm up.
+    """Return the median seconds of each call, over `rounds` rounds after two to compile and warm up.
 
     Each round has an order of its own, as a call pays for what the one before it left of the caches and
-    gave back to the system. A call is repeated until a sample takes `shortest` seconds.
+    gave back to the system. A call is repeated until a sample takes `shortest` seconds, of this process's
+    CPU time unless `clock` tells another.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
@@ -44,11 +48,24 @@ def medians(
         shuffle(order)
         for name in order:
             call = calls[name]
-            begin = time.process_time()
+            begin = clock()
             for _ in range(repeats[name]):
                 call()
-            seconds = (time.process_time() - begin) / repeats[name]
+            seconds = (clock() - begin) / repeats[name]
             repeats[name] = max(1, math.ceil(shortest / seconds))
             if round_ >= 0:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def device_clock(device: str) -> Callable[[], float]:
+    """Return a clock for work on a torch device: wall time when it is done, on a CPU this process's time."""
+    if not device.startswith("cuda"):
+        return time.process_time
+    import torch
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock

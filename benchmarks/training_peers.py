@@ -8,6 +8,7 @@ to [0, 1].
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,17 +28,18 @@ def loops(
     names: list[str], task: Task, state: State, sigma: float, lr: float, momentum: float
 ) -> dict[Row, Callable[[], object]]:
     """Return, for each peer, a call that trains an epoch of `task`, from `state`."""
-    attacks = {"torchattacks": _torchattacks, "foolbox": _foolbox, "cleverhans": _cleverhans}
-    attacks["eager loop"] = _by_hand
     calls: dict[Row, Callable[[], object]] = {}
     for name in ("eager loop", *names):
         for objective in ("plain", "perturb") if name == "eager loop" else ("perturb",):
             model = plain_model(task.network, state)
             optimizer = torch.optim.SGD(model.parameters(), lr, momentum)
             if name == "ART":
-                calls[name, objective] = _art(model, optimizer, task, sigma)
+                fit = art_trainer(
+                    model, optimizer, task.x.shape[1:], task.network.classes, task.batch_size, sigma
+                )
+                calls[name, objective] = functools.partial(fit, task.x, task.labels)
                 continue
-            attack = attacks[name](model, sigma) if objective == "perturb" else None
+            attack = ATTACKS[name](model, sigma) if objective == "perturb" else None
             calls[name, objective] = _loop(model, optimizer, task, attack)
     return calls
 
@@ -131,20 +133,33 @@ def _cleverhans(model: nn.Module, sigma: float) -> Attack:
     return lambda x, y: fast_gradient_method(model, x, sigma, math.inf, y=y, **limits).detach()
 
 
-def _art(model: nn.Module, optimizer: Any, task: Task, sigma: float) -> Callable[[], object]:
+ATTACKS: dict[str, Callable[[nn.Module, float], Attack]] = {
+    "eager loop": _by_hand,
+    "torchattacks": _torchattacks,
+    "foolbox": _foolbox,
+    "cleverhans": _cleverhans,
+}
+"""What perturbs a batch, by whose code."""
+
+
+def art_trainer(
+    model: nn.Module, optimizer: Any, shape: tuple[int, ...], classes: int, batch_size: int, sigma: float
+) -> Callable[[Any, Any], object]:
+    """Return ART's epoch over NumPy arrays of inputs, each of `shape`, and labels."""
     from art.attacks.evasion import FastGradientMethod
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import PyTorchClassifier
 
+    kind = next(model.parameters()).device.type
     classifier = PyTorchClassifier(
         model,
         nn.CrossEntropyLoss(),
-        (task.network.inputs,),
-        task.network.classes,
+        shape,
+        classes,
         optimizer,
         clip_values=(0, 1),
-        device_type="cpu",
+        device_type="gpu" if kind == "cuda" else kind,
     )
-    attack = FastGradientMethod(classifier, norm=math.inf, eps=sigma, batch_size=task.batch_size)
+    attack = FastGradientMethod(classifier, norm=math.inf, eps=sigma, batch_size=batch_size)
     trainer = AdversarialTrainer(classifier, attack, ratio=1.0)
-    return lambda: trainer.fit(task.x, task.labels, batch_size=task.batch_size, nb_epochs=1)
+    return lambda x, labels: trainer.fit(x, labels, batch_size=batch_size, nb_epochs=1)

@@ -109,7 +109,7 @@ def ascend(
         return value, grad
 
     box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
-    eps = starting_point(x, p, sigma, start, mask=mask, **options, **box)
+    eps = starting_point(x, p, sigma, start, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
     best, (value, grad) = eps, at(eps)
     for k in range(steps):
         if method == "frank-wolfe":
@@ -128,9 +128,16 @@ def ascend(
 
 
 def starting_point(
-    x: Array, p: float, sigma: Any, start: Any, *, mask: Array | None = None, **options: Any
+    x: Array,
+    p: float,
+    sigma: Any,
+    start: Any,
+    *,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Array | None = None,
+    batch_ndim: int | None = None,
 ) -> Array:
-    """Return where an ascent begins: `start` as `ascend` takes it; `options` are those of `project`."""
+    """Return where an ascent begins, in ball and box: `start` as `ascend` takes it."""
     xp = namespace_of(x)
     if start is None:
         return xp.zeros_like(x)
@@ -138,11 +145,12 @@ def starting_point(
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
     else:
-        start = sample(x.shape, p, sigma, start, batch_ndim=options.get("batch_ndim"))
+        start = sample(x.shape, p, sigma, start, batch_ndim=batch_ndim)
         start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype)
     if mask is not None:
         start = xp.where(xp.asarray(mask, device=device_of(x)), start, xp.zeros_like(start))
-    return project(start, p, sigma, **options)
+    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
+    return project(start, p, sigma, batch_ndim=batch_ndim, **box)
 
 
 def _inside(xp: Any, x: Array, bounds: tuple[Any, Any]) -> Array:

@@ -420,7 +420,7 @@ def test_torch_several_steps_are_frank_wolfes_and_start_where_one_says():
     expected = lpfamily.ascent.frank_wolfe(gradient, x, 1.5, 0.4, 3, lpfamily.project(start, 1.5, 0.4))
     assert_allclose(found, expected, rtol=1e-9)
     drawn = [
-        perturb(model, losses_of, x, y, sigma=0.4, start=torch.Generator().manual_seed(seed))
+        perturb(model, losses_of, x, y, sigma=0.4, start=torch.Generator().manual_seed(seed), bounds=(0, 1))
         for seed in (0, 0, 1)
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -431,6 +431,8 @@ def test_torch_an_ascent_finds_no_less_than_a_step():
     model, (x, y) = network(seed=3), batch()
     step = perturb(model, losses_of, x, y, sigma=3.0, direction="log-odds")
     many = ascend(model, losses_of, x, y, sigma=3.0, direction="log-odds", steps=20)
+    boxed = x + ascend(model, losses_of, x, y, sigma=3.0, bounds=(0, 1), steps=20)
+    assert 0 <= boxed.min() < boxed.max() <= 1
     assert many.norm(dim=1).max() <= 3.0 + 1e-9
     gain = losses_of(model(x + many), y) - losses_of(model(x + step), y)
     assert gain.min() > -1e-3

@@ -325,9 +325,12 @@ def _frank_wolfe(passes: _Passes, at: Tensor, ball: dict[str, Any], steps: int, 
         raise ValueError(f"steps must be at least 1; got {steps}")
     at = at.detach()
     if start is not None:
-        start = ascent.starting_point(at, start=start, **ball, **_box(at, ball))
+        start = ascent.starting_point(at, start=start, **ball)
     with passes.quiet(at.device):
-        return ascent.frank_wolfe(lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball)
+        eps: Tensor = ascent.frank_wolfe(
+            lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball
+        )
+    return eps
 
 
 def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
@@ -341,7 +344,8 @@ def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
         at = at if at.requires_grad else at.detach().requires_grad_()
         losses, gradient, factor = passes.losses_and_gradient(at)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        eps = epsilon(gradient.detach(), **ball, **_box(at, ball))
+        box: dict[str, Any] = {} if ball["bounds"] is None else {"x": at.detach()}
+        eps = epsilon(gradient.detach(), **ball, **box)
         # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
         result: Tensor = losses + factor * (gradient * eps).flatten(1).sum(dim=1)
     return result if differentiable else result.detach()
@@ -361,10 +365,6 @@ def _penalised_by_difference(passes: _Passes, at: Tensor, ball: dict[str, Any], 
     with replaying(without_team(passes.model), at.device, state):
         ahead = passes.losses(at + h * eps)
     return losses + (ahead - losses) / h
-
-
-def _box(at: Tensor, ball: dict[str, Any]) -> dict[str, Any]:
-    return {} if ball["bounds"] is None else {"x": at.detach()}
 
 
 def _inputs(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:

@@ -1,0 +1,76 @@
+"""Training on perturbed inputs in Lightning, without a change to the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lpfamily_torch.regularized import Loss, perturb
+
+
+class PerturbInputs(Callback):
+    """Adds the steepest perturbation in an Lp ball (eq. 3) to the inputs of every training batch.
+
+    `training_step` then sees x + eps, in the objective "perturb" of `lpfamily_torch.regularized_loss`; for
+    the penalty, or a mix with the clean loss, call that function in `training_step`. The pass that finds
+    eps is `forward` of the module, under the trainer's precision; it leaves nothing behind in the module,
+    and with many devices exchanges nothing.
+
+    Parameters
+    ----------
+    loss
+        `loss(outputs, labels)` returns one value an example of what `forward` returns.
+    sigma
+        The radius, in units of the input: a number, or a function of the trainer, for a schedule.
+    p
+        A number in [1, inf].
+    inputs, labels
+        Where in a batch these are: indices of a list, which Lightning makes of pairs, or keys of a dict.
+    options
+        The others of `lpfamily_torch.perturb`, such as `bounds` or `direction`.
+
+    Raises
+    ------
+    TypeError
+        In training, for a batch that is neither a list nor a dict.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        *,
+        sigma: float | Callable[[Trainer], float],
+        p: float = 2.0,
+        inputs: Any = 0,
+        labels: Any = 1,
+        **options: Any,
+    ) -> None:
+        self.loss, self.sigma, self.p, self.options = loss, sigma, p, options
+        self.inputs, self.labels = inputs, labels
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put x + eps in the place of x."""
+        if not isinstance(batch, list | MutableMapping):
+            raise TypeError(
+                f"a batch must be a list or a dict, whose entries can be replaced; got "
+                f"{type(batch).__name__}: return one from the DataLoader's collate_fn"
+            )
+        sigma = self.sigma(trainer) if callable(self.sigma) else self.sigma
+        x, plugin = batch[self.inputs], trainer.precision_plugin
+        scaler = getattr(plugin, "scaler", None)
+        with plugin.train_step_context():
+            eps = perturb(
+                pl_module,
+                self.loss,
+                x,
+                batch[self.labels],
+                p=self.p,
+                sigma=sigma,
+                scaler=scaler,
+                **self.options,
+            )
+        batch[self.inputs] = x + eps
