@@ -122,8 +122,9 @@ def broadcast_sigma(sigma: Any, rows: Array, xp: Any) -> Array:
     if isinstance(sigma, np.ndarray):
         if sigma.dtype.kind not in "iuf":
             raise TypeError(f"sigma must be real; got {sigma.dtype}")
+        sigma = sigma.astype(np.float64)
         _check_radius(sigma, np.all((sigma >= 0) & (sigma <= largest)), largest, rows)
-        sigma = xp.asarray(sigma.astype(np.float64), dtype=rows.dtype, device=device_of(rows))
+        sigma = xp.asarray(sigma, dtype=rows.dtype, device=device_of(rows))
     else:
         namespace_of(sigma, "sigma")
         sigma = xp.astype(sigma, rows.dtype)

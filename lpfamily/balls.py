@@ -301,7 +301,7 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
     z = entries(nu)
     # the rounding of nu, which 1 / (p - 1) magnifies, is common to the free entries
     free = positive if share is None else positive & (z < share)
-    held = 0.0 if share is None else xp.sum(xp.where(free, 0.0, share**p), axis=-1, keepdims=True)
+    held = 0.0 if share is None else xp.sum(xp.where(positive & ~free, share**p, 0.0), axis=-1, keepdims=True)
     spent = xp.sum(xp.where(free, z**p, 0.0), axis=-1, keepdims=True)
     left = xp.maximum(1 - held * xp.ones_like(spent), xp.zeros_like(spent))
     z = z * (left / xp.where(spent > 0, spent, 1.0)) ** (1 / p)
