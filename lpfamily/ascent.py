@@ -141,12 +141,12 @@ def starting_point(
     xp = namespace_of(x)
     if start is None:
         return xp.zeros_like(x)
-    if isinstance(start, type(x)) and xp.isdtype(start.dtype, "real floating"):
+    if "float" in str(getattr(start, "dtype", "")):  # neither a generator nor a key
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
     else:
         start = sample(x.shape, p, sigma, start, batch_ndim=batch_ndim)
-        start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype)
+    start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype, copy=False)
     if mask is not None:
         start = xp.where(xp.asarray(mask, device=device_of(x)), start, xp.zeros_like(start))
     box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}

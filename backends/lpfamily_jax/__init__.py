@@ -1,5 +1,6 @@
-"""The JAX backend: CPU and GPU."""
+"""The JAX backend: CPU and GPU; and `regularize`, for models and training loops of one's own."""
 
+from lpfamily_jax.regularized import regularize
 from lpfamily_jax.trainer import backend
 
-__all__ = ["backend"]
+__all__ = ["backend", "regularize"]

@@ -1,0 +1,239 @@
+"""Training of any JAX function: a loss becomes its maximum in an Lp ball, or its penalty."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lpfamily.ascent import frank_wolfe
+from lpfamily.steepest import check_p
+from lpfamily.training.backends import DIFFERENCE_STEP
+
+Loss = Callable[..., Any]
+
+
+def regularize(
+    loss: Loss,
+    p: float = 2.0,
+    *,
+    sigma: Any,
+    argnum: int = 1,
+    objective: Literal["perturb", "penalty"] = "perturb",
+    clean_weight: float = 0.0,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Any = None,
+    batch_ndim: int = 1,
+    direction: Loss | None = None,
+    steps: int = 1,
+    start: Any = None,
+    penalty_by: Literal["gradient", "difference"] = "gradient",
+    difference_step: float | None = None,
+    has_aux: bool = False,
+) -> Loss:
+    """Return the loss to train with: a function like `loss`, at the steepest step or with the penalty.
+
+    x is the argument `argnum` of `loss`, L(x) what it returns for each example, and eps the step of eq.
+    3 at the gradient of L. Of the result a training loop takes the mean and the derivative, as it did of
+    the loss::
+
+        robust = regularize(loss, p=2, sigma=0.5)
+        jax.grad(lambda params: robust(params, x, labels).mean())(params)
+
+    - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant. The pass that
+      finds eps computes the input gradient and no other, and no second derivative is asked for.
+    - "penalty": L(x) + <grad L(x), eps>, eps held constant, which is L(x) + sigma * ||grad L(x)||_{p*}
+      (eq. 4) by Hölder's equality, and has its derivative by Danskin's theorem; so too with a mask and
+      in a box. By "difference" L(x) + (L(x + h eps) - L(x)) / h, which needs no second derivative.
+
+    The result is pure where `loss` is. Modules that change in place (Flax NNX) change as in one call of
+    the loss: all other passes are of copies, and see the same dropout.
+
+    Parameters
+    ----------
+    loss
+        Returns one value an example, of shape `x.shape[:1]`, or a scalar for `batch_ndim` 0; with
+        `has_aux` a pair of that and anything.
+    p
+        A number in [1, inf]: inf takes the sign of the gradient, 2 its direction, 1 its largest entry.
+    sigma
+        The radius, in units of x, as in `lpfamily.epsilon`; or a function of the loss's arguments that
+        returns it, for a schedule.
+    argnum
+        Which positional argument of `loss` is x, a floating array.
+    objective
+        "perturb" or "penalty", as above.
+    clean_weight
+        In [0, 1], the share of L(x) in "perturb".
+    bounds
+        (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box.
+    mask
+        Boolean, broadcastable to x, True where x may move; or a function of the loss's arguments, for
+        padding.
+    batch_ndim
+        How many leading axes of x index balls: 1, an example has one; 0, x is one example, as under
+        `jax.vmap`; 2, every token of an example has its own, and their penalties add up.
+    direction
+        A function of the loss's arguments whose gradient, instead of the loss's, gives eps; like `loss`,
+        but without aux. For the cross-entropy of hard labels that is `lpfamily.error_log_odds`, of sigmoid
+        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away. The penalty is
+        then sigmoid(direction) * <its gradient, eps>, which is right for these losses alone.
+    steps
+        The gradients that "perturb" takes for eps, at least 1, by `lpfamily.ascent.frank_wolfe`.
+    start
+        Where "perturb" takes the first of them: None is x; an array like x is a perturbation in the
+        ball, cut where it leaves the box or the mask; or a function of the loss's arguments, for
+        instance one that gives a key among them to `lpfamily.sample`.
+    penalty_by
+        "gradient" or "difference", as above.
+    difference_step
+        h, in units of eps; None is 2^-10, and an error in half precision, where that rounds away.
+    has_aux
+        Whether `loss` returns (values, aux); then so does the result. The aux is that of L(x + eps) for
+        "perturb", of L(x) for "penalty".
+
+    Returns
+    -------
+    Callable
+        A function of the loss's arguments, which returns what it does.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown or impossible choice. When called: for an x that is not a floating array, values
+        that are not one an example, half precision without a `difference_step`, and as in
+        `lpfamily.epsilon`.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-4.
+    """
+    check_p(p)
+    if objective not in ("perturb", "penalty") or penalty_by not in ("gradient", "difference"):
+        raise ValueError(
+            "objective must be 'perturb' or 'penalty', and penalty_by 'gradient' or 'difference'; got "
+            f"{objective!r} and {penalty_by!r}"
+        )
+    if steps < 1 or not 0 <= clean_weight <= 1:
+        raise ValueError(
+            f"steps must be at least 1 and clean_weight in [0, 1]; got {steps} and {clean_weight}"
+        )
+    if objective == "penalty" and (steps > 1 or clean_weight or start is not None):
+        raise ValueError("steps, clean_weight and start belong to 'perturb': the penalty is taken at x")
+    by_difference = penalty_by == "difference"
+    if (by_difference and objective == "perturb") or (difference_step is not None and not by_difference):
+        raise ValueError("penalty_by='difference' belongs to 'penalty', and difference_step to that")
+    found = loss if direction is None else direction
+
+    @functools.wraps(loss)
+    def regularized(*args: Any, **kwargs: Any) -> Any:
+        x = _input(args, argnum)
+        radius, kept, begin = (
+            choice(*args, **kwargs) if callable(choice) else choice for choice in (sigma, mask, start)
+        )
+
+        def evaluate(function: Loss, at: Array, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+            given, named = (args, kwargs) if each is None else jax.tree.map(each, (args, kwargs))
+            replaced = list(given)
+            replaced[argnum] = at
+            result = function(*replaced, **named)
+            values, aux = result if has_aux and function is loss else (result, None)
+            _check_values(values, x.shape[: min(batch_ndim, 1)])
+            return values, aux
+
+        def differentiate(at: Array, each: Callable[[Any], Any]) -> tuple[Array, Array]:
+            # what is copied here is younger than the differentiation, so that modules may change it
+            values, back = jax.vjp(lambda at: evaluate(found, at, each)[0], at)
+            return values, back(jnp.ones_like(values))[0]
+
+        def step(gradient: Callable[[Array], Array]) -> Array:
+            fixed, first = jax.lax.stop_gradient(x), begin
+            if first is not None and bounds is not None:
+                first = jnp.clip(fixed + first, *bounds) - fixed
+            if first is not None and kept is not None:
+                first = jnp.where(kept, first, 0)
+            eps: Array = frank_wolfe(
+                gradient, fixed, p, radius, steps, first, bounds=bounds, batch_ndim=batch_ndim, mask=kept
+            )
+            return jax.lax.stop_gradient(eps)
+
+        # What changes modules in place comes last: every pass then sees the same dropout.
+        if objective == "perturb":
+            eps = step(lambda at: differentiate(at, _constant)[1])
+            clean = evaluate(loss, x, _copied)[0] if clean_weight else 0.0
+            values, aux = evaluate(loss, x + eps)
+            values = clean_weight * clean + (1 - clean_weight) * values
+        elif by_difference:
+            eps = step(lambda at: differentiate(at, _constant)[1])
+            h = DIFFERENCE_STEP if difference_step is None else difference_step
+            ahead, _ = evaluate(loss, x + h * eps, _copied)
+            if difference_step is None:
+                _check_precision(x, ahead)
+            values, aux = evaluate(loss, x)
+            values = values + (ahead - values) / h
+        else:
+            odds, grad = differentiate(x, _copied)
+            slope = _products(grad, step(lambda _: grad), batch_ndim)
+            values, aux = evaluate(loss, x)
+            if direction is None:
+                values = odds  # the same numbers, with one way back to the weights for both terms
+            else:
+                slope = jax.nn.sigmoid(odds) * slope
+            values = values + slope.astype(values.dtype)
+        return (values, aux) if has_aux else values
+
+    return regularized
+
+
+def _input(args: tuple[Any, ...], argnum: int) -> Array:
+    if not -len(args) <= argnum < len(args):
+        raise TypeError(
+            f"argument {argnum} of the loss, the array to perturb, must be given by position; got "
+            f"{len(args)} positional arguments"
+        )
+    x = jnp.asarray(args[argnum])
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"argument {argnum} of the loss, the array to perturb, must be floating; got {x.dtype}: convert "
+            "pixels first; embed tokens first, and give the loss their embeddings"
+        )
+    return x
+
+
+def _check_values(values: Any, shape: tuple[int, ...]) -> None:
+    found = getattr(values, "shape", type(values).__name__)
+    if found != shape:
+        raise ValueError(
+            f"the loss, and the direction, must return one value an example, of shape {shape}; got {found}: "
+            "take the mean of what `regularize` returns, as the penalty of a mean shrinks with the batch; "
+            "(values, aux) needs has_aux=True"
+        )
+
+
+def _check_precision(*arrays: Array) -> None:
+    for array in arrays:
+        if array.dtype.itemsize < 4:
+            raise ValueError(
+                f"a difference of {DIFFERENCE_STEP} eps rounds away in {array.dtype}: give a larger "
+                "difference_step, or take the penalty by 'gradient'"
+            )
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf
+
+
+def _constant(leaf: Any) -> Any:
+    return jax.lax.stop_gradient(leaf) if isinstance(leaf, Array) else leaf
+
+
+def _products(grad: Array, eps: Array, batch_ndim: int) -> Array:
+    """Return <grad, eps> of each example, at least in float32."""
+    wide = jnp.promote_types(grad.dtype, jnp.float32)
+    # where the mask is, grad may be anything
+    products = jnp.where(eps == 0, 0.0, grad.astype(wide) * eps.astype(wide))
+    return products.sum(axis=tuple(range(min(batch_ndim, 1), products.ndim)))

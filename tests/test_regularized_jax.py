@@ -1,0 +1,618 @@
+"""A loss regularised in JAX is its definition, costs what that must, and fits anybody's model and loop."""
+
+import functools
+import inspect
+import itertools
+import math
+
+import numpy as np
+import pytest
+from backends_under_test import NAMES
+from commandline import python
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import closed_form, dual, norms
+from libraries import P
+from numpy.testing import assert_allclose, assert_array_equal
+from test_agreement import dot_generals
+from test_boxed import maximiser
+
+from lpfamily import epsilon, error_log_odds
+from lpfamily.training import data
+
+if "jax" not in NAMES:
+    pytest.skip("JAX is not under test", allow_module_level=True)
+
+import equinox
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from lpfamily_jax import regularize
+
+OBJECTIVES = {
+    "perturb": {},
+    "mixed": {"clean_weight": 0.3},
+    "steps": {"steps": 3},
+    "penalty": {"objective": "penalty"},
+    "difference": {"objective": "penalty", "penalty_by": "difference"},
+}
+LAYERS = 2
+
+
+def logits_of(params, x):
+    w, b, v, c = params
+    return jnp.tanh(x @ w + b) @ v + c
+
+
+def loss(params, x, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, x), labels)
+
+
+def odds(params, x, labels):
+    return error_log_odds(logits_of(params, x), labels)
+
+
+def problem(seed=0, n=4):
+    """Return weights, inputs and labels, which float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    shapes = (6, 5), (5,), (5, 3), (3,)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in (*shapes, (n, 6))]
+    *params, x = (array.astype(np.float64) for array in arrays)
+    return tuple(params), x, rng.integers(0, 3, n)
+
+
+# The definition: the network's derivatives by hand, and eq. 3 from `laws`.
+
+
+def by_hand(params, x, labels):
+    """Return the loss of each example, its input gradient, and the weight gradients of the sum."""
+    w, b, v, c = params
+    hidden = np.tanh(x @ w + b)
+    exponentials = np.exp(hidden @ v + c)
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    right = np.eye(3)[labels]
+    losses = -np.log((probabilities * right).sum(axis=1))
+    wrong = probabilities * (1 - right)
+    by_logits = wrong - right * wrong.sum(axis=1, keepdims=True)
+    by_hidden = by_logits @ v.T * (1 - hidden**2)
+    weights = x.T @ by_hidden, by_hidden.sum(axis=0), hidden.T @ by_logits, by_logits.sum(axis=0)
+    return losses, by_hidden @ w.T, weights
+
+
+def steepest(params, x, labels, p, radii):
+    return closed_form(by_hand(params, x, labels)[1], p, radii).astype(np.float64)
+
+
+def mixture(params, labels, *parts):
+    """Return the weighted sum of losses at several inputs, and of their weight gradients."""
+    found = [(share, *by_hand(params, x, labels)) for share, x in parts]
+    values = sum(share * losses for share, losses, _, _ in found)
+    return values, [sum(f[0] * f[3][k] for f in found) for k in range(4)]
+
+
+def defined(objective, params, x, labels, p, radii):
+    """Return the objective of each example and its weight gradients, from the definition."""
+    eps = steepest(params, x, labels, p, radii)
+    if objective == "perturb":
+        return mixture(params, labels, (1, x + eps))
+    if objective == "mixed":
+        return mixture(params, labels, (0.3, x), (0.7, x + eps))
+    if objective == "steps":
+        for k in (1, 2):
+            eps = eps + 2 / (k + 2) * (steepest(params, x + eps, labels, p, radii) - eps)
+        return mixture(params, labels, (1, x + eps))
+    if objective == "difference":
+        return mixture(params, labels, (1 - 2.0**10, x), (2.0**10, x + 2.0**-10 * eps))
+
+    def penalised(params):
+        losses, grad, _ = by_hand(params, x, labels)
+        return losses + radii * norms(grad, dual(p)).astype(np.float64)
+
+    slopes = [np.zeros_like(array) for array in params]
+    for array, slope in zip(params, slopes, strict=True):
+        for index in np.ndindex(array.shape):
+            sides, middle = [], array[index]
+            for h in (1e-6, -1e-6):
+                array[index] = middle + h
+                sides.append(penalised(params).sum())
+            array[index] = middle
+            slope[index] = (sides[0] - sides[1]) / 2e-6
+    return penalised(params), slopes
+
+
+def values_and_slopes(function, params, *rest):
+    """Return the values of each example, and the derivative of their sum with respect to the weights."""
+
+    def total(params):
+        values = function(params, *rest)
+        return values.sum(), values
+
+    slopes, values = jax.grad(total, has_aux=True)(params)
+    return values, slopes
+
+
+# Compiling takes the time of these tests: without XLA's own optimisation, and many cases in a program.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def run(function, *arrays):
+    """Return what a compiled function makes of arrays as they are, float64 too, as NumPy's."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, compiled(function)(*jax.tree.map(jnp.asarray, arrays)))
+
+
+CASES = {
+    "float64": [
+        *itertools.product(["perturb"], P),
+        *itertools.product(["penalty"], [1, 1 + 1e-12, 1.1, 3, math.inf]),
+        *itertools.product(["mixed", "steps", "difference"], [1.5]),
+    ],
+    "float32": list(zip(OBJECTIVES, [1.1, math.inf, 1.5, 1.1, math.inf], strict=True)),
+}
+
+
+@functools.cache
+def all_cases(dtype):
+    return compiled(
+        lambda params, x, labels, radii: [
+            values_and_slopes(regularize(loss, p, sigma=radii, **OBJECTIVES[name]), params, x, labels)
+            for name, p in CASES[dtype]
+        ]
+    )
+
+
+@settings(max_examples=5)
+@pytest.mark.parametrize("dtype", CASES)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_values_and_derivatives_are_those_of_the_definition(dtype, seed):
+    params, x, labels = problem(seed)
+    radii = np.random.default_rng(seed).uniform(0, 0.5, 4).astype(np.float32)
+    with jax.enable_x64(True):
+        operands = jax.tree.map(lambda array: jnp.asarray(array, dtype), (params, x))
+        found = all_cases(dtype)(*operands, labels, radii)
+    for case, (values, slopes) in zip(CASES[dtype], found, strict=True):
+        name, p = case
+        expected, expected_slopes = defined(name, params, x, labels, p, radii)
+        assert values.dtype == dtype
+        rounding = 1e-10 if dtype == "float64" else 1e-4
+        if name == "difference":  # of two losses, divided by 2^-10
+            rounding *= 2**10
+        assert_allclose(values, expected, rtol=rounding, atol=rounding, err_msg=str(case))
+        if name == "penalty":  # differences judge its derivative
+            rounding = max(rounding, 1e-6)
+        for got, slope in zip(slopes, expected_slopes, strict=True):
+            assert_allclose(got, slope, rtol=rounding, atol=rounding, err_msg=str(case))
+
+
+def test_a_pass_for_eps_computes_the_input_gradient_alone():
+    params, x, labels = problem()
+
+    def products(function):
+        program = jax.make_jaxpr(jax.grad(lambda params: function(params, x, labels).mean()))(params)
+        return dot_generals(program.jaxpr)
+
+    plain, way = 3 * LAYERS - 1, 2 * LAYERS
+    costs = {
+        "perturb": plain + way,
+        "mixed": 2 * plain + way,
+        "steps": plain + 3 * way,
+        "difference": 2 * plain + way,
+    }
+    assert products(loss) == plain
+    for name, cost in costs.items():
+        assert products(regularize(loss, sigma=0.1, **OBJECTIVES[name])) == cost, name
+
+
+def test_eps_asks_for_no_second_derivative():
+    @jax.custom_jvp
+    def once(x):
+        return x
+
+    @once.defjvp
+    def again(operands, tangents):
+        raise AssertionError("differentiated twice")
+
+    product = jax.custom_vjp(jnp.matmul)
+    product.defvjp(
+        lambda x, w: (x @ w, (x, w)), lambda kept, by: (once(by @ kept[1].T), once(kept[0].T @ by))
+    )
+    robust = regularize(lambda w, x: product(x, w).sum(axis=1), sigma=0.1, steps=2)
+    by_difference = regularize(robust.__wrapped__, sigma=0.1, **OBJECTIVES["difference"])
+
+    def mean(function, w):
+        return function(w, w.sum() * jnp.ones((2, 3))).mean()
+
+    for function in robust, by_difference:
+        jax.eval_shape(jax.grad(functools.partial(mean, function)), jnp.ones((3, 4)))
+
+
+def test_the_penalty_costs_what_its_formula_does():
+    params, x = (jnp.ones((64, 64)), jnp.ones(64), jnp.ones((64, 3)), jnp.ones(3)), jnp.ones((64, 64))
+    labels = jnp.ones(64, int)
+
+    def formula(params, x, labels):
+        values, back = jax.vjp(lambda x: loss(params, x, labels), x)
+        return values + 0.1 * jnp.linalg.norm(back(jnp.ones_like(values))[0], axis=1)
+
+    def cost(function):
+        step = compiled(jax.grad(lambda params: function(params, x, labels).mean()))
+        return step.lower(params).compile().cost_analysis()["flops"]
+
+    assert cost(regularize(loss, sigma=0.1, objective="penalty")) < 1.05 * cost(formula)
+
+
+def test_tokens_have_balls_of_their_own_and_padding_none():
+    rng = np.random.default_rng(0)
+    table, w = rng.standard_normal((7, 4)), rng.standard_normal(4)
+    tokens, keep, radii = rng.integers(0, 7, (2, 5)), rng.random((2, 5)) < 0.6, rng.uniform(0.1, 1, (2, 5))
+
+    def scores(w, x, keep):
+        return jnp.where(keep, jnp.tanh(x) @ w, 0.0).sum(axis=1), x
+
+    def train(table, w):
+        found = {}
+        for objective in "perturb", "penalty":
+            robust = regularize(
+                scores, 3, sigma=radii, batch_ndim=2, mask=lambda w, x, keep: keep[..., None],
+                objective=objective, has_aux=True,
+            )  # fmt: skip
+            found[objective] = robust(w, table[tokens], keep)
+        return found["perturb"][0].sum(), found
+
+    by_table, found = run(jax.grad(train, has_aux=True), table, w)
+    x = table[tokens]
+    grad = (1 - np.tanh(x) ** 2) * w * keep[..., None]
+    eps = closed_form(grad.reshape(10, 4), 3, radii.reshape(10)).reshape(x.shape).astype(np.float64)
+    values, seen = found["perturb"]
+    assert_allclose(seen, x + eps, rtol=1e-12)
+    assert_array_equal(seen[~keep], x[~keep])
+    assert_allclose(values, (np.tanh(x + eps) @ w * keep).sum(axis=1), rtol=1e-12)
+    # what made x is trained too, through x and not through eps
+    expected = np.zeros_like(table)
+    np.add.at(expected, tokens, (1 - np.tanh(x + eps) ** 2) * w * keep[..., None])
+    assert_allclose(by_table, expected, rtol=1e-10, atol=1e-12)
+    values, seen = found["penalty"]
+    sizes = radii.reshape(10) * norms(grad.reshape(10, 4), dual(3)).astype(np.float64)
+    assert_allclose(values, (np.tanh(x) @ w * keep).sum(axis=1) + sizes.reshape(2, 5).sum(axis=1), rtol=1e-12)
+    assert_array_equal(seen, x)
+
+
+def test_a_gradient_in_the_padding_that_is_nan_does_no_harm():
+    x, keep = np.ones((2, 3, 4)), np.array([[True, True, False], [True, False, False]])
+    x[~keep] = 0  # where a norm has no derivative
+
+    def lengths(x):
+        return jnp.where(keep, jnp.linalg.norm(x, axis=-1), 0.0).sum(axis=1)
+
+    options = {"sigma": 0.5, "argnum": 0, "batch_ndim": 2, "mask": keep[..., None]}
+    for objective in "perturb", "penalty":
+        found = run(regularize(lengths, 2, objective=objective, **options), x)
+        assert_allclose(found, (2 + 0.5) * keep.sum(axis=1), rtol=1e-12)
+
+
+def test_in_a_box_it_is_the_exact_maximum():
+    rng = np.random.default_rng(1)
+    w, x = rng.standard_normal((5, 8)), np.clip(rng.normal(0.5, 0.5, (5, 8)), 0, 1)
+    mask = np.arange(8) != 2
+    x[:, 2] = 7.0
+    cases = [("perturb", 1), ("perturb", math.inf), ("penalty", 1.5)]
+
+    def linear(w, x):
+        return (w * x).sum(axis=1)
+
+    def train(w, x):
+        options = {"sigma": 0.6, "bounds": (0, 1), "mask": mask}
+        return [
+            values_and_slopes(regularize(linear, p, objective=objective, **options), w, x)
+            for objective, p in cases
+        ]
+
+    walls = np.where(mask, np.where(w < 0, x, 1 - x), 0)
+    for (_, p), (values, slopes) in zip(cases, run(train, w, x), strict=True):
+        if p == math.inf:
+            eps = np.sign(w) * np.minimum(walls, 0.6)
+        else:
+            rows = zip(w * mask, walls, strict=True)
+            eps = np.stack([maximiser(row, p, 0.6, wall) for row, wall in rows]).astype(np.float64)
+        assert_allclose(values, (w * (x + eps)).sum(axis=1), rtol=1e-12)
+        # the derivative of a linear loss is where it was taken; of the penalty, by Danskin's theorem
+        assert_allclose(slopes, x + eps, atol=1e-12)
+        assert np.all(np.abs(slopes[:, mask] - 0.5) <= 0.5 + 1e-15)
+        assert_array_equal(slopes[:, 2], 7.0)
+
+
+def test_the_first_step_is_taken_at_the_start():
+    x = np.full((3, 4), 0.9)
+
+    def coupled(x, key, step):
+        return (x**2).sum(axis=1) / 2 + x[:, 0] * x[:, 1], x
+
+    def draw(x, key, step):
+        return 0.5 * jax.random.normal(key, x.shape)
+
+    robust = regularize(
+        coupled, 2, sigma=lambda x, key, step: 0.05 * step, argnum=0, has_aux=True,
+        start=draw, bounds=(-math.inf, 1), mask=np.arange(4) > 0,
+    )  # fmt: skip
+    seen, drawn = run(lambda *given: (robust(*given)[1], draw(*given)), x, jax.random.PRNGKey(0), 2)
+    grad = np.minimum(x + drawn, 1)
+    grad[:, 1] += 0.9  # of an entry that does not move
+    grad[:, 0] = 0
+    assert_allclose(seen, x + 0.1 * grad / np.linalg.norm(grad, axis=1, keepdims=True), rtol=1e-12)
+
+
+def test_the_log_odds_direction_does_not_round_away():
+    params, x, _ = problem(n=20)
+    labels = np.asarray(logits_of(params, x)).argmax(axis=1)  # the network is right, and sure
+    *below, v, c = params
+    params = (*below, 30 * v, 30 * c)
+    expected = closed_form(by_hand(params, x, labels)[1], 1.5, np.full(20, 0.1)).astype(np.float64)
+
+    def seen(*arguments):
+        return loss(*arguments), arguments[1]
+
+    def moved(*arguments):
+        given = [regularize(seen, 1.5, sigma=0.1, has_aux=True, direction=d) for d in (odds, None)]
+        return [robust(*arguments)[1] - arguments[1] for robust in given]
+
+    by_odds, by_loss = run(moved, *jax.tree.map(np.float32, (params, x)), labels)
+    assert_allclose(by_odds, expected, atol=1e-4)
+    assert np.abs(by_loss - expected).max() > 0.05
+
+
+def test_the_penalty_multiplies_back_what_the_odds_leave_out():
+    one, other = run(
+        lambda *given: [
+            values_and_slopes(regularize(loss, 3, sigma=0.2, objective="penalty", direction=d), *given)
+            for d in (odds, None)
+        ],
+        *problem(),
+    )
+    assert_same(one, other)
+
+
+def test_it_maps_over_examples_and_computes_again_what_it_forgot():
+    mixed = {"p": 1.5, "sigma": 0.2} | OBJECTIVES["mixed"]
+    penalised = {"p": 1.5, "sigma": 0.2} | OBJECTIVES["penalty"]
+    one = regularize(lambda p, x, y: loss(p, x[None], y[None])[0], batch_ndim=0, **mixed)
+    functions = [
+        regularize(loss, **mixed),
+        jax.vmap(one, (None, 0, 0)),
+        regularize(loss, **penalised),
+        jax.checkpoint(regularize(loss, **penalised)),
+        regularize(jax.checkpoint(loss), **penalised),
+    ]
+    batch, mapped, *rest = run(lambda *given: [values_and_slopes(f, *given) for f in functions], *problem())
+    assert_same(mapped, batch)
+    assert_same(rest[1], rest[0])
+    assert_same(rest[2], rest[0])
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
+
+
+def test_nan_stays_in_its_example():
+    params, x, labels = problem()
+    spoilt = x.copy()
+    spoilt[1, 2] = np.nan
+    bad, good = run(
+        lambda *both: [
+            [regularize(loss, 3, sigma=0.2, **options)(params, x, labels) for options in OBJECTIVES.values()]
+            for x in both
+        ],
+        spoilt,
+        x,
+    )
+    assert_array_equal(np.isnan(bad), [[False, True, False, False]] * len(OBJECTIVES))
+    assert_same(np.delete(bad, 1, axis=1), np.delete(good, 1, axis=1))
+
+
+BAD_CHOICES = {
+    "p must lie in": {"p": 0.5},
+    "objective must be 'perturb' or 'penalty', .* got 'plain' and 'gradient'": {"objective": "plain"},
+    "steps must be at least 1 .* got 0": {"steps": 0},
+    "clean_weight in .* got 0 and 2": {"steps": 0, "clean_weight": 2},
+    "steps, clean_weight and start belong to 'perturb'": {"objective": "penalty", "steps": 2},
+    "penalty_by='difference' belongs to 'penalty'": {"penalty_by": "difference"},
+    "and difference_step to that": {"objective": "penalty", "difference_step": 0.1},
+}
+
+
+@pytest.mark.parametrize(("message", "options"), BAD_CHOICES.items())
+def test_a_bad_choice_is_an_error_at_once(message, options):
+    with pytest.raises(ValueError, match=message):
+        regularize(loss, **{"sigma": 0.1} | options)
+
+
+def test_a_bad_loss_or_input_says_what_to_do():
+    params, x, labels = problem()
+    mean = regularize(lambda *given: loss(*given).mean(), sigma=0.1)
+    with pytest.raises(
+        ValueError, match=r"one value an example, of shape \(4,\); got \(\): take the mean of"
+    ):
+        jax.eval_shape(mean, params, x, labels)
+    with pytest.raises(ValueError, match=r"got tuple: .* needs has_aux=True"):
+        jax.eval_shape(regularize(lambda *given: (loss(*given), 0), sigma=0.1), params, x, labels)
+    with pytest.raises(TypeError, match=r"argument 1 .* must be floating; got int.*: .*embed tokens first"):
+        regularize(loss, sigma=0.1)(params, labels, labels)
+    with pytest.raises(TypeError, match=r"argument 1 .* by position; got 1 positional"):
+        regularize(loss, sigma=0.1)(params, x=x, labels=labels)
+    half = regularize(lambda x: x.sum(axis=1), sigma=0.1, argnum=0, **OBJECTIVES["difference"])
+    with pytest.raises(ValueError, match="rounds away in bfloat16: give a larger difference_step"):
+        jax.eval_shape(half, jnp.ones((2, 3), jnp.bfloat16))
+
+
+def test_it_is_called_as_the_loss_is():
+    robust = regularize(loss, sigma=0.1)
+    assert inspect.signature(robust) == inspect.signature(loss)
+    assert robust.__name__ == "loss"
+
+
+def test_devices_exchange_weight_gradients_alone(tmp_path):
+    result = python(ON_DEVICES, cwd=tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=3")
+    assert result.returncode == 0, result.stderr
+
+
+ON_DEVICES = r"""
+import math, re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from lpfamily_jax import regularize
+
+def loss(w, x):
+    return jnp.sum(jnp.tanh(x @ w), axis=1)
+
+mesh = jax.make_mesh((3,), ("examples",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+w, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 5), (6, 8)))
+put = [jax.device_put(a, NamedSharding(mesh, P(*axes))) for a, axes in ((w, ()), (x, ("examples",)))]
+for options in {}, {"objective": "penalty"}:
+    robust = jax.jit(regularize(loss, 1.5, sigma=0.3, **options))
+    step = jax.jit(jax.grad(lambda w, x: robust(w, x).mean()))
+    for function, exchanged in (robust, set()), (step, {w.size}):
+        program = function.lower(*put).compile().as_text()
+        results = re.findall(r"= (.*) (?:all-|collective-|reduce-scatter)", program)
+        shapes = re.findall(r"\[(.*?)\]", " ".join(results))
+        assert {math.prod(map(int, shape.split(","))) for shape in shapes} == exchanged, results
+        np.testing.assert_allclose(function(*put), function(w, x), rtol=1e-5, atol=1e-6)
+"""
+
+
+# Loops: of Optax's users, of Flax's and of Equinox's.
+
+STEPS, RADIUS = 40, 0.3
+
+
+@functools.cache
+def digits():
+    train = data.load("digits").train
+    return train.x[:300], train.labels[:300]
+
+
+def losses(model, x, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(model(x), labels)
+
+
+def assert_learnt(model):
+    """Raise unless a function to logits fits the digits, and withstands the steepest step."""
+    x, labels = digits()
+
+    @compiled
+    def judge(x):
+        values, back = jax.vjp(lambda x: losses(model, x, labels), x)
+        eps = epsilon(back(jnp.ones_like(values))[0], 2, RADIUS)
+        return values.mean(), (model(x + eps).argmax(axis=1) != labels).mean()
+
+    value, error = judge(x)
+    assert value < 1  # of chance it is log 10
+    assert error < 0.4  # of chance it is 0.9
+
+
+def test_a_loop_of_optax():
+    x, labels = digits()
+    rng = np.random.default_rng(0)
+    params = tuple(jnp.asarray(0.1 * rng.standard_normal(n), "float32") for n in ((64, 32), 32, (32, 10), 10))
+    robust, optimizer = regularize(loss, sigma=RADIUS, direction=odds), optax.adam(0.02)
+
+    @compiled
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(lambda p: robust(p, x, labels).mean())(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    assert_learnt(lambda x: logits_of(params, x))
+
+
+class OfFlax(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(64, 32, rngs=rngs), nnx.Linear(32, 10, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(32, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+def test_a_loop_of_flax():
+    x, labels = digits()
+    model = OfFlax()
+    robust, optimizer = (
+        regularize(losses, sigma=RADIUS),
+        nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param),
+    )
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda model: robust(model, x, labels).mean())(model))
+
+    for _ in range(STEPS):
+        step(model, optimizer)
+    assert_learnt(nnx.view(model, deterministic=True, use_running_average=True))
+    assert model.dropout.rngs.count[...] == STEPS
+
+
+def test_modules_of_flax_change_as_in_a_plain_step():
+    x, labels = digits()
+    names = "mixed", "penalty", "difference"
+    functions = [losses, *(regularize(losses, sigma=0.0, **OBJECTIVES[name]) for name in names)]
+    models = [OfFlax() for _ in functions]
+
+    def slopes(function, model):
+        return nnx.grad(lambda model: function(model, x, labels).mean())(model)
+
+    found = nnx.jit(lambda models: list(map(slopes, functions, models)))(models)
+    states = [nnx.to_pure_dict(nnx.state(model, (nnx.BatchStat, nnx.RngCount))) for model in models]
+    expected, *others = [nnx.to_pure_dict(part) for part in found]
+    for other, state in zip(others, states[1:], strict=True):
+        jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-3), (other, state), (expected, states[0]))
+
+
+class OfEquinox(equinox.Module):
+    first: equinox.nn.Linear
+    norm: equinox.nn.BatchNorm
+    last: equinox.nn.Linear
+
+    def __init__(self):
+        one, other = jax.random.split(jax.random.key(0))
+        self.first, self.last = equinox.nn.Linear(64, 32, key=one), equinox.nn.Linear(32, 10, key=other)
+        self.norm = equinox.nn.BatchNorm(32, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        hidden, state = self.norm(self.first(x), state)
+        return self.last(jax.nn.relu(hidden)), state
+
+
+def of_batch(model, x, state):
+    return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+
+def test_a_loop_of_equinox():
+    x, labels = digits()
+    model, state = equinox.nn.make_with_state(OfEquinox)()
+
+    def with_state(model, x, labels, state):
+        logits, state = of_batch(model, x, state)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), state
+
+    robust, optimizer = regularize(with_state, sigma=RADIUS, has_aux=True), optax.adam(0.02)
+
+    @equinox.filter_jit
+    def step(model, state, moments):
+        def mean(model):
+            values, new = robust(model, x, labels, state)
+            return values.mean(), new
+
+        slopes, state = equinox.filter_grad(mean, has_aux=True)(model)
+        updates, moments = optimizer.update(slopes, moments)
+        return equinox.apply_updates(model, updates), state, moments
+
+    moments = optimizer.init(equinox.filter(model, equinox.is_array))
+    for _ in range(STEPS):
+        model, state, moments = step(model, state, moments)
+    quiet = equinox.nn.inference_mode(model)
+    assert_learnt(lambda x: of_batch(quiet, x, state)[0])
