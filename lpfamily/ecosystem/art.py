@@ -1,0 +1,265 @@
+"""The steepest step in an Lp ball, and many of them, as an attack for the Adversarial Robustness Toolbox."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from art.attacks.attack import EvasionAttack
+from art.config import ART_NUMPY_DTYPE
+from art.estimators.classification.classifier import ClassifierMixin
+from art.estimators.classification.pytorch import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from art.estimators.pytorch import PyTorchEstimator
+from art.utils import check_and_transform_label_format
+
+import lpfamily
+from lpfamily.ecosystem._attacks import checked, start_of
+from lpfamily.steepest import check_p
+
+
+class LpGradientMethod(EvasionAttack):
+    """The steepest step of Lp norm eps, or many, for any ART estimator with loss gradients.
+
+    One step is eq. 3 at the gradient, exact in the ball and `clip_values` together (p = 1: the largest
+    gradients go to their walls until the budget is spent; p = 2: along the gradient; p = inf: the fast
+    gradient sign method). More steps, or a random start, are `lpfamily.ascend`.
+
+    For a PyTorchClassifier of CrossEntropyLoss (without label smoothing) or NLLLoss the gradient is that
+    of `lpfamily.error_log_odds`: the direction of the loss, at the same cost, that does not round away
+    where the classifier is confident; and of each example the iterate of the largest is kept. Any other
+    estimator gives the gradient of its own loss, and the last iterate is kept. There p_y - 1, the right
+    class's part of a cross-entropy's gradient, has few bits left or none, in float32 from p_y = 1 - 1e-7:
+    the direction is then wrong, or zero.
+
+    Modes and `param.grad` of a torch model are put back. An example stays where it is if its gradient is
+    zero or not finite, and a warning says how many do.
+
+    Parameters
+    ----------
+    estimator
+        With `loss_gradient`; its `clip_values` are the box.
+    p
+        A number in [1, inf].
+    eps
+        The radius, a number >= 0 or, as in ART's own attacks, an array that broadcasts to x: of shape
+        (n, 1, ..., 1) for one radius an example.
+    steps, step_size, method
+        As in `lpfamily.ascend`: how many gradients; the Lp norm of a projected step, a number, None for
+        2.5 eps / steps; "projected" or "frank-wolfe".
+    random_start
+        True starts from a uniform point of the ball, a `numpy.random.Generator` does so repeatably.
+    targeted
+        Whether y is what to reach rather than what to leave.
+    batch_size
+        How many examples a gradient is taken of at a time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For parameters that are not as above.
+    art.exceptions.EstimatorError
+        For an estimator without loss gradients.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 3.
+    """
+
+    attack_params: ClassVar[list[str]] = [
+        *EvasionAttack.attack_params,
+        "p",
+        "eps",
+        "steps",
+        "step_size",
+        "method",
+        "random_start",
+        "targeted",
+        "batch_size",
+    ]
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin)
+
+    def __init__(
+        self,
+        estimator: Any,
+        p: float = 2,
+        eps: Any = 0.3,
+        steps: int = 1,
+        *,
+        step_size: float | None = None,
+        method: Literal["projected", "frank-wolfe"] = "projected",
+        random_start: Any = False,
+        targeted: bool = False,
+        batch_size: int = 128,
+    ):
+        super().__init__(estimator=estimator)
+        self.p = p
+        self.eps = eps
+        self.steps = steps
+        self.step_size = step_size
+        self.method = method
+        self.random_start = random_start
+        self.targeted = targeted
+        self.batch_size = batch_size
+        self._check_params()
+
+    def _check_params(self) -> None:
+        check_p(self.p)
+        if not np.all(np.asarray(self.eps) >= 0):
+            raise ValueError(f"eps must be at least 0; got {self.eps}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        if self.method not in ("projected", "frank-wolfe"):
+            raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {self.method!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+
+    def generate(self, x: Any, y: Any = None, mask: Any = None) -> Any:
+        """Return x + eps, of x's shape and dtype (ART's own for integers).
+
+        Parameters
+        ----------
+        x
+            The inputs, inside `clip_values`.
+        y
+            Labels, as indices or one-hot; None stands for the estimator's own predictions, so that no
+            label leaks. A targeted attack needs its targets. For an estimator that is no classifier,
+            what its loss takes.
+        mask
+            An array that broadcasts to x: where it is zero or False nothing moves, and no budget is spent.
+
+        Returns
+        -------
+        numpy.ndarray
+            The perturbed inputs.
+
+        Raises
+        ------
+        ValueError
+            For a targeted attack without y; for an eps that varies within an example, and shapes that
+            do not fit; and as in `lpfamily.epsilon`.
+        """
+        if not np.issubdtype(x.dtype, np.floating):
+            x = x.astype(ART_NUMPY_DTYPE)
+        radius = self._radius(x)
+        mask = None if mask is None else np.broadcast_to(np.asarray(mask) != 0, x.shape)
+        eps = np.zeros_like(x)
+        with _unchanged(self.estimator):
+            y = self._labels(x, y)
+            for i in range(0, len(x), self.batch_size):
+                rows = slice(i, i + self.batch_size)
+                kept = None if mask is None else mask[rows]
+                eps[rows] = self._perturbation(x[rows], y[rows], radius[rows], kept)
+        eps = checked(eps, radius)
+        low, high = (-np.inf, np.inf) if self.estimator.clip_values is None else self.estimator.clip_values
+        return np.clip(x + eps, low, high).astype(x.dtype, copy=False)
+
+    def _radius(self, x: Any) -> Any:
+        eps, inner = np.asarray(self.eps, float), x.ndim - 1
+        whole: Any = np.broadcast_to(eps, x.shape)
+        radius = whole[(slice(None), *[0] * inner)]
+        if np.any(eps != radius.reshape(-1, *[1] * inner)):
+            raise ValueError(
+                f"eps must be one number an example, of shape {(len(x), *[1] * inner)}; got one of shape "
+                f"{eps.shape} that varies within an example"
+            )
+        return radius
+
+    def _labels(self, x: Any, y: Any) -> Any:
+        if y is None and self.targeted:
+            raise ValueError("a targeted attack needs y, the classes to reach; got None")
+        if not isinstance(self.estimator, ClassifierMixin):
+            return self.estimator.predict(x, batch_size=self.batch_size) if y is None else y
+        if y is None:
+            y = self.estimator.predict(x, batch_size=self.batch_size)
+            if y.ndim != 2 or y.shape[1] < 2:
+                raise ValueError(
+                    f"predictions of shape {y.shape} name no class: give y, or one output for each class"
+                )
+            y = np.argmax(y, axis=1)
+        return check_and_transform_label_format(y, nb_classes=self.estimator.nb_classes)
+
+    def _perturbation(self, x: Any, y: Any, radius: Any, mask: Any) -> Any:
+        sign, time = -1 if self.targeted else 1, itertools.count()
+        bounds = None if self.estimator.clip_values is None else tuple(self.estimator.clip_values)
+        options: dict[str, Any] = {"batch_ndim": 1, "mask": mask, "bounds": bounds}
+        with _odds(self.estimator, y) as odds:
+
+            def value_and_grad(at: Any) -> tuple[Any, Any]:
+                grad = self.estimator.loss_gradient(at.astype(x.dtype, copy=False), y)
+                # a loss that has rounded away tells no iterate from another, so the last one is kept
+                value = np.full(len(x), float(next(time))) if odds is None else sign * odds.pop()
+                return value, sign * grad
+
+            start = start_of(self.random_start)
+            if self.steps == 1 and start is None:
+                grad = value_and_grad(x)[1]
+                return lpfamily.epsilon(grad, self.p, radius, x=None if bounds is None else x, **options)
+            return lpfamily.ascend(
+                value_and_grad,
+                x,
+                self.p,
+                radius,
+                self.steps,
+                self.step_size,
+                start,
+                method=self.method,
+                **options,
+            )
+
+
+@contextlib.contextmanager
+def _unchanged(estimator: Any) -> Iterator[None]:
+    """Put back what ART's gradients change in a torch model; its weights need none meanwhile."""
+    if not isinstance(estimator, PyTorchEstimator):
+        yield
+        return
+    modes = [(module, module.training) for module in estimator.model.modules()]
+    weights = [(w, w.grad, w.requires_grad) for w in estimator.model.parameters()]
+    for weight, _, _ in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, grad, requires_grad in weights:
+            weight.requires_grad_(requires_grad)
+            weight.grad = grad
+
+
+@contextlib.contextmanager
+def _odds(estimator: Any, y: Any) -> Iterator[list[Any] | None]:
+    """Make `loss_gradient` that of the error log-odds, and yield the list its values go to.
+
+    Or yield None, if the outputs are not known to be logits, or the labels are soft.
+    """
+    loss = getattr(estimator, "_loss", None)
+    hard = np.ndim(y) == 2 and np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1)
+    as_known = type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
+    if not (as_known and hard and _is_cross_entropy(loss)):
+        yield None
+        return
+    values: list[Any] = []
+
+    def error_log_odds(outputs: Any, labels: Any) -> Any:
+        odds = lpfamily.error_log_odds(outputs, labels)
+        values.append(odds.detach().cpu().numpy())
+        return odds.sum()
+
+    estimator._loss = error_log_odds
+    try:
+        yield values
+    finally:
+        estimator._loss = loss
+
+
+def _is_cross_entropy(loss: Any) -> bool:
+    import torch
+
+    return type(loss) is torch.nn.NLLLoss or (
+        type(loss) is torch.nn.CrossEntropyLoss and loss.label_smoothing == 0
+    )
