@@ -1,22 +1,28 @@
-"""`python -m lpfamily.train` as a user runs it: a process of its own, judged by what it leaves behind."""
+"""`python -m lpfamily.train`, judged by what it leaves behind: as a user runs it, or without the wait."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lpfamily.train import main
 
 NAME = "python -m lpfamily.train"
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "result.json"]
 SOFTMAX = ("--model", "softmax", "--epochs", "2")
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LPFAMILY_DATA"} | _ONE_THREAD
+# a process that is killed may leave half of a compiled program, of which JAX warns the next
+_WITHOUT = {"LPFAMILY_DATA", "JAX_COMPILATION_CACHE_DIR"}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in _WITHOUT} | _ONE_THREAD
 
 
 def command(*flags: object) -> list[str]:
@@ -46,10 +52,17 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str]) -> subpro
     )
 
 
-def trained(folder: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_process(*flags: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which has imported already what takes a new one seconds."""
+    arguments, out, err = list(map(str, flags)), io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def trained(folder: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     """Train into a new folder, quietly, and raise unless that succeeds without a word on stderr."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    result = train(*flags, "--quiet", "--out", folder, cwd=folder.parent, **environment)
+    result = in_process(*flags, "--quiet", "--out", folder)
     assert (result.returncode, result.stderr) == (0, ""), result
     return result
 

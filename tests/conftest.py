@@ -26,6 +26,11 @@ settings.register_profile(
 settings.load_profile("laws")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # which the other test process is still writing; this one compiles for itself
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+
+
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)
 def lib(request: pytest.FixtureRequest) -> TestLibrary:
     return request.param

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lpfamily.training import backends, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network, initial_state
-from lpfamily.training.testing import OBJECTIVES, WITH_DROPOUT
+from lpfamily.training.testing import WITH_DROPOUT
 
 STEPS = 50
 HALF = Dropout(0.5, 2.0)
@@ -62,7 +63,20 @@ def assert_same(expected, found):
         assert difference < 1e-9, key
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+# each kind of objective once, and among them each p: what else there is, a step of it obeys the laws of
+# `lpfamily.training.testing`
+KINDS = [
+    Objective("plain"),
+    Objective("noise"),
+    Objective("perturb", 1.0),
+    Objective("perturb", 1.5, steps=3, random_start=True),
+    Objective("perturb", math.inf, clean_weight=0.3),
+    Objective("penalty", 2.0),
+    Objective("penalty", 1.5, penalty_by="difference"),
+]
+
+
+@pytest.mark.parametrize("objective", KINDS, ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
 def test_backends_follow_numpys_trajectory(name, objective):
     assert_one_trajectory(["numpy", name], NETWORK, objective)

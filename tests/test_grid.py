@@ -4,7 +4,6 @@ import gc
 import json
 import re
 import shutil
-import subprocess
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import assert_refused, metrics, python, small_mnist, timeless, trained, unchanged
+from commandline import (
+    assert_refused,
+    in_process,
+    metrics,
+    python,
+    small_mnist,
+    timeless,
+    trained,
+    unchanged,
+)
 from safetensors.numpy import load_file
 from test_resume import EVERY_INSTANT
 
@@ -23,11 +31,6 @@ from lpfamily.training.protocol import NotFinite
 from lpfamily.training.recipes import Recipe
 
 CHILD = ["checkpoint.safetensors", "config.json", "metrics.jsonl", "result.json"]
-
-
-def in_process(*flags):
-    """Return main's answer as that of a process; `capsys` has what it said."""
-    return main(list(map(str, flags)))
 
 
 def without_grid(folder):
@@ -102,36 +105,31 @@ def test_the_tables_say_what_was_chosen(chosen):
     assert result.startswith("test error")
 
 
-def test_going_on_with_a_finished_one_says_so_and_changes_nothing(chosen, capsys):
+def test_going_on_with_a_finished_one_says_so_and_changes_nothing(chosen):
     folder, _, _ = chosen
-    assert unchanged(folder, lambda: in_process("--resume", folder)) == 0
-    assert capsys.readouterr() == (f"{folder} is finished; nothing to do\n", "")
+    result = unchanged(folder, lambda: in_process("--resume", folder))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{folder} is finished; nothing to do\n"
 
 
-def test_a_run_that_has_chosen_needs_the_combinations_no_more(chosen, tmp_path, capsys):
+def test_a_run_that_has_chosen_needs_the_combinations_no_more(chosen, tmp_path):
     folder = shutil.copytree(chosen[0], tmp_path / "run")
     before = timeless(folder)
     (folder / "result.json").unlink()
     for path in sorted((folder / "grid").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert in_process("--resume", folder, "--quiet") == 0
-    assert capsys.readouterr().out == chosen[1]
+    result = in_process("--resume", folder, "--quiet")
+    assert (result.returncode, result.stdout) == (0, chosen[1])
     assert timeless(folder) == before
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"combinations": {"a": 1}, "chosen": "a"}'])
-def test_a_damaged_choice_is_named(chosen, tmp_path, capsys, damage):
+def test_a_damaged_choice_is_named(chosen, tmp_path, damage):
     folder = shutil.copytree(chosen[0], tmp_path / "run")
     (folder / "result.json").unlink()
     (folder / "grid.json").write_bytes(damage)
-    code = unchanged(folder, lambda: in_process("--resume", folder, "--quiet"))
-    assert_says(capsys, code, folder / "grid.json", "restore")
-
-
-def assert_says(capsys, code, *parts):
-    """Raise unless main refused with one line that holds the parts."""
-    said = capsys.readouterr()
-    assert_refused(subprocess.CompletedProcess([], code, said.out, said.err), *parts)
+    result = unchanged(folder, lambda: in_process("--resume", folder, "--quiet"))
+    assert_refused(result, folder / "grid.json", "restore")
 
 
 # The rule, on errors that are given
@@ -198,18 +196,19 @@ def test_if_nothing_is_finite_the_run_stops(choose):
 
 
 def one_epoch(folder, *flags):
-    """Train for an epoch on a little noise, in this process."""
+    """Train for an epoch on a little noise."""
     common = ("--data", "mnist", "--data-dir", folder, "--validation", 5, "--epochs", 1, "--batch-size", 10)
-    return in_process(*common, "--patience", 0, "--second-stage", "none", "--quiet", *flags)
+    result = in_process(*common, "--patience", 0, "--second-stage", "none", "--quiet", *flags)
+    assert result.returncode == 0, result
 
 
-def test_a_combination_is_the_recipe_of_its_flags(tmp_path, monkeypatch, capsys):
+def test_a_combination_is_the_recipe_of_its_flags(tmp_path, monkeypatch):
     """So the radius goes with p, as it does by default."""
     small_mnist(tmp_path / "mnist")
     monkeypatch.chdir(tmp_path)
     flags = ("--model", "softmax", "--seed", 7)
-    assert one_epoch(tmp_path, *flags, "--p", "inf", "--out", "direct") == 0
-    assert one_epoch(tmp_path, *flags, "--grid", "p=2/inf") == 0
+    one_epoch(tmp_path, *flags, "--p", "inf", "--out", "direct")
+    one_epoch(tmp_path, *flags, "--grid", "p=2/inf")
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"softmax-mnist-grid-\d{8}-\d{6}", folder.name)
     configs = [path / "config.json" for path in (folder / "grid" / "p=inf", tmp_path / "direct")]
@@ -272,16 +271,16 @@ def test_recipes_come_back_from_a_config_that_holds_any_of_them():
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_grid_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, capsys, flags, parts):
+def test_a_grid_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, flags, parts):
     small_mnist(tmp_path / "mnist")
     common = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
-    assert_says(capsys, in_process(*common, *flags.split()), *parts)
+    assert_refused(in_process(*common, *flags.split()), *parts)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_grid_cannot_be_changed_on_the_way(chosen, capsys):
-    code = unchanged(chosen[0], lambda: in_process("--resume", chosen[0], "--grid", "lr=1/2"))
-    assert_says(capsys, code, "--grid", "cannot be changed")
+def test_a_grid_cannot_be_changed_on_the_way(chosen):
+    result = unchanged(chosen[0], lambda: in_process("--resume", chosen[0], "--grid", "lr=1/2"))
+    assert_refused(result, "--grid", "cannot be changed")
 
 
 def test_help_has_the_grid(capsys):
@@ -318,7 +317,7 @@ def all_of(folder):
     return timeless(folder) | children | {"grid.json": (folder / "grid.json").read_text()}
 
 
-def test_a_network_that_is_trained_is_let_go(tmp_path, monkeypatch, capsys):
+def test_a_network_that_is_trained_is_let_go(tmp_path, monkeypatch):
     """Without waiting for the collector: the trainers of a grid hold the data, each for itself."""
     small_mnist(tmp_path / "mnist")
     numpy, alive = backends.find("numpy"), []
@@ -335,7 +334,7 @@ def test_a_network_that_is_trained_is_let_go(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(backends, "find", lambda name: Watched())
     gc.disable()
     try:
-        assert one_epoch(tmp_path, "--grid", "units=2/3", "--out", tmp_path / "run") == 0
+        one_epoch(tmp_path, "--grid", "units=2/3", "--out", tmp_path / "run")
     finally:
         gc.enable()
     assert len(alive) == 3

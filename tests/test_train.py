@@ -21,6 +21,7 @@ from commandline import (
     SOFTMAX,
     assert_refused,
     idx,
+    in_process,
     metrics,
     python,
     small_mnist,
@@ -240,7 +241,7 @@ def test_ctrl_c_says_how_to_go_on(backend, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, tmp_path, flags):
     folder = tmp_path / "run"
     run = ("--backend", backend, "--model", "softmax", "--epochs", 4, *flags)
-    result = train(*run, "--quiet", "--out", folder, cwd=tmp_path)
+    result = in_process(*run, "--quiet", "--out", folder)
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1), result
     assert result.stderr.startswith(f"{NAME}: epoch 2 ")
     assert f"{folder} keeps the checkpoint after epoch 1; try a smaller --lr" in result.stderr
@@ -264,7 +265,7 @@ def test_gradients_that_are_zero_are_counted_and_said_once(backend, tmp_path, ob
     changed(recipe={"epochs": 3})(folder)
     saturated = arrays(lambda state: state | {BIAS: np.full(600, 1e3, np.float32)}, epoch=1)
     saturated(folder)
-    resumed = train("--resume", folder, "--quiet", cwd=tmp_path)
+    resumed = in_process("--resume", folder, "--quiet")
     assert resumed.returncode == 0, resumed
     *training, test = resumed.stderr.splitlines()
     for p in "1", "2", "inf":
@@ -321,7 +322,7 @@ def test_a_zero_last_layer_leaves_everything_unused():
 
 def test_what_cannot_be_compiled_is_trained_without(tmp_path):
     """NumPy has no compiler; torch may lack one, and says so in the same words."""
-    result = train(*SOFTMAX, "--compile", "--quiet", "--out", tmp_path / "run", cwd=tmp_path)
+    result = in_process(*SOFTMAX, "--compile", "--quiet", "--out", tmp_path / "run")
     assert result.returncode == 0, result
     assert result.stderr.startswith("warning: --compile is without effect: NumPy has no compiler")
     assert json.loads((tmp_path / "run/config.json").read_text())["compile"]
@@ -362,7 +363,7 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
 def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
-    assert_refused(unchanged(tmp_path, lambda: train(*flags, "--out", "run", cwd=tmp_path)), *parts)
+    assert_refused(unchanged(tmp_path, lambda: in_process(*flags, "--out", tmp_path / "run")), *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -372,7 +373,7 @@ def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
 )
 def test_a_folder_that_cannot_be_used_is_left_alone(tmp_path, out, parts):
     (tmp_path / "file").write_text("mine")
-    result = unchanged(tmp_path, lambda: train(*SOFTMAX, "--out", tmp_path / out, cwd=tmp_path))
+    result = unchanged(tmp_path, lambda: in_process(*SOFTMAX, "--out", tmp_path / out))
     assert_refused(result, f"--out {tmp_path / out}", *parts)
 
 
@@ -418,7 +419,7 @@ def test_bad_data_is_named_with_its_remedy(tmp_path, name, content, parts):
     if content is not None:
         (folder / name).write_bytes(content)
     flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
-    assert_refused(unchanged(tmp_path, lambda: train(*flags, cwd=tmp_path)), folder / name, *parts)
+    assert_refused(unchanged(tmp_path, lambda: in_process(*flags)), folder / name, *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -559,7 +560,7 @@ DAMAGES = {
 def test_a_damaged_run_is_left_alone_and_the_file_is_named(begun, tmp_path, name, damage):
     folder = shutil.copytree(begun, tmp_path / "run")
     damage(folder)
-    result = unchanged(tmp_path, lambda: train("--resume", folder, "--quiet", cwd=tmp_path))
+    result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--quiet"))
     assert_refused(result, folder / name, "restore")
 
 
@@ -571,7 +572,7 @@ def test_a_refused_checkpoint_is_one_line_without_quiet_too(begun, tmp_path):
 
 def test_the_run_that_the_damages_are_done_to_goes_on(begun, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
-    result = train("--resume", folder, "--quiet", cwd=tmp_path)
+    result = in_process("--resume", folder, "--quiet")
     assert (result.returncode, result.stderr) == (0, "")
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3, 4]
 
@@ -579,7 +580,7 @@ def test_the_run_that_the_damages_are_done_to_goes_on(begun, tmp_path):
 def test_other_data_is_not_gone_on_with(begun, tmp_path):
     folder, other = shutil.copytree(begun, tmp_path / "run"), small_mnist(tmp_path / "mnist")
     (other / LABELS).write_bytes(idx(np.zeros(40)))
-    result = unchanged(tmp_path, lambda: train("--resume", folder, "--data-dir", tmp_path, cwd=tmp_path))
+    result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--data-dir", tmp_path))
     assert_refused(result, f"--resume {folder}", "other mnist data", "--data-dir")
 
 
@@ -593,5 +594,5 @@ def test_only_a_run_can_be_resumed(tmp_path, folder):
 
 @pytest.mark.parametrize("flags", [("--lr", 0.1), ("--out", "other"), ("--dtype", "float64")])
 def test_what_makes_the_run_cannot_be_changed_on_the_way(begun, tmp_path, flags):
-    result = unchanged(begun, lambda: train("--resume", begun, *flags, cwd=tmp_path))
+    result = unchanged(begun, lambda: in_process("--resume", begun, *flags))
     assert_refused(result, flags[0], "cannot be changed", "start a new run")
