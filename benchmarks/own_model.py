@@ -8,7 +8,7 @@ step, in units of one input gradient (the size of the batch).
 `by hand` are loops that one writes: `input gradient` asks autograd for that alone, and updates the batch
 norms' statistics twice; `backward` is the textbooks' loop, whose first pass takes the weights' gradients
 too; `double backward` is the penalty. The peers are their attacks in the same loop, and ART's own trainer;
-they also clip to [0, 1]. They come with `pip install --group benchmarks`, torchattacks with `--no-deps`.
+they also clip to [0, 1], and torchattacks and ART take batch norms' running statistics. They come with `pip install --group benchmarks`, torchattacks with `--no-deps`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PEERS = {"torchattacks": "torchattacks", "foolbox": "foolbox", "cleverhans": "cl
 SIGMA = 0.01
 OURS: dict[str, dict[str, Any]] = {
     "perturb": {},
+    "perturb, running statistics": {"batch_norm": "running"},
     "perturb, log-odds": {"direction": "log-odds"},
     "perturb, p = 2": {"p": 2},
     "perturb, in the box": {"bounds": (0, 1)},
@@ -36,6 +37,8 @@ OURS: dict[str, dict[str, Any]] = {
     "penalty, p = 2, by difference": {"p": 2, "objective": "penalty", "penalty_by": "difference"},
 }
 PLAIN, BY_HAND = ("plain", ""), ("by hand", "input gradient")
+AS_PEERS = ("lpfamily", "perturb, running statistics")
+"""What torchattacks and ART do, which put the model into evaluation mode."""
 
 
 def main() -> None:
@@ -81,9 +84,8 @@ def _print_goals(times: dict[Any, float], peaks: dict[Any, int], gradient: int) 
     ]
     if others:
         best = min(others, key=lambda row: others[row])
-        goals.append(
-            (f"over the fastest peer ({best[0]}) {ours / others[best]:.2f}, below 1", ours < others[best])
-        )
+        ratio = times[AS_PEERS] / others[best]
+        goals.append((f"{AS_PEERS[1]}, over the fastest peer ({best[0]}) {ratio:.3f}, below 1", ratio < 1))
     goals.append((f"memory beyond plain {extra:.1f} input gradients, at most 1", extra <= 1))
     for text, met in goals:
         print(f"{'met' if met else 'MISSED':>8}: {text}")

@@ -20,10 +20,10 @@ _KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
 RandomState = list[Tensor]
 
 
-def module_of(model: Callable[..., Any]) -> nn.Module | None:
-    """Return the module that a model is, or is a method of; None for any other function."""
+def _modules(model: Callable[..., Any]) -> list[nn.Module]:
+    """Return the modules in one that a model is, or is a method of; none of any other function."""
     owner = getattr(model, "__self__", model)
-    return owner if isinstance(owner, nn.Module) else None
+    return list(owner.modules()) if isinstance(owner, nn.Module) else []
 
 
 def without_team(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,12 +36,9 @@ def is_compiled(model: Callable[..., Any]) -> bool:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is None:
         return False
-    module = module_of(model)
-    if module is None:
-        return hasattr(model, "_torchdynamo_orig_callable")
-    return any(
+    return hasattr(model, "_torchdynamo_orig_callable") or any(
         isinstance(each, dynamo.OptimizedModule) or each._compiled_call_impl is not None
-        for each in module.modules()
+        for each in _modules(model)
     )
 
 
@@ -54,10 +51,10 @@ def quiet(
         kept.enter_context(keeping_random_state(device))
         if dropout == "independent":
             _reseed(device)
-        if (module := module_of(model)) is not None:
-            kept.enter_context(_frozen(module))
-            kept.enter_context(_modes(module, dropout != "none", batch_norm))
-            kept.enter_context(_buffers(module))
+        modules = _modules(model)
+        kept.enter_context(_frozen(modules))
+        kept.enter_context(_modes(modules, dropout != "none", batch_norm))
+        kept.enter_context(_buffers(modules))
         yield
 
 
@@ -67,9 +64,9 @@ def replaying(model: Callable[..., Any], device: torch.device, state: RandomStat
     with ExitStack() as kept:
         kept.enter_context(keeping_random_state(device))
         _restore(device, state)
-        if (module := module_of(model)) is not None:
-            kept.enter_context(_modes(module, True, "batch"))
-            kept.enter_context(_buffers(module))
+        modules = _modules(model)
+        kept.enter_context(_modes(modules, True, "batch"))
+        kept.enter_context(_buffers(modules))
         yield
 
 
@@ -107,9 +104,10 @@ def _reseed(device: torch.device) -> None:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def _frozen(modules: list[nn.Module]) -> Iterator[None]:
     """Let parameters need no gradient: compiled modules would compute it although nobody asks."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = (parameter for each in modules for parameter in each._parameters.values())
+    trained = [parameter for parameter in parameters if parameter is not None and parameter.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -120,16 +118,16 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _modes(module: nn.Module, dropout: bool, batch_norm: BatchNorm) -> Iterator[None]:
+def _modes(modules: list[nn.Module], dropout: bool, batch_norm: BatchNorm) -> Iterator[None]:
     """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
     changed: list[tuple[nn.Module, str]] = []
 
     def switch_off(each: nn.Module, name: str) -> None:
         changed.append((each, name))
-        setattr(each, name, False)
+        object.__setattr__(each, name, False)  # nn.Module's own looks for tensors, for ten times as long
 
     try:
-        for each in module.modules():
+        for each in modules:
             if not each.training:
                 continue
             if not isinstance(each, _NormBase):
@@ -142,16 +140,16 @@ def _modes(module: nn.Module, dropout: bool, batch_norm: BatchNorm) -> Iterator[
         yield
     finally:
         for each, name in changed:
-            setattr(each, name, True)
+            object.__setattr__(each, name, True)
 
 
 @contextmanager
-def _buffers(module: nn.Module) -> Iterator[None]:
+def _buffers(modules: list[nn.Module]) -> Iterator[None]:
     """Put buffers back that a pass has changed."""
     before = [
         (each._buffers, name, buffer, buffer._version, buffer.clone())
-        for each in module.modules()
-        if type(each).forward not in _KNOWN
+        for each in modules
+        if each._buffers and type(each).forward not in _KNOWN
         for name, buffer in each._buffers.items()
         if buffer is not None
     ]

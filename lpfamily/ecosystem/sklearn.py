@@ -1,0 +1,375 @@
+"""A scikit-learn classifier: a dense network trained with the Lp family."""
+
+# ruff: noqa: N803, N806 (X is scikit-learn's name)
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from lpfamily.ascent import ascend
+from lpfamily.classification import cross_entropy, error_log_odds
+from lpfamily.training import Trained, backends, evaluation, recipes
+from lpfamily.training.draws import Draws
+from lpfamily.training.networks import State, initial_state, parameter_shapes
+from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import NotFinite
+from lpfamily.training.recipes import Range, Recipe
+from lpfamily_numpy import backend as numpy_backend
+
+SHARE = 0.05
+"""How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
+
+MOMENTUM = 0.9
+
+RANGES = {
+    "pieces": recipes.COUNT_OR_NONE,
+    "p": recipes.EXPONENT,
+    "sigma": recipes.NOT_NEGATIVE,
+    "steps": recipes.COUNT,
+    "clean_weight": recipes.FRACTION,
+    "max_iter": recipes.COUNT,
+    "batch_size": recipes.COUNT,
+    "learning_rate_init": recipes.POSITIVE,
+    "n_iter_no_change": recipes.COUNT,
+    "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
+}
+"""What each number may be, beside the units of the hidden layers."""
+
+OPTIONAL = ("sigma", "n_iter_no_change")
+"""Those that may be None."""
+
+
+class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
+    """A dense network that is trained where the steepest step in an Lp ball takes its inputs.
+
+    Each step of training minimises the cross-entropy at x + eps, with eq. 3's eps at the gradient g of the
+    network as it is:
+
+        eps = sigma * sign(g) * (|g| / ||g||_p*) ** (1 / (p - 1))        1/p + 1/p* = 1
+
+    The network withstands measurements that are wrong by as much, and often errs less on right ones. p says
+    how they are wrong: at p = 1 one of them by much, at p = inf all of them by little, at p = 2 each in
+    proportion to its part in the gradient. sigma is one for all columns of X: bring them to one scale first,
+    as `sklearn.preprocessing.StandardScaler` does.
+
+    Parameters
+    ----------
+    hidden_layer_sizes
+        The units of each hidden layer; () is softmax regression.
+    pieces
+        The linear pieces of each maxout unit; 0 makes them sigmoid units.
+    objective
+        What a step of training minimises, L being the cross-entropy of an example:
+
+        - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant.
+        - "penalty": L(x) + sigma * ||grad L(x)||_p* (eq. 4).
+        - "noise": L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
+        - "plain": L(x).
+    p
+        The exponent of the ball, from 1 to inf.
+    sigma
+        The radius of the ball, the factor of the penalty, or the standard deviation of the noise, in units
+        of X. None is 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
+    steps
+        How many gradients `perturb` finds eps by: one is eq. 3, more are Frank-Wolfe's method.
+    clean_weight
+        The weight of L(x) in `perturb`, from 0 to 1.
+    max_iter
+        The most epochs.
+    batch_size
+        Examples in a minibatch.
+    learning_rate_init
+        The first rate of the gradient descent, whose momentum is 0.9; it falls linearly, to a hundredth
+        after `max_iter` epochs. Maxout units want a lower one.
+    n_iter_no_change
+        Stop after so many epochs without a new least cross-entropy of held-out examples, and keep the
+        parameters of the least; None holds nothing out.
+    validation_fraction
+        The part of the examples that `n_iter_no_change` holds out.
+    backend
+        What trains: "numpy", "torch", "jax", or another that is installed. In float64 all of them train
+        the same network, to rounding.
+    device
+        One of the backend's, such as "cuda".
+    random_state
+        A number, a `numpy.random.RandomState`, or None for NumPy's global one.
+    verbose
+        Whether to show progress on stderr.
+
+    Attributes
+    ----------
+    classes_
+        The labels, sorted.
+    n_features_in_, feature_names_in_
+        As in any estimator.
+    n_iter_
+        How many epochs were trained.
+    loss_curve_
+        The mean objective of each epoch.
+    validation_loss_curve_
+        The cross-entropy of the held-out examples after each epoch; None without any.
+    trained_
+        The network as a `lpfamily.training.Trained`, plain data and NumPy arrays of X's dtype, float32 or
+        float64. `trained_.recipe.sigma` is the sigma of the training, `trained_.model("torch")` a module of
+        torch's. Predictions need NumPy alone, whatever has trained it.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> model = make_pipeline(StandardScaler(), LpRegularizedClassifier(p=1, random_state=0))
+    >>> model.fit(*load_wine(return_X_y=True)).score(*load_wine(return_X_y=True))
+    1.0
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        *,
+        pieces: int = 0,
+        objective: backends.ObjectiveName = "perturb",
+        p: float = 2.0,
+        sigma: float | None = None,
+        steps: int = 1,
+        clean_weight: float = 0.0,
+        max_iter: int = 100,
+        batch_size: int = 32,
+        learning_rate_init: float = 0.05,
+        n_iter_no_change: int | None = None,
+        validation_fraction: float = 0.1,
+        backend: str = "numpy",
+        device: str = "cpu",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.pieces = pieces
+        self.objective = objective
+        self.p = p
+        self.sigma = sigma
+        self.steps = steps
+        self.clean_weight = clean_weight
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
+        self.backend = backend
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any) -> LpRegularizedClassifier:
+        """Train on inputs X, (n_samples, n_features), and labels y, (n_samples,), and return self.
+
+        Raises
+        ------
+        ValueError
+            For a parameter out of its range; fewer than two classes; X that is sparse, not finite, or not
+            of two dimensions; and, as `BadInput`, a backend or device that cannot be used.
+        NotFinite
+            The loss or a weight is no longer a finite number.
+        """
+        numbers = self._numbers()
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds 1 class, {self.classes_[0]}; a classifier needs two or more")
+        recipe, held = self._recipe(numbers, X, len(self.classes_)), None
+        if recipe.patience:
+            share, seed = numbers["validation_fraction"], recipe.seed
+            X, held_X, labels, held_labels = train_test_split(
+                X, labels, test_size=share, stratify=labels, random_state=seed
+            )
+            recipe, held = replace(recipe, validation=len(held_X)), (held_X, held_labels)
+        network = recipes.network_of(recipe, (1, 1, X.shape[1]), len(self.classes_))
+        found = backends.find(self.backend)
+        backends.check_layers(self.backend, found, network)
+        found.check_device(self.device)
+        objective, size, dtype = recipes.objective_of(recipe), recipe.batch_size, recipe.dtype
+        task = backends.Task(network, objective, X, labels, size, dtype=dtype, device=self.device)
+        trainer = found.trainer(task, initial_state(network, recipe.seed, dtype))
+        state, epoch, lines = _train(trainer, recipe, len(X), held, Progress(quiet=not self.verbose))
+        self.n_iter_ = len(lines)
+        self.loss_curve_ = [line["loss"] for line in lines]
+        self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
+        parameters = {name: state[name] for name in parameter_shapes(network)}
+        self.trained_ = Trained(network, recipe, parameters, epoch, None)
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the label of the largest probability for each of (n_samples, n_features) inputs."""
+        most = self._logits(X).argmax(axis=1)
+        return np.asarray(self.classes_[most])
+
+    def predict_proba(self, X: Any) -> NDArray[Any]:
+        """Return the probabilities, (n_samples, n_classes), in the order of `classes_`."""
+        return np.asarray(softmax(self._logits(X), axis=1))
+
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:
+        """Return the logarithms of the probabilities, exact also where one rounds to 1 or to 0."""
+        logits = self._logits(X)
+        result, most = np.asarray(log_softmax(logits, axis=1)), logits.argmax(axis=1)
+        result[np.arange(len(most)), most] = -cross_entropy(logits, most)
+        return result
+
+    def perturb(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        p: float | None = None,
+        sigma: Any = None,
+        steps: int = 1,
+        bounds: tuple[Any, Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return eps in the Lp ball, the step that the network withstands least by its gradient.
+
+        `lpfamily.ascend` of `lpfamily.error_log_odds`: one step is eq. 3, or none for an example whose
+        log-odds it does not raise. The accuracy at X + eps is what the network keeps in the ball at most.
+
+        Parameters
+        ----------
+        X, y
+            Inputs, (n_samples, n_features), and their labels.
+        p
+            The exponent of the ball; None is that of the training.
+        sigma
+            Its radius in units of X, a number or one for each sample; None is that of the training, times
+            n_features ** (1 / p - 1 / p_training).
+        steps
+            How many gradients to take.
+        bounds
+            The least and the largest values of X + eps, numbers or arrays, such as one for each feature.
+
+        Returns
+        -------
+        ndarray
+            eps, like X, in the dtype of the training.
+
+        Raises
+        ------
+        ValueError
+            As in `fit`, for labels that are not in `classes_`, and as in `lpfamily.ascend`.
+        """
+        check_is_fitted(self)
+        recipe = self.trained_.recipe
+        X, y = validate_data(self, X, y, reset=False, dtype=recipe.dtype)
+        labels = LabelEncoder().fit(self.classes_).transform(y)
+        trainer = self.trained_.trainer("numpy")
+
+        def value_and_grad(x: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+            return error_log_odds(trainer.logits(x), labels), trainer.input_gradients(x, labels)
+
+        p = recipe.p if p is None else p
+        sigma = recipes.matched_radius(recipe, p, X.shape[1]) if sigma is None else sigma
+        return np.asarray(ascend(value_and_grad, X, p, sigma, steps, bounds=bounds))
+
+    def _logits(self, X: Any) -> NDArray[Any]:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
+        # not by trained_.model, which looks for the installed backends: that takes 10 ms
+        model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
+        return evaluation.in_parts(model, X)
+
+    def _numbers(self) -> dict[str, Any]:
+        """Return the parameters that are numbers, as Python's."""
+        name, units = "hidden_layer_sizes", np.atleast_1d(self.hidden_layer_sizes).tolist()
+        found: dict[str, Any] = {name: tuple(_within(recipes.COUNT, name, unit) for unit in units)}
+        for name, range_ in RANGES.items():
+            value = getattr(self, name)
+            if not (value is None and name in OPTIONAL):
+                found[name] = _within(range_, name, value)
+        return found
+
+    def _recipe(self, numbers: dict[str, Any], X: NDArray[Any], classes: int) -> Recipe:
+        """Return what is to be trained."""
+        inputs, units, pieces = X.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
+        exponent = 0 if self.objective == "noise" else 1 / numbers["p"]
+        return Recipe(
+            data="tabular",
+            model="maxout" if pieces else "sigmoid-mlp",
+            units=units,
+            pieces=(pieces,) if pieces else (),
+            max_norm=(0.0,),
+            init=math.sqrt(6 / (inputs + (*units, classes)[0])),
+            objective=self.objective,
+            p=numbers["p"],
+            sigma=numbers.get("sigma", SHARE * inputs**exponent),
+            steps=numbers["steps"],
+            clean_weight=numbers["clean_weight"],
+            epochs=numbers["max_iter"],
+            batch_size=numbers["batch_size"],
+            lr=numbers["learning_rate_init"],
+            lr_decay="linear",
+            lr_epochs=numbers["max_iter"],
+            momentum=MOMENTUM,
+            momentum_final=MOMENTUM,
+            validation=0,
+            patience=numbers.get("n_iter_no_change", 0),
+            second_stage="none",
+            seed=int(check_random_state(self.random_state).randint(10**9)),
+            dtype=X.dtype.name,  # type: ignore[arg-type]
+        )
+
+
+def _within(range_: Range, name: str, value: Any) -> Any:
+    """Return a number that lies in its range; raise ValueError for any other."""
+    number = isinstance(value, Integral if range_.kind is int else Real)
+    if not number or isinstance(value, bool) or not range_.accepts(value):
+        raise ValueError(f"{name} must be {range_.what}; got {value!r}")
+    return range_.kind(value)
+
+
+def _train(
+    trainer: backends.Trainer,
+    recipe: Recipe,
+    examples: int,
+    held: tuple[NDArray[Any], NDArray[Any]] | None,
+    progress: Progress,
+) -> tuple[State, int, list[backends.Metrics]]:
+    """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
+    kept: State = {}
+    lines: list[backends.Metrics] = []
+    best = 0
+    with progress.epochs(recipe.epochs, 0) as report:
+        for epoch in range(recipe.epochs):
+            begin, draws = time.perf_counter(), Draws(recipe.seed, epoch)
+            schedule = recipes.rates(recipe, epoch, math.ceil(examples / recipe.batch_size))
+            line, state = trainer.epoch(draws.order(examples), schedule, draws), trainer.state()
+            if held:
+                line["held_out_loss"] = evaluation.loss(trainer, *held)
+            finite = all(np.isfinite(array).all() for array in state.values())
+            if not (finite and all(map(math.isfinite, line.values()))):
+                raise NotFinite(
+                    f"epoch {epoch + 1} ended with loss {line['loss']} and is not finite; bring X to "
+                    f"one scale, as StandardScaler does, or lower learning_rate_init or sigma"
+                )
+            lines.append(line)
+            losses = [line["held_out_loss"] for line in lines] if held else []
+            if not held or losses[-1] < min(losses[:-1], default=math.inf):
+                kept, best = state, epoch + 1
+            report(line | {"seconds": time.perf_counter() - begin}, examples)
+            if held and epoch + 1 - best >= recipe.patience:
+                break
+    return kept, best, lines
