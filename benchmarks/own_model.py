@@ -8,7 +8,8 @@ step, in units of one input gradient (the size of the batch).
 `by hand` are loops that one writes: `input gradient` asks autograd for that alone, and updates the batch
 norms' statistics twice; `backward` is the textbooks' loop, whose first pass takes the weights' gradients
 too; `double backward` is the penalty. The peers are their attacks in the same loop, and ART's own trainer;
-they also clip to [0, 1], and torchattacks and ART take batch norms' running statistics. They come with `pip install --group benchmarks`, torchattacks with `--no-deps`.
+they also clip to [0, 1], and torchattacks and ART take batch norms' running statistics. They come with
+`pip install --group benchmarks`, torchattacks with `--no-deps`.
 """
 
 from __future__ import annotations
