@@ -203,8 +203,11 @@ def frank_wolfe(
     Raises
     ------
     TypeError, ValueError
-        As in `lpfamily.epsilon`, examples being along the first axis of the gradient.
+        As in `lpfamily.epsilon`, examples being along the first axis of the gradient; for less than one
+        step.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
     if bounds is not None:
         options |= {"x": x, "bounds": bounds}
     eps = epsilon(gradient(x if start is None else x + start), p, sigma, **options)

@@ -93,9 +93,16 @@ def joint_odds(odds: Array) -> Array:
         half = count // 2
         a, b = odds[..., :half], odds[..., half : 2 * half]
         low, high = xp.minimum(a, b), xp.maximum(a, b)  # in this order -inf and inf make no NaN
-        joined = xp.logaddexp(low, high + xp.logaddexp(low, xp.zeros_like(low)))
+        joined = _logaddexp(xp, low, high + _logaddexp(xp, low, xp.zeros_like(low)))
         odds = xp.concat([joined, odds[..., 2 * half :]], axis=-1)
     return odds[..., 0]
+
+
+def _logaddexp(xp: Any, a: Array, b: Array) -> Array:
+    """Return log(exp(a) + exp(b)); the second derivative of torch's own is NaN where they differ by much."""
+    low, high = xp.minimum(a, b), xp.maximum(a, b)
+    alike = (low == high) & xp.isinf(low)
+    return high + xp.log1p(xp.exp(xp.where(alike, 0.0, low - high)))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import subprocess
 from pathlib import Path
@@ -22,10 +23,11 @@ from test_processes_torch import torchrun
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import lpfamily
 from lpfamily_reference.equations import eq3, eq4
-from lpfamily_torch import ascend, perturb, quiet, regularized_loss
+from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss
 
 P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
 DIRECTIONS = ("loss", "log-odds")
@@ -129,15 +131,17 @@ def test_torch_a_difference_is_the_penalty_to_first_order(p):
 
 
 class Untidy(nn.Module):
-    """Changes a buffer in training and evaluation, by a new one, and draws always."""
+    """Changes a buffer in training and evaluation, one by a new one, makes one, and draws always."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("last", None)
 
     def forward(self, x):
         self.calls += 1
+        self.last = x.detach()
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
         return x + 1e-3 * torch.randn_like(x) + nn.functional.dropout(x, 0.1, self.training)
 
@@ -221,8 +225,14 @@ def test_torch_the_loss_leaves_what_ordinary_passes_leave(options):
         weight = options.get("clean_weight", 0)
         eps = perturb(twin, losses_of, x, y, sigma=0.5)
         loss = (1 - weight) * losses_of(twin(x + eps), y).mean()
-        if weight:
+        if weight:  # the same draws again, and nothing left of them
+            after, buffers = torch.get_rng_state(), [buffer.clone() for buffer in twin.buffers()]
+            torch.set_rng_state(state)
             loss = loss + weight * losses_of(twin(x), y).mean()
+            torch.set_rng_state(after)
+            with torch.no_grad():
+                for buffer, value in zip(twin.buffers(), buffers, strict=True):
+                    buffer.data.copy_(value)
     loss.backward()
     expected = snapshot(twin)
     assert left["flags"] == expected["flags"]
@@ -251,6 +261,54 @@ def test_torch_only_the_input_gradient_is_computed(options, products):
     with Products() as counted:
         regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
     assert counted.count == products
+
+
+def test_torch_recurrent_networks_drop_nothing_and_stay_in_training():
+    # where cuDNN has gradients
+    class Recurrent(nn.LSTM):
+        seen = None
+
+        def forward(self, x):
+            self.seen = self.training
+            return super().forward(x)[0][:, -1, :3]
+
+    torch.manual_seed(0)
+    model = Recurrent(4, 5, num_layers=2, dropout=0.5, batch_first=True).double()
+    x, y = batch(shape=(6, 4))
+    eps = perturb(model, losses_of, x, y, sigma=0.5)
+    assert model.seen
+    assert model.dropout == 0.5
+    assert torch.equal(eps, perturb(model.eval(), losses_of, x, y, sigma=0.5))
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+def test_torch_cached_parametrizations_are_trained(objective):
+    model, (x, y) = network(nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))), batch()
+    with nn.utils.parametrize.cached():
+        regularized_loss(model, losses_of, x, y, sigma=0.5, objective=objective).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_torch_what_is_computed_again_in_backward_is_the_same():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model, (x, y) = network(Checkpointed(nn.BatchNorm1d(5), nn.Dropout(0.5))), batch()
+    for options in (
+        {"clean_weight": 0.5},
+        {"objective": "penalty"},
+        {"objective": "penalty", "penalty_by": "difference"},
+    ):
+        regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_torch_a_partial_is_the_model_that_it_calls():
+    model, (x, y) = untidy_model(), batch(dtype=torch.float32)
+    before = snapshot(model)
+    perturb(functools.partial(model), losses_of, x, y, sigma=0.5)
+    assert_same(before, snapshot(model))
 
 
 def test_torch_the_direction_can_drop_what_training_drops():
@@ -494,6 +552,34 @@ def test_torch_labels_of_positions_and_functions_of_outputs_give_odds(objective)
         assert_allclose(gradients(model, other), slope, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("penalty_by", ["gradient", "difference"])
+def test_torch_the_penalty_by_odds_is_that_of_any_multiple_of_the_loss(penalty_by):
+    torch.manual_seed(0)
+    model, x = nn.Conv1d(2, 3, 3, padding=1).double(), torch.rand(4, 2, 5, dtype=torch.float64)
+    y = torch.randint(3, (4, 5))
+    y[0, 1:], y[1] = -100, -100  # some are left out, and of one example all
+    options = {"sigma": 0.5, "objective": "penalty", "penalty_by": penalty_by}
+
+    def loss(z, y):
+        return 7 * losses_of(z, y).mean(dim=1)
+
+    with torch.no_grad():
+        model.weight[0] *= 1000  # of one class far from the others
+    found = [regularized_loss(model, loss, x, y, direction=each, **options) for each in DIRECTIONS]
+    assert_allclose(found[1].item(), found[0].item(), rtol=1e-9)
+    assert_allclose(gradients(model, found[1]), gradients(model, found[0]), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "penalty"}], ids=str)
+def test_torch_an_example_may_be_one_number(options):
+    model, x = nn.Sequential(nn.Unflatten(0, (-1, 1)), network(inputs=1)), batch()[0][:, 0]
+    _, y = batch()
+    column = regularized_loss(model[1], losses_of, x[:, None], y, sigma=0.5, **options)
+    assert_allclose(
+        regularized_loss(model, losses_of, x, y, sigma=0.5, **options).item(), column.item(), rtol=1e-12
+    )
+
+
 # Where loops run.
 
 
@@ -540,6 +626,41 @@ def test_torch_a_scaler_keeps_small_gradients_of_half_precision(objective):
     assert_allclose(loss.item(), exact.item(), rtol=0.02)
 
 
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**24])
+def test_torch_a_scaler_that_is_too_large_spoils_no_statistics(objective, scale):
+    model = network(nn.BatchNorm1d(5), dtype=torch.float32)
+    x, y = batch(64, dtype=torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(12):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = regularized_loss(model, losses_of, x, y, sigma=0.5, objective=objective, scaler=scaler)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert scaler.get_scale() <= scale
+
+
+def test_torch_a_difference_that_may_round_to_tf32_is_an_error(monkeypatch):
+    monkeypatch.setattr(regularized, "_may_round_to_tf32", lambda at: True)
+    model, (x, y) = network(), batch()
+    options = {"sigma": 0.1, "objective": "penalty", "penalty_by": "difference"}
+    with pytest.raises(ValueError, match=r"in TF32, a difference.*pass difference_step.*allow_tf32"):
+        regularized_loss(model, losses_of, x, y, **options)
+    regularized_loss(model, losses_of, x, y, difference_step=0.25, **options)
+
+
+def test_torch_what_cannot_be_done_is_an_error():
+    model, (x, y) = network(), batch()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference mode .* use torch.no_grad"):
+        perturb(model, losses_of, x, y, sigma=0.1)
+    with pytest.raises(TypeError, match=r"torch.jit .* cannot be kept"):
+        perturb(torch.jit.script(model), losses_of, x, y, sigma=0.1)
+
+
 def test_torch_a_compiled_model_has_all_but_the_penalty_by_gradient():
     model, (x, y) = network(nn.BatchNorm1d(5), nn.Dropout(0.0)), batch()
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
@@ -565,10 +686,9 @@ sys.path.insert(0, sys.argv[1])
 from test_regularized_torch import TEAM_OPTIONS, batch, losses_of, network
 from lpfamily_torch import regularized_loss
 
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-x, y = batch(8)
-for options in TEAM_OPTIONS:
+
+def check(rank, options):
+    x, y = batch(8)
     alone, shared = network(), DistributedDataParallel(network())
     for part in range(2):  # gradients accumulate
         rows = slice(4 * part, 4 * part + 4)
@@ -578,6 +698,12 @@ for options in TEAM_OPTIONS:
             regularized_loss(shared, losses_of, x[mine], y[mine], sigma=0.5, **options).backward()
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+torch.distributed.init_process_group("gloo")
+for options in TEAM_OPTIONS:
+    check(torch.distributed.get_rank(), options)
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 TEAM_OPTIONS = [
@@ -623,13 +749,18 @@ ERRORS = [
     ({"direction_dropout": "no"}, ValueError, "direction_dropout must be one of none, same, independent"),
     ({"direction_dtype": "float16"}, ValueError, "direction_dtype must be one of same, bfloat16"),
     ({"batch_norm": "train"}, ValueError, "batch_norm must be one of batch, running; got 'train'"),
-    ({"steps": 0}, ValueError, "steps must be at least 1; got 0"),
+    ({"steps": 0}, ValueError, "steps must be .*at least 1; got 0"),
+    ({"batch_ndim": 0}, ValueError, "batch_ndim must be at least 1.*got 0"),
 ]
 OF_THE_LOSS = [
     ({"objective": "plain"}, ValueError, "objective must be 'perturb' or 'penalty'; got 'plain'"),
     ({"clean_weight": 2}, ValueError, r"clean_weight must lie in \[0, 1\]; got 2"),
     ({"objective": "penalty", "steps": 2}, ValueError, "steps and start belong to objective='perturb'"),
-    ({"objective": "penalty", "penalty_by": "hand"}, ValueError, "penalty_by must be .*; got 'hand'"),
+    ({"objective": "penalty", "direction_dropout": "same"}, ValueError, "direction_dropout, .* belong to"),
+    ({"penalty_by": "hand"}, ValueError, "penalty_by must be .*; got 'hand'"),
+    ({"penalty_by": "difference"}, ValueError, "penalty_by='difference' belongs to objective='penalty'"),
+    ({"difference_step": 0.1}, ValueError, "difference_step belongs to penalty_by='difference'"),
+    ({"difference_step": 0}, ValueError, "difference_step must be a finite number above 0; got 0"),
 ]
 
 

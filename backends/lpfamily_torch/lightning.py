@@ -35,6 +35,10 @@ class PerturbInputs(Callback):
     ------
     TypeError
         In training, for a batch that is neither a list nor a dict.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 3.
     """
 
     def __init__(

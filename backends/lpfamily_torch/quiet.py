@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,16 @@ RandomState = list[Tensor]
 
 def _modules(model: Callable[..., Any]) -> list[nn.Module]:
     """Return the modules in one that a model is, or is a method of; none of any other function."""
+    while isinstance(model, functools.partial):
+        model = model.func
     owner = getattr(model, "__self__", model)
-    return list(owner.modules()) if isinstance(owner, nn.Module) else []
+    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
+    if any(isinstance(each, torch.jit.ScriptModule) for each in modules):
+        raise TypeError(
+            "modules of torch.jit do not show their modes and buffers, so they cannot be kept: pass the "
+            "model as it is before it is scripted or traced, or compiled by torch.compile"
+        )
+    return modules
 
 
 def without_team(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +45,10 @@ def is_compiled(model: Callable[..., Any]) -> bool:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is None:
         return False
-    return hasattr(model, "_torchdynamo_orig_callable") or any(
+    compiled = hasattr(model, "_torchdynamo_orig_callable") and not getattr(
+        model, "_torchdynamo_disable", False
+    )
+    return compiled or any(
         isinstance(each, dynamo.OptimizedModule) or each._compiled_call_impl is not None
         for each in _modules(model)
     )
@@ -55,19 +67,26 @@ def quiet(
         kept.enter_context(_frozen(modules))
         kept.enter_context(_modes(modules, dropout != "none", batch_norm))
         kept.enter_context(_buffers(modules))
+        kept.enter_context(_parametrizations())
         yield
 
 
 @contextmanager
 def replaying(model: Callable[..., Any], device: torch.device, state: RandomState) -> Iterator[None]:
-    """Draw again what was drawn after `state`, and leave running statistics; parameters do get gradients."""
-    with ExitStack() as kept:
-        kept.enter_context(keeping_random_state(device))
+    """Draw again what was drawn after `state`, and leave buffers; parameters do get gradients.
+
+    Buffers are replaced by copies, which the graph of the pass keeps.
+    """
+    before = [(each._buffers, dict(each._buffers)) for each in _modules(model)]
+    with keeping_random_state(device):
         _restore(device, state)
-        modules = _modules(model)
-        kept.enter_context(_modes(modules, True, "batch"))
-        kept.enter_context(_buffers(modules))
-        yield
+        try:
+            for buffers, were in before:
+                buffers.update({name: None if b is None else b.clone() for name, b in were.items()})
+            yield
+        finally:
+            for buffers, were in before:
+                buffers.update(were)
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -99,15 +118,16 @@ def _reseed(device: torch.device) -> None:
     seed = int(torch.randint(2**62, ()))
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
-        with torch.get_device_module(device).device(device):
-            torch.get_device_module(device).manual_seed(seed)
+        module = torch.get_device_module(device)
+        with getattr(module, "device", nullcontext)(device):  # some have one device alone
+            module.manual_seed(seed)
 
 
 @contextmanager
 def _frozen(modules: list[nn.Module]) -> Iterator[None]:
     """Let parameters need no gradient: compiled modules would compute it although nobody asks."""
     parameters = (parameter for each in modules for parameter in each._parameters.values())
-    trained = [parameter for parameter in parameters if parameter is not None and parameter.requires_grad]
+    trained = [p for p in parameters if p is not None and p.requires_grad and p.is_leaf]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -120,17 +140,22 @@ def _frozen(modules: list[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _modes(modules: list[nn.Module], dropout: bool, batch_norm: BatchNorm) -> Iterator[None]:
     """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
-    changed: list[tuple[nn.Module, str]] = []
+    changed: list[tuple[nn.Module, str, Any]] = []
 
     def switch_off(each: nn.Module, name: str) -> None:
-        changed.append((each, name))
-        object.__setattr__(each, name, False)  # nn.Module's own looks for tensors, for ten times as long
+        changed.append((each, name, getattr(each, name)))
+        object.__setattr__(
+            each, name, 0.0 if name == "dropout" else False
+        )  # nn.Module's own looks for tensors, for ten times as long
 
     try:
         for each in modules:
             if not each.training:
                 continue
-            if not isinstance(each, _NormBase):
+            if isinstance(each, nn.RNNBase):
+                if not dropout:
+                    switch_off(each, "dropout")  # cuDNN's have no gradient in evaluation mode
+            elif not isinstance(each, _NormBase):
                 if not dropout:
                     switch_off(each, "training")
             elif batch_norm == "running":
@@ -139,23 +164,34 @@ def _modes(modules: list[nn.Module], dropout: bool, batch_norm: BatchNorm) -> It
                 switch_off(each, "track_running_stats")
         yield
     finally:
-        for each, name in changed:
-            object.__setattr__(each, name, True)
+        for each, name, value in changed:
+            object.__setattr__(each, name, value)
 
 
 @contextmanager
 def _buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Put buffers back that a pass has changed."""
-    before = [
-        (each._buffers, name, buffer, buffer._version, buffer.clone())
-        for each in modules
-        if each._buffers and type(each).forward not in _KNOWN
-        for name, buffer in each._buffers.items()
-        if buffer is not None
-    ]
+    """Put buffers back that a pass has changed, made or replaced."""
+    held = [each._buffers for each in modules if each._buffers and type(each).forward not in _KNOWN]
+    before = [(buffers, dict(buffers)) for buffers in held]
+    copies = [(b, b._version, b.clone()) for _, were in before for b in were.values() if b is not None]
     try:
         yield
     finally:
+        for buffers, were in before:
+            buffers.update(were)
         with torch.no_grad():
-            for buffers, name, buffer, version, value in before:
-                buffers[name] = buffer if buffer._version == version else buffer.copy_(value)
+            for buffer, version, copy in copies:
+                if buffer._version != version:
+                    buffer.copy_(copy)
+
+
+@contextmanager
+def _parametrizations() -> Iterator[None]:
+    """Compute what torch's parametrizations make: under `cached` it would be kept, without its gradient."""
+    from torch.nn.utils import parametrize
+
+    kept, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = kept

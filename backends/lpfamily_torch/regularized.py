@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from lpfamily import ascent, binary_error_log_odds, epsilon, error_log_odds
 from lpfamily.classification import joint_odds
-from lpfamily.training.backends import DIFFERENCE_STEP
+from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily_torch.quiet import (
     BatchNorm,
     Dropout,
@@ -23,6 +25,9 @@ from lpfamily_torch.quiet import (
     replaying,
     without_team,
 )
+
+IGNORED = -100
+"""The label of what torch's cross-entropy leaves out."""
 
 Model = Callable[..., Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -55,24 +60,28 @@ def regularized_loss(
 ) -> Tensor:
     """Return the mean regularised loss of a batch, to call backward on in place of the plain one.
 
+    x is moved, or its gradient measured, in an Lp ball: p = inf by the gradient's signs, p = 2 along it,
+    p = 1 where it is largest.
+
     - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant: eq. 3 at the
-      input gradient (p = inf: adversarial training by fast gradient signs), or several steps of it.
+      input gradient, or several steps of it.
     - "penalty": L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), grad with respect to the input; with a mask or
       bounds what the linearised loss can gain in them.
 
     The two are equal to first order in sigma. In the passes that find eps only the input gradient is
     computed, and they leave nothing behind: `param.grad`, modes, buffers with batch norms' statistics, and
-    the random state are as before. The passes that the weights are trained by are ordinary calls of the
-    model, and leave what such calls leave: one for "perturb", at x + eps, or another at x if `clean_weight`
-    is above 0; one for "penalty" (by a difference, its second pass repeats the first one's random draws
-    and leaves nothing).
+    torch's random state, of the CPU and of x's device, are as before. One pass that the weights are trained
+    by is an ordinary call of the model, and leaves what such a call leaves: at x + eps for "perturb", at x
+    for "penalty". Where there is a second one, for `clean_weight` or a difference, it repeats the random
+    draws of the first, and leaves nothing.
 
     Parameters
     ----------
     model
-        A module, in the mode that it is trained in, or a function. It may be compiled, wrapped in
-        DistributedDataParallel (which wraps what is compiled, not the other way), under autocast. A
-        function's modules cannot be seen and so not be kept as they are.
+        A module, in the mode that it is trained in, a method of one, or a function, whose modules cannot be
+        seen and so not be kept as they are. It may be compiled, wrapped in DistributedDataParallel (which
+        wraps what is compiled, not the other way), under autocast; not TorchScript, and not checkpointed
+        with use_reentrant=True.
     loss
         `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
     x
@@ -85,17 +94,19 @@ def regularized_loss(
         As in `lpfamily.epsilon`: an exponent in [1, inf], and a radius in units of the input, a number or
         one an example.
     bounds, mask, batch_ndim
-        As in `lpfamily.epsilon`: the box that the input stays in, what may move, and how many axes
-        index what has a ball of its own; with 2 each token of a sequence.
+        As in `lpfamily.epsilon`: the box that the input stays in, and in which x must lie, as its loss is
+        NaN elsewhere; what may move; and how many axes, at least 1, index what has a ball of its own; with
+        2 each token of a sequence.
     leaf
         Which argument to perturb, an index or a key. None is the only floating tensor.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
-        labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`, whose
-        direction is the same and does not round away; where an example has several labels, those of any
-        error among them. "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs
-        (n, ...). A function of (outputs, y) gives such odds, one value an example. "penalty" multiplies
-        back what the odds leave out, sigmoid(odds).
+        labels, in any weight, and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`:
+        the same direction, which does not round away. Where an example has several labels it is that of
+        any error among them, but for -100, which torch ignores. "binary-log-odds" is
+        `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...). A function of (outputs, y) gives
+        such odds, one value an example. "penalty" takes the loss for a multiple of softplus(odds), so it
+        may be a mean over labels, but not smoothed.
     steps, start
         "perturb": Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
         `lpfamily.ascend`: a perturbation or a `torch.Generator` that draws one.
@@ -105,13 +116,16 @@ def regularized_loss(
     direction_dtype
         "perturb": "bfloat16" finds eps under autocast; it keeps its norm.
     batch_norm
-        Norms that track statistics take in these passes those of the batch, as in training, which couples
-        its examples; or the "running" ones.
+        "perturb": norms that track statistics take in these passes those of the batch, as in training,
+        which couples its examples; or the "running" ones.
     penalty_by
         "gradient" differentiates through the gradient. "difference" takes (L(x + h eps) - L(x)) / h, which
-        needs no second derivatives; compiled modules have none.
+        needs no second derivatives: compiled modules, fused attention (select
+        `torch.nn.attention.SDPBackend.MATH`), cuDNN's recurrent networks and FSDP have none.
     difference_step
-        h. None is 2^-10, which half precision rounds away, and which is an error there.
+        h. None is 2^-10, which half precision and TF32 round away: an error under autocast, where x or
+        the losses are half precision, and on CUDA where TF32 is allowed, as it is for convolutions unless
+        you say otherwise. A model that rounds inside cannot be seen: give 0.25, say.
     scaler
         The `GradScaler` of a loop in float16: input gradients are scaled with it, so that they do not
         underflow. The result is not scaled.
@@ -134,23 +148,25 @@ def regularized_loss(
     """
     at, call = _inputs(x, leaf)
     passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
-    ball = {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
-    if not 0 <= clean_weight <= 1:
-        raise ValueError(f"clean_weight must lie in [0, 1]; got {clean_weight}")
+    ball = _ball(p, sigma, bounds, mask, batch_ndim)
+    check_choices(
+        objective=objective,
+        clean_weight=clean_weight,
+        steps=steps,
+        start=start,
+        penalty_by=penalty_by,
+        difference_step=difference_step,
+    )
     if objective == "perturb":
         eps = _frank_wolfe(passes, at, ball, steps, start)
-        losses = passes.losses(at + eps)
-        if clean_weight:
-            losses = clean_weight * passes.losses(at) + (1 - clean_weight) * losses
-        return losses.mean()
-    if objective != "penalty":
-        raise ValueError(f"objective must be 'perturb' or 'penalty'; got {objective!r}")
-    if clean_weight or steps != 1 or start is not None:
-        raise ValueError("clean_weight, steps and start belong to objective='perturb'")
+        if not clean_weight:
+            return passes.losses(at + eps).mean()
+        perturbed, clean = passes.losses_of_both(at + eps, at)
+        return (clean_weight * clean + (1 - clean_weight) * perturbed).mean()
+    if (direction_dropout, direction_dtype, batch_norm) != ("none", "same", "batch"):
+        raise ValueError("direction_dropout, direction_dtype and batch_norm belong to objective='perturb'")
     if penalty_by == "difference":
         return _penalised_by_difference(passes, at, ball, difference_step).mean()
-    if penalty_by != "gradient":
-        raise ValueError(f"penalty_by must be 'gradient' or 'difference'; got {penalty_by!r}")
     return _penalised(passes, at, ball).mean()
 
 
@@ -194,10 +210,14 @@ def perturb(
     ------
     TypeError, ValueError
         As in `regularized_loss`.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = _inputs(x, leaf)
     passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
-    ball = {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
+    ball = _ball(p, sigma, bounds, mask, batch_ndim)
     return _frank_wolfe(passes, at, ball, steps, start)
 
 
@@ -243,6 +263,10 @@ def ascend(
     ------
     TypeError, ValueError
         As in `regularized_loss` and `lpfamily.ascend`.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = _inputs(x, leaf)
     passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
@@ -294,21 +318,38 @@ class _Passes:
         with again, half, torch.enable_grad():
             at = at.detach().requires_grad_()
             values = self._followed(self.call(without_team(self.model), at), len(at))
-            return values.detach(), _input_gradient(self._scaled(values.sum()), at)
+            gradient = _input_gradient(self._total(values), at)
+            if self.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
+                gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+            return values.detach(), gradient
 
     def losses(self, at: Tensor) -> Tensor:
         """Return the loss of each example, by an ordinary pass."""
         return _one_an_example(self.loss(self.call(self.model, at), self.y), len(at), "loss")
 
+    def losses_of_both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses of two inputs under the same random draws; the second pass leaves nothing."""
+        device = first.device
+        state = random_state(device)
+        losses = self.losses(first)
+        with replaying(without_team(self.model), device, state):
+            return losses, self.losses(second)
+
     def losses_and_gradient(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return the loss of each example, by an ordinary pass, and two factors of its input gradient."""
+        """Return the loss of each example, by an ordinary pass, and two factors of its input gradient.
+
+        As the loss L is a multiple of softplus(odds), grad L is L sigmoid(odds) / softplus(odds) grad odds.
+        """
         outputs = self.call(self.model, at)
         losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
         values = losses if self.direction == "loss" else self._followed(outputs, len(at))
-        gradient = _input_gradient(self._scaled(values.sum()), at, create_graph=True)
+        gradient = _input_gradient(self._total(values), at, create_graph=True)
         if self.scaler is not None:
-            gradient = gradient / self.scaler.scale(torch.ones((), device=at.device))
-        return losses, gradient, 1.0 if values is losses else torch.sigmoid(values)
+            gradient = gradient * (len(at) / self.scaler.scale(torch.ones((), device=at.device)))
+        if values is losses:
+            return losses, gradient, 1.0
+        odds = values.clamp(min=-80)  # below, the ratio is 1 to rounding, and soon 0 / 0
+        return losses, gradient, losses * torch.sigmoid(odds) / softplus(odds)
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
         if self.direction == "loss":
@@ -316,13 +357,25 @@ class _Passes:
         odds: Any = _ODDS.get(self.direction, self.direction)
         return _one_an_example(odds(outputs, self.y), examples, "direction")
 
-    def _scaled(self, total: Tensor) -> Tensor:
-        return total if self.scaler is None else self.scaler.scale(total)
+    def _total(self, values: Tensor) -> Tensor:
+        # a scaler is made for the mean
+        return values.sum() if self.scaler is None else self.scaler.scale(values.mean())
+
+
+def _may_round_to_tf32(at: Tensor) -> bool:
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
+
+
+def _ball(p: float, sigma: Any, bounds: Any, mask: Any, batch_ndim: int) -> dict[str, Any]:
+    if batch_ndim < 1:
+        raise ValueError(
+            f"batch_ndim must be at least 1, as examples are along the first axis; got {batch_ndim}"
+        )
+    return {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
 
 
 def _frank_wolfe(passes: _Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
     at = at.detach()
     if start is not None:
         start = ascent.starting_point(at, start=start, **ball)
@@ -347,24 +400,22 @@ def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
         box: dict[str, Any] = {} if ball["bounds"] is None else {"x": at.detach()}
         eps = epsilon(gradient.detach(), **ball, **box)
         # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
-        result: Tensor = losses + factor * (gradient * eps).flatten(1).sum(dim=1)
+        result: Tensor = losses + factor * (gradient * eps).reshape(len(at), -1).sum(dim=1)
     return result if differentiable else result.detach()
 
 
 def _penalised_by_difference(passes: _Passes, at: Tensor, ball: dict[str, Any], h: float | None) -> Tensor:
-    if h is None:
-        h = DIFFERENCE_STEP
-        if at.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(at.device.type):
-            raise ValueError(
-                "in half precision a difference over 2^-10 of eps rounds away: pass difference_step, "
-                "for example 0.25, or compute in float32"
-            )
     eps = _frank_wolfe(replace(passes, dropout="same"), at, ball, 1, None)
-    state = random_state(at.device)
-    losses = passes.losses(at)
-    with replaying(without_team(passes.model), at.device, state):
-        ahead = passes.losses(at + h * eps)
-    return losses + (ahead - losses) / h
+    step = DIFFERENCE_STEP if h is None else h
+    losses, ahead = passes.losses_of_both(at, at + step * eps)
+    half = any(each.dtype in (torch.float16, torch.bfloat16) for each in (at, losses))
+    if h is None and (half or torch.is_autocast_enabled(at.device.type) or _may_round_to_tf32(at)):
+        raise ValueError(
+            "in half precision, and in TF32, a difference over 2^-10 of eps rounds away: pass "
+            "difference_step, for example 0.25, or compute in float32, with allow_tf32 = False in "
+            "torch.backends.cudnn and torch.backends.cuda.matmul"
+        )
+    return losses + (ahead - losses) / step
 
 
 def _inputs(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
@@ -418,6 +469,8 @@ def _one_an_example(values: Any, examples: int, name: str) -> Tensor:
 
 
 def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
     gradient = None
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, at, create_graph=create_graph, allow_unused=True)
@@ -427,7 +480,9 @@ def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Te
 
 
 def _softmax_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    odds: Tensor = error_log_odds(_wide(logits).movedim(1, -1), labels)
+    ignored = labels == IGNORED
+    odds: Tensor = error_log_odds(_wide(logits).movedim(1, -1), torch.where(ignored, 0, labels))
+    odds = torch.where(ignored, torch.finfo(odds.dtype).min, odds)  # no error there, and finite slopes
     result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
     return result
 

@@ -8,6 +8,7 @@ laws that it must obey.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -207,6 +208,36 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
                 f"backend {name!r} does not train {type(layer).__name__} layers, only {known}; choose "
                 f"another --backend of {', '.join(other for other in names() if other != name)}"
             )
+
+
+def check_choices(
+    *,
+    objective: str,
+    clean_weight: float,
+    steps: int,
+    start: Any,
+    penalty_by: str,
+    difference_step: float | None,
+) -> None:
+    """Raise ValueError unless these choices of an objective, in a loop of one's own, are ones and agree."""
+    for name, value, choices in (
+        ("objective", objective, ("perturb", "penalty")),
+        ("penalty_by", penalty_by, ("gradient", "difference")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; got {value!r}")
+    if not 0 <= clean_weight <= 1:
+        raise ValueError(f"clean_weight must lie in [0, 1]; got {clean_weight}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1; got {steps}")
+    if difference_step is not None and not 0 < difference_step < math.inf:
+        raise ValueError(f"difference_step must be a finite number above 0; got {difference_step}")
+    if objective == "penalty" and (clean_weight or steps > 1 or start is not None):
+        raise ValueError("clean_weight, steps and start belong to objective='perturb'")
+    if objective == "perturb" and penalty_by == "difference":
+        raise ValueError("penalty_by='difference' belongs to objective='penalty'")
+    if difference_step is not None and penalty_by != "difference":
+        raise ValueError("difference_step belongs to penalty_by='difference'")
 
 
 def check_inputs(network: Network, shape: tuple[int, ...]) -> None:
