@@ -196,6 +196,7 @@ def _peak(call: Callable[[], object], device: str) -> int:
 
 def _resnet(width: int) -> Any:
     """Return a network like ResNet-18: four stages of two blocks, a first layer for small images."""
+    import torch
     from torch import nn
 
     class Block(nn.Module):
@@ -214,8 +215,6 @@ def _resnet(width: int) -> Any:
             inner = torch.relu(self.norms[0](self.first(x)))
             return torch.relu(self.norms[1](self.second(inner)) + self.short(x))
 
-    import torch
-
     layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     entering = width
     for stage in range(4):
@@ -227,6 +226,7 @@ def _resnet(width: int) -> Any:
 
 def _vit(width: int) -> Any:
     """Return a vision transformer of 64 tokens and four layers."""
+    import torch
     from torch import nn
 
     class ViT(nn.Module):
@@ -244,8 +244,6 @@ def _vit(width: int) -> Any:
         def forward(self, x: Any) -> Any:
             tokens = self.patches(x).flatten(2).mT + self.positions
             return self.head(self.encoder(tokens).mean(dim=1))
-
-    import torch
 
     return ViT()
 

@@ -43,6 +43,7 @@ class Classifier(LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train the module without and with the callback, and print the errors of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=math.inf)
     parser.add_argument("--sigma", type=float, default=0.1, help="the radius; pixels lie in [0, 1]")

@@ -97,6 +97,7 @@ def errors(seed: int, p: float, sigma: float, trained_sigma: float, epochs: int)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train plainly and on perturbed words, and print the errors of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=2.0)
     parser.add_argument("--sigma", type=float, default=0.2, help="in units of the words' median norm")

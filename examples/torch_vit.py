@@ -59,6 +59,7 @@ def train(x: torch.Tensor, y: torch.Tensor, epochs: int, ball: dict[str, float] 
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train a transformer plainly and on x + eps, and print the errors of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=2.0)
     parser.add_argument("--sigma", type=float, default=0.4, help="the radius; pixels lie in [0, 1]")

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_agreement import dot_generals
 from test_boxed import maximiser
 
-from lpfamily import epsilon, error_log_odds
+from lpfamily import epsilon, error_log_odds, project
 from lpfamily.training import data
 
 if "jax" not in NAMES:
@@ -336,8 +336,10 @@ def test_the_first_step_is_taken_at_the_start():
         coupled, 2, sigma=lambda x, key, step: 0.05 * step, argnum=0, has_aux=True,
         start=draw, bounds=(-math.inf, 1), mask=np.arange(4) > 0,
     )  # fmt: skip
+    assert np.all(np.linalg.norm(run(draw, x, jax.random.PRNGKey(0), 2), axis=1) > 0.1)  # outside the ball
     seen, drawn = run(lambda *given: (robust(*given)[1], draw(*given)), x, jax.random.PRNGKey(0), 2)
-    grad = np.minimum(x + drawn, 1)
+    moved = np.where(np.arange(4) > 0, drawn, 0)
+    grad = x + project(moved, 2, 0.1, x=x, bounds=(-math.inf, 1))
     grad[:, 1] += 0.9  # of an entry that does not move
     grad[:, 0] = 0
     assert_allclose(seen, x + 0.1 * grad / np.linalg.norm(grad, axis=1, keepdims=True), rtol=1e-12)
@@ -412,12 +414,16 @@ def test_nan_stays_in_its_example():
 
 BAD_CHOICES = {
     "p must lie in": {"p": 0.5},
-    "objective must be 'perturb' or 'penalty', .* got 'plain' and 'gradient'": {"objective": "plain"},
-    "steps must be at least 1 .* got 0": {"steps": 0},
-    "clean_weight in .* got 0 and 2": {"steps": 0, "clean_weight": 2},
-    "steps, clean_weight and start belong to 'perturb'": {"objective": "penalty", "steps": 2},
-    "penalty_by='difference' belongs to 'penalty'": {"penalty_by": "difference"},
-    "and difference_step to that": {"objective": "penalty", "difference_step": 0.1},
+    "objective must be 'perturb' or 'penalty'; got 'plain'": {"objective": "plain"},
+    "penalty_by must be 'gradient' or 'difference'; got 'hand'": {"penalty_by": "hand"},
+    "steps must be a whole number of at least 1; got 0": {"steps": 0},
+    "clean_weight must lie in .*; got 2": {"clean_weight": 2},
+    "steps and start belong to objective='perturb'": {"objective": "penalty", "steps": 2},
+    "penalty_by='difference' belongs to objective='penalty'": {"penalty_by": "difference"},
+    "difference_step belongs to": {"objective": "penalty", "difference_step": 0.1},
+    "difference_step must be .* above 0": {"difference_step": 0},
+    "argnum must be the place of x, from 0, .*; got -1": {"argnum": -1},
+    "direction must be a function of the loss's arguments, .*; got 'log-odds'": {"direction": "log-odds"},
 }
 
 
@@ -440,6 +446,10 @@ def test_a_bad_loss_or_input_says_what_to_do():
         regularize(loss, sigma=0.1)(params, labels, labels)
     with pytest.raises(TypeError, match=r"argument 1 .* by position; got 1 positional"):
         regularize(loss, sigma=0.1)(params, x=x, labels=labels)
+    with pytest.raises(TypeError, match=r"argument 1 .* must be an array; got dict"):
+        regularize(loss, sigma=0.1)(params, {"x": x}, labels)
+    with pytest.raises(ValueError, match=r"has_aux=True the loss must return \(values, aux\); got"):
+        regularize(loss, sigma=0.1, has_aux=True)(params, x, labels)
     half = regularize(lambda x: x.sum(axis=1), sigma=0.1, argnum=0, **OBJECTIVES["difference"])
     with pytest.raises(ValueError, match="rounds away in bfloat16: give a larger difference_step"):
         jax.eval_shape(half, jnp.ones((2, 3), jnp.bfloat16))

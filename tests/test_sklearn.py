@@ -169,9 +169,17 @@ def test_perturb_is_eq_3_where_it_misleads(p, iris):
     assert np.mean(stays) < 0.1
     assert_allclose(eps[~stays], expected[~stays], rtol=1e-8, atol=1e-12)
     assert np.all(odds[1][~stays] > odds[0][~stays])
-    many = model.perturb(x, y, p=p, sigma=0.4, steps=5, bounds=(x.min(axis=0), x.max(axis=0)))
+    mask = np.array([True, False, True, True])
+    many = model.perturb(x, y, p=p, sigma=0.4, steps=5, bounds=(x.min(axis=0), x.max(axis=0)), mask=mask)
+    assert not many[:, 1].any()
     assert norms(many, p).max() <= 0.4 * (1 + 1e-12)
     assert np.all((x + many >= x.min(axis=0) - 1e-12) & (x + many <= x.max(axis=0) + 1e-12))
+
+
+def test_too_few_examples_to_hold_out_is_an_error_that_says_what_to_do(iris):
+    x, y = iris
+    with pytest.raises(ValueError, match=r"n_iter_no_change holds out 0.1 of the examples: raise validation_"):
+        small(n_iter_no_change=3).fit(x[::10], y[::10])
 
 
 def test_its_radius_is_the_trainings_at_the_same_strength(iris):

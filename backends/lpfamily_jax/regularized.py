@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lpfamily.ascent import frank_wolfe
+from lpfamily.ascent import frank_wolfe, starting_point
 from lpfamily.steepest import check_p
-from lpfamily.training.backends import DIFFERENCE_STEP
+from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 
 Loss = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def regularize(
       in a box. By "difference" L(x) + (L(x + h eps) - L(x)) / h, which needs no second derivative.
 
     The result is pure where `loss` is. Modules that change in place (Flax NNX) change as in one call of
-    the loss: all other passes are of copies, and see the same dropout.
+    the loss, if they are among its arguments: all other passes are of copies, and see the same dropout.
 
     Parameters
     ----------
@@ -70,7 +70,8 @@ def regularize(
     clean_weight
         In [0, 1], the share of L(x) in "perturb".
     bounds
-        (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box.
+        (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box. x must lie in
+        it: an example outside has a loss of NaN.
     mask
         Boolean, broadcastable to x, True where x may move; or a function of the loss's arguments, for
         padding.
@@ -80,18 +81,22 @@ def regularize(
     direction
         A function of the loss's arguments whose gradient, instead of the loss's, gives eps; like `loss`,
         but without aux. For the cross-entropy of hard labels that is `lpfamily.error_log_odds`, of sigmoid
-        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away. The penalty is
-        then sigmoid(direction) * <its gradient, eps>, which is right for these losses alone.
+        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away. The penalty takes
+        the loss for a multiple of softplus(direction), so it may be weighted, or a mean over labels, but
+        not smoothed. The dropout and batch statistics of the passes that find eps are those of the loss,
+        or what this function makes of its arguments.
     steps
         The gradients that "perturb" takes for eps, at least 1, by `lpfamily.ascent.frank_wolfe`.
     start
-        Where "perturb" takes the first of them: None is x; an array like x is a perturbation in the
-        ball, cut where it leaves the box or the mask; or a function of the loss's arguments, for
-        instance one that gives a key among them to `lpfamily.sample`.
+        Where "perturb" takes the first of them, as in `lpfamily.ascend`: None is x; an array like x is a
+        perturbation, projected into ball and box; a key draws one, the same at every call, so give a
+        function of the loss's arguments that returns one of them.
     penalty_by
         "gradient" or "difference", as above.
     difference_step
-        h, in units of eps; None is 2^-10, and an error in half precision, where that rounds away.
+        h, in units of eps; None is 2^-10, and an error where x or the values are in half precision, in
+        which that rounds away. A model that computes in it inside, or in TF32, cannot be seen: give 0.25,
+        say.
     has_aux
         Whether `loss` returns (values, aux); then so does the result. The aux is that of L(x + eps) for
         "perturb", of L(x) for "penalty".
@@ -113,21 +118,25 @@ def regularize(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-4.
     """
     check_p(p)
-    if objective not in ("perturb", "penalty") or penalty_by not in ("gradient", "difference"):
+    check_choices(
+        objective=objective,
+        clean_weight=clean_weight,
+        steps=steps,
+        start=start,
+        penalty_by=penalty_by,
+        difference_step=difference_step,
+    )
+    if not isinstance(argnum, int) or argnum < 0:
         raise ValueError(
-            "objective must be 'perturb' or 'penalty', and penalty_by 'gradient' or 'difference'; got "
-            f"{objective!r} and {penalty_by!r}"
+            f"argnum must be the place of x, from 0, among the arguments of the loss; got {argnum!r}"
         )
-    if steps < 1 or not 0 <= clean_weight <= 1:
+    if direction is not None and not callable(direction):
         raise ValueError(
-            f"steps must be at least 1 and clean_weight in [0, 1]; got {steps} and {clean_weight}"
+            "direction must be a function of the loss's arguments, such as lambda params, x, labels: "
+            f"error_log_odds(logits(params, x), labels); got {direction!r}"
         )
-    if objective == "penalty" and (steps > 1 or clean_weight or start is not None):
-        raise ValueError("steps, clean_weight and start belong to 'perturb': the penalty is taken at x")
     by_difference = penalty_by == "difference"
-    if (by_difference and objective == "perturb") or (difference_step is not None and not by_difference):
-        raise ValueError("penalty_by='difference' belongs to 'penalty', and difference_step to that")
-    found = loss if direction is None else direction
+    followed = loss if direction is None else direction
 
     @functools.wraps(loss)
     def regularized(*args: Any, **kwargs: Any) -> Any:
@@ -141,24 +150,26 @@ def regularize(
             replaced = list(given)
             replaced[argnum] = at
             result = function(*replaced, **named)
-            values, aux = result if has_aux and function is loss else (result, None)
+            with_aux = has_aux and function is loss
+            if with_aux and not (isinstance(result, tuple) and len(result) == 2):
+                raise ValueError(
+                    f"with has_aux=True the loss must return (values, aux); got {type(result).__name__}"
+                )
+            values, aux = result if with_aux else (result, None)
             _check_values(values, x.shape[: min(batch_ndim, 1)])
             return values, aux
 
         def differentiate(at: Array, each: Callable[[Any], Any]) -> tuple[Array, Array]:
             # what is copied here is younger than the differentiation, so that modules may change it
-            values, back = jax.vjp(lambda at: evaluate(found, at, each)[0], at)
+            values, back = jax.vjp(lambda at: evaluate(followed, at, each)[0], at)
             return values, back(jnp.ones_like(values))[0]
 
         def step(gradient: Callable[[Array], Array]) -> Array:
-            fixed, first = jax.lax.stop_gradient(x), begin
-            if first is not None and bounds is not None:
-                first = jnp.clip(fixed + first, *bounds) - fixed
-            if first is not None and kept is not None:
-                first = jnp.where(kept, first, 0)
-            eps: Array = frank_wolfe(
-                gradient, fixed, p, radius, steps, first, bounds=bounds, batch_ndim=batch_ndim, mask=kept
-            )
+            fixed, first = jax.lax.stop_gradient(x), None
+            within: dict[str, Any] = {"bounds": bounds, "batch_ndim": batch_ndim, "mask": kept}
+            if begin is not None:
+                first = starting_point(fixed, p, radius, begin, **within)
+            eps: Array = frank_wolfe(gradient, fixed, p, radius, steps, first, **within)
             return jax.lax.stop_gradient(eps)
 
         # What changes modules in place comes last: every pass then sees the same dropout.
@@ -176,26 +187,33 @@ def regularize(
             values, aux = evaluate(loss, x)
             values = values + (ahead - values) / h
         else:
-            odds, grad = differentiate(x, _copied)
-            slope = _products(grad, step(lambda _: grad), batch_ndim)
-            values, aux = evaluate(loss, x)
+            rising, grad = differentiate(x, _copied)
+            gain = _products(grad, step(lambda _: grad), batch_ndim)
+            values, aux = evaluate(loss, x)  # under jit, without a direction, no more than the aux is left
             if direction is None:
-                values = odds  # the same numbers, with one way back to the weights for both terms
+                values = rising  # the same numbers, with one way back to the weights for both terms
             else:
-                slope = jax.nn.sigmoid(odds) * slope
-            values = values + slope.astype(values.dtype)
+                odds = jnp.maximum(rising, -80)  # below, the ratio is 1 to rounding, and soon 0 / 0
+                gain = values * jax.nn.sigmoid(odds) / jax.nn.softplus(odds) * gain
+            values = values + gain.astype(values.dtype)
         return (values, aux) if has_aux else values
 
     return regularized
 
 
 def _input(args: tuple[Any, ...], argnum: int) -> Array:
-    if not -len(args) <= argnum < len(args):
+    if argnum >= len(args):
         raise TypeError(
             f"argument {argnum} of the loss, the array to perturb, must be given by position; got "
             f"{len(args)} positional arguments"
         )
-    x = jnp.asarray(args[argnum])
+    x = args[argnum]
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise TypeError(
+            f"argument {argnum} of the loss, what is perturbed, must be an array; got {type(x).__name__}: "
+            "give the loss that array as an argument of its own"
+        )
+    x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"argument {argnum} of the loss, the array to perturb, must be floating; got {x.dtype}: convert "

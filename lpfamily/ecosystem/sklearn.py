@@ -198,9 +198,15 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         recipe, held = self._recipe(numbers, X, len(self.classes_)), None
         if recipe.patience:
             share, seed = numbers["validation_fraction"], recipe.seed
-            X, held_X, labels, held_labels = train_test_split(
-                X, labels, test_size=share, stratify=labels, random_state=seed
-            )
+            try:
+                X, held_X, labels, held_labels = train_test_split(
+                    X, labels, test_size=share, stratify=labels, random_state=seed
+                )
+            except ValueError as cause:
+                raise ValueError(
+                    f"{cause} n_iter_no_change holds out {share:g} of the examples: raise "
+                    f"validation_fraction, or pass n_iter_no_change=None"
+                ) from cause
             recipe, held = replace(recipe, validation=len(held_X)), (held_X, held_labels)
         network = recipes.network_of(recipe, (1, 1, X.shape[1]), len(self.classes_))
         found = backends.find(self.backend)
@@ -242,6 +248,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         sigma: Any = None,
         steps: int = 1,
         bounds: tuple[Any, Any] | None = None,
+        mask: Any = None,
     ) -> NDArray[Any]:
         """Return eps in the Lp ball, the step that the network withstands least by its gradient.
 
@@ -261,6 +268,8 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             How many gradients to take.
         bounds
             The least and the largest values of X + eps, numbers or arrays, such as one for each feature.
+        mask
+            Boolean, broadcastable to X: what may move, such as the features that can be wrong.
 
         Returns
         -------
@@ -283,7 +292,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
 
         p = recipe.p if p is None else p
         sigma = recipes.matched_radius(recipe, p, X.shape[1]) if sigma is None else sigma
-        return np.asarray(ascend(value_and_grad, X, p, sigma, steps, bounds=bounds))
+        return np.asarray(ascend(value_and_grad, X, p, sigma, steps, bounds=bounds, mask=mask))
 
     def _logits(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self)
