@@ -178,7 +178,9 @@ def test_perturb_is_eq_3_where_it_misleads(p, iris):
 
 def test_too_few_examples_to_hold_out_is_an_error_that_says_what_to_do(iris):
     x, y = iris
-    with pytest.raises(ValueError, match=r"n_iter_no_change holds out 0.1 of the examples: raise validation_"):
+    with pytest.raises(
+        ValueError, match=r"n_iter_no_change holds out 0.1 of the examples: raise validation_"
+    ):
         small(n_iter_no_change=3).fit(x[::10], y[::10])
 
 
