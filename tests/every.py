@@ -122,7 +122,7 @@ def calls() -> Iterator[Call]:
     for p in 1, 1.5, 2, 3, INF:
         yield Call(f"epsilon, {p}", lambda g, s, p=p: epsilon(g, p, s), (grad, sigma))
     yield Call("epsilon, mask", lambda g, s: epsilon(g, 1.5, s, mask=mask), (grad, sigma))
-    for p in 1, 1.2, 9, INF:
+    for p in 1, 1.2, 2, 9, INF:
         yield Call(
             f"epsilon, bounds, {p}",
             lambda g, s, x, low, high, p=p: epsilon(g, p, s, x=x, bounds=(low, high)),
@@ -133,7 +133,7 @@ def calls() -> Iterator[Call]:
         yield Call(f"penalty, {p}", lambda g, s, p=p: penalty(g, p, s), (grad, sigma))
     for p in 1, 1.1, 2, 3, INF:
         yield Call(f"project, {p}", lambda v, s, p=p: project(v, p, s), (2 * grad, sigma))
-    for p in 1, 2, 3, INF:
+    for p in 1, 1.5, 2, 3, INF:
         yield Call(
             f"project, bounds, {p}",
             lambda v, s, x, low, high, p=p: project(v, p, s, x=x, bounds=(low, high)),

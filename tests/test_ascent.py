@@ -20,13 +20,6 @@ METHODS = "projected", "frank-wolfe"
 EXPONENTS = 1, 1.5, 2, 3, math.inf
 
 
-@pytest.fixture(params=EXPONENTS)
-def p(request, lib):
-    if lib.compiles and request.param not in (1.5, math.inf):
-        pytest.skip("every p is compilations of seconds, of lines that hand it on to epsilon and project")
-    return request.param
-
-
 def near(lib, target):
     """Return -||x - target||^2 / 2 of each example, which is concave, and its gradient."""
     target = lib.from_numpy(target, "float64")
@@ -43,6 +36,7 @@ def problem(seed=0, n=5, d=8):
     return rng.random((n, d)), rng.standard_normal((n, d))
 
 
+@pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["ball", "box"])
 def test_a_concave_top_is_the_projection(lib, p, bounds):
     x, target = problem()
@@ -140,6 +134,7 @@ def test_a_mistake_shows(mutant):
         run()
 
 
+@pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["ball", "box"])
 def test_one_step_is_the_closed_form(lib, p, bounds):
     x, weights = problem()

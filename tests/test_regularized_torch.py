@@ -31,6 +31,8 @@ from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss
 
 P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
 DIRECTIONS = ("loss", "log-odds")
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 0.01, "bfloat16": 0.06}
+"""What a few layers, and the powers of eq. 3 near p = 1, may make of a dtype's rounding."""
 
 
 def losses_of(outputs, y):
@@ -91,7 +93,7 @@ def test_torch_the_loss_is_the_definition(data):
     objective = data.draw(st.sampled_from(("perturb", "penalty")))
     p, direction = data.draw(st.sampled_from(P)), data.draw(st.sampled_from(DIRECTIONS))
     sigma, seed = data.draw(st.sampled_from((0.0, 0.03, 1.0))), data.draw(st.integers(0, 2**20))
-    name, rtol = data.draw(st.sampled_from((("float64", 1e-9), ("float32", 1e-4), ("bfloat16", 0.06))))
+    name, rtol = data.draw(st.sampled_from(tuple(ROUNDING.items())))
     weight = data.draw(st.sampled_from((0.0, 0.3, 1.0))) if objective == "perturb" else 0.0
     model, (x, y) = (
         network(seed=seed, dtype=getattr(torch, name)),
@@ -110,7 +112,9 @@ def test_torch_the_loss_is_the_definition(data):
     )
     expected, slope = defined(model, x, y, objective, p, sigma, weight)
     assert_allclose(loss.item(), expected, rtol=rtol)
-    if name != "bfloat16" and p > 1:  # at p = 1 rounding decides between coordinates that are nearly equal
+    if (
+        name in ("float64", "float32") and p > 1
+    ):  # at p = 1 rounding decides between coordinates that are nearly equal
         found = gradients(model, loss)
         assert_allclose(found, slope, rtol=20 * rtol, atol=20 * rtol * slope.abs().max().item())
 
@@ -289,19 +293,22 @@ def test_torch_cached_parametrizations_are_trained(objective):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_torch_what_is_computed_again_in_backward_is_the_same():
+@pytest.mark.parametrize(
+    "options",
+    [{"clean_weight": 0.5}, {"objective": "penalty"}, {"objective": "penalty", "penalty_by": "difference"}],
+    ids=str,
+)
+def test_torch_what_is_computed_again_in_backward_is_the_same(options):
     class Checkpointed(nn.Sequential):
         def forward(self, x):
             return checkpoint(super().forward, x, use_reentrant=False)
 
-    model, (x, y) = network(Checkpointed(nn.BatchNorm1d(5), nn.Dropout(0.5))), batch()
-    for options in (
-        {"clean_weight": 0.5},
-        {"objective": "penalty"},
-        {"objective": "penalty", "penalty_by": "difference"},
-    ):
-        regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    found = []
+    for kind in nn.Sequential, Checkpointed:
+        model, (x, y) = network(kind(nn.BatchNorm1d(5), nn.Dropout(0.5))), batch()
+        torch.manual_seed(3)
+        found.append(gradients(model, regularized_loss(model, losses_of, x, y, sigma=0.5, **options)))
+    assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
 def test_torch_a_partial_is_the_model_that_it_calls():
@@ -641,7 +648,9 @@ def test_torch_a_scaler_that_is_too_large_spoils_no_statistics(objective, scale)
         scaler.step(optimizer)
         scaler.update()
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-    assert scaler.get_scale() <= scale
+    skipped = math.log2(scale / scaler.get_scale())
+    assert skipped < 12  # it finds a scale
+    assert skipped == 0 or scale > 2.0**16 or objective == "penalty"  # the usual one is right for perturb
 
 
 def test_torch_a_difference_that_may_round_to_tf32_is_an_error(monkeypatch):

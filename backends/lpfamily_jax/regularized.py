@@ -175,19 +175,19 @@ def regularize(
         # What changes modules in place comes last: every pass then sees the same dropout.
         if objective == "perturb":
             eps = step(lambda at: differentiate(at, _constant)[1])
-            clean = evaluate(loss, x, _copied)[0] if clean_weight else 0.0
+            clean = evaluate(loss, x, _rebuilt)[0] if clean_weight else 0.0
             values, aux = evaluate(loss, x + eps)
             values = clean_weight * clean + (1 - clean_weight) * values
         elif by_difference:
             eps = step(lambda at: differentiate(at, _constant)[1])
             h = DIFFERENCE_STEP if difference_step is None else difference_step
-            ahead, _ = evaluate(loss, x + h * eps, _copied)
+            ahead, _ = evaluate(loss, x + h * eps, _rebuilt)
             if difference_step is None:
                 _check_precision(x, ahead)
             values, aux = evaluate(loss, x)
             values = values + (ahead - values) / h
         else:
-            rising, grad = differentiate(x, _copied)
+            rising, grad = differentiate(x, _rebuilt)
             gain = _products(grad, step(lambda _: grad), batch_ndim)
             values, aux = evaluate(loss, x)  # under jit, without a direction, no more than the aux is left
             if direction is None:
@@ -241,8 +241,8 @@ def _check_precision(*arrays: Array) -> None:
             )
 
 
-def _copied(leaf: Any) -> Any:
-    return leaf
+def _rebuilt(leaf: Any) -> Any:
+    return leaf  # the tree around it is new, and so are the modules in it
 
 
 def _constant(leaf: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lpfamily_torch.regularized import Loss, perturb
+from lpfamily_torch.passes import Loss
+from lpfamily_torch.regularized import perturb
 
 
 class PerturbInputs(Callback):

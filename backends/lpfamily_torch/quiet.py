@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 
-Dropout = Literal["none", "same", "independent"]
-BatchNorm = Literal["batch", "running"]
+DirectionDropout = Literal["none", "same", "independent"]
+Statistics = Literal["batch", "running"]
 
 _KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
 """What changes no buffer of its module unless `track_running_stats` says so."""
@@ -56,7 +56,7 @@ def is_compiled(model: Callable[..., Any]) -> bool:
 
 @contextmanager
 def quiet(
-    model: Callable[..., Any], device: torch.device, dropout: Dropout, batch_norm: BatchNorm
+    model: Callable[..., Any], device: torch.device, dropout: DirectionDropout, batch_norm: Statistics
 ) -> Iterator[None]:
     """Keep what passes change: modes, buffers, the random state; parameters need no gradient meanwhile."""
     with ExitStack() as kept:
@@ -138,7 +138,7 @@ def _frozen(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _modes(modules: list[nn.Module], dropout: bool, batch_norm: BatchNorm) -> Iterator[None]:
+def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
     """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
     changed: list[tuple[nn.Module, str, Any]] = []
 

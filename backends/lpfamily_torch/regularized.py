@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from lpfamily import ascent, binary_error_log_odds, epsilon, error_log_odds
-from lpfamily.classification import joint_odds
+from lpfamily import ascent, epsilon
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
-from lpfamily_torch.quiet import (
-    BatchNorm,
-    Dropout,
-    is_compiled,
-    keeping_random_state,
-    quiet,
-    random_state,
-    replaying,
-    without_team,
-)
-
-IGNORED = -100
-"""The label of what torch's cross-entropy leaves out."""
-
-Model = Callable[..., Any]
-Loss = Callable[[Any, Any], Tensor]
-Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
+from lpfamily_torch.passes import Direction, Loss, Model, Passes, inputs_of
+from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled
 
 
 def regularized_loss(
@@ -51,9 +31,9 @@ def regularized_loss(
     direction: Direction = "loss",
     steps: int = 1,
     start: Any = None,
-    direction_dropout: Dropout = "none",
+    direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
-    batch_norm: BatchNorm = "batch",
+    batch_norm: Statistics = "batch",
     penalty_by: Literal["gradient", "difference"] = "gradient",
     difference_step: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
@@ -146,8 +126,8 @@ def regularized_loss(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
-    at, call = _inputs(x, leaf)
-    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    at, call = inputs_of(x, leaf)
+    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
     ball = _ball(p, sigma, bounds, mask, batch_ndim)
     check_choices(
         objective=objective,
@@ -185,9 +165,9 @@ def perturb(
     direction: Direction = "loss",
     steps: int = 1,
     start: Any = None,
-    direction_dropout: Dropout = "none",
+    direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
-    batch_norm: BatchNorm = "batch",
+    batch_norm: Statistics = "batch",
     scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Return eps, the perturbation that `regularized_loss` trains on; add it to x.
@@ -215,8 +195,8 @@ def perturb(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
-    at, call = _inputs(x, leaf)
-    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    at, call = inputs_of(x, leaf)
+    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
     ball = _ball(p, sigma, bounds, mask, batch_ndim)
     return _frank_wolfe(passes, at, ball, steps, start)
 
@@ -237,9 +217,9 @@ def ascend(
     method: Literal["projected", "frank-wolfe"] = "projected",
     leaf: Any = None,
     direction: Direction = "loss",
-    direction_dropout: Dropout = "none",
+    direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
-    batch_norm: BatchNorm = "batch",
+    batch_norm: Statistics = "batch",
     scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
@@ -268,98 +248,14 @@ def ascend(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
-    at, call = _inputs(x, leaf)
-    passes = _Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    at, call = inputs_of(x, leaf)
+    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
     at = at.detach()
     with passes.quiet(at.device):
         eps: Tensor = ascent.ascend(
             passes.value_and_grad, at, p, sigma, steps, step_size, start, bounds, mask=mask, method=method
         )
     return eps
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """A model with all that its passes need but the tensor that is perturbed."""
-
-    model: Model
-    loss: Loss
-    call: Callable[[Model, Tensor], Any]
-    y: Any
-    direction: Direction
-    dropout: Dropout
-    dtype: str
-    batch_norm: BatchNorm
-    scaler: torch.amp.GradScaler | None
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("direction_dropout", self.dropout, ("none", "same", "independent")),
-            ("direction_dtype", self.dtype, ("same", "bfloat16")),
-            ("batch_norm", self.batch_norm, ("batch", "running")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        if not callable(self.direction) and self.direction not in _ODDS and self.direction != "loss":
-            raise ValueError(
-                f"direction must be 'loss', {', '.join(map(repr, _ODDS))} or a function of (outputs, y); "
-                f"got {self.direction!r}"
-            )
-
-    def quiet(self, device: torch.device) -> Any:
-        """Return the scope in which `value_and_grad` leaves nothing behind."""
-        return quiet(without_team(self.model), device, self.dropout, self.batch_norm)
-
-    def value_and_grad(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        device = at.device
-        again = keeping_random_state(device) if self.dropout == "same" else nullcontext()
-        half = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
-        with again, half, torch.enable_grad():
-            at = at.detach().requires_grad_()
-            values = self._followed(self.call(without_team(self.model), at), len(at))
-            gradient = _input_gradient(self._total(values), at)
-            if self.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
-                gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-            return values.detach(), gradient
-
-    def losses(self, at: Tensor) -> Tensor:
-        """Return the loss of each example, by an ordinary pass."""
-        return _one_an_example(self.loss(self.call(self.model, at), self.y), len(at), "loss")
-
-    def losses_of_both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses of two inputs under the same random draws; the second pass leaves nothing."""
-        device = first.device
-        state = random_state(device)
-        losses = self.losses(first)
-        with replaying(without_team(self.model), device, state):
-            return losses, self.losses(second)
-
-    def losses_and_gradient(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return the loss of each example, by an ordinary pass, and two factors of its input gradient.
-
-        As the loss L is a multiple of softplus(odds), grad L is L sigmoid(odds) / softplus(odds) grad odds.
-        """
-        outputs = self.call(self.model, at)
-        losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
-        values = losses if self.direction == "loss" else self._followed(outputs, len(at))
-        gradient = _input_gradient(self._total(values), at, create_graph=True)
-        if self.scaler is not None:
-            gradient = gradient * (len(at) / self.scaler.scale(torch.ones((), device=at.device)))
-        if values is losses:
-            return losses, gradient, 1.0
-        odds = values.clamp(min=-80)  # below, the ratio is 1 to rounding, and soon 0 / 0
-        return losses, gradient, losses * torch.sigmoid(odds) / softplus(odds)
-
-    def _followed(self, outputs: Any, examples: int) -> Tensor:
-        if self.direction == "loss":
-            return _one_an_example(self.loss(outputs, self.y), examples, "loss")
-        odds: Any = _ODDS.get(self.direction, self.direction)
-        return _one_an_example(odds(outputs, self.y), examples, "direction")
-
-    def _total(self, values: Tensor) -> Tensor:
-        # a scaler is made for the mean
-        return values.sum() if self.scaler is None else self.scaler.scale(values.mean())
 
 
 def _may_round_to_tf32(at: Tensor) -> bool:
@@ -375,7 +271,7 @@ def _ball(p: float, sigma: Any, bounds: Any, mask: Any, batch_ndim: int) -> dict
     return {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
 
 
-def _frank_wolfe(passes: _Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
+def _frank_wolfe(passes: Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
     at = at.detach()
     if start is not None:
         start = ascent.starting_point(at, start=start, **ball)
@@ -386,7 +282,7 @@ def _frank_wolfe(passes: _Passes, at: Tensor, ball: dict[str, Any], steps: int, 
     return eps
 
 
-def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
+def _penalised(passes: Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
     if is_compiled(passes.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
@@ -404,7 +300,7 @@ def _penalised(passes: _Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
     return result if differentiable else result.detach()
 
 
-def _penalised_by_difference(passes: _Passes, at: Tensor, ball: dict[str, Any], h: float | None) -> Tensor:
+def _penalised_by_difference(passes: Passes, at: Tensor, ball: dict[str, Any], h: float | None) -> Tensor:
     eps = _frank_wolfe(replace(passes, dropout="same"), at, ball, 1, None)
     step = DIFFERENCE_STEP if h is None else h
     losses, ahead = passes.losses_of_both(at, at + step * eps)
@@ -416,91 +312,3 @@ def _penalised_by_difference(passes: _Passes, at: Tensor, ball: dict[str, Any], 
             "torch.backends.cudnn and torch.backends.cuda.matmul"
         )
     return losses + (ahead - losses) / step
-
-
-def _inputs(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
-    """Return the tensor to perturb, and how the model is called with another in its place."""
-    if isinstance(x, Tensor):
-        if leaf is not None:
-            raise ValueError(f"leaf names an argument of a tuple or dict; x is one tensor, got leaf={leaf!r}")
-        return _floating(x, "x"), lambda model, at: model(at)
-    if not isinstance(x, tuple | Mapping):
-        raise TypeError(
-            f"x must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(x).__name__}"
-        )
-    arguments = dict(x) if isinstance(x, Mapping) else dict(enumerate(x))
-    if leaf is None:
-        floating = [
-            name
-            for name, value in arguments.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
-        ]
-        if len(floating) != 1:
-            raise ValueError(f"leaf must say which argument to perturb; floating tensors are {floating}")
-        (leaf,) = floating
-    if leaf not in arguments:
-        raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
-
-    def call(model: Model, at: Tensor) -> Any:
-        changed = arguments | {leaf: at}
-        return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
-
-    return _floating(arguments[leaf], f"x[{leaf!r}]"), call
-
-
-def _floating(x: Any, name: str) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
-        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(
-            f"{name} must be a floating tensor, examples along its first axis; got {given}: "
-            f"perturb the embedding of what is discrete"
-        )
-    return x
-
-
-def _one_an_example(values: Any, examples: int, name: str) -> Tensor:
-    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if not isinstance(values, Tensor) or shape != (examples,):
-        raise ValueError(
-            f"{name} must return one value an example, of shape ({examples},); got {shape}: with their mean "
-            f"the penalty would shrink with the batch; losses of torch take reduction='none'"
-        )
-    return values
-
-
-def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
-    gradient = None
-    if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, at, create_graph=create_graph, allow_unused=True)
-    if gradient is None:
-        raise ValueError("the loss does not depend on what is to be perturbed, or its graph was cut")
-    return gradient
-
-
-def _softmax_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    ignored = labels == IGNORED
-    odds: Tensor = error_log_odds(_wide(logits).movedim(1, -1), torch.where(ignored, 0, labels))
-    odds = torch.where(ignored, torch.finfo(odds.dtype).min, odds)  # no error there, and finite slopes
-    result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
-    return result
-
-
-def _binary_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    examples = len(logits)
-    result: Tensor = binary_error_log_odds(_wide(logits).reshape(examples, -1), labels.reshape(examples, -1))
-    return result
-
-
-def _wide(logits: Any) -> Tensor:
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"outputs must be a tensor of logits; got {type(logits).__name__}: "
-            f"pass as direction a function of (outputs, y), such as "
-            f"lambda outputs, y: lpfamily.error_log_odds(outputs.logits, y)"
-        )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-_ODDS: dict[Any, Loss] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}
