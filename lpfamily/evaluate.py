@@ -8,8 +8,6 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from lpfamily.training import backends, commands, data, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
+from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, Recipe
 
 NAME = "python -m lpfamily.evaluate"
@@ -78,7 +77,8 @@ def _evaluate(argv: list[str]) -> int:
     trainer = trained.trainer(backend, device)
     count = given.get("examples", EXAMPLES) or None
     seed = given.get("seed", recipe.seed)
-    with _progress(given.get("quiet", False)) as tick:
+    progress, what = Progress(given.get("quiet", False)), "robustness"
+    with progress.parts({what: 1.0}) as part, part(what) as tick:
         result = robustness.measure(
             trainer,
             dataset.test.x[:count],
@@ -145,28 +145,6 @@ def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, 
     matched = max(recipes.matched_radius(recipe, p, inputs) for p in ps)
     if not largest * matched < math.sqrt(float(np.finfo(recipe.dtype).max)):
         raise BadInput(f"--sigmas {largest:g}: too large for {recipe.dtype}; give less")
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
-    if quiet:
-        yield lambda done, of, what: None
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-            leave=False,
-            dynamic_ncols=True,
-        ) as bar:
-
-            def advance(done: float, of: float, what: str) -> None:
-                bar.total, bar.n = of, done
-                bar.set_description_str(what)
-
-            yield advance
-    else:
-        yield lambda done, of, what: print(f"{done / of:4.0%} {what}".rstrip(), file=sys.stderr)
 
 
 def table(result: dict[str, Any], name: str) -> str:

@@ -7,13 +7,12 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 from lpfamily.training import backends, commands
 from lpfamily.training.errors import BadInput
+from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import COUNT
 
 NAME = "python -m lpfamily.reproduce"
@@ -118,12 +117,11 @@ def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
     results = {name: found for name, m in measurements.items() if (found := _kept(setting, m)) is not None}
     wanted = {m.name: m for name in names for m in PIECES[name].measurements}
     missing = [m for name, m in wanted.items() if name not in results]
-    with _bars(missing, quiet=quiet) as begin:
+    with Progress(quiet).parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
             begun = time.perf_counter()
-            tick = begin(measurement)
-            result = measurement.measure(setting, tick)
-            tick(1, 1)
+            with part(measurement.name) as tick:
+                result = measurement.measure(setting, tick)
             results[measurement.name] = {
                 "setting": _depends(setting, measurement),
                 "seconds": time.perf_counter() - begun,
@@ -157,58 +155,6 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(found, allow_nan=False) + "\n")
     beside.replace(path)
-
-
-@contextmanager
-def _bars(measurements: list[Any], *, quiet: bool) -> Iterator[Any]:
-    """Give begin(measurement), which returns what it calls as it goes on."""
-    total = sum(m.cost for m in measurements)
-    if quiet or not measurements:
-        yield lambda measurement: lambda done, of, what="": None
-        return
-    if not sys.stderr.isatty():
-        yield lambda measurement: _Lines(measurement.name)
-        return
-    from tqdm import tqdm
-
-    form = "{desc:24.24} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
-    with (
-        tqdm(total=total, desc="all", bar_format=form, dynamic_ncols=True) as whole,
-        tqdm(total=1.0, bar_format=form, dynamic_ncols=True) as part,
-    ):
-        before = 0.0
-
-        def begin(measurement: Any) -> Any:
-            nonlocal before
-            start, before = before, before + measurement.cost
-            part.reset()
-            part.set_description(measurement.name)
-
-            def tick(done: float, of: float, what: str = "") -> None:
-                share = done / of if of else 1.0
-                part.set_postfix_str(what, refresh=False)
-                for bar, at in (part, share), (whole, start + share * measurement.cost):
-                    bar.n = min(at, bar.total)
-                    bar.refresh()
-
-            return tick
-
-        yield begin
-
-
-class _Lines:
-    """A line when a measurement begins, and then one every half minute at most."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.begun, self.said = name, time.monotonic(), -30.0
-        self(0, 1)
-
-    def __call__(self, done: float, of: float, what: str = "") -> None:
-        now = time.monotonic() - self.begun
-        if now - self.said >= 30:
-            self.said, share = now, done / of if of else 1.0
-            left = f", {now * (1 - share) / share:.0f} s left" if share else ""
-            sys.stderr.write(f"{self.name}: {share:.0%}{left}{what and ', ' + what}\n")
 
 
 def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:

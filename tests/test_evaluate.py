@@ -353,9 +353,7 @@ def test_the_command_leaves_a_table_a_json_and_curves(run, capsys):
     assert f"  clean {trained['clean']:.2%}" in rows
     steps = [row.split()[2:] for row in rows if row.startswith("  one step")]
     assert [row[2] for row in steps[::2]] == [f"{error:.2%}" for error in trained["one_step"].values()]
-    progress = printed.err.splitlines()
-    assert progress[0].split() == ["0%", "p", "=", "1,", "one", "step"]
-    assert progress[-1] == "100%"
+    assert re.fullmatch("robustness: begun\nrobustness: done in \\d+ s\n", printed.err)
 
 
 def test_the_command_does_what_the_flags_say(run, tmp_path, capsys):

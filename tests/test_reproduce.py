@@ -226,7 +226,7 @@ def test_what_is_measured_is_kept(counted, tmp_path, capsys):
 
 def test_progress_is_lines_where_there_is_no_terminal(counted, tmp_path, capsys):
     assert reproduce.main(["count", "--out", str(tmp_path), "--backend", "numpy"]) == 0
-    assert capsys.readouterr().err == "counted: 0%\n"
+    assert capsys.readouterr().err == "counted: begun\ncounted: done in 0 s\n"
 
 
 def test_what_is_kept_and_damaged_is_named(counted, tmp_path, capsys):

@@ -12,7 +12,7 @@ from test_pictures import readable
 
 from lpfamily import epsilon
 from lpfamily.curvature import LossFunctions, loss_of
-from lpfamily.experiments import networks, theory
+from lpfamily.experiments import networks, theory, theory_pieces
 from lpfamily.experiments.pieces import Setting
 from lpfamily.training import data
 
@@ -114,7 +114,7 @@ def contents(tmp_path_factory):
     """The result and what is said of it, of one network under all names."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
-    (piece,) = theory.PIECES
+    (piece,) = theory_pieces.PIECES
     (measurement,) = piece.measurements
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
@@ -139,7 +139,7 @@ def test_the_sentence_says_what_was_found(contents):
     bent = json.loads(json.dumps(found))
     for each in bent["steps"][theory.NAMES[0]]["2"]:
         each["predicted"]["eq4"] = 2 * each["measured"]
-    said = theory.PIECES[0].report(Setting(None, None), bent)[0].notes[0]
+    said = theory_pieces.PIECES[0].report(Setting(None, None), bent)[0].notes[0]
     assert "at p = 2 nowhere" in said
     assert said != plot.notes[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lpfamily.experiments import errors, pictures_pieces, robust, softmax_pieces, theory
+from lpfamily.experiments import errors, pictures_pieces, robust, softmax_pieces, theory_pieces
 from lpfamily.experiments.pieces import Piece
 
 
@@ -56,7 +56,7 @@ CHAPTERS = (
             "The family maximises the linearised loss. Here is how much the loss of trained networks does "
             "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
         ),
-        theory.PIECES,
+        theory_pieces.PIECES,
     ),
 )
 

@@ -10,8 +10,9 @@ import numpy as np
 from scipy import stats
 
 from lpfamily.experiments.networks import NETWORKS, all_finished, cut, result
-from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting, Tick
+from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting
 from lpfamily.report.contents import Cell, Column, Plot, Table
+from lpfamily.training.progress import Tick
 
 STDS = ("0", "0.1", "0.3")
 

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpfamily.experiments.pieces import Budget, Json, Setting, Tick
+from lpfamily.experiments.pieces import Budget, Json, Setting
 from lpfamily.training import data, load, options, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
+from lpfamily.training.progress import Tick
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

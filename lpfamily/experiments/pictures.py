@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.experiments.networks import opened
-from lpfamily.experiments.pieces import Json, Measurement, Setting, Tick
+from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.steepest import epsilon
 from lpfamily.training import data
 from lpfamily.training.backends import Trainer
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
+from lpfamily.training.progress import Tick
 
 if TYPE_CHECKING:
     pass

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from lpfamily.report.contents import Plot, Table
+from lpfamily.training.progress import Tick
 
 Json = dict[str, Any]
 
 Budget = Literal["quick", "paper"]
-
-
-class Tick(Protocol):
-    """What a measurement says of its progress."""
-
-    def __call__(self, done: float, of: float, what: str = "") -> None:
-        """Say that so much of the whole is done, in any unit."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lpfamily.experiments.networks import NETWORKS, all_finished
-from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting, Tick
+from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting
 from lpfamily.report.contents import Column, Plot, Table
 from lpfamily.report.plots import robustness_curves
 from lpfamily.training import data, load
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import matched_radius
 from lpfamily.training.robustness import MULTIPLES, findings, measure
 
@@ -16,13 +17,13 @@ STEPS = {"quick": 10, "paper": 20}
 
 
 def _measure(setting: Setting, tick: Tick) -> Json:
-    folders = all_finished(setting, [(name, 0) for name in COMPARED], lambda done, of, what="": None)
+    folders = all_finished(setting, [(name, 0) for name in COMPARED], silent)
     found: Json = {}
     for index, (name, folder) in enumerate(zip(COMPARED, folders, strict=True)):
         trained = load(folder)
         test = data.load(trained.recipe.data, setting.data_dir).test
 
-        def advance(done: float, of: float, what: str, before: int = index, name: str = name) -> None:
+        def advance(done: float, of: float, what: str = "", before: int = index, name: str = name) -> None:
             tick(before + done / of, len(COMPARED), f"{name}, {what}")
 
         first = slice(EXAMPLES[setting.budget])

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from lpfamily.classification import cross_entropy
 from lpfamily.curvature.derivatives import logit_gradient
-from lpfamily.experiments.pieces import Json, Measurement, Setting, Tick
+from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.margins import boundary_distance, flip_distance
 from lpfamily.noise import (
     error_from_distances,
@@ -28,6 +28,7 @@ from lpfamily.steepest import epsilon
 from lpfamily.training.data import Split, load
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import NOISE, NOISE_DRAWS, in_parts
+from lpfamily.training.progress import Tick
 
 Floats = NDArray[np.float64]
 

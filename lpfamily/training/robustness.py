@@ -21,6 +21,7 @@ from lpfamily.steepest import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe, matched_radius
 
 Json = dict[str, Any]
@@ -37,10 +38,6 @@ SURE = 3.0
 """Standard errors from which on a difference is no accident."""
 
 
-def _silent(done: float, of: float, what: str = "") -> None:
-    pass
-
-
 def measure(
     trainer: Trainer,
     x: NDArray[Any],
@@ -50,7 +47,7 @@ def measure(
     multiples: Iterable[float] = MULTIPLES,
     steps: int = 20,
     seed: int = 0,
-    tick: Callable[[float, float, str], None] = _silent,
+    tick: Tick = silent,
 ) -> Json:
     """Return errors by p and radius, as fractions, and the smallest radii that change predictions.
 

@@ -1,0 +1,155 @@
+"""Section II on trained networks, said: the figure and the table of what `theory` measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lpfamily.experiments.networks import NETWORKS, network_notes
+from lpfamily.experiments.pieces import Json, Piece, Setting
+from lpfamily.experiments.theory import EXPONENTS, MODELS, NAMES, THEORY, TOLERANCE, holds_to, ratios
+from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "eq4": "first order (eq. 4)",
+    "eq13": "Hessian (eq. 13)",
+    "eq17": "rank one (eq. 17)",
+    "eq20": "trace (eq. 20)",
+    "remark1": "trace (Remark 1)",
+}
+
+
+def _models(p: str) -> list[str]:
+    return ["eq4", "eq13", "eq17", *(["eq20"] if p == "2" else [])]
+
+
+def _panels(found: Json, name: str) -> dict[str, tuple[list[Json], list[str]]]:
+    """Return what is drawn for a network by title: the measurements, and the models that speak of them."""
+    panels = {f"p = {p}": (each, _models(p)) for p, each in found["steps"][name].items()}
+    return panels | {"noise": (found["noise"][name], ["remark1"])}
+
+
+def _draw(found: Json, figure: Figure) -> None:
+    figure.patch.set_alpha(0)
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(len(NAMES), len(EXPONENTS) + 1, sharey=True, sharex="col")
+    colours = dict(zip(MODELS, (*COLOURS[:4], COLOURS[3]), strict=True))
+    markers = dict(zip(MODELS, "osD^^", strict=True))
+    for row, name in zip(grid, NAMES, strict=True):
+        for axes, (title, (each, models)) in zip(row, _panels(found, name).items(), strict=True):
+            sigmas = [one["sigma"] for one in each]
+            axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=INK, alpha=0.12, linewidth=0)
+            for model in models:
+                shown = [math.nan if ratio is None else ratio for ratio in ratios(each, model)]
+                style = {"marker": markers[model], "markersize": 3, "linewidth": 1.3}
+                axes.plot(sigmas, shown, color=colours[model], label=LABELS[model], **style)
+            axes.set(xscale="log", yscale="log", ylim=(0.03, 3))
+            axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
+            axes.set_yticks([], minor=True)
+            if name == NAMES[0]:
+                axes.set_title(title, fontsize=9, color=INK)
+            if name == NAMES[-1]:
+                axes.set_xlabel("sigma", fontsize=8, color=INK)
+            _ink(axes)
+        row[0].set_ylabel(NETWORKS[name].label, fontsize=8, color=INK)
+    figure.supylabel("predicted / measured increase of L", fontsize=9, color=INK)
+    handles, labels = grid[0, 1].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK
+    )
+
+
+def _ink(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(which="both", colors=INK, labelsize=7)
+
+
+def _limit(found: Sequence[Json], model: str) -> str:
+    last = holds_to(found, model)
+    return "nowhere" if last is None else f"to {last:.2g}"
+
+
+def _reach(found: Json, name: str) -> str:
+    """Return up to which sigma the loss of a network is as predicted, in a sentence."""
+    steps = [
+        f"at p = {p} {_limit(each, 'eq4')}, and with the Hessian {_limit(each, 'eq13')}"
+        for p, each in found["steps"][name].items()
+    ]
+    noise = _limit(found["noise"][name], "remark1")
+    return (
+        f"{NETWORKS[name].label}: eq. 4 holds to {TOLERANCE:.0%} up to a sigma: {'; '.join(steps)}. Under "
+        f"noise the trace of Remark 1 holds {noise}."
+    )
+
+
+def _second(found: Json, name: str) -> str:
+    """Return what eq. 4 and 13 say at the paper's sigma, and how eq. 17 and 20 end."""
+    each = next(one for one in found["steps"][name]["2"] if one["sigma"] == 1)
+    first, hessian, rank_one, trace = (each["predicted"][model] for model in MODELS[:4])
+    shares = [f"{value / each['measured']:.0%}" for value in (first, hessian)]
+    terms = [(value - first) / (hessian - first) for value in (rank_one, trace)]
+    error = abs(each["trace_error"] / (hessian - first))
+    return (
+        f"{NETWORKS[name].label}, at p = 2 and sigma 1: eq. 4 says {shares[0]} of the increase and eq. 13 "
+        f"{shares[1]}. The second term of eq. 17 is {terms[0]:.2f} times that of eq. 13, and that of eq. 20 "
+        f"{terms[1]:.2f} +- {error:.2f} times."
+    )
+
+
+def _report(setting: Setting, found: Json) -> list[Table | Plot]:
+    said = [_reach(found, name) for name in NAMES]
+    method = (
+        f"Means over the first {found['examples']} test examples; {found['probes']} probes for eq. 20, "
+        f"{found['draws']} pairs of noise. A bound lies between the sigma that is named and the table's next."
+    )
+    columns = (
+        Column("network"),
+        Column("step"),
+        Column("sigma", "{:.3g}"),
+        Column("L increases by", "{:.3g}"),
+        *(Column(model, "{:.3g}") for model in LABELS.values()),
+        Column(f"examples to {TOLERANCE:.0%}", "{:.0%}"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name in NAMES:
+        for title, (measured, models) in _panels(found, name).items():
+            for each in measured:
+                predicted = [each["predicted"][model] if model in models else None for model in MODELS]
+                rows.append(
+                    (
+                        NETWORKS[name].label,
+                        title,
+                        each["sigma"],
+                        each["measured"],
+                        *predicted,
+                        each.get("within"),
+                    )
+                )
+    paper = (
+        "The paper does not measure its approximation. In eq. 14 it puts g g', of rank one, for the Hessian, "
+        "which holds on average over the model's own labels and not for an example."
+    )
+    networks = network_notes(setting, found["runs"])
+    second = (_second(found, name) for name in NAMES)
+    band = f"The band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
+    return [
+        Plot(
+            "figure-theory",
+            "How far the loss is what eq. 4 to 20 say",
+            f"Predicted over measured increases of the loss, by sigma. {' '.join(said)}",
+            lambda figure: _draw(found, figure),
+            (7.0, 4.4),
+            (*said, *second, paper, band, method, *networks),
+        ),
+        Table("figure-theory-numbers", "The numbers of it", columns, tuple(rows), (method, *networks)),
+    ]
+
+
+PIECES = (Piece("figure-theory", (THEORY,), _report),)
