@@ -102,6 +102,8 @@ def test_torch_batches_may_be_dicts_and_precision_half():
 
 
 def test_torch_a_batch_that_cannot_be_changed_is_an_error():
+    with pytest.raises(TypeError, match="perturb in training_step"):
+        PerturbInputs(losses_of, sigma=0.1, leaf="image")
     data = Records(*batch(4, dtype=torch.float32))
     data.collate_fn = lambda records: tuple(torch.stack([r[k] for r in records]) for k in ("image", "label"))
     with pytest.raises(TypeError, match=r"a batch must be a list or a dict.*got tuple: return one from"):

@@ -345,6 +345,17 @@ def test_the_first_step_is_taken_at_the_start():
     assert_allclose(seen, x + 0.1 * grad / np.linalg.norm(grad, axis=1, keepdims=True), rtol=1e-12)
 
 
+def test_the_penalty_of_confident_examples_is_a_number_in_half_precision():
+    (w, b, v, c), x, _ = problem()
+    wide = [w, b, 300 * v, c]
+    labels = np.argmax(logits_of(wide, x), axis=1)
+    half = [each.astype(np.float16) for each in wide]
+    robust = regularize(loss, sigma=0.5, objective="penalty", direction=odds)
+    losses = robust(half, jnp.asarray(x, jnp.float16), labels)
+    assert losses.dtype == jnp.float16
+    assert_allclose(losses, robust([np.float32(each) for each in half], x, labels), atol=1e-3)
+
+
 def test_the_log_odds_direction_does_not_round_away():
     params, x, _ = problem(n=20)
     labels = np.asarray(logits_of(params, x)).argmax(axis=1)  # the network is right, and sure

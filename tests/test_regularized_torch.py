@@ -135,7 +135,7 @@ def test_torch_a_difference_is_the_penalty_to_first_order(p):
 
 
 class Untidy(nn.Module):
-    """Changes a buffer in training and evaluation, one by a new one, makes one, and draws always."""
+    """Changes a buffer in training and evaluation, one by a new one, makes two, and draws always."""
 
     def __init__(self):
         super().__init__()
@@ -146,6 +146,8 @@ class Untidy(nn.Module):
     def forward(self, x):
         self.calls += 1
         self.last = x.detach()
+        if not hasattr(self, "made"):
+            self.register_buffer("made", torch.ones(()))
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
         return x + 1e-3 * torch.randn_like(x) + nn.functional.dropout(x, 0.1, self.training)
 
@@ -171,10 +173,21 @@ def snapshot(model):
     }
 
 
+def buffers_of(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def set_buffers(model, values):
+    """Change what buffers hold, unseen by the graphs that they are in."""
+    for name, value in values.items():
+        model.get_buffer(name).data.copy_(value)
+
+
 def assert_same(before, after):
     assert before["flags"] == after["flags"]
     assert before["trained"] == after["trained"]
     assert torch.equal(before["random"], after["random"])
+    assert before["state"].keys() == after["state"].keys()
     for name, value in before["state"].items():
         assert torch.equal(value, after["state"][name]), name
     for name, value in before["buffers"].items():
@@ -197,7 +210,7 @@ QUIET = [
 def test_torch_a_perturbation_leaves_nothing_behind(function, options, training):
     model, (x, y) = untidy_model().train(training), batch(dtype=torch.float32)
     model[0].bias.requires_grad_(False)
-    losses_of(model(x), y).mean().backward()  # some have gradients
+    sum(p.sum() for p in model.parameters() if p.requires_grad).backward()  # some have gradients
     model[-1].weight.grad = None
     before = snapshot(model)
     function(model, losses_of, x, y, sigma=0.5, steps=2, **options)
@@ -209,6 +222,21 @@ def test_torch_a_perturbation_leaves_nothing_behind(function, options, training)
     with pytest.raises(KeyError, match="the loss"):
         function(model, raising, x, y, sigma=0.5, **options)
     assert_same(before, snapshot(model))
+
+
+def test_torch_the_second_of_two_passes_begins_with_the_buffers_of_the_first():
+    hooked = nn.utils.spectral_norm(nn.Linear(5, 5).double())
+    model, (x, y) = network(hooked, nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5))), batch()
+    found = []
+    for options in {}, {"penalty_by": "difference", "difference_step": 1e-6}:
+        twin = copy.deepcopy(model)
+        loss = regularized_loss(twin, losses_of, x, y, sigma=0.1, objective="penalty", **options)
+        found.append((loss, gradients(twin, loss), buffers_of(twin)))
+    (exact, slope, buffers), (loss, other, left) = found
+    assert_allclose(loss.item(), exact.item(), rtol=1e-6)
+    assert_allclose(other, slope, rtol=1e-4, atol=1e-6)
+    for name, value in buffers.items():
+        assert torch.equal(left[name], value), name
 
 
 @pytest.mark.parametrize("options", [{}, {"clean_weight": 0.25}, {"objective": "penalty"}], ids=str)
@@ -227,16 +255,15 @@ def test_torch_the_loss_leaves_what_ordinary_passes_leave(options):
         loss = (losses + 0.5 * grad.norm(dim=1)).mean()
     else:
         weight = options.get("clean_weight", 0)
-        eps = perturb(twin, losses_of, x, y, sigma=0.5)
+        eps, begun = perturb(twin, losses_of, x, y, sigma=0.5), buffers_of(twin)
         loss = (1 - weight) * losses_of(twin(x + eps), y).mean()
-        if weight:  # the same draws again, and nothing left of them
-            after, buffers = torch.get_rng_state(), [buffer.clone() for buffer in twin.buffers()]
+        if weight:  # the same draws and buffers again, and nothing left of them
+            after, ended = torch.get_rng_state(), buffers_of(twin)
             torch.set_rng_state(state)
+            set_buffers(twin, begun)
             loss = loss + weight * losses_of(twin(x), y).mean()
             torch.set_rng_state(after)
-            with torch.no_grad():
-                for buffer, value in zip(twin.buffers(), buffers, strict=True):
-                    buffer.data.copy_(value)
+            set_buffers(twin, ended)
     loss.backward()
     expected = snapshot(twin)
     assert left["flags"] == expected["flags"]
@@ -585,6 +612,34 @@ def test_torch_an_example_may_be_one_number(options):
     assert_allclose(
         regularized_loss(model, losses_of, x, y, sigma=0.5, **options).item(), column.item(), rtol=1e-12
     )
+    assert_allclose(
+        ascend(model, losses_of, x, y, sigma=0.5), ascend(model[1], losses_of, x[:, None], y, sigma=0.5)[:, 0]
+    )
+
+
+@pytest.mark.parametrize("direction", ["loss", "log-odds", "binary-log-odds"])
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "penalty"}, {"objective": "penalty", "penalty_by": "difference"}], ids=str
+)
+def test_torch_there_may_be_no_example(options, direction):
+    model, (x, y) = network(), batch(0)
+    if direction == "binary-log-odds":
+        y = torch.zeros(0, 3, dtype=torch.float64)
+    loss = regularized_loss(
+        model, lambda outputs, y: outputs.sum(dim=1), x, y, sigma=0.5, direction=direction, **options
+    )
+    assert loss.isnan()  # as the mean of no losses is
+    assert not gradients(model, loss).any()
+
+
+def test_torch_the_radius_is_held_constant_too():
+    model, (x, y) = network(), batch()
+    sigma = (0.1 * x.norm(dim=1)).requires_grad_()
+    for function in perturb, ascend:
+        assert not function(model, losses_of, x, y, sigma=sigma).requires_grad
+    for options in {}, {"objective": "penalty"}, {"objective": "penalty", "penalty_by": "difference"}:
+        loss = regularized_loss(model, losses_of, x, y, sigma=sigma, **options)
+        assert torch.autograd.grad(loss, sigma, allow_unused=True) == (None,)
 
 
 # Where loops run.
@@ -614,6 +669,19 @@ def test_torch_autocast_loses_precision_and_no_more(objective, dtype):
                 regularized_loss(model, losses_of, x, y, penalty_by="difference", **options)
     assert_allclose(loss.item(), exact.item(), rtol=0.05)
     assert_allclose(gradients(model, loss), gradients(model, exact), atol=0.05)
+
+
+def test_torch_the_penalty_of_confident_examples_is_a_number_in_half_precision():
+    model, (x, _) = nn.Linear(6, 3).half(), batch(dtype=torch.float16)
+    with torch.no_grad():
+        model.weight *= 300
+        y = model(x).argmax(dim=1)
+    found = [
+        regularized_loss(model, losses_of, x, y, sigma=0.5, objective="penalty", direction=direction)
+        for direction in ("log-odds", lambda outputs, y: lpfamily.error_log_odds(outputs, y))
+    ]
+    assert_allclose(found[1].item(), found[0].item(), rtol=0.01)
+    assert gradients(model, found[1]).isfinite().all()
 
 
 @pytest.mark.parametrize("objective", ["perturb", "penalty"])

@@ -193,7 +193,7 @@ def regularize(
             if direction is None:
                 values = rising  # the same numbers, with one way back to the weights for both terms
             else:
-                odds = jnp.maximum(rising, -80)  # below, the ratio is 1 to rounding, and soon 0 / 0
+                odds = jnp.maximum(_wide(rising), -80)  # below, the ratio is 1 to rounding, and soon 0 / 0
                 gain = values * jax.nn.sigmoid(odds) / jax.nn.softplus(odds) * gain
             values = values + gain.astype(values.dtype)
         return (values, aux) if has_aux else values
@@ -251,7 +251,10 @@ def _constant(leaf: Any) -> Any:
 
 def _products(grad: Array, eps: Array, batch_ndim: int) -> Array:
     """Return <grad, eps> of each example, at least in float32."""
-    wide = jnp.promote_types(grad.dtype, jnp.float32)
     # where the mask is, grad may be anything
-    products = jnp.where(eps == 0, 0.0, grad.astype(wide) * eps.astype(wide))
+    products = jnp.where(eps == 0, 0.0, _wide(grad) * _wide(eps))
     return products.sum(axis=tuple(range(min(batch_ndim, 1), products.ndim)))
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -30,12 +30,13 @@ class PerturbInputs(Callback):
     inputs, labels
         Where in a batch these are: indices of a list, which Lightning makes of pairs, or keys of a dict.
     options
-        The others of `lpfamily_torch.perturb`, such as `bounds` or `direction`.
+        The others of `lpfamily_torch.perturb`, such as `bounds` or `direction`; not `leaf`, as what is
+        perturbed is one tensor of the batch.
 
     Raises
     ------
     TypeError
-        In training, for a batch that is neither a list nor a dict.
+        For a `leaf`; in training, for a batch that is neither a list nor a dict.
 
     References
     ----------
@@ -52,6 +53,10 @@ class PerturbInputs(Callback):
         labels: Any = 1,
         **options: Any,
     ) -> None:
+        if "leaf" in options:
+            raise TypeError(
+                "leaf is of a model with several inputs: call lpfamily_torch.perturb in training_step"
+            )
         self.loss, self.sigma, self.p, self.options = loss, sigma, p, options
         self.inputs, self.labels = inputs, labels
 

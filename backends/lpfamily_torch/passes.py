@@ -19,8 +19,7 @@ from lpfamily_torch.quiet import (
     Statistics,
     keeping_random_state,
     quiet,
-    random_state,
-    replaying,
+    replay,
     without_team,
 )
 
@@ -82,11 +81,10 @@ class Passes:
         return _one_an_example(self.loss(self.call(self.model, at), self.y), len(at), "loss")
 
     def losses_of_both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses of two inputs under the same random draws; the second pass leaves nothing."""
-        device = first.device
-        state = random_state(device)
+        """Return the losses of two inputs in the same state of all else; the second pass leaves nothing."""
+        again = replay(without_team(self.model), first.device)
         losses = self.losses(first)
-        with replaying(without_team(self.model), device, state):
+        with again:
             return losses, self.losses(second)
 
     def losses_and_gradient(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -102,7 +100,7 @@ class Passes:
             gradient = gradient * (len(at) / self.scaler.scale(torch.ones((), device=at.device)))
         if values is losses:
             return losses, gradient, 1.0
-        odds = values.clamp(min=-80)  # below, the ratio is 1 to rounding, and soon 0 / 0
+        odds = _wide(values).clamp(min=-80)  # below, the ratio is 1 to rounding, and soon 0 / 0
         return losses, gradient, losses * torch.sigmoid(odds) / softplus(odds)
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
@@ -179,26 +177,34 @@ def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Te
 
 def _softmax_odds(logits: Tensor, labels: Tensor) -> Tensor:
     ignored = labels == IGNORED
-    odds: Tensor = error_log_odds(_wide(logits).movedim(1, -1), torch.where(ignored, 0, labels))
+    odds: Tensor = error_log_odds(_logits(logits).movedim(1, -1), torch.where(ignored, 0, labels))
     odds = torch.where(ignored, torch.finfo(odds.dtype).min, odds)  # no error there, and finite slopes
     result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
     return result
 
 
 def _binary_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    examples = len(logits)
-    result: Tensor = binary_error_log_odds(_wide(logits).reshape(examples, -1), labels.reshape(examples, -1))
+    result: Tensor = binary_error_log_odds(flat(_logits(logits)), flat(labels))
     return result
 
 
-def _wide(logits: Any) -> Tensor:
+def flat(values: Tensor) -> Tensor:
+    """Return values as a row an example, also where there is no example."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _logits(logits: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"outputs must be a tensor of logits; got {type(logits).__name__}: "
             f"pass as direction a function of (outputs, y), such as "
             f"lambda outputs, y: lpfamily.error_log_odds(outputs.logits, y)"
         )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _wide(logits)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 _ODDS: dict[Any, Loss] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ _KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
 """What changes no buffer of its module unless `track_running_stats` says so."""
 
 RandomState = list[Tensor]
+Buffers = dict[str, Tensor | None]
 
 
 def _modules(model: Callable[..., Any]) -> list[nn.Module]:
@@ -71,22 +72,37 @@ def quiet(
         yield
 
 
-@contextmanager
-def replaying(model: Callable[..., Any], device: torch.device, state: RandomState) -> Iterator[None]:
-    """Draw again what was drawn after `state`, and leave buffers; parameters do get gradients.
+def replay(model: Callable[..., Any], device: torch.device) -> AbstractContextManager[None]:
+    """Return a scope for later, in which a pass has the random state and the buffers of now.
 
-    Buffers are replaced by copies, which the graph of the pass keeps.
+    What it changes there is put back; parameters do get gradients. The graph of the pass keeps the copies.
     """
-    before = [(each._buffers, dict(each._buffers)) for each in _modules(model)]
-    with keeping_random_state(device):
-        _restore(device, state)
-        try:
-            for buffers, were in before:
-                buffers.update({name: None if b is None else b.clone() for name, b in were.items()})
-            yield
-        finally:
-            for buffers, were in before:
-                buffers.update(were)
+    state = random_state(device)
+    begun = [(each._buffers, _copies(each._buffers)) for each in _modules(model)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        ended = [dict(buffers) for buffers, _ in begun]
+        with keeping_random_state(device):
+            _restore(device, state)
+            try:
+                for buffers, copies in begun:
+                    _replace(buffers, copies)
+                yield
+            finally:
+                for (buffers, _), were in zip(begun, ended, strict=True):
+                    _replace(buffers, were)
+
+    return again()
+
+
+def _copies(buffers: Buffers) -> Buffers:
+    return {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+
+
+def _replace(buffers: Buffers, others: Buffers) -> None:
+    buffers.clear()
+    buffers.update(others)
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -170,15 +186,15 @@ def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> I
 
 @contextmanager
 def _buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Put buffers back that a pass has changed, made or replaced."""
-    held = [each._buffers for each in modules if each._buffers and type(each).forward not in _KNOWN]
+    """Put buffers back that a pass has changed or replaced, and drop what it has made."""
+    held = [each._buffers for each in modules if type(each).forward not in _KNOWN]
     before = [(buffers, dict(buffers)) for buffers in held]
     copies = [(b, b._version, b.clone()) for _, were in before for b in were.values() if b is not None]
     try:
         yield
     finally:
         for buffers, were in before:
-            buffers.update(were)
+            _replace(buffers, were)
         with torch.no_grad():
             for buffer, version, copy in copies:
                 if buffer._version != version:

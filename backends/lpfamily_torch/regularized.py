@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lpfamily import ascent, epsilon
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
-from lpfamily_torch.passes import Direction, Loss, Model, Passes, inputs_of
+from lpfamily_torch.passes import Direction, Loss, Model, Passes, flat, inputs_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled
 
 
@@ -60,8 +60,8 @@ def regularized_loss(
     model
         A module, in the mode that it is trained in, a method of one, or a function, whose modules cannot be
         seen and so not be kept as they are. It may be compiled, wrapped in DistributedDataParallel (which
-        wraps what is compiled, not the other way), under autocast; not TorchScript, and not checkpointed
-        with use_reentrant=True.
+        wraps what is compiled, not the other way), under autocast; not TorchScript, not checkpointed with
+        use_reentrant=True, and not one that changes its input in place.
     loss
         `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
     x
@@ -81,18 +81,19 @@ def regularized_loss(
         Which argument to perturb, an index or a key. None is the only floating tensor.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
-        labels, in any weight, and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`:
-        the same direction, which does not round away. Where an example has several labels it is that of
-        any error among them, but for -100, which torch ignores. "binary-log-odds" is
-        `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...). A function of (outputs, y) gives
-        such odds, one value an example. "penalty" takes the loss for a multiple of softplus(odds), so it
-        may be a mean over labels, but not smoothed.
+        labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
+        direction, which does not round away, whatever the example's weight. Where an example has several
+        labels it is that of any error among them, all of one weight, but for -100, which torch ignores.
+        "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...). A function of
+        (outputs, y) gives such odds, one value an example. "penalty" takes the loss for a multiple of
+        softplus(odds), so it may be a mean over labels, but not smoothed.
     steps, start
         "perturb": Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
         `lpfamily.ascend`: a perturbation or a `torch.Generator` that draws one.
     direction_dropout
-        "perturb": "none" has all modules but norms in evaluation mode in the passes that find eps,
-        "same" draws for them what the next pass draws, "independent" draws anew.
+        "perturb": "none" has all modules but norms in evaluation mode in the passes that find eps, "same"
+        draws for them what the next pass draws, "independent" draws anew. A model that returns something
+        else in training, as one with auxiliary outputs does, takes one of the latter.
     direction_dtype
         "perturb": "bfloat16" finds eps under autocast; it keeps its norm.
     batch_norm
@@ -251,9 +252,19 @@ def ascend(
     at, call = inputs_of(x, leaf)
     passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
     at = at.detach()
-    with passes.quiet(at.device):
+    with passes.quiet(at.device), torch.no_grad():
         eps: Tensor = ascent.ascend(
-            passes.value_and_grad, at, p, sigma, steps, step_size, start, bounds, mask=mask, method=method
+            passes.value_and_grad,
+            at,
+            p,
+            sigma,
+            steps,
+            step_size,
+            start,
+            bounds,
+            batch_ndim=1,
+            mask=mask,
+            method=method,
         )
     return eps
 
@@ -273,12 +284,13 @@ def _ball(p: float, sigma: Any, bounds: Any, mask: Any, batch_ndim: int) -> dict
 
 def _frank_wolfe(passes: Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
     at = at.detach()
-    if start is not None:
-        start = ascent.starting_point(at, start=start, **ball)
-    with passes.quiet(at.device):
-        eps: Tensor = ascent.frank_wolfe(
-            lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball
-        )
+    with torch.no_grad():
+        if start is not None:
+            start = ascent.starting_point(at, start=start, **ball)
+        with passes.quiet(at.device):
+            eps: Tensor = ascent.frank_wolfe(
+                lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball
+            )
     return eps
 
 
@@ -294,9 +306,10 @@ def _penalised(passes: Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
         losses, gradient, factor = passes.losses_and_gradient(at)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         box: dict[str, Any] = {} if ball["bounds"] is None else {"x": at.detach()}
-        eps = epsilon(gradient.detach(), **ball, **box)
+        with torch.no_grad():
+            eps = epsilon(gradient, **ball, **box)
         # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
-        result: Tensor = losses + factor * (gradient * eps).reshape(len(at), -1).sum(dim=1)
+        result: Tensor = losses + factor * flat(gradient * eps).sum(dim=1)
     return result if differentiable else result.detach()
 
 
