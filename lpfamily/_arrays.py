@@ -15,6 +15,8 @@ Array: TypeAlias = Any
 
 
 _namespaces: dict[type, Any] = {}
+_REFUSED = {"MaskedArray", "matrix"}
+"""Arrays of NumPy that mean something else by the functions of the standard."""
 
 
 def namespace_of(x: Array, name: str = "x") -> Any:
@@ -22,7 +24,7 @@ def namespace_of(x: Array, name: str = "x") -> Any:
     _look_up(type(x))
     if (xp := _namespaces.get(type(x))) is not None:
         return xp
-    if not is_array_api_obj(x):
+    if not is_array_api_obj(x) or _is_refused(type(x)):
         raise TypeError(
             f"{name} must be an array (NumPy, torch, JAX, CuPy, dask, ...); got {type(x).__name__}: "
             f"convert it first, for example with numpy.asarray"
@@ -31,9 +33,15 @@ def namespace_of(x: Array, name: str = "x") -> Any:
     return xp
 
 
+def _is_refused(kind: type) -> bool:
+    return bool(_REFUSED & {base.__name__ for base in kind.__mro__})
+
+
 def _look_up(kind: type) -> bool:
     """Find the namespace that array-api-compat has for a type, from the library the type is from."""
-    if kind not in _namespaces and hasattr(kind, "dtype") and hasattr(kind, "shape"):
+    if kind in _namespaces or _is_refused(kind):
+        return True
+    if hasattr(kind, "dtype") and hasattr(kind, "shape"):
         for base in kind.__mro__:
             with contextlib.suppress(ImportError):
                 xp = importlib.import_module("array_api_compat." + base.__module__.partition(".")[0])
@@ -45,6 +53,45 @@ def _look_up(kind: type) -> bool:
 
 # What torch.compiler.assume_constant_result sets: array_namespace itself makes torch.compile warn.
 _look_up._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def library_name(xp: Any) -> str:
+    """Return the name of the library that a namespace is of."""
+    name: str = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return name
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is one real number, of Python or NumPy."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def as_float(value: Any) -> float:
+    """Return a number as a float, infinite where it is beyond the largest."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def beside(lead: Array, value: Array, name: str) -> Array:
+    """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
+    if not namespace_of(value, name).isdtype(value.dtype, ("integral", "real floating")):
+        raise TypeError(f"{name} must be real; got {value.dtype}")
+    return of_library(lead, value, name)
+
+
+def of_library(lead: Array, value: Array, name: str) -> Array:
+    """Return an array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
+    xp, own = namespace_of(lead), namespace_of(value, name)
+    if own is xp:
+        return value
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(
+            f"{name} must be an array of {library_name(xp)}, the library of what it goes with, or of NumPy; "
+            f"got one of {library_name(own)}: convert it first"
+        )
+    return xp.asarray(value, device=device_of(lead))
 
 
 def device_of(x: Array) -> Any:
@@ -72,8 +119,10 @@ def compute_dtype(x: Array, name: str) -> Any:
 
     float16 ends at 65504 and bfloat16 keeps 8 bits: no sum over an example survives in them.
     """
-    xp = namespace_of(x, name)
-    if xp.isdtype(x.dtype, "real floating"):
+    xp, floating = namespace_of(x, name), False
+    with contextlib.suppress(TypeError):  # what NumPy says of a dtype that is not its own
+        floating = xp.isdtype(x.dtype, "real floating")
+    if floating:
         bits = xp.finfo(x.dtype).bits
         if bits == 16:
             return xp.float32
@@ -98,7 +147,7 @@ def example_shape(x: Array, batch_ndim: int | None, name: str) -> tuple[tuple[in
     """Return the shape of the batch axes of `x` and the number of coordinates of one example."""
     if batch_ndim is None:
         batch_ndim = 0 if x.ndim < 2 else 1
-    if not isinstance(batch_ndim, int):
+    if isinstance(batch_ndim, bool) or not isinstance(batch_ndim, int | np.integer):
         raise TypeError(f"batch_ndim must be a whole number; got {batch_ndim!r}")
     if not 0 <= batch_ndim <= x.ndim:
         raise ValueError(
@@ -109,37 +158,37 @@ def example_shape(x: Array, batch_ndim: int | None, name: str) -> tuple[tuple[in
     return shape[:batch_ndim], math.prod(shape[batch_ndim:])
 
 
-def broadcast_sigma(sigma: Any, rows: Array, xp: Any) -> Array:
+def broadcast_sigma(sigma: Any, rows: Array, xp: Any, name: str = "sigma") -> Array:
     """Return sigma as a column beside `rows`: one entry an example, in their dtype.
 
     What Python sees without waiting for a device, numbers and NumPy arrays, is checked here;
     elsewhere a sigma outside [0, inf) becomes NaN, and so does its row.
     """
     largest = float(xp.finfo(rows.dtype).max)
-    if isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool):
-        _check_radius(sigma, 0 <= sigma <= largest, largest, rows)
-        return xp.full((*rows.shape[:-1], 1), float(sigma), dtype=rows.dtype, device=device_of(rows))
+    if is_number(sigma):
+        number = as_float(sigma)
+        _check_radius(name, sigma, 0 <= number <= largest, largest, rows)
+        return xp.full((*rows.shape[:-1], 1), number, dtype=rows.dtype, device=device_of(rows))
     if isinstance(sigma, np.ndarray):
         if sigma.dtype.kind not in "iuf":
-            raise TypeError(f"sigma must be real; got {sigma.dtype}")
+            raise TypeError(f"{name} must be real; got {sigma.dtype}")
         sigma = sigma.astype(np.float64)
-        _check_radius(sigma, np.all((sigma >= 0) & (sigma <= largest)), largest, rows)
+        _check_radius(name, sigma, np.all((sigma >= 0) & (sigma <= largest)), largest, rows)
         sigma = xp.asarray(sigma, dtype=rows.dtype, device=device_of(rows))
     else:
-        namespace_of(sigma, "sigma")
-        sigma = xp.astype(sigma, rows.dtype)
+        sigma = xp.astype(beside(rows, sigma, name), rows.dtype)
         sigma = xp.where((sigma >= 0) & (sigma <= largest), sigma, math.nan)
     batch = tuple(rows.shape)[:-1]
     try:
         return xp.broadcast_to(sigma, batch)[..., None]
     except Exception as cause:  # each library has its own type for this
         raise ValueError(
-            f"sigma must be a number or broadcast to the batch axes {batch}; got shape {tuple(sigma.shape)}"
+            f"{name} must be a number or broadcast to the batch axes {batch}; got shape {tuple(sigma.shape)}"
         ) from cause
 
 
-def _check_radius(sigma: Any, fits: Any, largest: float, rows: Array) -> None:
+def _check_radius(name: str, sigma: Any, fits: Any, largest: float, rows: Array) -> None:
     if not fits:
         raise ValueError(
-            f"sigma is the ball's radius: it must lie in [0, {largest:.4g}] for {rows.dtype}; got {sigma}"
+            f"{name} is the ball's radius: it must lie in [0, {largest:.4g}] for {rows.dtype}; got {sigma}"
         )

@@ -1,4 +1,4 @@
-"""NumPy's kernels: the definitions of `steepest.py`, a block of rows at a time.
+"""NumPy's kernels: the definitions of the primitives, a block of rows at a time.
 
 The definitions make some twenty passes over the whole array, each through main memory. Here a block
 of rows stays in the cache from its first pass to its last, p decides once how the power is taken,
@@ -28,6 +28,9 @@ CACHE_BYTES = 1 << 20
 NEWTON_FROM = 1.05
 """Below this p, too few entries of a row take part in a step of Newton's method."""
 NEWTON_STEPS = 16
+
+PIECE = 4096
+"""How many products NumPy may add one after another: the sum loses a few units in the last place."""
 
 Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
@@ -136,6 +139,7 @@ def _boxed(primitive: Primitive, p: float, x: Floats, sigma: Floats, wall: Float
     if solve is not None:
         right |= solve(p, x, sigma, wall, out)
         right &= np.isfinite(x.max(axis=1) - x.min(axis=1)) & ~np.isnan(wall.min(axis=1))
+        right &= ~np.isnan(sigma[:, 0])
     if not right.all():
         wrong = ~right
         out[wrong] = primitive.value(p, x[wrong], sigma[wrong], wall[wrong])
@@ -161,7 +165,7 @@ def _newton(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats) -> Ro
         if not rows.size:
             break
         inside = inside[more] * free
-        left = np.maximum(1 - np.vecdot(power, (~free).astype(x.dtype)), 0)[:, None]
+        left = np.maximum(1 - _dots(power, (~free).astype(x.dtype)), 0).astype(x.dtype)[:, None]
         step = _steepest(steepest, p, inside, sigma[rows] * left ** x.dtype.type(1 / p))
     return right
 
@@ -191,6 +195,17 @@ def _fill_in_order(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats
     return right
 
 
+def _dots(a: Floats, b: Floats) -> Floats:
+    """Return the sum of products of each row, in float64."""
+    pieces = a.shape[1] // PIECE
+    rest = slice(pieces * PIECE, None)
+    total: Floats = np.vecdot(a[:, rest], b[:, rest]).astype(np.float64)
+    if pieces:
+        first, second = (each[:, : rest.start].reshape(len(a), pieces, PIECE) for each in (a, b))
+        total += np.vecdot(first, second).sum(axis=1, dtype=np.float64)
+    return total
+
+
 def _scale(x: Floats, out: Floats, p: float) -> Rows:
     """Fill `out` with x times a power of two, max|x| in [1/2, 1); say for which rows no entry is lost."""
     info = np.finfo(x.dtype)
@@ -211,7 +226,9 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
     if p == math.inf:
         return _signs(dtype)
     if p == 1:
-        return Kernel(_fill_largest, lambda sigma, top: top > 0, held=2, blank=True)
+        return Kernel(
+            _fill_largest, lambda sigma, top: (top > 0) & ~np.isnan(sigma[:, 0]), held=2, blank=True
+        )
     power, e, scratch, held = _power(1 / (p - 1), dtype)
     info = np.finfo(dtype)
     normal, largest = float(info.tiny), float(info.max)
@@ -224,7 +241,7 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
 
     def fill(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats, ...]:
         u, unit, carried = power(x, out, t)
-        total = np.vecdot(u, x).astype(np.float64)
+        total = _dots(u, x)
         own = total if unit is None else total / unit ** (1 + carried)
         factor = own**root
         if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.balls import project, sample
+from lpfamily.boxed import entries
 from lpfamily.steepest import epsilon
 
 
@@ -92,12 +94,16 @@ def ascend(
     xp = namespace_of(x, "x")
     compute_dtype(x, "x")
     batch, size = example_shape(x, batch_ndim, "x")
-    broadcast_sigma(sigma, reshape(x, (*batch, size)), xp)  # an error names it, not what is made of it
+    rows = reshape(x, (*batch, size))
+    broadcast_sigma(sigma, rows, xp)  # an error names it, not what is made of it
     if step_size is None:
         step_size = sigma if steps == 1 else 2.5 / steps * sigma
     elif method == "frank-wolfe":
         raise ValueError("step_size belongs to method='projected': Frank-Wolfe's steps are 2 / (k + 2)")
-    options: dict[str, Any] = {"batch_ndim": len(batch)}
+    else:
+        broadcast_sigma(step_size, rows, xp, "step_size")
+    ball: dict[str, Any] = {"batch_ndim": len(batch), "mask": mask}
+    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
 
     def at(eps: Array) -> tuple[Array, Array]:
         value, grad = value_and_grad(x + eps)
@@ -108,18 +114,14 @@ def ascend(
             )
         return value, grad
 
-    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
-    eps = starting_point(x, p, sigma, start, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
+    eps = starting_point(x, p, sigma, start, bounds=bounds, **ball)
     best, (value, grad) = eps, at(eps)
     for k in range(steps):
         if method == "frank-wolfe":
-            eps = _towards(eps, epsilon(grad, p, sigma, mask=mask, **options, **box), k)
+            eps = _towards(eps, epsilon(grad, p, sigma, **ball, **box), k)
         else:
-            here: dict[str, Any] = (
-                {} if bounds is None else {"x": _inside(xp, x + eps, bounds), "bounds": bounds}
-            )
-            step = epsilon(grad, p, step_size, mask=mask, **options, **here)
-            eps = project(eps + step, p, sigma, **options, **box)
+            here = {} if bounds is None else {"x": _inside(xp, x, eps, bounds), "bounds": bounds}
+            eps = project(eps + epsilon(grad, p, step_size, **ball, **here), p, sigma, **ball, **box)
         new, grad = at(eps)
         better = (new > value) | (value != value)
         best = xp.where(xp.reshape(better, (*batch, *[1] * (x.ndim - len(batch)))), eps, best)
@@ -139,24 +141,29 @@ def starting_point(
 ) -> Array:
     """Return where an ascent begins, in ball and box: `start` as `ascend` takes it."""
     xp = namespace_of(x)
-    if start is None:
-        return xp.zeros_like(x)
+    within: dict[str, Any] = {"batch_ndim": batch_ndim, "mask": mask}
+    if bounds is not None:
+        within |= {"x": x, "bounds": bounds}
+    if start is None:  # in every ball: that of p = inf costs least to find what makes an example NaN
+        return project(xp.zeros_like(x), math.inf, sigma, **within)
     if "float" in str(getattr(start, "dtype", "")):  # neither a generator nor a key
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
     else:
-        start = sample(x.shape, p, sigma, start, batch_ndim=batch_ndim)
+        try:
+            start = sample(x.shape, p, sigma, start, batch_ndim=batch_ndim)
+        except TypeError as cause:
+            raise TypeError(
+                f"start must be None, a floating array like x, or a generator or key; got {start!r}"
+            ) from cause
     start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype, copy=False)
-    if mask is not None:
-        start = xp.where(xp.asarray(mask, device=device_of(x)), start, xp.zeros_like(start))
-    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
-    return project(start, p, sigma, batch_ndim=batch_ndim, **box)
+    return project(start, p, sigma, **within)
 
 
-def _inside(xp: Any, x: Array, bounds: tuple[Any, Any]) -> Array:
-    """Return x + eps without what its rounding put beyond the bounds."""
-    low, high = (xp.astype(xp.asarray(bound, device=device_of(x)), x.dtype) for bound in bounds)
-    return xp.minimum(xp.maximum(x, low), high)
+def _inside(xp: Any, x: Array, eps: Array, bounds: tuple[Any, Any]) -> Array:
+    """Return x + eps without what its rounding put beyond the bounds, and x where eps is NaN."""
+    low, high = (entries(xp, x, "bounds", bound, x.dtype) for bound in bounds)
+    return xp.minimum(xp.maximum(xp.where(eps == eps, x + eps, x), low), high)
 
 
 def _towards(eps: Array, vertex: Array, k: int) -> Array:
@@ -184,7 +191,7 @@ def frank_wolfe(
     gradient
         Maps inputs of x's shape to the gradient of the loss with respect to them.
     x
-        The inputs, examples along the first axis.
+        The inputs; its first `batch_ndim` axes index examples.
     p, sigma, bounds
         As in `lpfamily.epsilon`.
     steps
@@ -203,8 +210,7 @@ def frank_wolfe(
     Raises
     ------
     TypeError, ValueError
-        As in `lpfamily.epsilon`, examples being along the first axis of the gradient; for less than one
-        step.
+        As in `lpfamily.epsilon`; for less than one step.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")

@@ -21,6 +21,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from lpfamily._arrays import (
     Array,
     broadcast_sigma,
@@ -33,7 +35,7 @@ from lpfamily._arrays import (
 from lpfamily.boxed import boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
-from lpfamily.steepest import check_p, dual_norm, ratio_scale, steepest
+from lpfamily.steepest import check_p, dual_norm, masked, ratio_scale, steepest
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
 """Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
@@ -45,6 +47,7 @@ def project(
     sigma: Any,
     *,
     batch_ndim: int | None = None,
+    mask: Array | None = None,
     x: Any = None,
     bounds: tuple[Any, Any] | None = None,
 ) -> Array:
@@ -63,8 +66,8 @@ def project(
     ----------
     v
         A floating array of any library; its first `batch_ndim` axes index examples.
-    p, sigma, batch_ndim, x, bounds
-        As in `lpfamily.epsilon`.
+    p, sigma, batch_ndim, mask, x, bounds
+        As in `lpfamily.epsilon`: where the mask is False the result is zero, and x may be anything.
 
     Returns
     -------
@@ -85,10 +88,11 @@ def project(
     xp = namespace_of(v, "v")
     dtype = compute_dtype(v, "v")
     batch, size = example_shape(v, batch_ndim, "v")
-    rows = xp.astype(reshape(v, (*batch, size)), dtype, copy=False)
+    kept = v if mask is None else masked(v, mask, "v")
+    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
     operands = [rows, broadcast_sigma(sigma, rows, xp)]
     if x is not None or bounds is not None:
-        operands.append(reshape(walls(v, x, bounds, None, dtype), rows.shape))
+        operands.append(reshape(walls(kept, x, bounds, mask, dtype), rows.shape))
     return xp.astype(reshape(nearest(p, *operands), v.shape), v.dtype, copy=False)
 
 
@@ -139,7 +143,7 @@ def sample(
     """
     p = check_p(p)
     library = library_of_generator(rng)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
     if batch_ndim is None:
         batch_ndim = min(1, max(0, len(shape) - 1))
     if batch_ndim not in range(len(shape) + 1):
@@ -243,7 +247,7 @@ def _level(xp: Any, size: Array, sigma: Array, wall: Array | None) -> Array:
     rest = budget + xp.sum(xp.where(rising, low, 0.0), axis=-1, keepdims=True)
     depth = xp.where(rising, filled(rest / xp.where(count > 0, count, 1.0)), 0.0)
     total = xp.sum(depth, axis=-1, keepdims=True)
-    y = depth * (xp.maximum(left, xp.zeros_like(left)) / xp.where(total > 0, total, 1.0))
+    y = depth / xp.where(total > 0, total, 1.0) * xp.maximum(left, xp.zeros_like(left))
     if wall is None:
         return y
     stands = (size > 0) & (at_wall | ~free)
@@ -357,15 +361,15 @@ def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, Array, 
 def _apply(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
     """Return M v for the symmetric M = dy/dv, and what depends on the radius and the walls."""
     xp = namespace_of(v)
-    sign, outside, d, c, at_wall = _parts(p, operands)
+    signs, outside, d, c, at_wall = _parts(p, operands)
     if p > 2.0**60:
-        return d * v, sign * c, xp.zeros_like(v), at_wall
-    normal = sign * c * d
-    length = xp.sum(sign * c * normal, axis=-1, keepdims=True)
+        return d * v, signs * c, xp.zeros_like(v), at_wall
+    normal = signs * c * d
+    length = xp.sum(signs * c * normal, axis=-1, keepdims=True)
     some = outside & (length > 0)
     length = xp.where(some, length, 1.0)
     along = xp.where(some, xp.sum(normal * v, axis=-1, keepdims=True) / length, 0.0)
-    return d * v - sign * c * d * along, xp.where(some, normal / length, 0.0), c, at_wall
+    return d * v - normal * along, xp.where(some, normal / length, 0.0), c, at_wall
 
 
 def _nearest_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, device_of, namespace_of, sign
+from lpfamily._arrays import Array, as_float, beside, device_of, is_number, namespace_of, sign
 from lpfamily.kernels import Primitive
 from lpfamily.steepest import ratio_scale, steepest
 
@@ -48,22 +48,21 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
     return wall if mask is None else xp.where(xp.asarray(mask, device=device_of(grad)), wall, 0.0)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
     """Return a number or an array as entries beside those of grad, rounded as grad is."""
-    if _is_number(value):
-        return xp.astype(xp.full_like(grad, float(value)), dtype, copy=False)
+    # what is beyond the largest number is no bound
+    if is_number(value):
+        number = as_float(value)
+        if abs(number) > float(xp.finfo(grad.dtype).max):
+            number = math.copysign(math.inf, number)
+        return xp.astype(xp.full_like(grad, number), dtype, copy=False)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be real; got {value.dtype}")
-        with np.errstate(over="ignore"):  # what is beyond the largest number is no bound
+        with np.errstate(over="ignore"):
             value = xp.asarray(value, dtype=grad.dtype, device=device_of(grad))
     else:
-        namespace_of(value, name)
-        value = xp.astype(value, grad.dtype, copy=False)
+        value = xp.astype(beside(grad, value, name), grad.dtype, copy=False)
     try:
         return xp.astype(xp.broadcast_to(value, grad.shape), dtype, copy=False)
     except Exception as cause:  # each library has its own type for this
@@ -75,12 +74,12 @@ def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
 
 def _check_order(named: dict[str, Any], grad: Array, mask: Any) -> None:
     """Raise unless low <= x <= high, as far as these are seen, in the precision of grad."""
-    seen = {name: v for name, v in named.items() if _is_number(v) or isinstance(v, np.ndarray)}
+    seen = {name: v for name, v in named.items() if is_number(v) or isinstance(v, np.ndarray)}
     for left, right in ("low", "x"), ("x", "high"), ("low", "high"):
         if left not in seen or right not in seen:
             continue
         first, second = seen[left], seen[right]
-        if _is_number(first) and _is_number(second):
+        if is_number(first) and is_number(second):
             if not first <= second:
                 raise ValueError(_OUTSIDE.format(left, first, right, second, ""))
         elif mask is None or isinstance(mask, np.ndarray):

@@ -7,11 +7,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
+from lpfamily._arrays import (
+    Array,
+    beside,
+    broadcast_sigma,
+    compute_dtype,
+    example_shape,
+    namespace_of,
+    reshape,
+)
 from lpfamily.boxed import entries, walls
 from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.steepest import check_p
+
+HALVINGS = 64
+"""Of an interval of logarithms, until its ends are the same number."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +121,15 @@ def certify(
     """
     p = check_p(p)
     xp = namespace_of(grad, "grad")
-    namespace_of(eps, "eps")
+    eps = beside(grad, eps, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     # half precision's rounding is what eps may have, and float32 what is computed in
     rounding = max(float(xp.finfo(a.dtype).eps) for a in (grad, eps))
     dtype = compute_dtype(grad, "grad")
     batch, size = example_shape(grad, batch_ndim, "grad")
-    boxed = x is not None or bounds is not None
-    if not boxed:
+    in_box = x is not None or bounds is not None
+    if not in_box:
         wall, room = xp.full_like(grad, math.inf, dtype=dtype), 0.0
     else:
         wall = walls(grad, x, bounds, None, dtype)
@@ -128,7 +139,7 @@ def certify(
     could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
     grad, eps, wall = (reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
     judged = library_of(grad).by_examples(
-        functools.partial(_judge, p, rounding, boxed),
+        functools.partial(_judge, p, rounding, in_box),
         "(n),(n),(n),(k),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
         *(constant(a) for a in (grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move)),
@@ -139,7 +150,7 @@ def certify(
 def _judge(
     p: float,
     rounding: float,
-    boxed: bool,
+    in_box: bool,
     grad: Array,
     eps: Array,
     wall: Array,
@@ -160,7 +171,7 @@ def _judge(
     r = grad / xp.where(top > 0, top, 1.0)
     unit = xp.where(sigma > 0, sigma, 1.0)
     attained = xp.sum(r * (eps / unit), axis=-1)
-    if boxed:
+    if in_box:
         most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
     else:
         most = xp.where(positive, penalty(r, p, 1.0, batch_ndim=rows), 0.0)
@@ -199,4 +210,4 @@ def _bound(xp: Any, p: float, size: Array, wall: Array) -> Array:
         low, high = xp.where(spent > 1, middle, low), xp.where(spent > 1, high, middle)
         return xp.minimum(best, bound(h)), low, high
 
-    return library_of(size).repeat(halve, (best, low, high), 40)[0]
+    return library_of(size).repeat(halve, (best, low, high), HALVINGS)[0]

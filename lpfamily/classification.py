@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of
+from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of, of_library
 from lpfamily.kernels import constant, library_of
 
 
@@ -150,8 +150,7 @@ def _check_classes(logits: Array, name: str = "logits") -> None:
 def _in_library(xp: Any, labels: Array, logits: Array) -> Array:
     """Return labels as an array of the logits' library; look at those that NumPy can see."""
     if not isinstance(labels, int | np.ndarray | np.generic):
-        namespace_of(labels, "labels")
-        return labels
+        return of_library(logits, labels, "labels")
     seen = np.asarray(labels)
     least, most = (seen.min(), seen.max()) if seen.size else (0, 0)
     if seen.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
@@ -168,13 +167,15 @@ def check_logits(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
         raise TypeError(f"labels must be integers; got {labels.dtype}")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
-    classes = xp.arange(logits.shape[-1], device=device_of(logits), dtype=labels.dtype)
+    classes = xp.arange(logits.shape[-1], device=device_of(logits))
+    labels = xp.astype(labels, classes.dtype, copy=False)  # which may hold fewer numbers than classes
     return xp.astype(logits, dtype, copy=False), labels[..., None] == classes
 
 
 def _soft_loss(z: Array, t: Array) -> Array:
     xp = namespace_of(z)
-    return -xp.sum(t * (z - _logsumexp(xp, z)[..., None]), axis=-1)
+    log = z - _logsumexp(xp, z)[..., None]
+    return -xp.sum(xp.where((t == 0) & (log == -math.inf), 0.0, t * log), axis=-1)
 
 
 def _odds(logits: Array, right: Array) -> Array:
@@ -191,7 +192,9 @@ def _odds_of(logits: Array, right: Array) -> Array:
 def _logsumexp(xp: Any, z: Array) -> Array:
     top = constant(xp.max(z, axis=-1, keepdims=True))
     top = xp.where(xp.isfinite(top), top, 0.0)
-    return xp.log(xp.sum(xp.exp(z - top), axis=-1)) + top[..., 0]
+    total = xp.sum(xp.exp(z - top), axis=-1)
+    # where all are -inf, a log of 0 would have no derivative
+    return xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1.0, total)) + top[..., 0])
 
 
 def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Array | None]:
@@ -200,7 +203,12 @@ def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Arra
     dtype = compute_dtype(x, name)
     _check_classes(x, name)
     labels = _in_library(xp, labels, x)
-    if xp.isdtype(labels.dtype, "real floating") and tuple(labels.shape) == tuple(x.shape):
+    if xp.isdtype(labels.dtype, "real floating") and labels.ndim == x.ndim:
+        if tuple(labels.shape) != tuple(x.shape):
+            raise ValueError(
+                f"labels that are probabilities must have the shape of {name}, {tuple(x.shape)}; got "
+                f"{tuple(labels.shape)}"
+            )
         return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False), None
     x, right = check_logits(xp, x, labels)
     return x, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, dtype), math.nan), right

@@ -1,10 +1,10 @@
 """The seam between the mathematics and the array libraries.
 
 Every function has one definition, in the array API, and that definition serves every library. The
-two functions at the bottom of everything, the steepest step and the dual norm, are `Primitive`s: a
-definition together with its derivative, which `Library.apply` evaluates. A library that can do
-better (NumPy: in blocks that stay in the cache) or that must be told more (torch, JAX: the
-derivative) registers a `Library` of its own under its name in the entry-point group
+functions at the bottom of everything, the dual norm, the steepest step, that in a box and the nearest
+point, are `Primitive`s: a definition together with its derivative, which `Library.apply` evaluates. A
+library that can do better (NumPy: in blocks that stay in the cache) or that must be told more (torch,
+JAX: the derivative) registers a `Library` of its own under its name in the entry-point group
 `lpfamily.kernels`; it is loaded when the first array of that library arrives.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lpfamily._arrays import Array, device_of, namespace_of
+from lpfamily._arrays import Array, device_of, library_name, namespace_of
 
 primitives: dict[str, Primitive] = {}
 """All there are, by name."""
@@ -124,7 +124,7 @@ _libraries: dict[str, Library] = {}
 
 def library_of(x: Array) -> Library:
     """Return the `Library` that serves `x`."""
-    name = namespace_of(x).__name__.removeprefix("array_api_compat.").partition(".")[0]
+    name = library_name(namespace_of(x))
     _load(name)
     return _libraries[name]
 

@@ -10,9 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of
+from lpfamily._arrays import Array, as_float, beside, compute_dtype, is_number, known_shape, namespace_of
 from lpfamily.classification import check_logits
 from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import check_p, dual_norm
@@ -136,9 +134,10 @@ def flip_distance(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
     """
     xp = namespace_of(x, "x")
-    if isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+    if not is_number(most) or not most > 0:
         raise ValueError(f"most must be a number > 0, how far to look along direction; got {most!r}")
-    direction = _beside(xp, direction, x, "direction")
+    direction = beside(x, direction, "direction")
+    compute_dtype(direction, "direction")
     if tuple(direction.shape) != tuple(x.shape):
         raise ValueError(f"direction must have x's shape, {tuple(x.shape)}; got {tuple(direction.shape)}")
     if callable(logits):
@@ -149,7 +148,7 @@ def flip_distance(
             raise ValueError(
                 "most must be finite for a logits function; got inf: say how far along direction to look"
             )
-        t = _search(xp, logits, x, direction, labels, float(most), brackets, steps)
+        t = _search(xp, logits, x, direction, labels, as_float(most), brackets, steps)
     elif isinstance(logits, tuple | list) and len(logits) == 2:
         rows, matrix, offset = _linear(xp, *logits, x)
         z, right = check_logits(xp, rows @ matrix + offset, labels)
@@ -163,21 +162,9 @@ def flip_distance(
     return xp.astype(t, x.dtype, copy=False)
 
 
-def _beside(xp: Any, value: Array, x: Array, name: str) -> Array:
-    """Return value as an array of x's library: NumPy arrays are converted, others must be of it."""
-    compute_dtype(value, name)
-    if namespace_of(value, name) is xp:
-        return value
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name} must be an array of x's library, {xp.__name__}; got {namespace_of(value).__name__}"
-        )
-    return xp.asarray(value, device=device_of(x))
-
-
 def _linear(xp: Any, weights: Array, bias: Array, x: Array) -> tuple[Array, Array, Array]:
     """Return x, weights and bias in one dtype, after a look at their shapes."""
-    weights, bias = _beside(xp, weights, x, "weights"), _beside(xp, bias, x, "bias")
+    weights, bias = beside(x, weights, "weights"), beside(x, bias, "bias")
     if weights.ndim != 2 or weights.shape[1] < 2:
         raise ValueError(
             f"weights must have shape (inputs, classes) with at least two classes; "
@@ -231,23 +218,22 @@ def _search(
     brackets: int,
     steps: int,
 ) -> Array:
-    dtype = compute_dtype(x, "x")
-    start, ray = (constant(xp.astype(value, dtype, copy=False)) for value in (x, direction))
+    start, ray = constant(x), constant(xp.astype(direction, x.dtype, copy=False))
 
     def margin(at: Array) -> Array:
-        z, right = check_logits(xp, constant(logits(xp.astype(at, x.dtype, copy=False))), labels)
-        least = library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
-        return xp.astype(least, dtype, copy=False)
+        z, right = check_logits(xp, constant(logits(at)), labels)
+        return library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
 
     def step(t: Array) -> Array:
         return start + xp.reshape(t, (*t.shape, *(1,) * (x.ndim - t.ndim))) * ray
 
-    # Between low, where the prediction holds, and high, where it does not; `found` is the margin there.
+    # Between low, where the prediction holds, and high, where it does not; `found` is the margin there. They
+    # are of x's dtype, so that what is looked at is what is returned.
     found = margin(start)
-    low = xp.zeros_like(found)
+    low = xp.zeros_like(found, dtype=x.dtype)
     high = xp.where(found > 0, math.inf, low)
     for k in range(1, brackets + 1):
-        t = xp.full_like(low, most * k / brackets)
+        t = xp.astype(xp.full_like(found, most * k / brackets), x.dtype)
         there = margin(step(t))
         ahead, holds = high == math.inf, there > 0
         low = xp.where(ahead & holds, t, low)

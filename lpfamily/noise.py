@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
+from lpfamily._arrays import Array, compute_dtype, device_of, is_number, library_name, namespace_of
 from lpfamily.kernels import library_of
 from lpfamily.steepest import dual_norm
 
@@ -277,7 +277,7 @@ def additional_error(
     sigma
         The standard deviation of the noise in each input, >= 0.
     intercept
-        p0 >= 0, per unit of the input: the density at distance zero.
+        p0, per unit of the input: the density at distance zero, or what a line fitted to it has there.
     two_sided
         Whether to count what noise corrects; p0 is then of no account.
 
@@ -312,7 +312,6 @@ _RANGES = {
     "dimension": (1.0, math.inf, "a number of inputs >= 1"),
     "directions": (0.0, math.inf, "a number of directions >= 0"),
     "cut": (math.ulp(0.0), math.inf, "a distance > 0, up to where the density is a line"),
-    "intercept": (0.0, math.inf, "a density >= 0"),
 }
 
 
@@ -322,7 +321,9 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
     Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
     without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
     """
-    arrays = {name: value for name, value in values.items() if not isinstance(value, int | float | np.number)}
+    arrays = {
+        name: value for name, value in values.items() if not isinstance(value, bool) and not is_number(value)
+    }
     foreign = {name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}
     first, lead = next(iter((foreign or arrays).items()), ("", np.zeros(())))
     xp = namespace_of(lead, first)
@@ -330,7 +331,8 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
     for name, value in (foreign or arrays).items():
         if namespace_of(value, name) is not xp:
             raise TypeError(
-                f"{name} must be of {first}'s library, {xp.__name__}; got {namespace_of(value).__name__}"
+                f"{name} must be of {first}'s library, {library_name(xp)}; got one of "
+                f"{library_name(namespace_of(value))}"
             )
         if not xp.isdtype(value.dtype, "integral"):
             wide = compute_dtype(value, name)

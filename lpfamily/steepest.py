@@ -16,6 +16,7 @@ from typing import Any
 
 from lpfamily._arrays import (
     Array,
+    as_float,
     broadcast_sigma,
     compute_dtype,
     device_of,
@@ -30,7 +31,7 @@ def check_p(p: float) -> float:
     """Return p as a float; raise if it is not a number in [1, inf]."""
     if not isinstance(p, Real) or isinstance(p, bool):
         raise TypeError(f"p must be a Python number in [1, inf]; got {p!r}")
-    value = float(p)
+    value = as_float(p)
     if not value >= 1:
         raise ValueError(
             f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex and eq. 3 is not its maximiser"
@@ -127,7 +128,7 @@ def epsilon(
             return eps
     dtype = compute_dtype(grad, "grad")
     batch, size = example_shape(grad, batch_ndim, "grad")
-    kept = grad if mask is None else _masked(xp, grad, mask)
+    kept = grad if mask is None else masked(grad, mask)
     rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
     radius = broadcast_sigma(sigma, rows, xp)
     if x is None and bounds is None:
@@ -141,7 +142,9 @@ def epsilon(
     return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)
 
 
-def _masked(xp: Any, grad: Array, mask: Array) -> Array:
+def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
+    """Return grad with 0 where the mask is False."""
+    xp = namespace_of(grad)
     mask = xp.asarray(mask, device=device_of(grad))
     if not xp.isdtype(mask.dtype, "bool"):
         raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
@@ -149,7 +152,7 @@ def _masked(xp: Any, grad: Array, mask: Array) -> Array:
         mask = xp.broadcast_to(mask, grad.shape)
     except Exception as cause:  # each library has its own type for this
         raise ValueError(
-            f"mask must broadcast to the shape of grad, {tuple(grad.shape)}; got {tuple(mask.shape)}"
+            f"mask must broadcast to the shape of {name}, {tuple(grad.shape)}; got {tuple(mask.shape)}"
         ) from cause
     return xp.where(mask, grad, xp.zeros_like(grad))
 
@@ -167,7 +170,8 @@ def _steepest(p: float, x: Array, sigma: Array) -> Array:
         top = xp.abs(x) == xp.max(xp.abs(x), axis=-1, keepdims=True)
         ties = xp.sum(xp.astype(top, x.dtype), axis=-1, keepdims=True)
         share = xp.where((x == 0) & (ties > 0), 0.0, sigma / xp.where(ties > 0, ties, math.nan))
-        return xp.copysign(xp.where(top | (ties == 0), share, 0.0), x)
+        eps = xp.copysign(xp.where(top | (ties == 0), share, 0.0), x)
+        return xp.where(sigma == sigma, eps, math.nan)
     u, total, _ = _powers(xp, p, x)
     return xp.copysign(u, x) * (sigma * xp.where(total == 0, 1.0, total) ** (-1 / p))
 
@@ -262,7 +266,8 @@ def _hessian_product(p: float, x: Array, sigma: Array, v: Array) -> Array:
         ratio = xp.where(nonzero, ratio, 1 / n)
     # The factor sigma / (p - 1) / max|x|, its root before the product and its root after: the
     # transpose that reverse mode makes of this must not subtract inf from inf, so it is bounded too.
-    side = xp.sqrt(scale) / xp.sqrt(unit) * (xp.sqrt(sigma) * (p - 1) ** -0.5)
+    root = xp.sqrt(xp.where(sigma > 0, sigma, 1.0))
+    side = xp.sqrt(scale) / xp.sqrt(unit) * (root * (p - 1) ** -0.5)
     side = xp.where(smooth, xp.minimum(side, xp.full_like(side, largest**0.48)), 0.0)
     v = side * v
     along = xp.sum(d * v, axis=-1, keepdims=True)

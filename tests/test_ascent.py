@@ -205,6 +205,50 @@ def test_a_radius_for_each_example_and_tokens_as_examples(lib):
     assert_allclose(norms(lib.to_numpy(eps).reshape(6, 4), 3).astype(float), sigma.reshape(-1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_a_bad_example_on_a_device_is_nan_and_not_robust(lib, p, method):
+    if lib.name == "numpy":
+        pytest.skip("NumPy's arrays are seen, so it is an error there")
+    x = np.full((3, 4), 0.5)
+    x[1, 2] = 1.5
+    with lib.scope():
+        at, sigma = lib.from_numpy(x, "float64"), lib.from_numpy(np.array([0.1, 0.1, -0.1]), "float64")
+        function = near(lib, x + 1)
+        inside = ascend(function, at, p, 0.1, 2, bounds=(0, 1), method=method)
+        around = ascend(function, at, p, sigma, 2, method=method)
+    assert_array_equal(np.isnan(lib.to_numpy(inside)).all(axis=1), [False, True, False])
+    assert_array_equal(np.isnan(lib.to_numpy(around)).all(axis=1), [False, False, True])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_x_may_be_anything_under_a_mask(lib, method):
+    x, mask = (
+        np.array([[0.5, 0.5, 7.0], [0.5, -3.0, 0.5]]),
+        np.array([[True, True, False], [True, False, True]]),
+    )
+    for start in None, np.full((2, 3), 0.1):
+        with lib.scope():
+            at = lib.from_numpy(x, "float64")
+            begin = None if start is None else lib.from_numpy(start, "float64")
+            options = {"bounds": (0, 1), "mask": lib.from_numpy(mask), "start": begin, "method": method}
+            eps = lib.to_numpy(ascend(near(lib, x + 1), at, 2, 0.25, 3, **options))
+        assert_allclose(eps, np.where(mask, 0.25 / math.sqrt(2), 0), atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_that_is_nan_leaves_its_example_at_the_start(lib, method):
+    x = np.full((2, 3), 0.5)
+    with lib.scope():
+        at, bad = lib.from_numpy(x, "float64"), lib.from_numpy(np.array([[math.nan], [1.0]]), "float64")
+
+        def value_and_grad(x):
+            return lib.xp.sum(x, axis=-1), bad * lib.xp.ones_like(x)
+
+        eps = lib.to_numpy(ascend(value_and_grad, at, 2, 0.25, 3, bounds=(0, 1), method=method))
+    assert_allclose(eps, [[0] * 3, [0.25 / math.sqrt(3)] * 3], atol=1e-9)
+
+
 def flips(trainer, x, labels, p, sigma, *, of_cross_entropy=False):
     def value_and_grad(x):
         odds = error_log_odds(trainer.logits(x), labels)
@@ -233,15 +277,21 @@ def test_single_precision_flips_as_many_as_double_on_a_confident_network(p, sigm
 
 def test_an_error_says_what_was_given():
     x = np.ones((2, 3))
-    function = lambda x: (x.sum(axis=1), x)  # noqa: E731
+
+    def never(x):
+        raise AssertionError("the model is called before its ball is looked at")
+
     for match, options in {
         "steps must be at least 1; got 0": {"steps": 0},
         "method must be": {"method": "newton"},
         "step_size belongs": {"method": "frank-wolfe", "step_size": 1.0},
         r"start must have the shape of x, \(2, 3\); got \(3,\)": {"start": np.ones(3)},
-        "rng must be a NumPy or torch generator": {"start": 7},
+        "start must be None, a floating array like x, or a generator or key; got 7": {"start": 7},
+        "step_size is the ball's radius.*got -1.0": {"step_size": -1.0},
+        r"bounds must be a pair \(low, high\)": {"bounds": (0.0,)},
+        "sigma is the ball's radius": {"sigma": -1.0},
     }.items():
         with pytest.raises((TypeError, ValueError), match=match):
-            ascend(function, x, 2, 1.0, **options)
+            ascend(never, x, 2, **({"sigma": 1.0} | options))
     with pytest.raises(ValueError, match=r"a value an example, \(2,\)"):
         ascend(lambda x: (x.sum(), x), x, 2, 1.0)

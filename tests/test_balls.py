@@ -183,6 +183,30 @@ def test_infinite_entries_in_a_box_leave_budget_to_others():
     assert_allclose(y, [[0.5, 0.1, -0.5]], atol=1e-12)
 
 
+def test_an_infinite_entry_takes_any_budget(lib):
+    for sigma in 1e-30, 1.0, 1e11, 1e30:
+        y = project(lib.from_numpy(np.array([[math.inf, 1, 0]]), "float32"), 1, sigma)
+        assert_allclose(lib.to_numpy(y), [[sigma, 0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_what_a_mask_leaves_out_is_zero_and_the_rest_as_without_it(lib, p):
+    rng = np.random.default_rng(3)
+    v, x, mask = rng.standard_normal((4, 6)), rng.random((4, 6)), rng.random(6) < 0.6
+    wild = np.where(mask, x, 100.0)
+    with lib.scope():
+        inside, all_of_it, kept, at = (
+            lib.from_numpy(a, "float64") for a in (v[:, mask], v, x[:, mask], wild)
+        )
+        for box, whole in (
+            ({}, {}),
+            ({"x": kept, "bounds": (0, 1)}, {"x": at, "bounds": (0, 1)}),
+        ):
+            y = lib.to_numpy(project(all_of_it, p, 0.7, mask=lib.from_numpy(mask), **whole))
+            assert_allclose(y[:, mask], lib.to_numpy(project(inside, p, 0.7, **box)), atol=1e-9)
+            assert_array_equal(y[:, ~mask], 0)
+
+
 def test_infinite_entries_are_alike(lib):
     v = lib.from_numpy(np.array([[math.inf, 1, -math.inf, 2]]), "float32")
     for p, share in (1, 0.5), (2, 0.5**0.5), (3, 0.5 ** (1 / 3)):
@@ -293,6 +317,7 @@ def test_an_error_says_what_was_given():
             sample((2, 3), 2, 1.0, rng)
     with pytest.raises(ValueError, match="p must lie"):
         sample((2, 3), 0.5, 1.0, np.random.default_rng(0))
+    assert sample(np.int64(3), 2, 1.0, np.random.default_rng(0)).shape == (3,)
     with pytest.raises(ValueError, match="p must lie"):
         project(np.ones(3), 0.5, 1.0)
     with pytest.raises(TypeError, match="v must be float16, bfloat16, float32 or float64"):

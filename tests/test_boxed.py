@@ -386,6 +386,7 @@ BAD_CALLS = [
     ({"x": [0.5], "bounds": (0, 1)}, TypeError, "x must be an array.*got list"),
     ({"x": HALF, "bounds": ("0", 1)}, TypeError, "low must be an array.*got str"),
     ({"x": HALF * 1j, "bounds": (0, 1)}, TypeError, "x must be real; got complex128"),
+    ({"x": np.complex64(0.5), "bounds": (0, 1)}, TypeError, "x must be real; got complex64"),
     (
         {"x": np.ones(3), "bounds": (0, 1)},
         ValueError,
@@ -398,6 +399,15 @@ BAD_CALLS = [
 def test_an_error_says_what_was_given(lib, options, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         epsilon(lib.from_numpy(np.ones((2, 2)), "float32"), 2, 1.0, **options)
+
+
+def test_bounds_beyond_the_largest_number_are_none(lib):
+    for name in lib.dtypes:
+        with lib.scope():
+            ones = lib.from_numpy(np.ones((2, 3)), name)
+            free = lib.to_numpy(epsilon(ones, 2, 1.0))
+            for bound in 2 * lib.floats[name].largest, 10**400:
+                assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=0.0, bounds=(-bound, bound))), free)
 
 
 def test_bounds_round_as_x_does(lib):

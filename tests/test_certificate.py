@@ -100,6 +100,17 @@ def test_certify(data, lib, law):
 
 
 @pytest.mark.parametrize("p", [1, 1.3, 2, 5, math.inf])
+def test_the_steepest_step_in_a_box_is_certified_to_rounding(lib, p):
+    rng = np.random.default_rng(5)
+    grad, x = rng.standard_normal((20, 6)), rng.random((20, 6))
+    with lib.scope():
+        g, at = lib.from_numpy(grad, "float64"), lib.from_numpy(x, "float64")
+        eps = epsilon(g, p, 0.8, x=at, bounds=(0, 1))
+        gain = lib.to_numpy(lpfamily.certify(g, eps, p, 0.8, at, (0, 1)).gain)
+    assert_allclose(gain, 1, rtol=1e-13)
+
+
+@pytest.mark.parametrize("p", [1, 1.3, 2, 5, math.inf])
 def test_the_gain_is_that_of_linear_programming(lib, p):
     """The polar of ball and box, cut by random planes: no more than the bound, whatever p."""
     rng = np.random.default_rng(0)

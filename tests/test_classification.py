@@ -118,6 +118,21 @@ def test_infinite_logits_take_the_limit(lib):
         assert_allclose(lib.to_numpy(cross_entropy(z, y)), [math.log(2), inf, 0, 0, inf], rtol=1e-6)
 
 
+def test_soft_labels_have_no_part_in_what_they_leave_out(lib):
+    z = lib.from_numpy(np.array([[0, -math.inf, 1]]), "float32")
+    t = lib.from_numpy(np.array([[0.5, 0, 0.5]]), "float32")
+    assert_allclose(lib.to_numpy(cross_entropy(z, t)), math.log(1 + math.e) - 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64"])
+def test_labels_may_hold_fewer_numbers_than_there_are_classes(lib, dtype):
+    z = np.zeros((2, 300))
+    z[0, 256], z[1, 7] = 50, 50
+    labels = lib.from_numpy(np.array([0, 7], dtype))
+    found = lib.to_numpy(error_log_odds(lib.from_numpy(z, "float32"), labels))
+    assert_allclose(found, [50, math.log(299) - 50], rtol=1e-5)
+
+
 def test_nan_stays_in_its_row(lib):
     z = lib.from_numpy(np.array([[math.nan, 0.0], [0.0, 0.0]]), "float32")
     y = lib.from_numpy(np.array([1, 1]))
@@ -264,6 +279,11 @@ def test_the_binary_direction_does_not_round_away(autodiff):
     z, y = np.array([[80.0, -81.0, 30.0], [80.0, 80.0, 80.0]]), np.array([[1, 0, 1], [1, 1, 1]])
     odds = gradient(autodiff, binary_error_log_odds, z, y, "float32")
     assert_allclose(odds, [[-math.exp(-50), math.exp(-51), -1], [-1 / 3] * 3], rtol=1e-4)
+
+
+def test_an_error_that_cannot_be_has_no_slope(autodiff):
+    z = autodiff.from_numpy(np.array([0.0, -math.inf, -math.inf]), "float32")
+    assert_array_equal(autodiff.to_numpy(autodiff.derivative(lambda z: cross_entropy(z, 0))(z)), 0)
 
 
 @given(data=st.data())

@@ -547,6 +547,19 @@ def test_an_error_says_what_was_given(lib):
         second_order(
             LossFunctions(good.losses, good.gradients, lambda _, v: v[:, 0]), x, 2, 1.0, rademacher(x, 1)
         )
+    with pytest.raises(ValueError, match=r"losses\(x\) must have shape \(2,\), one an example; got \(2, 1\)"):
+        second_order(
+            LossFunctions(lambda x: x[:, :1], good.gradients, good.hessian_products),
+            x,
+            2,
+            1.0,
+            rademacher(x, 1),
+        )
+    for probes in array(4, 2, 2), array(2, 3):
+        with pytest.raises(
+            ValueError, match=r"probes must be of x's shape, \(2, 3\), along a first axis; got"
+        ):
+            second_order(LossFunctions(good.losses, good.gradients, lambda x, v: v), x, 2, 1.0, probes)
     with pytest.raises(ValueError, match=r"at least one direction .*got shape \(0, 2, 3\)"):
         hutchinson(lambda v: v, array(0, 2, 3))
     with pytest.raises(ValueError, match=r"at least 1; got 0 and 32"):

@@ -216,6 +216,23 @@ def test_the_prediction_is_changed_where_the_search_ends_and_not_before(data, li
                 assert lead <= slack if changed else lead >= -slack, (case, at)
 
 
+def test_in_half_precision_too(lib):
+    if "float16" not in lib.dtypes:
+        pytest.skip("the library has no half precision")
+    rng = np.random.default_rng(0)
+    x, w, d = rng.standard_normal((100, 5)), rng.standard_normal((5, 3)), rng.standard_normal((100, 5))
+    at, weights, ray = (lib.from_numpy(each, "float16") for each in (x, w, d))
+    labels = lib.from_numpy(np.argmax(lib.to_numpy(at @ weights), axis=1))
+    t = lib.to_numpy(flip_distance(lambda x: x @ weights, at, ray, labels, most=10))
+    found = np.isfinite(t)
+    assert found.sum() > 50
+    there = lib.from_numpy(np.where(found, t, 0)[:, None], "float16")
+    logits = lib.to_numpy((at + there * ray) @ weights)
+    own = np.take_along_axis(logits, lib.to_numpy(labels).astype(int)[:, None], axis=1)
+    others = np.sum(logits >= own, axis=1) - 1  # a tie counts
+    assert (others[found] > 0).all()
+
+
 def ring(xp):
     """Class 1 between the circles of radius 1 and 1.25, and beyond 2; class 0 elsewhere."""
 
@@ -431,5 +448,5 @@ def test_weights_are_of_the_librarys_own_or_numpys(lib):
     assert type(far) is type(x)
     assert_allclose(lib.to_numpy(far), 3 / math.sqrt(2), rtol=1e-6)
     if lib.name != "numpy":
-        with pytest.raises(TypeError, match="weights must be an array of x's library"):
+        with pytest.raises(TypeError, match="weights must be an array of numpy, the library of what it goes"):
             boundary_distance(lib.from_numpy(weights), bias, np.ones((1, 2)), labels, 2)

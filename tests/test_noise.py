@@ -67,6 +67,14 @@ def test_table_9_follows_from_table_6(lib):
     assert_allclose(percent, TABLE_9, atol=0.005)
 
 
+def test_a_line_that_begins_below_zero_is_taken():
+    distances = np.abs(np.random.default_rng(0).normal(0.3, 0.08, 20000))
+    intercept, slope = linear_density(distances, 0.25)
+    assert intercept < 0
+    assert additional_error(0.05, slope, 0.01, intercept) < additional_error(0.05, slope, 0.01)
+    additional_error(0.05, slope, 0.01, intercept, two_sided=True)
+
+
 def test_the_intercept_is_most_of_what_noise_spoils_and_cancels():
     intercept, slope = np.array([0.69, 0.45, 0.18]), np.array([9.4, 2.7, 0.4])
     spoiled = 100 * additional_error(ERROR, slope, 0.01, intercept)

@@ -13,7 +13,7 @@ from laws import LAWS, Case, assert_rows_close, cases, closed_form
 from libraries import P, numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lpfamily import _blocks, epsilon
+from lpfamily import _blocks, certify, epsilon, error_log_odds
 from lpfamily.steepest import steepest
 from lpfamily_reference.definitions import maximise_on_ball
 
@@ -124,6 +124,9 @@ def test_a_bad_radius_on_a_device_spoils_its_row_alone(lib, p):
     assert_allclose(step[0], closed_form(PLANE[:1], p, [1])[0].astype(float), rtol=1e-6)
     nonzero = PLANE[[1, 2, 1]] != 0
     assert np.isnan(step[1:][nonzero]).all()
+    zeros = lib.from_numpy(np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]]), "float32")
+    if p < math.inf:  # there entries do not depend on each other
+        assert np.isnan(lib.to_numpy(epsilon(zeros, p, lib.from_numpy(-np.ones(2), "float32")))).all()
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
@@ -164,6 +167,11 @@ BAD_CALLS = [
     (lambda g: epsilon(g, 2, np.ones(3)), ValueError, r"sigma must .*batch axes \(2,\).*got shape \(3,\)"),
     (lambda g: epsilon(g, 2, np.ones((2, 2))), ValueError, r"sigma must .*got shape \(2, 2\)"),
     (lambda g: epsilon(g, 2, np.array([1j, 1])), TypeError, "sigma must be real; got complex128"),
+    (lambda g: epsilon(g, 2, np.complex128(1)), TypeError, "sigma must be real; got complex128"),
+    (lambda g: epsilon(g, 2, np.bool_(True)), TypeError, "sigma must be real; got bool"),
+    (lambda g: epsilon(g, 2, g == 1), TypeError, "sigma must be real; got .*bool"),
+    (lambda g: epsilon(g, 2, 10**400), ValueError, "sigma .*must lie in"),
+    (lambda g: epsilon(np.ma.masked_equal([3.0, 4.0], 3), 2, 1.0), TypeError, "grad .*got MaskedArray"),
     (lambda g: epsilon(g, 2, [1.0, 2.0]), TypeError, "sigma must be an array.*got list"),
     (lambda g: epsilon(g, 2, "1"), TypeError, "sigma must be an array.*got str"),
     (lambda g: epsilon(g, 2, None), TypeError, "sigma must be an array.*got NoneType"),
@@ -172,6 +180,7 @@ BAD_CALLS = [
     (lambda g: epsilon(g, 2, 1.0, batch_ndim=3), ValueError, r"batch_ndim must lie in 0\.\.2.*got 3"),
     (lambda g: epsilon(g, 2, 1.0, batch_ndim=-1), ValueError, r"batch_ndim must lie in 0\.\.2.*got -1"),
     (lambda g: epsilon(g, 2, 1.0, batch_ndim=1.0), TypeError, "batch_ndim"),
+    (lambda g: epsilon(g, 2, 1.0, batch_ndim=True), TypeError, "batch_ndim must be a whole number"),
     (lambda g: epsilon(g, 2, 1.0, mask=np.ones((2, 2))), TypeError, "mask must be boolean.*got .*float"),
     (
         lambda g: epsilon(g, 2, 1.0, mask=np.ones(3, bool)),
@@ -193,6 +202,44 @@ def test_only_real_floating_gradients_have_a_direction(lib, dtype):
     grad = lib.from_numpy(np.ones((2, 2), dtype))
     with pytest.raises(TypeError, match=f"grad must be float16, bfloat16, float32 or float64; got .*{dtype}"):
         epsilon(grad, 2, 1.0)
+
+
+def test_arrays_of_another_library_are_an_error(lib):
+    if lib.name == "numpy":
+        pytest.skip("NumPy's arrays go with any")
+    one, other = np.ones((2, 2)), lib.from_numpy(np.ones((2, 2)))
+    message = r"must be an array of numpy, .*or of NumPy; got one of .*: convert it first"
+    for call in (
+        lambda: epsilon(one, 2, other[:, 0]),
+        lambda: epsilon(one, 2, 1.0, x=other, bounds=(0, 1)),
+        lambda: certify(one, other, 2, 1.0),
+        lambda: error_log_odds(one, lib.from_numpy(np.zeros(2, int))),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_numbers_of_numpy_are_numbers(lib):
+    with lib.scope():
+        grad = lib.from_numpy(PLANE, "float64")
+        step = lib.to_numpy(epsilon(grad, 2, 0.5))
+        for sigma, batch_ndim in (np.float32(0.5), 1), (np.float16(0.5), np.int64(1)), (0.5, np.int8(1)):
+            assert_array_equal(lib.to_numpy(epsilon(grad, 2, sigma, batch_ndim=batch_ndim)), step)
+        assert_array_equal(
+            lib.to_numpy(epsilon(grad, 10**400, 1.0)), lib.to_numpy(epsilon(grad, math.inf, 1.0))
+        )
+
+
+@pytest.mark.parametrize("p", [1.01, 2, 3, 30])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_examples_lose_no_more(lib, p, dtype):
+    if lib.slow:
+        pytest.skip("dask sums as NumPy does")
+    size = 300_001
+    with lib.scope():
+        step = lib.to_numpy(epsilon(lib.from_numpy(np.full((1, size), 0.7), dtype), p, 1.0))
+    eps = lib.floats[dtype].eps
+    assert_allclose(step, size ** (-1 / p), rtol=16 * eps)
 
 
 @pytest.mark.parametrize("p", [2, Fraction(2), np.float32(2), np.int64(2), 2.0])

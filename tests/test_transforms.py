@@ -208,6 +208,20 @@ def test_the_derivative_of_norm_attains_it(data, autodiff):
     assert np.all(np.abs(size - expected) <= (case.tolerance * 2 + underflow) * expected), case
 
 
+@pytest.mark.parametrize("p", SMOOTH)
+def test_at_a_radius_of_zero_second_derivatives_are_numbers(autodiff, p):
+    x = np.array([[3.0, -4.0, 1.0]])
+
+    def along(grad, radii):
+        first = autodiff.derivative(lambda g: autodiff.xp.sum(epsilon(g, p, radii)[:, 0]))(grad)
+        return autodiff.xp.sum(first)
+
+    with autodiff.scope():
+        grad, radii = autodiff.from_numpy(x, "float64"), autodiff.from_numpy(np.zeros(1), "float64")
+        mixed = autodiff.derivative(lambda radii: along(grad, radii))(radii)
+    assert np.isfinite(autodiff.to_numpy(mixed)).all()
+
+
 @given(data=st.data())
 def test_derivatives_are_never_nan(data, autodiff):
     case = data.draw(cases(autodiff))
@@ -233,6 +247,16 @@ def test_there_is_no_derivative_at_a_kink(autodiff, p):
 
 
 # torch.
+
+
+@needs_torch
+def test_torch_a_view_that_negates_is_a_tensor():
+    import torch
+
+    grad = torch.tensor([[1 + 3j, 2 - 4j]]).conj().imag
+    assert grad.is_neg()
+    assert_allclose(epsilon(grad, 2, 1.0), [[-0.6, 0.8]], rtol=1e-6)
+    assert_allclose(penalty(grad, 2, 1.0), [5], rtol=1e-6)
 
 
 @needs_torch

@@ -134,6 +134,7 @@ def _is_plain(x: torch.Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(x) is torch.Tensor
         and x.is_cpu
+        and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 

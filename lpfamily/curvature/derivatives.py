@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lpfamily._arrays import Array, compute_dtype, device_of, namespace_of
+from lpfamily._arrays import Array, beside, compute_dtype, device_of, namespace_of
 from lpfamily.classification import with_targets
 from lpfamily.kernels import library_of
 
@@ -35,6 +35,7 @@ def gauss_newton(jacobian: Array, hessian: Array) -> Array:
     """
     xp = namespace_of(jacobian, "jacobian")
     dtype = compute_dtype(jacobian, "jacobian")
+    hessian = beside(jacobian, hessian, "hessian")
     compute_dtype(hessian, "hessian")
     if jacobian.ndim < 2 or hessian.ndim < 2 or tuple(hessian.shape[-2:]) != (jacobian.shape[-2],) * 2:
         raise ValueError(

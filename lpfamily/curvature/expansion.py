@@ -122,11 +122,16 @@ def second_order(
     Raises
     ------
     TypeError, ValueError
-        As in `lpfamily.epsilon`, and for gradients, products or probes that do not have x's shape.
+        As in `lpfamily.epsilon`, for gradients, products or probes that do not have x's shape, and for
+        losses that are not one an example.
     """
-    grad = _gradients(loss, x)
+    value, grad = _losses(loss, x, batch_ndim), _gradients(loss, x)
+    if tuple(probes.shape[1:]) != tuple(x.shape):
+        raise ValueError(
+            f"probes must be of x's shape, {tuple(x.shape)}, along a first axis; got {tuple(probes.shape)}"
+        )
     trace = hutchinson(lambda v: loss.hessian_products(x, v), probes, batch_ndim=batch_ndim)
-    return _terms(loss, x, loss.losses(x), grad, trace, p, sigma, batch_ndim)
+    return _terms(loss, x, value, grad, trace, p, sigma, batch_ndim)
 
 
 def _terms(
@@ -280,7 +285,7 @@ def measure(
     if min(probes, draws) < 1:
         raise ValueError(f"probes and draws must be at least 1; got {probes} and {draws}")
     exponents, sigmas = list(p), list(sigma)
-    value, grad = loss.losses(x), _gradients(loss, x)
+    value, grad = _losses(loss, x, None), _gradients(loss, x)
     trace = hutchinson(lambda v: loss.hessian_products(x, v), rademacher(x, probes, seed))
     noisy = [_noisy(xp, loss, x, s, draws, seed) for s in sigmas]
     found = []
@@ -307,6 +312,13 @@ def _mean_and_error(xp: Any, values: Sequence[Array]) -> tuple[Array, Array]:
     if len(values) == 1:
         return mean, xp.full_like(mean, math.nan)
     return mean, xp.std(stack, axis=0, correction=1) / math.sqrt(len(values))
+
+
+def _losses(loss: Loss, x: Array, batch_ndim: int | None) -> Array:
+    value, (batch, _) = loss.losses(x), example_shape(x, batch_ndim, "x")
+    if tuple(value.shape) != batch:
+        raise ValueError(f"losses(x) must have shape {batch}, one an example; got {tuple(value.shape)}")
+    return value
 
 
 def _gradients(loss: Loss, x: Array) -> Array:
