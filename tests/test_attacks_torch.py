@@ -388,6 +388,17 @@ def test_batches_make_no_difference(trained):
     s = setting(trained, examples=50)
     a, b = (LpGradientMethod(s.art, 2, 0.4, batch_size=n).generate(s.x, s.labels) for n in (7, 50))
     assert_allclose(a, b, atol=1e-6)
+    assert LpGradientMethod(s.art, 2, 0.4).generate(s.x[:0], s.labels[:0]).shape == (0, 64)
+
+
+@pytest.mark.parametrize(("of_model", "of_x"), [("float32", "float64"), ("float64", "float32")])
+def test_inputs_need_not_have_the_dtype_of_the_model(trained, of_model, of_x):
+    s = setting(trained, of_model, examples=50)
+    expected = ours_in_art(s, 2, 0.4)
+    s.x = s.x.astype(of_x)
+    found = ours_in_art(s, 2, 0.4)
+    assert found.dtype == of_x
+    assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_list_of_radii_is_each_by_itself(trained):

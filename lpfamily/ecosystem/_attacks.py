@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, namespace_of, reshape
+from lpfamily._arrays import Array, namespace_of
 
 
 def start_of(random_start: Any) -> Any:
@@ -21,7 +21,7 @@ def checked(eps: Array, sigma: Any) -> Array:
     """Return eps with 0 where it is NaN, and warn of the examples that it leaves where they are."""
     xp = namespace_of(eps)
     eps = xp.where(eps == eps, eps, xp.zeros_like(eps))
-    still = xp.all(reshape(eps, (eps.shape[0], -1)) == 0, axis=-1) & (sigma > 0)
+    still = xp.all(eps == 0, axis=tuple(range(1, eps.ndim))) & (sigma > 0)
     if bool(xp.any(still)):
         count = int(xp.sum(xp.astype(still, xp.int32)))
         warnings.warn(

@@ -146,13 +146,14 @@ class LpGradientMethod(EvasionAttack):
             x = x.astype(ART_NUMPY_DTYPE)
         radius = self._radius(x)
         mask = None if mask is None else np.broadcast_to(np.asarray(mask) != 0, x.shape)
-        eps = np.zeros_like(x)
+        at = x.astype(_dtype_of(self.estimator, x), copy=False)
+        eps = np.zeros_like(at)
         with _unchanged(self.estimator):
-            y = self._labels(x, y)
+            y = self._labels(at, y)
             for i in range(0, len(x), self.batch_size):
                 rows = slice(i, i + self.batch_size)
                 kept = None if mask is None else mask[rows]
-                eps[rows] = self._perturbation(x[rows], y[rows], radius[rows], kept)
+                eps[rows] = self._perturbation(at[rows], y[rows], radius[rows], kept)
         eps = checked(eps, radius)
         low, high = (-np.inf, np.inf) if self.estimator.clip_values is None else self.estimator.clip_values
         return np.clip(x + eps, low, high).astype(x.dtype, copy=False)
@@ -209,6 +210,15 @@ class LpGradientMethod(EvasionAttack):
                 method=self.method,
                 **options,
             )
+
+
+def _dtype_of(estimator: Any, x: Any) -> Any:
+    """Return the dtype that the estimator takes: of a torch model that of its weights."""
+    if isinstance(estimator, PyTorchEstimator):
+        for weight in estimator.model.parameters():
+            if weight.is_floating_point():
+                return np.float64 if weight.dtype.itemsize == 8 else ART_NUMPY_DTYPE
+    return x.dtype
 
 
 @contextlib.contextmanager

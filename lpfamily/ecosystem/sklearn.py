@@ -93,8 +93,8 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
     batch_size
         Examples in a minibatch.
     learning_rate_init
-        The first rate of the gradient descent, whose momentum is 0.9; it falls linearly, to a hundredth
-        after `max_iter` epochs. Maxout units want a lower one.
+        The rate of the gradient descent, whose momentum is 0.9, before the first epoch. Each epoch lowers it
+        by as much, and the last of `max_iter` has a hundredth of it. Maxout units want a lower one.
     n_iter_no_change
         Stop after so many epochs without a new least cross-entropy of held-out examples, and keep the
         parameters of the least; None holds nothing out.
@@ -183,9 +183,11 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        TypeError
+            For X that is sparse.
         ValueError
-            For a parameter out of its range; fewer than two classes; X that is sparse, not finite, or not
-            of two dimensions; and, as `BadInput`, a backend or device that cannot be used.
+            For a parameter out of its range; fewer than two classes; X that is not finite, or not of two
+            dimensions; and, as `BadInput`, a backend or device that cannot be used.
         NotFinite
             The loss or a weight is no longer a finite number.
         """
