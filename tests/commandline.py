@@ -19,7 +19,7 @@ NAME = "python -m lpfamily.train"
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "result.json"]
 SOFTMAX = ("--model", "softmax", "--epochs", "2")
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), "1")
 # a process that is killed may leave half of a compiled program, of which JAX warns the next
 _WITHOUT = {"LPFAMILY_DATA", "JAX_COMPILATION_CACHE_DIR"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in _WITHOUT} | _ONE_THREAD
