@@ -28,7 +28,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.kernels import constant, library_of
-from lpfamily.steepest import check_p, dual_norm, steepest
+from lpfamily.steepest import check_p, dual_norm, ratio_scale, steepest
 
 MOST_CORNERS = 20
 """The number of inputs up to which p = inf is enumerated: a million corners an example."""
@@ -144,7 +144,7 @@ def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
     change = posed.radius * ((first - worst) @ posed.theta.T)
     total = _dual_norm(2, a) + _dual_norm(2, b)
     total = posed.xp.where(total == 0, 1.0, total)
-    return posed.returned(posed.unit[..., 0] * posed.xp.sum(change / total[..., None] * (a + b), axis=-1))
+    return posed.as_residual(posed.xp.sum(change / total[..., None] * (a + b), axis=-1))
 
 
 def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
@@ -182,21 +182,21 @@ def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array
     for q, solve in (1, _vertex), (2, _sphere):
         radius = posed.radius * max(1, posed.theta.shape[1]) ** max(0.0, 1 / q - 1 / p)
         bound = xp.minimum(bound, _dual_norm(2, posed.after(posed.solved(solve, radius), radius)))
-    return posed.returned(posed.unit[..., 0] * bound)
+    return posed.as_residual(bound)
 
 
 @dataclass(frozen=True)
 class _Posed:
     """Eq. 21 as max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
 
-    The true residual is `unit` times as large, and eps is sigma * u.
+    The true residual is units[0] / units[1] / units[2] times as large, and eps is sigma * u.
     """
 
     xp: Any
     theta: Array
     residual: Array
     radius: Array
-    unit: Array
+    units: tuple[Array, Array, Array]
     sigma: Array
     dtype: Any
 
@@ -218,6 +218,10 @@ class _Posed:
         )
         u = xp.where(xp.any(theta != 0), u, 0.0)
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
+
+    def as_residual(self, size: Array) -> Array:
+        unit, *scales = (each[..., 0] for each in self.units)
+        return self.returned(size * unit / scales[0] / scales[1])
 
     def returned(self, x: Array) -> Array:
         return self.xp.astype(x, self.dtype, copy=False)
@@ -243,10 +247,24 @@ def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
     rows = xp.where(xp.isfinite(rows), rows, math.nan)
     sigma = broadcast_sigma(sigma, rows, xp)
     top = constant(_largest(reshape(theta, (math.prod(theta.shape),))))
-    unit = constant(xp.maximum(sigma * top, _largest(rows)))
+    scales = library_of(rows).by_examples(
+        _scales, "(k),(k),(k)->(k),(k)", (dtype, dtype), constant(sigma), top, constant(_largest(rows))
+    )
+    reach, rows = scales[0] * sigma * (scales[1] * top), rows * scales[0] * scales[1]
+    unit = constant(xp.maximum(reach, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
-    return _Posed(xp, theta, rows / unit, sigma * top / unit, unit, sigma, residual.dtype)
+    return _Posed(xp, theta, rows / unit, reach / unit, (unit, *scales), sigma, residual.dtype)
+
+
+def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
+    """Return powers of two for sigma and theta, not 1 where their product has left the dtype."""
+    xp, reach = namespace_of(sigma), sigma * top
+    scales = ratio_scale(xp, sigma), ratio_scale(xp, top)
+    least = float(xp.finfo(sigma.dtype).smallest_normal)
+    lost = (sigma > 0) & (top > 0) & ((reach < least) | (reach == math.inf))
+    lost = lost & (longest * scales[0] * scales[1] < math.inf)  # else it is nothing beside the residual
+    return xp.where(lost, scales[0], 1.0), xp.where(lost, scales[1], 1.0)
 
 
 def _worst(p: float, posed: _Posed) -> Array:

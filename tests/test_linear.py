@@ -382,6 +382,16 @@ def test_a_mistake_breaks_the_bound(mutant):
 
 
 @pytest.mark.parametrize("p", EXACT)
+@pytest.mark.parametrize(("of_theta", "of_sigma"), [(-100, -60), (100, 60), (-60, -100), (-80, -80)])
+def test_the_product_of_radius_and_slope_may_leave_the_dtype(lib, p, of_theta, of_sigma):
+    theta, sigma = np.diag([1.0, 3.0, 2.0]), 0.5
+    given = (theta * 2.0**of_theta, np.zeros((1, 3))), p, sigma * 2.0**of_sigma
+    eps = lib.to_numpy(worst_residual(*(lib.from_numpy(a, "float32") for a in given[0]), *given[1:]))
+    size = np.linalg.norm(eps / 2.0**of_sigma @ theta)
+    assert_allclose(size, sigma * (math.sqrt(14) if p == math.inf else 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", EXACT)
 def test_batches_and_sigmas_broadcast(lib, p):
     rng = np.random.default_rng(0)
     theta, residual = rng.standard_normal((3, 4)), rng.standard_normal((2, 5, 3))
