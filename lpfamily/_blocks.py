@@ -198,11 +198,11 @@ def _fill_in_order(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats
 def _dots(a: Floats, b: Floats) -> Floats:
     """Return the sum of products of each row, in float64."""
     pieces = a.shape[1] // PIECE
-    rest = slice(pieces * PIECE, None)
-    total: Floats = np.vecdot(a[:, rest], b[:, rest]).astype(np.float64)
-    if pieces:
-        first, second = (each[:, : rest.start].reshape(len(a), pieces, PIECE) for each in (a, b))
-        total += np.vecdot(first, second).sum(axis=1, dtype=np.float64)
+    if not pieces:
+        return np.asarray(np.vecdot(a, b).astype(np.float64))
+    first, second = (each[:, : pieces * PIECE].reshape(len(a), pieces, PIECE) for each in (a, b))
+    rest = np.vecdot(a[:, pieces * PIECE :], b[:, pieces * PIECE :])
+    total: Floats = np.vecdot(first, second).sum(axis=1, dtype=np.float64) + rest
     return total
 
 
