@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, commands, data, recipes, runs
+from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
+from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Progress
@@ -66,14 +67,15 @@ def _evaluate(argv: list[str]) -> int:
     commands.check_extra()
     from lpfamily.training import load, robustness
 
-    run, trained = runs.find(given["run"], option=""), load(given["run"])
-    config, out = run.config, _out(given)
-    dataset = _dataset(trained.recipe, config, given)
+    config, trained, out = configs.read(runs.find(given["run"], option="")), load(given["run"]), _out(given)
+    dataset = _dataset(config, given)
+    if (wanted := given.get("examples", 0)) > (there := len(dataset.test.x)):
+        raise BadInput(f"--examples {wanted}: the run has {there} test examples; give less, or 0 for all")
     recipe = _with_radius(trained.recipe)
     ps, multiples = given.get("p", ONE_STEP), given.get("sigmas", robustness.MULTIPLES)
     _check_radii(recipe, ps, multiples, dataset.train.x.shape[1])
-    backend: str = given.get("backend") or config["backend"]
-    device: str = given.get("device") or ("cpu" if "backend" in given else config["device"])
+    backend: str = given.get("backend") or config.backend
+    device: str = given.get("device") or ("cpu" if "backend" in given else config.device)
     trainer = trained.trainer(backend, device)
     count = given.get("examples", EXAMPLES) or None
     seed = given.get("seed", recipe.seed)
@@ -101,7 +103,8 @@ def _evaluate(argv: list[str]) -> int:
         "data": recipe.data,
         "data_sha256": dataset.sha256(),
     }
-    out.write_text(json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n")
+    content = json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n"
+    runs.replace(out, content.encode())
     _draw(result, out.with_suffix(".png"))
     warnings = [textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ") for finding in found]
     print("\n".join([table(result, recipe.data), *warnings]))
@@ -115,14 +118,17 @@ def _out(given: dict[str, Any]) -> Path:
         raise BadInput(f"--out {out}: must end in .json; the curves are beside it, in .png")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise BadInput(f"--out {out}: cannot be written; give a file in a folder that can")
+    own = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
+    if own & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
+        raise BadInput(f"--out {out}: would replace a file of the run in that folder; give another name")
     return out
 
 
-def _dataset(recipe: Recipe, config: dict[str, Any], given: dict[str, Any]) -> data.Dataset:
+def _dataset(config: Config, given: dict[str, Any]) -> data.Dataset:
     """Return the examples that the run has used."""
-    folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
-    dataset = data.load(recipe.data, folder)
-    if dataset.sha256() != config["data_sha256"]:
+    recipe = config.recipe
+    dataset = data.load(recipe.data, given.get("data_dir") or config.data_dir)
+    if dataset.sha256() != config.data_sha256:
         raise BadInput(f"{given['run']}: the run has used other {recipe.data} data; give its --data-dir")
     return dataset.first(recipe.examples, recipe.test_examples)
 
@@ -139,6 +145,9 @@ def _with_radius(recipe: Recipe) -> Recipe:
 def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, ...], inputs: int) -> None:
     if not ps:
         raise BadInput("--p none: give an exponent, such as 2")
+    names = [f"{p:g}" for p in ps]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"--p: {twice[0]} is there twice, in six digits; leave one out")
     largest = max(multiples, default=0.0)
     if not largest > 0:
         raise BadInput(f"--sigmas {','.join(map(str, multiples)) or 'none'}: one must be above 0")
@@ -185,16 +194,11 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from lpfamily.report import looks, plots
 
-    from lpfamily.report import plots
-
-    figure = Figure(figsize=(3 * len(result["balls"]) + 1, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    plots.robustness_curves(figure, result)
-    # a file alone, unlike one in a page, is looked at on whatever its viewer has behind it
-    figure.savefig(path, dpi=120, facecolor="white")
+    size = 3 * len(result["balls"]) + 1, 3.6
+    with looks.drawn(lambda figure: plots.robustness_curves(figure, result), size) as figure:
+        looks.save_png(figure, path)
 
 
 if __name__ == "__main__":

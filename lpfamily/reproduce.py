@@ -83,7 +83,7 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
         backend=given.get("backend") or _backend(),
         device=given.get("device", "cpu"),
         budget=given.get("budget", "quick"),
-        seeds=given.get("seeds", 3),
+        seeds=given.get("seeds"),
         jobs=given.get("jobs", commands.cores()),
         runs=runs_in(given.get("runs", ())),
     )
@@ -112,10 +112,13 @@ def _backend() -> str:
 def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
     from lpfamily.experiments.catalogue import PIECES
+    from lpfamily.experiments.networks import checksum
 
+    wanted = {m.name: m for name in names for m in PIECES[name].measurements}
+    for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
+        checksum(name, setting.data_dir)  # so that bad data are named before hours of training
     measurements = {m.name: m for name in PIECES for m in PIECES[name].measurements}
     results = {name: found for name, m in measurements.items() if (found := _kept(setting, m)) is not None}
-    wanted = {m.name: m for name in names for m in PIECES[name].measurements}
     missing = [m for name, m in wanted.items() if name not in results]
     with Progress(quiet).parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
@@ -135,6 +138,8 @@ def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
     from lpfamily.experiments.networks import checksum
 
     found = {name: getattr(setting, name) for name in measurement.depends}
+    if measurement.seeds is not None:
+        found["seeds"] = measurement.seeds(setting)
     return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
@@ -143,11 +148,15 @@ def _kept(setting: Any, measurement: Any) -> dict[str, Any] | None:
     path = setting.out / MEASURED / f"{measurement.name}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        return found if found["setting"] == _depends(setting, measurement) else None
+        made_with = found["setting"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise BadInput(f"{path}: cannot be read ({cause!r}); remove it, to measure anew") from cause
+    try:
+        return found if made_with == _depends(setting, measurement) else None
+    except BadInput:  # it is of data that are not there, and was not asked for
+        return None
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
@@ -160,7 +169,7 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
 def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
     from lpfamily.experiments.catalogue import CHAPTERS, PIECES
-    from lpfamily.experiments.networks import NETWORKS, flags
+    from lpfamily.experiments.networks import NETWORKS, flags, seeds_of
     from lpfamily.report import page
 
     there = {name for name, piece in PIECES.items() if all(m.name in results for m in piece.measurements)}
@@ -173,14 +182,13 @@ def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
         if items:
             sections.append(page.Section(chapter.title, chapter.text, tuple(items)))
     facts = [("command", f"`{NAME} {shlex.join(argv)}`"), ("budget", setting.budget)]
-    facts += [("backend", f"{setting.backend} on {setting.device}"), ("seeds", f"0 to {setting.seeds - 1}")]
+    facts.append(("backend", f"{setting.backend} on {setting.device}"))
     facts.append(("seconds", ", ".join(f"{name} {found['seconds']:.0f}" for name, found in results.items())))
     facts.append(("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())))
-    for network in (
-        NETWORKS[name] for name in NETWORKS if any(name in f["result"] for f in results.values())
-    ):
-        told = shlex.join(flags(network, setting.budget, 0))
-        facts.append((f"{network.name}, seed 0", f"`python -m lpfamily.train {told}`"))
+    for name, (first, *others) in seeds_of(found["result"] for found in results.values()).items():
+        told = shlex.join(flags(NETWORKS[name], setting.budget, first))
+        alike = f", and seeds {', '.join(map(str, others))}" if others else ""
+        facts.append((name, f"`python -m lpfamily.train {told}`{alike}"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
     return page.write(setting.out, title, sections, facts)
 

@@ -1,21 +1,25 @@
 """Robustness: laws of the errors, what gives a broken network away, and the command."""
 
+import functools
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from backends_under_test import NAMES, trainer_on_digits
 from laws import norms
-from matplotlib.figure import Figure
+from matplotlib.image import imread
 from numpy.testing import assert_allclose, assert_array_equal
+from test_pictures import readable
 
 from lpfamily import evaluate, train
 from lpfamily.margins import boundary_distance
-from lpfamily.report.contents import INK
+from lpfamily.report.contents import Plot
 from lpfamily.report.plots import robustness_curves
 from lpfamily.training import robustness
 from lpfamily.training.recipes import Recipe, default, matched_radius
@@ -300,20 +304,24 @@ def test_health_needs_a_gap_that_is_large_and_sure(clean, one, many, examples, h
     assert robustness.is_healthy(seen) is healthy
 
 
-def test_the_curves_are_the_errors(digits):
-    figure = Figure(layout="constrained")
-    robustness_curves(figure, digits)
-    assert figure.patch.get_alpha() == 0
+def test_the_curves_are_the_errors(digits, tmp_path):
+    draw = functools.partial(robustness_curves, result=digits)
+    figure = readable(Plot("curves", "", "", draw, (9.0, 3.4)), tmp_path)
     assert [axes.get_title() for axes in figure.axes] == [f"p = {p}" for p in BALLS]
     for axes, ball in zip(figure.axes, digits["balls"].values(), strict=True):
-        assert axes.patch.get_alpha() == 0
-        assert axes.spines["left"].get_edgecolor()[:3] == pytest.approx((1 / 255, 2 / 255, 3 / 255))
-        assert axes.title.get_color() == INK
         one, many, noise, matched = axes.get_lines()
         for line, errors in (one, ball["one_step"]), (many, ball["multi_step"]):
             assert_allclose(line.get_xydata(), np.transpose([ball["sigma"], np.multiply(100, errors)]))
         assert_allclose(noise.get_ydata(), [100 * each["mean"] for each in ball["noise"]])
         assert_allclose(matched.get_xdata(), ball["sigma"][robustness.MULTIPLES.index(1)])
+
+
+def test_the_file_of_curves_is_on_white_whatever_the_users_settings(digits, tmp_path):
+    evaluate._draw(digits, tmp_path / "default.png")
+    with mpl.rc_context({"font.size": 20, "text.color": "white", "axes.facecolor": "black"}):
+        evaluate._draw(digits, tmp_path / "dark.png")
+    assert (tmp_path / "dark.png").read_bytes() == (tmp_path / "default.png").read_bytes()
+    assert imread(tmp_path / "dark.png")[0, 0].tolist() == [1, 1, 1, 1]
 
 
 # The command
@@ -390,6 +398,8 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("RUN", "--step", "3"), ("unknown option --step; did you mean --steps?",)),
         (("RUN", "--p", "0.5"), ("--p: must be a number of at least 1, or inf", "got 0.5")),
         (("RUN", "--p", "none"), ("--p none: give an exponent",)),
+        (("RUN", "--p", "2,2.0000001,3"), ("--p: 2 is there twice", "leave one out")),
+        (("RUN", "--examples", "301"), ("--examples 301: the run has 300 test examples", "0 for all")),
         (("RUN", "--sigmas", "0"), ("--sigmas 0", "one must be above 0")),
         (("RUN", "--sigmas", "1,-1"), ("--sigmas: must be a finite number, 0 or more; got -1",)),
         (("RUN", "--sigmas", "1e30"), ("--sigmas 1e+30: too large for float32",)),
@@ -413,6 +423,27 @@ def test_bad_input_is_answered_with_one_line(run, capsys, flags, parts):
     for part in parts:
         assert part in printed.err
     assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "curves.json"])
+def test_a_file_of_a_run_is_not_replaced(run, tmp_path, capsys, name):
+    other = shutil.copytree(run, tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    assert evaluate.main([str(run), "--out", str(other / name)]) == 2
+    assert "would replace a file of the run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["data_dir", "data_sha256", "backend", "device"])
+def test_a_config_that_lacks_something_is_named(run, tmp_path, capsys, name):
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert evaluate.main([str(folder)]) == 2
+    line = f"python -m lpfamily.evaluate: {folder / 'config.json'}: not the config of a run"
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_other_data_than_the_runs_is_refused(run, tmp_path, capsys):

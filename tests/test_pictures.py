@@ -1,17 +1,16 @@
 """Section III: decompositions against the network written out, matched steps, transfer, and what is drawn."""
 
-import io
 import json
 import math
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from backends_under_test import NETWORK, trainer_on_digits
 from commandline import trained
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.text import Text
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, softmax
@@ -20,7 +19,9 @@ from lpfamily import epsilon
 from lpfamily.experiments import networks as trained_networks
 from lpfamily.experiments import pictures, pictures_pieces
 from lpfamily.experiments.pieces import Setting
+from lpfamily.report import page
 from lpfamily.report.contents import COLOURS, INK, Plot, Table
+from lpfamily.report.looks import drawn
 from lpfamily.training import data
 from lpfamily_reference import networks
 from lpfamily_reference.definitions import central_difference
@@ -211,14 +212,19 @@ def test_the_first_of_each_class():
 # What is drawn and said, on digits
 
 
-def readable(plot):
-    """Return the figure, drawn; raise unless all but images has the page's colours and no background."""
-    figure = Figure(figsize=plot.size)
-    FigureCanvasAgg(figure)
-    plot.draw(figure)
-    figure.savefig(io.BytesIO(), dpi=50)
-    assert figure.patch.get_alpha() == 0
-    assert all(axes.patch.get_alpha() == 0 for axes in figure.axes)
+def readable(plot, folder):
+    """Return the figure, drawn.
+
+    Raise unless its PNG is on white, its SVG on nothing, and all but images has the page's colours.
+    """
+    page.write(folder, "", (page.Section("", (), (plot,)),))
+    assert imread(folder / f"{plot.name}.png")[0, 0].tolist() == [1, 1, 1, 1]
+    svg = ET.parse(folder / f"{plot.name}.svg")  # noqa: S314 - our own
+    groups = [each for each in svg.findall(".//{*}g") if each.get("id", "").startswith(("figure_", "axes_"))]
+    with drawn(plot.draw, plot.size) as figure:
+        figure.draw_without_rendering()
+    assert len(groups) == 1 + len(figure.axes)
+    assert {each.find("{*}g/{*}path").get("style") for each in groups} == {"fill: none"}
     texts = [text.get_color() for text in figure.findobj(Text) if text.get_text()]
     edges = [colour for each in figure.findobj(Collection) for colour in each.get_edgecolor()]
     spines = [
@@ -254,11 +260,11 @@ NAMES = ("figure1", "figure2", "figure3", "figure4", "figure-p", "figure-classes
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_are_readable_on_any_page(contents, name):
+def test_figures_are_readable_on_any_page(contents, name, tmp_path):
     plot = contents[name]
     assert isinstance(plot, Plot)
     assert plot.alt
-    readable(plot)
+    readable(plot, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["figure4-digits", "figure4-classes", "table-transfer"])

@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from commandline import small_mnist
+from backends_under_test import NAMES
+from commandline import python, small_mnist
 
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, errors, networks
@@ -121,6 +125,41 @@ def test_a_run_that_fails_says_why(setting):
         finished(setting, "softmax", 0, silent)
 
 
+PRODUCTS = {
+    "numpy": "x, product = numpy.ones((1500, 1500), 'f'), numpy.matmul",
+    "torch": "import torch; x, product = torch.ones(1500, 1500), torch.matmul",
+    "jax": "import jax; x, product = jax.numpy.ones((1500, 1500)), jax.jit(jax.numpy.matmul)",
+}
+SPENT = """
+import json
+from pathlib import Path
+
+def spent():
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        found[thread.name] = int(fields[11]) + int(fields[12])
+    return found
+
+numpy.asarray(product(x, x))
+before = spent()
+for _ in range(20):
+    numpy.asarray(product(x, x))
+print(json.dumps([ticks - before.get(thread, 0) for thread, ticks in spent().items()]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the times of threads in /proc")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_of_training_computes_in_one_thread(name, tmp_path):
+    code = f"import numpy; {PRODUCTS[name]}\n{SPENT}"
+    users = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), "2")
+    result = python(code, cwd=tmp_path, **(users | dict.fromkeys(networks.THREADS, "1")))
+    assert result.stderr == ""
+    *others, busiest = sorted(json.loads(result.stdout))
+    assert busiest > 20 * sum(others)
+
+
 def test_a_folder_of_runs_must_be_there(tmp_path):
     with pytest.raises(BadInput, match=r"--runs .*nowhere"):
         runs_in([tmp_path / "nowhere"])
@@ -144,7 +183,39 @@ def test_a_paired_test_is_students():
     expected = 2 * (0.5 - t / (2 * math.sqrt(t**2 + 2)))
     assert errors.paired_p_value([11, 22, 33], [10, 20, 30]) == pytest.approx(expected, rel=1e-9)
     assert errors.paired_p_value([1], [2]) is None
-    assert errors.paired_p_value([1, 2], [2, 3]) is None
+
+
+def test_equal_differences_say_nothing_and_others_what_their_counts_say():
+    assert errors.paired_p_value([0.0094, 0.0095, 0.0096], [0.0093, 0.0094, 0.0095]) is None
+    assert errors.paired_p_value([0.01, 0.02], [0.01, 0.02]) is None
+    rng = np.random.default_rng(0)
+    for examples in (300, 1_000, 9_999, 10_000, 60_000):
+        for _ in range(50):
+            plain, apart = rng.integers(examples // 2, size=3), rng.integers(100)
+            assert errors.paired_p_value((plain + apart) / examples, plain / examples) is None
+            counts = plain + apart + [0, 0, 1]
+            expected = errors.paired_p_value(counts, plain)
+            assert errors.paired_p_value(counts / examples, plain / examples) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "budget", "given", "count"),
+    [
+        (errors.DENSE, "quick", None, 3),
+        (errors.DENSE, "quick", 1, 1),
+        (errors.CONV, "quick", None, 1),
+        (errors.CONV, "quick", 2, 2),
+        (errors.CIFAR, "quick", 3, 3),
+        (errors.CIFAR, "paper", None, 3),
+    ],
+)
+def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, budget, given, count):
+    monkeypatch.setattr(errors, "all_finished", lambda setting, wanted, tick: wanted)
+    monkeypatch.setattr(errors, "result", lambda folder: folder)
+    setting = Setting(None, None, budget=budget, seeds=given)
+    found = measurement.measure(setting, silent)
+    assert found == {name: [(name, seed) for seed in range(count)] for name in found}
+    assert reproduce._depends(setting, replace(measurement, data=()))["seeds"] == count
 
 
 def test_78_errors_have_a_deviation_of_8_point_8():
@@ -202,7 +273,10 @@ def counted(monkeypatch):
     def report(setting, found):
         return [Table("count", "Count", (Column("what"), Column("count")), (("calls", found["count"]),))]
 
-    piece = Piece("count", (Measurement("counted", measure, data=()),), report)
+    def seeds(setting):
+        return setting.seeds or 3
+
+    piece = Piece("count", (Measurement("counted", measure, seeds=seeds, data=()),), report)
     chapter = catalogue.Chapter("Counting", ("So often.",), (piece,))
     monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
@@ -215,6 +289,7 @@ def test_what_is_measured_is_kept(counted, tmp_path, capsys):
     assert capsys.readouterr() == (f"{out / 'index.html'}\n", "")
     assert (out / "count.csv").read_text().split() == ["what,count", "calls,1"]
     assert reproduce.main(["count", "--out", str(out), *QUIET]) == 0
+    assert reproduce.main(["count", "--out", str(out), "--seeds", "3", *QUIET]) == 0
     assert len(counted) == 1
     assert reproduce.main(["count", "--out", str(out), "--seeds", "2", *QUIET]) == 0
     assert len(counted) == 2
@@ -222,6 +297,63 @@ def test_what_is_measured_is_kept(counted, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "python -m lpfamily.reproduce count" in page
     assert "So often." in page
+
+
+def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
+    setting = Setting(tmp_path, None)
+    for measurement in {
+        m.name: m for piece in catalogue.PIECES.values() for m in piece.measurements
+    }.values():
+        one, two = (
+            reproduce._depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2)
+        )
+        assert (one != two) == (measurement in (errors.DENSE, errors.CONV, errors.CIFAR))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"sigmoid-p2": [result(0.02, 0), result(0.03, 1), result(0.03, 2)]}, ", and seeds 1, 2"),
+        ({"sigmoid-p2": [result(0.02, 0)]}, ""),
+        ({"sigmoid-p2": {"seed": 0}}, ""),
+        ({"runs": {"sigmoid-p2": result(0.02)}, "digits": {"maxout-p2": {}}}, ""),
+    ],
+    ids=["seeds", "one", "robustness", "runs"],
+)
+def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, found, said):
+    monkeypatch.setattr(catalogue, "CHAPTERS", ())
+    monkeypatch.setattr(catalogue, "PIECES", {})
+    kept = {"some": {"seconds": 1.0, "result": found}, "none": {"seconds": 1.0, "result": {"models": []}}}
+    page = reproduce._write(Setting(tmp_path, None, budget="paper"), kept, []).read_text()
+    rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', page))
+    told = "--data mnist --model sigmoid-mlp --p 2 --sigma 1 --seed 0"
+    assert rows.pop("sigmoid-p2") == f"<code>python -m lpfamily.train {told}</code>{said}"
+    assert rows.keys() == {"command", "budget", "backend", "seconds", "versions"}
+
+
+@pytest.mark.parametrize(
+    "name", ["table1", "table3", "table6", "figure1", "figure-robustness", "figure-theory"]
+)
+def test_data_that_are_not_there_are_bad_input(tmp_path, capsys, name):
+    flags = ["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), "--backend", "numpy"]
+    assert reproduce.main([name, *flags]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "nowhere" in err
+    assert "--data-dir" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_measured_of_data_that_are_not_there_is_left_out(counted, monkeypatch, tmp_path, capsys):
+    other = Piece("other", (Measurement("others", None),), lambda setting, found: [])
+    monkeypatch.setitem(catalogue.PIECES, "other", other)
+    reproduce._keep(tmp_path / "measured" / "others.json", {"setting": {}, "seconds": 1.0, "result": {}})
+    flags = ["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path), *QUIET]
+    assert reproduce.main(["count", *flags]) == 0
+    assert "others" not in (tmp_path / "index.html").read_text()
+    capsys.readouterr()
+    assert reproduce.main(["other", *flags]) == 2
+    assert "no train-images-idx3-ubyte" in capsys.readouterr().err
 
 
 def test_progress_is_lines_where_there_is_no_terminal(counted, tmp_path, capsys):

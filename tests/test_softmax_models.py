@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import brentq
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
+from test_pictures import readable
 
 from lpfamily.experiments import softmax
 from lpfamily.experiments.pieces import Setting
 from lpfamily.experiments.softmax import MODELS, STDS, Fit, Model, fit, objective
 from lpfamily.experiments.softmax_pieces import PIECES
 from lpfamily.margins import boundary_distance
-from lpfamily.report.contents import INK, Plot, Table
+from lpfamily.report.contents import Plot, Table
 from lpfamily.training.data import Dataset, Split, load
 
 SETTING = Setting(Path(), None)
@@ -294,16 +294,14 @@ def test_the_tables_hold_what_was_measured():
     assert_allclose(tables["table8"]["two-sided"][2::3], expected, rtol=1e-9)
 
 
-def test_the_histograms_are_densities_beside_their_lines():
+def test_the_histograms_are_densities_beside_their_lines(tmp_path):
     result = synthetic()
     figure5, figure7 = reported(result)[1]
     shown = result["models"][2::-1]  # in the paper's order
     for plot, names in ((figure5, ["histogram"]), (figure7, ["near", "near_wrong"])):
-        figure = Figure(figsize=plot.size)
-        plot.draw(figure)
+        figure = readable(plot, tmp_path)
         assert [axes.get_title() for axes in figure.axes] == [model["name"] for model in shown]
         for axes, model in zip(figure.axes, shown, strict=True):
-            assert axes.title.get_color() == INK
             for patch, name in zip(axes.patches, names, strict=True):
                 values, edges, _ = patch.get_data()
                 counts = model["training"][name]["counts"]
@@ -316,7 +314,7 @@ def test_the_histograms_are_densities_beside_their_lines():
         assert ends == {(start, high), (start, low), (0, round(line["through_zero"] * 0.1, 12))}
 
 
-def test_figure_6_shows_images_beside_their_noisy_ones(monkeypatch):
+def test_figure_6_shows_images_beside_their_noisy_ones(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.random((30, 784), np.float32)
     labels = np.repeat(np.arange(10), 3)
@@ -328,8 +326,7 @@ def test_figure_6_shows_images_beside_their_noisy_ones(monkeypatch):
     assert abs(noise.std() / 0.01 - 1) < 0.05
     (piece,) = (piece for piece in PIECES if piece.name == "figure6")
     (plot,) = piece.report(SETTING, json.loads(json.dumps(result)))
-    figure = Figure(figsize=plot.size)
-    plot.draw(figure)
+    figure = readable(plot, tmp_path)
     shown = np.array([axes.images[0].get_array() for axes in figure.axes])
     assert_array_equal(shown, [*result["clean"], *result["noisy"]])
 

@@ -124,9 +124,9 @@ def contents(tmp_path_factory):
     return found, *piece.report(setting, found)
 
 
-def test_the_figure_is_readable_on_any_page(contents):
+def test_the_figure_is_readable_on_any_page(contents, tmp_path):
     _, plot, _ = contents
-    figure = readable(plot)
+    figure = readable(plot, tmp_path)
     assert len(figure.axes) == len(theory.NAMES) * (len(theory.EXPONENTS) + 1)
 
 

@@ -26,7 +26,8 @@ from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Tick
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
+"""The variables that say how many threads a library takes; NPROC is JAX's."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,17 @@ def result(folder: Path) -> Json:
         "parameters": ended["parameters"],
         "tested_on": ended["tested_on"],
     }
+
+
+def seeds_of(results: Iterable[Json]) -> dict[str, list[int]]:
+    """Return of which networks, by their names in `NETWORKS`, and which of their seeds measurements are."""
+    found: dict[str, set[int]] = {}
+    for each in results:
+        measured = each.get("runs", each)
+        for name in NETWORKS.keys() & measured.keys():
+            ended = measured[name] if isinstance(measured[name], list) else [measured[name]]
+            found.setdefault(name, set()).update(run["seed"] for run in ended)
+    return {name: sorted(found[name]) for name in NETWORKS if name in found}
 
 
 @functools.cache

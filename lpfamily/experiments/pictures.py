@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from lpfamily.training.backends import Trainer
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
 from lpfamily.training.progress import Tick
-
-if TYPE_CHECKING:
-    pass
 
 Floats = NDArray[Any]
 
@@ -252,8 +249,7 @@ def square(values: Any) -> Floats:
     return image.reshape(math.isqrt(image.size), -1)
 
 
-_NO_SEEDS = ("backend", "budget")
-DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2, _NO_SEEDS)
-EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1, _NO_SEEDS)
-CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1, _NO_SEEDS)
-TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6, _NO_SEEDS)
+DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2)
+EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1)
+CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1)
+TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6)

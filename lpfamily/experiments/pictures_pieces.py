@@ -46,16 +46,12 @@ THE_PAPERS = (
 
 
 def plain_axes(figure: Figure, rows: int, columns: int) -> NDArray[Any]:
-    """Return transparent axes without ticks, whose text and lines have the page's colour."""
-    figure.patch.set_alpha(0)
+    """Return axes without ticks, of thin lines and close to one another."""
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid: NDArray[Any] = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
-        axes.patch.set_alpha(0)
         axes.set(xticks=[], yticks=[])
-        axes.tick_params(colors=INK)
-        for spine in axes.spines.values():
-            spine.set(color=INK, linewidth=0.4)
+        axes.spines[:].set(visible=True, linewidth=0.4)
     return grid
 
 
@@ -80,10 +76,6 @@ def _say(axes: Axes, label: int, probability: float, right: int) -> None:
     axes.set_xlabel(f"{label}: {probability:.0%}", fontsize=7.5, color=colour, weight=weight, labelpad=2)
 
 
-def _head(axes: Axes, text: str) -> None:
-    axes.set_ylabel(text, fontsize=8, color=INK)
-
-
 _SHORT = {"sigmoid-p2": "p = 2", "sigmoid-plain": "plain"}
 
 
@@ -103,7 +95,7 @@ def _digits_drawing(found: Json, sigma: float, names: Sequence[str]) -> Callable
             ):
                 _grey(axes, image)
                 _say(axes, label, probability, right)
-            _head(row[0], _SHORT[name])
+            row[0].set_ylabel(_SHORT[name], fontsize=8)
 
     return draw
 
@@ -114,7 +106,7 @@ def _magnified_drawing(found: Json) -> Callable[[Figure], None]:
         for row, name in zip(grid, PICTURED, strict=True):
             for axes, eps in zip(row, found["digits"][name]["eps"], strict=True):
                 _grey(axes, 10 * np.array(eps), -1, 1)
-            _head(row[0], _SHORT[name])
+            row[0].set_ylabel(_SHORT[name], fontsize=8)
 
     return draw
 
@@ -222,9 +214,10 @@ def _exponents_drawing(found: Json) -> Callable[[Figure], None]:
             for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
                 _signed(axes, eps, float(np.max(np.abs(eps))), x)
                 if sigma is None:
-                    axes.set_xlabel("none", fontsize=7, color=INK)
+                    axes.set_xlabel("none", fontsize=7)
             mean = _mean_radius(each["sigma"])
-            _head(row[0], f"p = {p}\n" + ("" if mean is None else f"mean $\\sigma$ {mean:.2g}"))
+            said = "" if mean is None else f"mean $\\sigma$ {mean:.2g}"
+            row[0].set_ylabel(f"p = {p}\n{said}", fontsize=8)
 
     return draw
 
@@ -260,23 +253,16 @@ def _classes_drawing(found: Json) -> Callable[[Figure], None]:
             _grey(row[0], each["x"])
             _signed(row[1], each["eps"], most, each["x"])
             missing = -each["coefficients"][0]
-            row[0].set_xlabel(f"$1 - y_{each['label']}$ = {missing:.2g}", fontsize=8, color=INK)
-            row[1].set_xlabel("all classes", fontsize=8, color=INK)
+            row[0].set_xlabel(f"$1 - y_{each['label']}$ = {missing:.2g}", fontsize=8)
+            row[1].set_xlabel("all classes", fontsize=8)
             whats = zip(each["classes"], each["coefficients"], each["parts"], each["shares"], strict=True)
             for k, (axes, (label, coefficient, part, share)) in enumerate(zip(row[2:], whats, strict=True)):
                 _signed(axes, part, most, each["x"])
                 name = "the others" if label is None else f"class {label}"
-                axes.set_xlabel(
-                    f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}", fontsize=8, color=INK
-                )
-                axes.annotate(
-                    "=" if k == 0 else "+",
-                    (-0.13, 0.5),
-                    xycoords="axes fraction",
-                    ha="center",
-                    va="center",
-                    color=INK,
-                )
+                said = f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}"
+                axes.set_xlabel(said, fontsize=8)
+                sign = "=" if k == 0 else "+"
+                axes.annotate(sign, (-0.13, 0.5), xycoords="axes fraction", ha="center", va="center")
 
     return draw
 

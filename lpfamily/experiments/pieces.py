@@ -24,7 +24,8 @@ class Setting:
     backend: str = "numpy"
     device: str = "cpu"
     budget: Budget = "quick"
-    seeds: int = 1
+    seeds: int | None = None
+    """How many runs of each network there are, from seed 0; None is what a measurement takes by itself."""
     jobs: int = 1
     """How many networks are trained at once, each in a process of one thread."""
     runs: tuple[Path, ...] = ()
@@ -39,8 +40,10 @@ class Measurement:
     measure: Callable[[Setting, Tick], Json]
     cost: float = 1.0
     """About how many minutes it takes at the quick budget on two cores, for the time that is left."""
-    depends: tuple[str, ...] = ("backend", "budget", "seeds")
-    """The fields of `Setting` that change its result."""
+    seeds: Callable[[Setting], int] | None = None
+    """How many seeds it takes, None where `Setting.seeds` changes nothing."""
+    depends: tuple[str, ...] = ("backend", "budget")
+    """The other fields of `Setting` that change its result."""
     data: tuple[str, ...] = ("mnist",)
     """The data sets that it is measured on."""
 

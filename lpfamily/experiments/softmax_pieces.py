@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from lpfamily.experiments.pieces import Json, Piece, Setting
-from lpfamily.experiments.softmax import (
-    CUT,
-    MODELS,
-    PICTURES,
-    SMALL,
-    SMALL_DRAWS,
-    SOFTMAX,
-    STDS,
-    Printed,
-)
+from lpfamily.experiments.softmax import CUT, MODELS, PICTURES, SMALL, SMALL_DRAWS, SOFTMAX, STDS, Printed
 from lpfamily.noise import additional_error, error_under_noise, two_sided_error
-from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+from lpfamily.report.contents import COLOURS, Cell, Column, Plot, Table
 from lpfamily.training.evaluation import NOISE_DRAWS
 
 if TYPE_CHECKING:
@@ -259,25 +250,19 @@ def _table9(_setting: Setting, result: Json) -> list[Table | Plot]:
 
 
 def _panels(figure: Figure, models: Sequence[Json]) -> list[Axes]:
-    """Return transparent axes, one for each model and named after it."""
-    figure.patch.set_alpha(0)
-    figure.set_layout_engine("constrained")
+    """Return axes, one for each model and named after it."""
     panels = list(figure.subplots(1, len(models)))
     for axes, model in zip(panels, models, strict=True):
-        axes.patch.set_alpha(0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=8)
-        axes.set_title(model["name"], color=INK, fontsize=9)
-        axes.set_xlabel("L2 distance", color=INK, fontsize=8)
-    panels[0].set_ylabel("density, per unit", color=INK, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_title(model["name"], fontsize=9)
+        axes.set_xlabel("L2 distance", fontsize=8)
+    panels[0].set_ylabel("density, per unit", fontsize=8)
     return panels
 
 
 def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    shown = {"ncols": 5, "frameon": False, "fontsize": 8, "labelcolor": INK}
-    figure.legend(handles, labels, loc="outside lower center", **shown)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
 
 
 def _bars(axes: Axes, histogram: Json, examples: int, colour: str, label: str) -> None:
@@ -366,15 +351,12 @@ def _figure7(_setting: Setting, result: Json) -> list[Table | Plot]:
 
 def _figure6(_setting: Setting, result: Json) -> list[Table | Plot]:
     def draw(figure: Figure) -> None:
-        figure.patch.set_alpha(0)
-        figure.set_layout_engine("constrained")
         grid = figure.subplots(2, len(result["clean"]))
         for row, name, label in zip(grid, ("clean", "noisy"), ("clean", f"sigma = {SMALL}"), strict=True):
             for axes, image in zip(row, result[name], strict=True):
                 axes.imshow(image, cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_color(INK)
-            row[0].set_ylabel(label, color=INK, fontsize=8)
+            row[0].set_ylabel(label, fontsize=8)
 
     change = np.abs(np.array(result["noisy"]) - np.array(result["clean"])).max()
     return [

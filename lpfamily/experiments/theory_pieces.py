@@ -12,7 +12,6 @@ from lpfamily.experiments.theory import EXPONENTS, MODELS, NAMES, THEORY, TOLERA
 from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LABELS = {
@@ -35,8 +34,6 @@ def _panels(found: Json, name: str) -> dict[str, tuple[list[Json], list[str]]]:
 
 
 def _draw(found: Json, figure: Figure) -> None:
-    figure.patch.set_alpha(0)
-    figure.set_layout_engine("constrained")
     grid = figure.subplots(len(NAMES), len(EXPONENTS) + 1, sharey=True, sharex="col")
     colours = dict(zip(MODELS, (*COLOURS[:4], COLOURS[3]), strict=True))
     markers = dict(zip(MODELS, "osD^^", strict=True))
@@ -52,23 +49,14 @@ def _draw(found: Json, figure: Figure) -> None:
             axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
             axes.set_yticks([], minor=True)
             if name == NAMES[0]:
-                axes.set_title(title, fontsize=9, color=INK)
+                axes.set_title(title, fontsize=9)
             if name == NAMES[-1]:
-                axes.set_xlabel("sigma", fontsize=8, color=INK)
-            _ink(axes)
-        row[0].set_ylabel(NETWORKS[name].label, fontsize=8, color=INK)
-    figure.supylabel("predicted / measured increase of L", fontsize=9, color=INK)
+                axes.set_xlabel("sigma", fontsize=8)
+            axes.tick_params(which="both", labelsize=7)
+        row[0].set_ylabel(NETWORKS[name].label, fontsize=8)
+    figure.supylabel("predicted / measured increase of L", fontsize=9)
     handles, labels = grid[0, 1].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK
-    )
-
-
-def _ink(axes: Axes) -> None:
-    axes.patch.set_alpha(0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(which="both", colors=INK, labelsize=7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _limit(found: Sequence[Json], model: str) -> str:

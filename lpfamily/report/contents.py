@@ -37,9 +37,9 @@ class Table:
 class Plot:
     """A figure, drawn when it is asked for.
 
-    `draw` is given an empty matplotlib figure of `size` inches. Text, lines of axes and anything else
-    that is to have the colour of the page's text has `INK`; series have `COLOURS`, which are readable on
-    light and on dark pages.
+    `draw` is given an empty matplotlib figure of `size` inches, on which text and axes have `INK`, as has
+    anything else that is to have the colour of the page's text; series have `COLOURS`, which are readable
+    on light and on dark pages.
     """
 
     name: str

@@ -12,24 +12,11 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+from lpfamily.report.contents import INK, Cell, Column, Plot, Table
+from lpfamily.report.looks import drawn, save_png
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _MARKUP = re.compile(r"`(?P<code>[^`]+)`|\[(?P<text>[^]]+)]\((?P<link>https?://[^\s)]+)\)")
-_PNG_DPI = 150
-_LOOKS = {
-    # matplotlib brings the first, so that the layout is the same everywhere
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("axes.facecolor", "savefig.facecolor"), "none"),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
-    "axes.titlesize": "medium",
-    "grid.alpha": 0.15,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lpfamily",
-}
 
 
 @dataclass(frozen=True)
@@ -242,17 +229,10 @@ def _is_number(cell: Cell) -> bool:
 
 def _draw(plot: Plot, folder: Path) -> str:
     """Write a figure's files and return its SVG."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(["default", _LOOKS]):
-        figure = Figure(figsize=plot.size, layout="constrained")
-        plot.draw(figure)
-        figure.savefig(
-            folder / f"{plot.name}.png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None}
-        )
-        svg = folder / f"{plot.name}.svg"
-        figure.savefig(svg, dpi=_PNG_DPI, metadata={"Date": None})
+    svg = folder / f"{plot.name}.svg"
+    with drawn(plot.draw, plot.size) as figure:
+        save_png(figure, folder / f"{plot.name}.png")
+        figure.savefig(svg, metadata={"Date": None})
     return svg.read_text("utf-8")
 
 

@@ -50,11 +50,9 @@ def training_curves(metrics: list[dict[str, Any]], path: Path, title: str) -> No
 
 def robustness_curves(figure: Figure, result: dict[str, Any]) -> None:
     """Draw on an empty figure, for each p, error against sigma, of what `robustness.measure` returns."""
-    figure.patch.set_alpha(0)
     n, balls = result["examples"], result["balls"]
     all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
     for axes, (p, ball) in zip(all_axes, balls.items(), strict=True):
-        axes.patch.set_alpha(0)
         for colour, label, errors in (
             (COLOURS[0], "one step", ball["one_step"]),
             (COLOURS[1], f"up to {result['steps']} steps", ball["multi_step"]),
@@ -68,13 +66,7 @@ def robustness_curves(figure: Figure, result: dict[str, Any]) -> None:
             )
         if ball["matched"] <= ball["sigma"][-1]:
             axes.axvline(ball["matched"], color=INK, lw=0.8, ls=":", label="sigma of the recipe")
-        axes.set_title(f"p = {p}", color=INK, fontsize=10)
-        axes.set_xlabel("sigma", color=INK)
-        axes.set(xlim=(0, None), ylim=(0, 102))
-        axes.tick_params(colors=INK)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(INK)
-    all_axes[0].set_ylabel("test error (%)", color=INK)
+        axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
+    all_axes[0].set_ylabel("test error (%)")
     handles, names = all_axes[0].get_legend_handles_labels()
-    columns = 4 if len(balls) > 1 else 2
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)
+    figure.legend(handles, names, loc="outside lower center", ncols=4 if len(balls) > 1 else 2)
