@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, commands, data, grid, recipes, runs
+from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
+from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.leading import follow, leading
-from lpfamily.training.options import NAME, ON_RESUME, parser, recipe_of
+from lpfamily.training.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.teams import Lost, Team
@@ -35,64 +36,74 @@ def _train(given: dict[str, Any]) -> int:
 
 
 def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Backend, team: Team) -> int:
-    dataset = data.load(given.get("data", Recipe.data), given.get("data_dir"))
-    candidates = {key: recipe_of(given | values, dataset) for key, values in grid.combinations(given).items()}
+    which, folder = given.get("data", Recipe.data), given.get("data_dir")
+    dataset = data.load(which, folder)
+    candidates = recipes_of(given, dataset)
     recipe = next(iter(candidates.values()))
-    config = {
-        "recipe": recipes.to_json(recipe),
-        "backend": name,
-        "device": device,
-        "tf32": given.get("tf32", False),
-        "compile": given.get("compile", False),
-        "data_dir": str(given["data_dir"].resolve()) if "data_dir" in given else None,
-        "data_sha256": dataset.sha256(),
-        "versions": commands.versions(team.size),
-    }
-    title = _title(recipe, "-")
-    if "grid" in given:
-        config["grid"] = grid.to_json(candidates)
-        title = f"{recipe.model}-{recipe.data}-grid"
+    config = Config(
+        recipe,
+        name,
+        device,
+        tf32=given.get("tf32", False),
+        compile=given.get("compile", False),
+        data_dir=data.folder(which, folder),
+        data_sha256=dataset.sha256(),
+        versions=commands.versions(team.size),
+        grid=candidates if "grid" in given else {},
+    )
     _check(candidates, dataset, name, backend)
-    run = runs.create(given.get("out") or _folder(title), config)
-    return _go(run, recipe, dataset, backend, config, given, resume=False)
+    title = f"{recipe.model}-{recipe.data}-grid" if config.grid else _title(recipe, "-")
+    run = runs.create(given.get("out") or _folder(title), configs.to_json(config))
+    with run.held():
+        return _go(run, config, dataset, backend, given, resume=False)
 
 
 def _resume(given: dict[str, Any]) -> int:
-    run = runs.find(given["resume"])
     if fixed := sorted(given.keys() - ON_RESUME):
         flag = "--" + fixed[0].replace("_", "-")
         raise BadInput(f"{flag} cannot be changed in a run that has begun; leave it out, or start a new run")
-    if run.result is not None:
-        print(f"{run.folder} is finished; nothing to do")
-        return 0
-    config = run.config
-    try:
-        recipe = recipes.from_json(config["recipe"])
-        folder = given.get("data_dir") or (Path(config["data_dir"]) if config["data_dir"] else None)
-        expected, versions = config["data_sha256"], config["versions"]
-        _ = config["tf32"], config["compile"]
-        name, device = str(config["backend"]), str(config["device"])
-        candidates = grid.from_json(config) or {"": recipe}
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        path = run.folder / runs.CONFIG
-        raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
-    name, device = given.get("backend", name), given.get("device", device)
+    if not {"backend", "device"} <= given.keys():  # all that those who follow must know
+        run = runs.find(given["resume"])
+        if _is_finished(run):
+            return 0
+        config = configs.read(run)
+        given = {"backend": config.backend, "device": config.device} | given
+    return _together(given["backend"], given["device"], functools.partial(_go_on, given))
 
-    def go_on(backend: backends.Backend, team: Team) -> int:
-        dataset = data.load(recipe.data, folder)
-        if dataset.sha256() != expected:
-            raise BadInput(
-                f"--resume {run.folder}: the run began on other {recipe.data} data; give its --data-dir"
-            )
-        _check(candidates, dataset, name, backend)
-        if versions != commands.versions(team.size) or name != config["backend"]:
+
+def _go_on(given: dict[str, Any], backend: backends.Backend, team: Team) -> int:
+    run = runs.find(given["resume"])
+    with run.held():
+        if _is_finished(run):
+            return 0
+        config = configs.read(run)
+        which = config.recipe.data
+        dataset = data.load(which, given.get("data_dir") or config.data_dir)
+        if dataset.sha256() != config.data_sha256:
+            raise BadInput(f"--resume {run.folder}: the run began on other {which} data; give its --data-dir")
+        _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
+        if others := _others(config, given, team):
             print(
-                f"{NAME}: the run began with another backend or other versions; it goes on, to rounding",
+                f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding",
                 file=sys.stderr,
             )
-        return _go(run, recipe, dataset, backend, config, given, resume=True)
+        return _go(run, config, dataset, backend, given, resume=True)
 
-    return _together(name, device, go_on)
+
+def _is_finished(run: runs.Run) -> bool:
+    if run.result is None:
+        return False
+    print(f"{run.folder} is finished; nothing to do")
+    return True
+
+
+def _others(config: Config, given: dict[str, Any], team: Team) -> list[str]:
+    """Return what a run goes on with that it did not begin with, in words."""
+    others = [f"another {name}" for name in ("backend", "device") if given[name] != getattr(config, name)]
+    if config.versions != commands.versions(team.size):
+        others.append("other versions")
+    added = [name for name in ("tf32", "compile") if name in given and not getattr(config, name)]
+    return others + [f"no --{name}" for name in added]
 
 
 def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
@@ -114,10 +125,9 @@ def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], i
 
 def _go(
     run: runs.Run,
-    recipe: Recipe,
+    config: Config,
     dataset: data.Dataset,
     backend: backends.Backend,
-    config: dict[str, Any],
     given: dict[str, Any],
     *,
     resume: bool,
@@ -125,8 +135,10 @@ def _go(
     from lpfamily.report import plots, tables
     from lpfamily.training.protocol import train
 
-    progress = Progress(given.get("quiet", False))
-    device, tf32, compiled = (given.get(name, config[name]) for name in ("device", "tf32", "compile"))
+    progress, recipe = Progress(given.get("quiet", False)), config.recipe
+    device, tf32, compiled = (
+        given.get(name, getattr(config, name)) for name in ("device", "tf32", "compile")
+    )
     if compiled and (problem := backend.compile_problem(device)):
         progress.warn(f"--compile is without effect: {problem}")
         compiled = False
@@ -139,9 +151,9 @@ def _go(
     )
     chosen = ""
     try:
-        if config.get("grid"):
+        if config.grid:
             stage_one = functools.partial(trained, resume=True, test=False)
-            recipe = grid.choose(run, config, stage_one, progress)
+            recipe = grid.choose(run, run.config, stage_one, progress)
             chosen, resume = grid.table(run) + "\n\n", True
         result = trained(run, recipe, resume=resume)
     except KeyboardInterrupt:
@@ -149,7 +161,7 @@ def _go(
         raise
     except Lost as cause:
         raise Lost(f"{cause}; {run.kept}; go on with {NAME} --resume {run.folder}") from cause
-    with run.writing("curves.png") as path:
+    with run.writing(runs.CURVES) as path:
         plots.training_curves(run.metrics(), path, _title(recipe))
     run.finish(result)
     print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]))
@@ -174,6 +186,8 @@ def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: bac
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
+    if recipe.init > largest / 2:
+        raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
     backends.check_layers(name, backend, network)
     backends.check_direction(name, backend, recipes.objective_of(recipe))
 

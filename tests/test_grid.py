@@ -231,7 +231,8 @@ def test_names_are_those_of_the_flags_or_of_the_recipe(spelling):
 
 def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
     known = recipes.RANGES | recipes.LISTS | recipes.CHOICES
-    for field in known.keys() - {"validation", "second_stage", "second_lr", "second_epochs"}:
+    afterwards = {"second_stage", "second_lr", "second_epochs", "test_examples"}
+    for field in known.keys() - afterwards - {"examples", "validation"}:
         text = recipes.CHOICES.get(field, ("1",))[0]
         (values,) = grid.combinations({"grid": [f"{field}={text}"]}).values()
         assert list(values) == [field]
@@ -263,7 +264,10 @@ def test_recipes_come_back_from_a_config_that_holds_any_of_them():
         ("--grid sigma=1/2 --sigma 1", ["--grid sigma=1/2", "--sigma is given too", "leave one"]),
         ("--grid sigma=1/2 --validation 0", ["--grid sigma=1/2", "--validation 0", "hold some out"]),
         ("--grid validation=5/6", ["--grid validation=5/6", "do not compare", "--validation one value"]),
+        ("--grid examples=20/30", ["--grid examples=20/30", "do not compare", "--examples one value"]),
         ("--grid second-epochs=5/6", ["--grid second-epochs=5/6", "no difference", "--second-epochs one"]),
+        ("--grid test-examples=5/6", ["--grid test-examples=5/6", "no difference", "--test-examples one"]),
+        ("--grid steps=1/2 --objective plain", ["--grid steps=2", "--steps belongs to --objective perturb"]),
         ("--grid units=5/5,5,5 --lr-scale 1,1", ["--grid units=5,5,5", "--lr-scale", "or 4; got 2"]),
         ("--grid patience=5/0", ["--grid patience=0", "--patience 1 or more"]),
         ("--grid sigma=1/1e300", ["--grid sigma=1e300", "float32"]),
@@ -276,6 +280,23 @@ def test_a_grid_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, flag
     common = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
     assert_refused(in_process(*common, *flags.split()), *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_option_that_one_combination_looks_at_is_there_for_it(tmp_path):
+    small_mnist(tmp_path / "mnist")
+    flags = ("--grid", "objective=plain/perturb", "--steps", 2, "--out", tmp_path / "run")
+    one_epoch(tmp_path, *flags)
+
+
+def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
+    one, other = (runs.create(tmp_path / name, {}) for name in ("one", "other"))
+    names = (runs.METRICS, runs.CHECKPOINT, runs.HEALTHY)
+    for there in names[:2], names:
+        for name in there:
+            (one.folder / name).write_text(name)
+        other.take_over(one)
+        assert {name for name in names if (other.folder / name).exists()} == set(there)
+    assert all((other.folder / name).read_text() == name for name in names)
 
 
 def test_a_grid_cannot_be_changed_on_the_way(chosen):

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 from backends_under_test import NAMES
-from commandline import ENVIRONMENT, NAME, timeless, train, unchanged, wait_for_epochs
+from commandline import ENVIRONMENT, NAME, SOFTMAX, in_process, timeless, train, unchanged, wait_for_epochs
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
 
+import torch
 from test_agreement import NETWORK, OF_CONVOLUTIONS, OF_MAXOUT, assert_same, trained
 
+from lpfamily.training import backends
+from lpfamily.training.errors import BadInput
 from lpfamily.training.testing import WITH_DROPOUT
 
 NETWORKS = {"sigmoid": NETWORK, "maxout": OF_MAXOUT, "convolutions": OF_CONVOLUTIONS}
@@ -43,7 +46,7 @@ else:
             save_file(state, f"{sys.argv[2]}/{place}.safetensors")
 team.leave()
 """
-"""A batch of 30 shared out among 4 has parts of 7 and 8."""
+"""A batch of 30 shared out among 4 has parts of 7 and 8, and the last one, of 2, leaves two with nothing."""
 
 
 def torchrun(processes, *arguments):
@@ -118,6 +121,63 @@ def test_a_lost_process_ends_the_run_which_can_go_on(tmp_path):
         _, words = process.communicate(timeout=120)
         assert process.returncode == 0, words
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+
+
+IN_FOLDERS = """
+import os, sys
+from lpfamily.train import main
+folder, *flags = sys.argv[1:]
+os.chdir(f"{folder}/{os.environ['RANK']}")
+sys.exit(main(flags))
+"""
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_who_follows_needs_no_folder_to_go_on_where_the_command_says_what_computes(tmp_path, finished):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(IN_FOLDERS)
+    run = tmp_path / "0/run"
+    begun = in_process("--backend", "torch", *SOFTMAX, "--quiet", "--out", run)
+    assert begun.returncode == 0, begun
+    if not finished:
+        (run / "result.json").unlink()
+    flags = ("--resume", "run", "--backend", "torch", "--device", "cpu", "--quiet")
+    result = subprocess.run(
+        torchrun(2, script, tmp_path, *flags),
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert ("is finished; nothing to do" in result.stdout) == finished
+    assert (run / "result.json").exists()
+    assert list((tmp_path / "1").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cudaa",
+        "hpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
+    ],
+)
+def test_a_device_that_torch_lacks_is_bad_input(monkeypatch, device):
+    backend = backends.find("torch")
+    with pytest.raises(BadInput, match=f"--device {device}: torch cannot use it"):
+        backend.check_device(device)
+    torchruns = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in torchruns.items():
+        monkeypatch.setenv(name, value)
+    if device != "hpu":  # which torch knows by name
+        with pytest.raises(BadInput, match=f"--device {device}: torch cannot use it"):
+            backend.join(device)
+
+
+def test_without_torchrun_there_is_one_process_whatever_its_variables_say(monkeypatch):
+    for size in "", "two", "2":
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert backends.find("torch").join("cpu").size == 1
 
 
 def test_a_backend_of_one_process_refuses_torchrun(tmp_path):

@@ -123,6 +123,7 @@ def test_sigma_follows_the_paper():
         ({"padding": (0, 3)}, "--padding must have one number or 3"),
         ({"kernel": (40, 8, 5)}, "layer 0 is larger than its input of shape (1, 28, 28)"),
         ({"pool": (30, 4, 2)}, "layer 0 is larger"),
+        ({"stride": (4, 4, 3)}, "layer 2 has --stride 3 and --pool 2"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, part):

@@ -62,6 +62,11 @@ def test_what_it_lacks_is_named_with_the_remedy(install, tmp_path, metadata, rem
         pytest.param('raise ImportError("libstrange.so\\nis missing")', "libstrange.so", id="two lines"),
         pytest.param('raise OSError("libstrange.so: cannot open")', "libstrange.so", id="a library"),
         pytest.param("", "backend", id="no backend in it"),
+        pytest.param(
+            "class backend:\n    layers = direction_dtypes = trainer = model = check_device = None\n",
+            "it lacks compile_problem, join",
+            id="half a backend in it",
+        ),
     ],
 )
 def test_one_that_cannot_be_loaded_is_one_line(install, tmp_path, code, reason):

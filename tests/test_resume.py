@@ -13,6 +13,7 @@ from backends_under_test import NAMES
 from commandline import (
     NAME,
     SOFTMAX,
+    assert_refused,
     in_process,
     metrics,
     python,
@@ -28,6 +29,7 @@ from safetensors.numpy import load_file
 
 from lpfamily.training import backends, data, protocol, runs
 from lpfamily.training.backends import Machine
+from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import default
 from lpfamily.training.runs import Run
@@ -122,7 +124,7 @@ def disturbed(instant, folder):
     def hook(event, arguments):
         nonlocal left
         paths = [str(argument) for argument in arguments[:2]]
-        writes = event == "open" and arguments[1] not in ("r", "rb")
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         touches = writes or (event in ("os.rename", "os.mkdir") and how == "killed before")
         if touches and any(path.startswith(folder) for path in paths):
             left -= 1
@@ -192,21 +194,67 @@ def test_going_on_with_a_finished_run_says_so_and_changes_nothing(tmp_path):
     assert result.stdout == f"{folder} is finished; nothing to do\n"
 
 
-@pytest.mark.parametrize("backend", NAMES)
-def test_the_command_goes_on_on_another_backend_and_says_so(tmp_path, backend):
-    """The run is a short one whose length is then changed."""
-    folder = tmp_path / "run"
-    trained(folder, "--backend", "numpy", "--dtype", "float64", "--lr", 0.1, "--epochs", 1)
-    config = json.loads((folder / "config.json").read_text())
-    config["recipe"]["epochs"] = 2
+def lengthened(folder, **values):
+    """Let a finished run be one that has an epoch to go; values of its config are changed too."""
+    config = json.loads((folder / "config.json").read_text()) | values
+    config["recipe"]["epochs"] += 1
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "result.json").unlink()
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_the_command_goes_on_on_another_backend_and_says_so(tmp_path, backend):
+    folder = tmp_path / "run"
+    trained(folder, "--backend", "numpy", "--dtype", "float64", "--lr", 0.1, "--epochs", 1)
+    lengthened(folder)
     begun = metrics(folder)
     result = in_process("--resume", folder, "--backend", backend, "--quiet")
     assert result.returncode == 0, result
     assert ("began with another backend" in result.stderr) == (backend != "numpy")
     assert [line["epoch"] for line in metrics(folder)] == [1, 2]
     assert metrics(folder)[:1] == begun
+
+
+def test_whatever_else_it_goes_on_with_is_said(tmp_path):
+    folder = tmp_path / "run"
+    trained(folder, *SOFTMAX)
+    for values, flags, words in (
+        ({"tf32": True}, ("--tf32",), None),
+        ({"tf32": False}, ("--tf32",), "no --tf32"),
+        ({"compile": False}, ("--compile",), "no --compile"),
+        ({"device": "cpu:0", "versions": {}}, ("--device", "cpu"), "another device and other versions"),
+    ):
+        lengthened(folder, **values)
+        result = in_process("--resume", folder, *flags, "--quiet")
+        assert result.returncode == 0, result
+        said = f"{NAME}: the run began with {words}; it goes on, to rounding\n" if words else ""
+        assert result.stderr.startswith(said)
+        assert bool(result.stderr) == bool(words)
+        (folder / "config.json").write_text((folder / "config.json").read_text().replace('"cpu:0"', '"cpu"'))
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    folder = tmp_path / "run"
+    flags = ("--model", "softmax", "--batch-size", 5, "--epochs", 30, "--quiet", "--out", folder)
+    with start(*flags, cwd=tmp_path) as process:
+        wait_for_epochs(folder, 1, process)
+        refused = in_process("--resume", folder)
+        assert process.poll() is None, "it was over too soon"
+        assert_refused(refused, folder, "another process trains this run")
+        assert process.wait(timeout=60) == 0
+    assert [line["epoch"] for line in metrics(folder)] == list(range(1, 31))
+
+
+def test_a_run_is_held_by_one_process_and_its_combinations_too(tmp_path):
+    run = runs.create(tmp_path / "run", {})
+    with run.held():
+        with pytest.raises(BadInput, match="another process trains"), run.held():
+            pass
+        with runs.create(tmp_path / "run/grid/a", {}).held():
+            pass
+    with run.held():
+        pass
+    assert [path.name for path in run.folder.iterdir() if path.is_file()] == ["config.json"]
 
 
 RECIPES = {

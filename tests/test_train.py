@@ -236,6 +236,9 @@ def test_ctrl_c_says_how_to_go_on(backend, tmp_path):
     [
         pytest.param(("--lr", 1, "--weight-decay", 50), id="weights"),
         pytest.param(("--lr", 1, "--lr-factor", 0.01), id="a rate past float32"),
+        pytest.param(
+            ("--lr", 1, "--lr-factor", 0.01, "--lr-scale", 1e10), id="a rate past float32 by its scale"
+        ),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, tmp_path, flags):
@@ -355,6 +358,8 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
         (["--clean-weight", "2"], ["--clean-weight", "0 to 1"]),
         (["--seed", "-1"], ["--seed", "whole number", "-1"]),
         (["--seed", str(2**64)], ["--seed", str(2**64)]),
+        (["--seed", str(10**400)], ["--seed", "whole number"]),
+        (["--init", "1e308", "--max-norm", "0"], ["--init 1e+308", "too large for float32"]),
         (["--validation", "1497"], ["--validation 1497", "1497 training examples", "fewer"]),
         (["--sigam", "1"], ["--sigam", "did you mean --sigma?"]),
         (["--epoch=3"], ["--epoch=3", "did you mean --epochs?"]),
@@ -364,6 +369,31 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
 )
 def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
     assert_refused(unchanged(tmp_path, lambda: in_process(*flags, "--out", tmp_path / "run")), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--penalty-by difference", ["--penalty-by belongs to --objective penalty; leave it out"]),
+        ("--objective penalty --steps 5", ["--steps belongs to --objective perturb"]),
+        ("--objective plain --random-start", ["--random-start belongs to --objective perturb"]),
+        ("--objective noise --clean-weight 0.3", ["--clean-weight belongs to --objective perturb"]),
+        ("--objective noise --direction-dtype bfloat16", ["--direction-dtype belongs to --objective per"]),
+        ("--direction-dropout same", ["--direction-dropout belongs to --objective perturb with --dropout"]),
+        ("--objective plain --sigma-ramp 3", ["--sigma-ramp belongs to another --objective than plain"]),
+        ("--dropout-scale 3", ["--dropout-scale belongs to --dropout"]),
+        ("--bias untied", ["--bias belongs to --kernel"]),
+        ("--model conv-maxout --kernel none --pool 4", ["--pool belongs to --kernel"]),
+        ("--second-lr constant", ["--second-lr belongs to --second-stage continue"]),
+        ("--epochs 20 --second-epochs 9", ["--second-epochs belongs to --second-stage continue or scratch"]),
+        ("--lr-final 0.5", ["--lr-final belongs to --lr-decay linear"]),
+        ("--lr-epochs 3 --lr-decay none", ["--lr-epochs belongs to --lr-decay linear"]),
+        ("--lr-decay linear --lr-factor 2", ["--lr-factor belongs to --lr-decay exponential"]),
+    ],
+)
+def test_an_option_that_nothing_looks_at_is_refused(tmp_path, flags, parts):
+    assert_refused(in_process(*flags.split(), "--out", tmp_path / "run"), *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -472,6 +502,11 @@ def arrays(change, without=(), **position):
     return rewritten("checkpoint.safetensors", lambda content: save(change(load(content)), metadata))
 
 
+def annotated(text):
+    """Return what puts a text in the place of a checkpoint's position."""
+    return rewritten("checkpoint.safetensors", lambda content: save(load(content), {"lpfamily": text}))
+
+
 def unchanged_arrays(state):
     return state
 
@@ -493,6 +528,14 @@ def retyped(dtype, size):
 
 def removed(name):
     return lambda folder: (folder / name).unlink()
+
+
+def made_a_folder(name):
+    def edit(folder):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return edit
 
 
 BIAS = "layers.0.bias"
@@ -518,6 +561,7 @@ CHECKPOINTS = {
     "no best parameters": arrays(unchanged_arrays, best=1, best_error=0.5),
     "a second stage begun later": arrays(unchanged_arrays, best=1, first=3, target=0.1),
     "a target as text": arrays(unchanged_arrays, best=1, first=2, target="low"),
+    "brackets": annotated(100_000 * "["),
 }
 CONFIGS = {
     "truncated": rewritten("config.json", lambda content: content[:100]),
@@ -534,12 +578,24 @@ CONFIGS = {
     "half an epoch": changed(recipe={"epochs": 3.5}),
     "no batch": changed(recipe={"batch_size": 0}),
     "an unknown objective": changed(recipe={"objective": "pertub"}),
+    "no data_dir": changed(without=["data_dir"]),
+    "no checksum": changed(without=["data_sha256"]),
+    "no backend": changed(without=["backend"]),
+    "no device": changed(without=["device"]),
+    "a number as folder": changed(data_dir=5),
+    "brackets": rewritten("config.json", 100_000 * b"["),
 }
 METRICS = {
     "garbage": rewritten("metrics.jsonl", b"garbage\n"),
     "a list": rewritten("metrics.jsonl", b"[1]\n"),
     "no epoch": rewritten("metrics.jsonl", b'{"loss": 1}\n'),
     "an epoch less": rewritten("metrics.jsonl", lambda content: content.splitlines(keepends=True)[0]),
+    "only epochs": rewritten("metrics.jsonl", b'{"epoch": 1}\n{"epoch": 2}\n'),
+    "loss as text": rewritten(
+        "metrics.jsonl", lambda content: content.replace(b'"loss": ', b'"loss": "",\n"_": ')
+    ),
+    "brackets": rewritten("metrics.jsonl", 100_000 * b"[" + b"\n"),
+    "a folder": made_a_folder("metrics.jsonl"),
 }
 DAMAGES = {
     "checkpoint.safetensors": CHECKPOINTS,
@@ -582,6 +638,28 @@ def test_other_data_is_not_gone_on_with(begun, tmp_path):
     (other / LABELS).write_bytes(idx(np.zeros(40)))
     result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--data-dir", tmp_path))
     assert_refused(result, f"--resume {folder}", "other mnist data", "--data-dir")
+
+
+@pytest.mark.parametrize("given", ["--data-dir", "LPFAMILY_DATA"])
+def test_the_folder_of_the_data_is_known_when_the_run_goes_on(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(small_mnist(tmp_path / "mnist").parent)
+    flags = ("--data", "mnist", "--validation", 5, "--batch-size", 10)
+    if given == "--data-dir":
+        trained(tmp_path / "run", *SOFTMAX, *flags, given, ".")
+    else:
+        monkeypatch.setenv(given, ".")
+        trained(tmp_path / "run", *SOFTMAX, *flags)
+        monkeypatch.delenv(given)
+    monkeypatch.chdir("/")
+    (tmp_path / "run/result.json").unlink()
+    result = in_process("--resume", tmp_path / "run", "--quiet")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_digits_need_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    trained(tmp_path / "run", *SOFTMAX, "--data-dir", tmp_path / "loop")
+    assert json.loads((tmp_path / "run/config.json").read_text())["data_dir"] is None
 
 
 @pytest.mark.parametrize("folder", ["nothing", "empty", "file", "x" * 300])

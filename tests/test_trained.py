@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import ENVIRONMENT, python, trained
+from commandline import ENVIRONMENT, in_process, metrics, python, trained
 from safetensors.numpy import load_file
 
 import lpfamily.training
-from lpfamily.training import data
+from lpfamily.training import data, protocol
 from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import initial_state
 from lpfamily_reference import networks
 from lpfamily_reference.definitions import central_difference
 
@@ -256,6 +257,24 @@ if "jax" in NAMES:
             found.model("jax")
         with jax.enable_x64(True):
             np.testing.assert_allclose(found.model("jax")(x), forward(found, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("second_stage", ["continue", "scratch"])
+def test_a_run_that_stops_as_its_second_stage_begins_has_what_that_begins_with(
+    tmp_path, monkeypatch, second_stage
+):
+    def stop(training):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(protocol._Training, "second_stage", stop)
+    flags = ("--model", "softmax", "--epochs", 4, "--patience", 4, "--second-stage", second_stage)
+    folder = tmp_path / "run"
+    assert in_process(*flags, "--quiet", "--out", folder).returncode == 130
+    found = lpfamily.training.load(folder)
+    errors = [line["validation_error"] for line in metrics(folder)]
+    assert found.epoch == (1 + np.argmin(errors) if second_stage == "continue" else 0)
+    fresh = initial_state(found.network, 0, "float32")["layers.0.weight"]
+    assert np.array_equal(found.parameters["layers.0.weight"], fresh) == (second_stage == "scratch")
 
 
 # What is refused

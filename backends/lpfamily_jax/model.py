@@ -45,7 +45,7 @@ def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Any =
     """Return the logits of inputs (n, inputs); `masks` say which inputs of each layer are kept."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
-        x = x.reshape(-1, *entering)
+        x = x.reshape(len(x), *entering)
         if masks is not None and masks[index] is not None and layer.dropout is not None:
             x = jnp.where(masks[index], layer.dropout.scale * x, 0)
         if isinstance(layer, ConvMaxout):

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
+from lpfamily.training.backends import SMALLER
 from lpfamily.training.errors import BadInput
 from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team
 
@@ -117,11 +118,13 @@ class JaxTeam:
 
 @contextmanager
 def noticing() -> Iterator[None]:
-    """Say in our words that a process is lost: XLA raises one of two errors, as it does for much else."""
+    """Say in our words what XLA raises one of two errors for: a process is lost, or memory is out."""
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as cause:
         reason = str(cause).partition("\n")[0]
+        if "RESOURCE_EXHAUSTED" in reason:
+            raise MemoryError(f"the device has too little memory ({reason}); {SMALLER}") from cause
         if not any(sign in reason for sign in _BROKEN):
             raise
         raise Lost(f"another process of this run has ended or does not answer ({reason})") from cause
@@ -156,8 +159,10 @@ def _replicated(function: Callable[[Any], Any], mesh: Mesh) -> Any:
 
 def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
-    if text is not None and not text.isdecimal():
-        raise BadInput(f"{variable} must be a whole number; got {text!r}: set it, or leave it to the cluster")
+    if text is not None and not (text.isdecimal() and len(text) < 10):
+        raise BadInput(
+            f"{variable} must be a whole number below 10^9; got {text!r}: set it, or leave it to the cluster"
+        )
     return None if text is None else int(text)
 
 

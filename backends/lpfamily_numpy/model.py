@@ -69,7 +69,7 @@ class Passed:
     def into(self, delta: Floats) -> Floats:
         """Return the gradient in what enters the activation from that in the outputs."""
         if self.winner is not None:
-            delta = (delta[..., None] * self.winner).reshape(len(delta), -1)
+            delta = (delta[..., None] * self.winner).reshape(len(delta), self.weight.shape[1])
         return delta * self._slope
 
     def out_of(self, tangent: Floats) -> Floats:

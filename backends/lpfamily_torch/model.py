@@ -70,7 +70,7 @@ def logits(
     largest = largest or first_largest
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
-        x = x.reshape(-1, *entering)
+        x = x.reshape(len(x), *entering)
         if factors is not None and (factor := factors[index]) is not None:
             x = x * factor
         if isinstance(layer, ConvMaxout):
@@ -92,7 +92,7 @@ def logits(
 
 def first_largest(z: Tensor, pieces: int) -> Tensor:
     """Return the largest of each `pieces` along axis 1; max, unlike amax, gives the gradient to the first."""
-    return z.reshape(len(z), -1, pieces, *z.shape[2:]).max(dim=2).values
+    return z.reshape(len(z), z.shape[1] // pieces, pieces, *z.shape[2:]).max(dim=2).values
 
 
 def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
@@ -101,7 +101,7 @@ def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
     So laid out, a CPU compares whole vectors; max, which also says where, takes four times as long as amax
     and the arithmetic that tells the first of the largest.
     """
-    z = z.reshape(len(z), pieces, -1, *z.shape[2:])
+    z = z.reshape(len(z), pieces, z.shape[1] // pieces, *z.shape[2:])
     if torch.compiler.is_compiling():  # one loop
         return functools.reduce(lambda a, b: torch.where((b > a) | (b != b), b, a), z.unbind(dim=1))
     if z.device.type != "cpu":

@@ -23,17 +23,29 @@ Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 def join(device: str) -> Team:
     """Return the team of the processes that torchrun has started, or of this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
+    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
-    kind = torch.device(device)
+    with usable(device):
+        kind = torch.device(device)
     if kind.type == "cuda":
         if kind.index is not None:
             raise BadInput(f"--device {device}: torchrun gives each process a device; give --device cuda")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        with usable(device):
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
     )
     return TorchTeam()
+
+
+@contextmanager
+def usable(device: str) -> Iterator[None]:
+    """Say in our words that torch cannot use a device."""
+    try:
+        yield
+    except Exception as cause:  # whatever a build raises that lacks the device, or its module
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
 
 
 class TorchTeam:

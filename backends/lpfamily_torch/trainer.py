@@ -14,9 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
+from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task
 from lpfamily.training.draws import Draws, Masks
-from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
@@ -29,7 +28,7 @@ from lpfamily.training.networks import (
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import compiled, problem, stays_in_place, tracing_gradients
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
-from lpfamily_torch.team import Gradients, Sums, TorchTeam, join
+from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,8 @@ class TorchBackend:
 
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
-        try:
+        with usable(device):
             torch.zeros(1, device=device).tolist()
-        except (RuntimeError, AssertionError) as cause:
-            reason = str(cause).splitlines()[0]
-            raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
 
     def compile_problem(self, device: str) -> str:
         """Try to compile one small function."""
@@ -57,7 +53,8 @@ class TorchBackend:
 
     def trainer(self, task: Task, state: State) -> TorchTrainer:
         """Return a trainer for `task` that starts from `state`."""
-        return TorchTrainer(task, state)
+        with _noticing_memory():
+            return TorchTrainer(task, state)
 
     def model(self, network: Network, parameters: State) -> TorchModel:
         """Return the network as a module on the CPU."""
@@ -162,7 +159,9 @@ class TorchTrainer:
             at = self._tensor(x).requires_grad_()
             loss = _softplus(self._odds(at, self._tensor(labels))).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
-            return torch.autograd.grad(gradient, at, self._tensor(v))[0].cpu().numpy()
+            # of no examples, convolutions leave a gradient that depends on nothing
+            (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
+            return product.cpu().numpy()
 
     def _drawn(self, draws: Draws, step: int, examples: int) -> Drawn:
         """Return what is random in a step."""
@@ -194,15 +193,15 @@ class TorchTrainer:
         clean = x
         if objective.name == "perturb":
             passes = iter(drawn.passes)
-            with torch.autocast(x.device.type, torch.bfloat16, objective.direction_dtype == "bfloat16"):
-                x = x + frank_wolfe(
-                    lambda at: self._direction(at, labels, next(passes)),
-                    x,
-                    objective.p,
-                    sigma,
-                    objective.steps,
-                    shift,
-                )
+            direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
+            x = x + frank_wolfe(
+                lambda at: direction(at, labels, next(passes)),
+                x,
+                objective.p,
+                sigma,
+                objective.steps,
+                shift,
+            )
         logits = self._logits(x, drawn.factors, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
@@ -231,6 +230,15 @@ class TorchTrainer:
         """Return the input gradient of the error log-odds; no weight gradient is computed."""
         at = x.detach().requires_grad_()
         return torch.autograd.grad(self._odds(at, labels, factors).sum(), at)[0]
+
+    def _rounded_direction(self, x: Tensor, labels: Tensor, factors: Factors) -> Tensor:
+        """Return the same by products of bfloat16, which autocast has in place of float32's alone."""
+        at = x.detach().requires_grad_()
+        state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
+        single = [None if factor is None else factor.float() for factor in factors]
+        with torch.autocast(x.device.type, torch.bfloat16):
+            z = logits(self.task.network, state, at.float(), single, None, largest_by_piece)
+            return torch.autograd.grad(error_log_odds(z, labels).sum(), at)[0]
 
     def _odds(
         self,
@@ -311,12 +319,28 @@ class TorchTrainer:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """Set the policy on TF32 for a while: the process may have its own."""
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self.task.tf32
+        policies: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn  # of convolutions
+        before = [policy.allow_tf32 for policy in policies]
         try:
-            yield
+            for policy in policies:
+                policy.allow_tf32 = self.task.tf32
+            with _noticing_memory():
+                yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            for policy, allowed in zip(policies, before, strict=True):
+                policy.allow_tf32 = allowed
+
+
+@contextmanager
+def _noticing_memory() -> Iterator[None]:
+    """Say in Python's words that memory is out: torch raises RuntimeError, as it does for much else."""
+    try:
+        yield
+    except RuntimeError as cause:
+        if not isinstance(cause, torch.OutOfMemoryError) and "allocate memory" not in str(cause):
+            raise
+        reason = str(cause).splitlines()[0]
+        raise MemoryError(f"the device has too little memory ({reason}); {SMALLER}") from cause
 
 
 def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:

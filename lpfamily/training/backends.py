@@ -27,6 +27,9 @@ Metrics = dict[str, float]
 
 ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
 
+SMALLER = "give a smaller --batch-size, or a smaller network"
+"""What a trainer's `MemoryError` says is to be done."""
+
 DIFFERENCE_STEP = 2.0**-10
 """The step of the finite-difference penalty, in units of eps."""
 
@@ -102,7 +105,10 @@ class Machine:
 
 
 class Trainer(Protocol):
-    """A network in training, on its device; arrays go in and come out as NumPy arrays."""
+    """A network in training, on its device; arrays go in and come out as NumPy arrays.
+
+    `MemoryError` says best that the device has too little of it: the commands make a line of that.
+    """
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`, the last batch as it is.
@@ -183,8 +189,9 @@ def find(name: str) -> Backend:
     entry = found[0]
     try:
         backend: Backend = entry.load()
-        if not (hasattr(backend, "trainer") and hasattr(backend, "layers")):
-            raise TypeError(f"{entry.value} is no backend, but {backend!r}")
+        members = [name for name in vars(Backend) if not name.startswith("_")]
+        if lacking := [name for name in members if not hasattr(backend, name)]:
+            raise TypeError(f"{entry.value} is no backend, it lacks {', '.join(lacking)}")
     except Exception as cause:  # a stranger's module may fail in any way
         raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend

@@ -137,7 +137,7 @@ def number(range_: Range) -> Callable[[str], float]:
             value = range_.kind(text)
         except ValueError:
             value = math.nan
-        if math.isnan(value) or not range_.accepts(value):
+        if not range_.accepts(value):
             raise argparse.ArgumentTypeError(f"must be {range_.what}; got {text}")
         return value
 

@@ -28,8 +28,11 @@ LONGEST = 255
 """The bytes that a file system allows in a name."""
 
 _AFTERWARDS = "it makes no difference to stage one, by which is chosen"
+_OTHER_EXAMPLES = "errors on different examples do not compare"
 _FIXED = {
-    "validation": "errors on different examples do not compare",
+    "examples": _OTHER_EXAMPLES,  # the held-out ones are the last of them
+    "validation": _OTHER_EXAMPLES,
+    "test_examples": _AFTERWARDS,
     "second_stage": _AFTERWARDS,
     "second_lr": _AFTERWARDS,
     "second_epochs": _AFTERWARDS,
@@ -134,12 +137,13 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     for name, recipe in candidates.items():
         first = replace(recipe, second_stage="none")
         child = _child(run.folder / "grid" / name, config, first)
-        if child.result is None:
-            try:
-                child.finish(train(child, first) | _kept(child, first))
-            except NotFinite as cause:
-                progress.warn(f"{name} is not chosen: {cause}")
-                child.finish(_NOT_FINITE)
+        with child.held():
+            if child.result is None:
+                try:
+                    child.finish(train(child, first) | _kept(child, first))
+                except NotFinite as cause:
+                    progress.warn(f"{name} is not chosen: {cause}")
+                    child.finish(_NOT_FINITE)
         found[name] = _NOT_FINITE if child.result == _NOT_FINITE else _kept(child, first)
     errors = {name: kept["validation_error"] for name, kept in found.items() if kept != _NOT_FINITE}
     if not errors:

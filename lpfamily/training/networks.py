@@ -70,8 +70,8 @@ class ConvMaxout(Layer):
     The convolution is a cross-correlation of stride 1 with zero padding, weight of shape (channels *
     pieces, channels of the input, kernel, kernel), the pieces of a channel one after another; the bias
     is one number a piece, or untied, one a piece and position. Pooling takes the largest of pool x pool
-    positions every `stride`, and windows that reach over the end count (ceil mode). Gradients of both
-    maxima go to the first of the largest, in row-major order.
+    positions every `stride`, which is at most `pool`, and windows that reach over the end count (ceil
+    mode). Gradients of both maxima go to the first of the largest, in row-major order.
     """
 
     channels: int
@@ -147,6 +147,11 @@ def shapes(network: Network) -> tuple[Shape, ...]:
             sides = [layer.pooled(length) for length in shape[1:]]
             if min(*sides, *(layer.detector(length) - layer.pool + 1 for length in shape[1:])) < 1:
                 raise ValueError(f"layer {index} is larger than its input of shape {shape}")
+            if layer.stride > layer.pool:  # the last window could begin beyond the end
+                raise ValueError(
+                    f"layer {index} has --stride {layer.stride} and --pool {layer.pool}, so that windows are "
+                    f"apart; give a stride of {layer.pool} or less"
+                )
             shape = (layer.channels, *sides)
         else:
             entering.append((math.prod(shape),))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from lpfamily.training import backends, commands, data, recipes
+from lpfamily.training import backends, commands, data, grid, recipes
 from lpfamily.training.data import Dataset
+from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
 
 NAME = "python -m lpfamily.train"
@@ -223,7 +225,7 @@ def parser() -> commands.Parser:
     add("--tf32", "let a GPU round the factors of float32 products to 10 bits")
 
     add = result.group("the run")
-    add("--out", "the run folder, empty or new", Path, default="runs/MODEL-DATA-OBJECTIVE-TIME")
+    add("--out", "the run folder, empty or new", Path, default="runs/, by what is trained and when")
     kept = ", ".join(sorted("--" + name.replace("_", "-") for name in ON_RESUME - {"resume"}))
     add("--resume", f"go on with the run in this folder; of the other flags only {kept} go with it", Path)
     add("--quiet", "no progress, only the table at the end")
@@ -244,6 +246,48 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_text, value)) or "none"
     return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def recipes_of(given: dict[str, Any], dataset: Dataset) -> dict[str, Recipe]:
+    """Return by name the recipe of each combination of `--grid`; without it one, of no name.
+
+    An option that changes recipes in what none of them looks at is `BadInput`.
+    """
+    combinations = grid.combinations(given)
+    found = {name: recipe_of(given | values, dataset) for name, values in combinations.items()}
+    for option, (owner, is_effective) in _OWNERS.items():
+        if any(map(is_effective, found.values())):
+            continue
+        for name, values in combinations.items():
+            without = recipe_of(
+                {key: each for key, each in (given | values).items() if key != option}, dataset
+            )
+            if getattr(found[name], option) != getattr(without, option):
+                flag, where = f"--{option.replace('_', '-')}", f"--grid {name}: " if name else ""
+                raise BadInput(f"{where}{flag} belongs to {owner}; leave it out, or give {owner}")
+    return found
+
+
+# By option, which other one it goes with, in words and as a condition.
+_PERTURB = "--objective perturb", lambda recipe: recipe.objective == "perturb"
+_KERNEL = "--kernel", lambda recipe: recipe.kernel
+_EXPONENTIAL = "--lr-decay exponential", lambda recipe: recipe.lr_decay == "exponential"
+_LINEAR = "--lr-decay linear", lambda recipe: recipe.lr_decay == "linear"
+_OWNERS: dict[str, tuple[str, Callable[[Recipe], Any]]] = {
+    **dict.fromkeys(("steps", "random_start", "clean_weight", "direction_dtype"), _PERTURB),
+    "direction_dropout": (
+        "--objective perturb with --dropout",
+        lambda recipe: recipe.objective == "perturb" and recipe.dropout,
+    ),
+    "penalty_by": ("--objective penalty", lambda recipe: recipe.objective == "penalty"),
+    "sigma_ramp": ("another --objective than plain", lambda recipe: recipe.objective != "plain"),
+    "dropout_scale": ("--dropout", lambda recipe: recipe.dropout),
+    **dict.fromkeys(("padding", "pool", "stride", "bias"), _KERNEL),
+    **dict.fromkeys(("lr_factor", "lr_floor"), _EXPONENTIAL),
+    **dict.fromkeys(("lr_final", "lr_epochs"), _LINEAR),
+    "second_lr": ("--second-stage continue", lambda recipe: recipe.second_stage == "continue"),
+    "second_epochs": ("--second-stage continue or scratch", lambda recipe: recipe.second_stage != "none"),
+}
 
 
 def recipe_of(given: dict[str, Any], dataset: Dataset) -> Recipe:

@@ -151,7 +151,7 @@ class _Training:
                 lambda values: read_position(values, recipe, self.network), recipe.dtype
             )
             state, self.best = parted(arrays)
-            self.metrics = run.cut_metrics(self.position.epoch)
+            self.metrics = run.cut_metrics(self.position.epoch, ("stage", "loss", "error", "seconds"))
         else:
             state = initial_state(self.network, recipe.seed, recipe.dtype)
             self._save(state)
@@ -279,8 +279,12 @@ class _Training:
         recipe, epoch = self.recipe, self.position.epoch
         draws = Draws(recipe.seed, epoch)
         schedule = scheduled(math.ceil(len(split.x) / recipe.batch_size))
-        if not np.max(schedule.lr) <= np.finfo(recipe.dtype).max:
-            raise NotFinite(f"epoch {epoch + 1} has a learning rate beyond {recipe.dtype}; {self._kept}")
+        largest = float(np.max(schedule.lr)) * max(recipe.lr_scale) * max(1.0, recipe.weight_decay)
+        if not largest <= float(np.finfo(recipe.dtype).max):
+            raise NotFinite(
+                f"epoch {epoch + 1} has a learning rate, with --lr-scale and --weight-decay, beyond "
+                f"{recipe.dtype}; {self._kept}"
+            )
         begin = time.perf_counter()
         line: Json = {"epoch": epoch + 1, "stage": 1 if self.position.first is None else 2}
         line |= self.trainer.epoch(draws.order(len(split.x)), schedule, draws)
@@ -304,8 +308,12 @@ class _Training:
         first, recipe = slice(MONITORED), self.recipe
         x, labels = self._x(self.held_out)[first], self.held_out.labels[first]
         found = robustness.monitor(self.trainer, x, labels, recipe.p, recipe.sigma)
-        before = {name: line[f"monitor_{name}"] for line in self.metrics[-1:] for name in found}
-        if not robustness.is_healthy(found) and (not before or robustness.is_healthy(before)):
+        was_healthy = all(
+            robustness.is_healthy({name: line[f"monitor_{name}"] for name in found})
+            for line in self.metrics[-1:]
+            if all(f"monitor_{name}" in line for name in found)
+        )
+        if was_healthy and not robustness.is_healthy(found):
             self.run.keep_healthy()
             self.progress.warn(
                 f"catastrophic overfitting: on {len(x)} held-out examples the error is "

@@ -19,7 +19,7 @@ MODELS = ("softmax", "sigmoid-mlp", "maxout", "conv-maxout", "cifar-maxout-small
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers an option takes."""
+    """Which numbers an option takes; NaN is never one of them."""
 
     what: str
     accepts: Callable[[float], bool]

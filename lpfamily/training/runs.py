@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,12 @@ CONFIG, METRICS, CHECKPOINT, RESULT = (
     "checkpoint.safetensors",
     "result.json",
 )
+CURVES = "curves.png"
 HEALTHY = "healthy.safetensors"
 """The last checkpoint before one step ceased to measure robustness, if it did."""
+
+# What a file holds that is no JSON, no JSON of ours, or a line of brackets without end.
+_DAMAGES = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -60,25 +65,33 @@ class Run:
         path = self.folder / METRICS
         if not path.exists():
             return []
-        whole = path.read_bytes().rpartition(b"\n")[0]
         try:
+            whole = path.read_bytes().rpartition(b"\n")[0]
             lines = [json.loads(line) for line in whole.splitlines()]
             if [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
                 raise ValueError("its epochs do not count up from 1")
-        except (KeyError, TypeError, ValueError) as cause:
+            for line in lines:
+                if odd := [name for name, value in line.items() if not isinstance(value, int | float)]:
+                    raise ValueError(f"{odd[0]} is {line[odd[0]]!r}, no number, in epoch {line['epoch']}")
+        except (OSError, *_DAMAGES) as cause:
             raise BadInput(
                 f"{path}: not one JSON object an epoch ({cause!r}); restore it from a copy"
             ) from cause
         return lines
 
-    def cut_metrics(self, epochs: int) -> list[Json]:
-        """Drop what `metrics.jsonl` says of epochs after the first `epochs`; return the rest."""
-        kept = self.metrics()[:epochs]
+    def cut_metrics(self, epochs: int, needed: Iterable[str] = ()) -> list[Json]:
+        """Drop what `metrics.jsonl` says of epochs after the first `epochs`; return the rest.
+
+        Each line of it must have what is needed.
+        """
+        kept, path = self.metrics()[:epochs], self.folder / METRICS
         if len(kept) < epochs:
-            path = self.folder / METRICS
             raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; restore it from a copy")
+        for name in needed:
+            if any(name not in line for line in kept):
+                raise BadInput(f"{path}: has epochs without {name}; restore it from a copy")
         with self.writing(METRICS) as path:
-            _replace(path, "".join(_line(line) for line in kept).encode())
+            replace(path, "".join(_line(line) for line in kept).encode())
         return kept
 
     def log(self, metrics: Json) -> None:
@@ -93,12 +106,12 @@ class Run:
         from safetensors.numpy import save
 
         with self.writing(CHECKPOINT) as path:
-            _replace(path, save(arrays, {"lpfamily": json.dumps(position)}))
+            replace(path, save(arrays, {"lpfamily": json.dumps(position)}))
 
     def keep_healthy(self) -> None:
         """Keep the checkpoint, as it is, beside those to come."""
         with self.writing(HEALTHY) as path:
-            _replace(path, (self.folder / CHECKPOINT).read_bytes())
+            replace(path, (self.folder / CHECKPOINT).read_bytes())
 
     def load(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> tuple[State, Position]:
         """Return the arrays of the checkpoint, and the position that `read` makes of the rest of it.
@@ -110,7 +123,7 @@ class Run:
         state, metadata = _read_tensors(path, remedy)
         try:
             position, shapes = read(json.loads(metadata["lpfamily"]))
-        except (KeyError, TypeError, ValueError) as cause:
+        except _DAMAGES as cause:
             raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {remedy}") from cause
         if state.keys() != shapes.keys():
             odd = min(state.keys() ^ shapes.keys())
@@ -127,10 +140,38 @@ class Run:
         return state, position
 
     def take_over(self, other: Run) -> None:
-        """Begin where another run is: with its metrics and then, as what decides, its checkpoint."""
-        for name in (METRICS, CHECKPOINT):
-            with self.writing(name) as path:
-                _replace(path, (other.folder / name).read_bytes())
+        """Begin where another run is: with what it has and then, as what decides, its checkpoint."""
+        for name in (METRICS, HEALTHY, CHECKPOINT):
+            if name != HEALTHY or (other.folder / HEALTHY).exists():
+                with self.writing(name) as path:
+                    replace(path, (other.folder / name).read_bytes())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training the run too; raise `BadInput` if one does.
+
+        The lock is on the folder, as files in it are replaced. The system lets it go where the process
+        ends, however it does. Windows, and some network file systems, lock no folder: there nothing is
+        held.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as cause:
+                raise BadInput(
+                    f"{self.folder}: another process trains this run; wait for its end, or end it"
+                ) from cause
+            except OSError:  # such a file system
+                pass
+            yield
+        finally:
+            os.close(descriptor)
 
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
@@ -143,7 +184,7 @@ class Run:
     def write(self, name: str, values: Json) -> None:
         """Replace a JSON file of the run."""
         with self.writing(name) as path:
-            _replace(path, _json(values))
+            replace(path, _json(values))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -160,11 +201,15 @@ class Run:
     @property
     def kept(self) -> str:
         """What an error leaves intact, in words."""
-        path = self.folder / CHECKPOINT
+        path, remedy = self.folder / CHECKPOINT, "start a new run"
         if not path.exists():
             return "there is no checkpoint yet"
-        _, metadata = _read_tensors(path, "start a new run")
-        return f"the checkpoint after epoch {json.loads(metadata['lpfamily'])['epoch']} is intact"
+        _, metadata = _read_tensors(path, remedy)
+        try:
+            epoch = json.loads(metadata["lpfamily"])["epoch"]
+        except _DAMAGES as cause:
+            raise BadInput(f"{path}: not a checkpoint ({cause!r}); {remedy}") from cause
+        return f"the checkpoint after epoch {epoch} is intact"
 
 
 def create(folder: Path, config: Json) -> Run:
@@ -175,7 +220,7 @@ def create(folder: Path, config: Json) -> Run:
             raise BadInput(
                 f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
             )
-        _replace(folder / CONFIG, _json(config))
+        replace(folder / CONFIG, _json(config))
     except OSError as cause:
         raise BadInput(f"--out {folder}: cannot be written ({cause.strerror}); choose another") from cause
     return Run(folder)
@@ -220,7 +265,7 @@ def _line(metrics: Json) -> str:
     return json.dumps(metrics) + "\n"
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
     """Write a file so that at every instant the old or the new content is there, whole."""
     new = _beside(path)
     try:

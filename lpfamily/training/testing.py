@@ -170,6 +170,15 @@ class BackendTests:
         found = self._trainer(task, state).hessian_products(task.x, task.labels, v)
         assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
+    def test_no_examples_give_no_rows(self, network: Network) -> None:
+        """A process may have none of a small last batch."""
+        task, state = _task(network), _state(network)
+        trainer, x, labels = self._trainer(task, state), task.x[:0], task.labels[:0]
+        assert trainer.logits(x).shape == (0, network.classes)
+        assert trainer.losses(x, labels).shape == (0,)
+        assert trainer.input_gradients(x, labels).shape == x.shape
+        assert trainer.hessian_products(x, labels, x).shape == x.shape
+
     def test_a_step_descends_the_objective(self, network: Network, objective: Objective) -> None:
         """With the dropout of the draws, wherever the objective has it."""
         network = _unconstrained(network)
@@ -182,10 +191,11 @@ class BackendTests:
             assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
-    def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network) -> None:
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
         """To the second order of its rounding: the loss is stationary on the sphere at its steepest point."""
         network = _undropped(network)
-        task, state = _task(network, "float32"), _state(network, "float32")
+        task, state = _task(network, dtype), _state(network, dtype)
 
         def loss(objective: Objective) -> float:
             trainer = self._trainer(replace(task, objective=objective), state)
@@ -193,13 +203,13 @@ class BackendTests:
 
         clean, perturbed = loss(Objective("plain")), loss(Objective("perturb"))
         found = {
-            dtype: (loss(Objective("perturb", direction_dtype=dtype)) - clean) / (perturbed - clean)  # type: ignore[arg-type]
-            for dtype in self.find().direction_dtypes
+            of: (loss(Objective("perturb", direction_dtype=of)) - clean) / (perturbed - clean)  # type: ignore[arg-type]
+            for of in self.find().direction_dtypes
         }
         assert found.pop("same") == 1
-        for dtype, share in found.items():
-            assert share == pytest.approx(1, abs=0.01), dtype
-            assert share != 1, dtype
+        for of, share in found.items():
+            assert share == pytest.approx(1, abs=0.01), of
+            assert share != 1, of
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""

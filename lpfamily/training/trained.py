@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, recipes, runs
+from lpfamily.training import backends, configs, recipes, runs
 from lpfamily.training.data import CLASSES, SHAPES
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
@@ -110,11 +110,10 @@ def load(folder: str | Path) -> Trained:
         cannot be imported.
     """
     run = runs.find(Path(folder), option="")
-    config = run.config
+    recipe = configs.read(run).recipe
     try:
-        recipe = recipes.from_json(config["recipe"])
         network = recipes.network_of(recipe, SHAPES[recipe.data], CLASSES)
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, BadInput) as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
     try:
@@ -126,4 +125,7 @@ def load(folder: str | Path) -> Trained:
         ) from cause
     state, best = parted(arrays)
     parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
-    return Trained(network, recipe, parameters, position.best if best else position.epoch, run.result)
+    epoch = position.best if best else position.epoch
+    if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
+        epoch = 0 if recipe.second_stage == "scratch" else position.best
+    return Trained(network, recipe, parameters, epoch, run.result)

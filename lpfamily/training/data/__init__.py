@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput
 
-__all__ = ["CLASSES", "NAMES", "SHAPES", "Dataset", "Split", "load"]
+__all__ = ["CLASSES", "NAMES", "SHAPES", "Dataset", "Split", "folder", "load"]
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 """Of an example of each data set as an image, channels first."""
@@ -110,18 +110,19 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name == "mnist":
         from lpfamily.training.data import mnist
 
-        return mnist.load(_folder(data_dir))
+        return mnist.load(folder(name, data_dir))
     if name == "cifar10":
         from lpfamily.training.data import cifar10
 
-        return cifar10.load(_folder(data_dir))
+        return cifar10.load(folder(name, data_dir))
     raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def folder(name: str, data_dir: Path | None = None) -> Path | None:
+    """Return the folder whose files `load` uses; None if it uses no local ones."""
+    chosen = data_dir or os.environ.get("LPFAMILY_DATA")
+    return Path(chosen) if chosen and name != "digits" else None
 
 
 def _first(split: Split, count: int) -> Split:
     return Split(split.x[: count or None], split.labels[: count or None])
-
-
-def _folder(data_dir: Path | None) -> Path | None:
-    folder = os.environ.get("LPFAMILY_DATA")
-    return Path(folder) if data_dir is None and folder else data_dir
