@@ -169,7 +169,7 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
 def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
     from lpfamily.experiments.catalogue import CHAPTERS, PIECES
-    from lpfamily.experiments.networks import NETWORKS, flags, seeds_of
+    from lpfamily.experiments.networks import NETWORKS, backends_of, flags
     from lpfamily.report import page
 
     there = {name for name, piece in PIECES.items() if all(m.name in results for m in piece.measurements)}
@@ -185,10 +185,16 @@ def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
     facts.append(("backend", f"{setting.backend} on {setting.device}"))
     facts.append(("seconds", ", ".join(f"{name} {found['seconds']:.0f}" for name, found in results.items())))
     facts.append(("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())))
-    for name, (first, *others) in seeds_of(found["result"] for found in results.values()).items():
+    for name, trained in backends_of(found["result"] for found in results.values()).items():
+        first, *others = trained
         told = shlex.join(flags(NETWORKS[name], setting.budget, first))
         alike = f", and seeds {', '.join(map(str, others))}" if others else ""
-        facts.append((name, f"`python -m lpfamily.train {told}`{alike}"))
+        elsewhere = "".join(
+            f"; seed {seed} was trained by {backend}"
+            for seed, backend in trained.items()
+            if backend not in ("", setting.backend)
+        )
+        facts.append((name, f"`python -m lpfamily.train {told}`{alike}{elsewhere}"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
     return page.write(setting.out, title, sections, facts)
 

@@ -317,8 +317,13 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
         ({"sigmoid-p2": [result(0.02, 0)]}, ""),
         ({"sigmoid-p2": {"seed": 0}}, ""),
         ({"runs": {"sigmoid-p2": result(0.02)}, "digits": {"maxout-p2": {}}}, ""),
+        ({"sigmoid-p2": [result(0.02) | {"backend": "numpy"}]}, ""),
+        (
+            {"sigmoid-p2": [result(0.02, 0) | {"backend": "numpy"}, result(0.02, 1) | {"backend": "jax"}]},
+            ", and seeds 1; seed 1 was trained by jax",
+        ),
     ],
-    ids=["seeds", "one", "robustness", "runs"],
+    ids=["seeds", "one", "robustness", "runs", "this backend", "another"],
 )
 def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, found, said):
     monkeypatch.setattr(catalogue, "CHAPTERS", ())

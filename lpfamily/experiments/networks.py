@@ -124,6 +124,7 @@ def result(folder: Path) -> Json:
         "noise": ended["test_error"]["noise"],
         "one_step": ended["test_error"]["one_step"],
         "seed": found.config["recipe"]["seed"],
+        "backend": found.config["backend"],
         "epochs": ended["epochs"],
         "seconds_per_epoch": ended["seconds_per_epoch"],
         "parameters": ended["parameters"],
@@ -131,15 +132,17 @@ def result(folder: Path) -> Json:
     }
 
 
-def seeds_of(results: Iterable[Json]) -> dict[str, list[int]]:
-    """Return of which networks, by their names in `NETWORKS`, and which of their seeds measurements are."""
-    found: dict[str, set[int]] = {}
+def backends_of(results: Iterable[Json]) -> dict[str, dict[int, str]]:
+    """Return what has trained the runs that measurements are of, by network and seed; "" if none says it."""
+    found: dict[str, dict[int, str]] = {}
     for each in results:
         measured = each.get("runs", each)
         for name in NETWORKS.keys() & measured.keys():
             ended = measured[name] if isinstance(measured[name], list) else [measured[name]]
-            found.setdefault(name, set()).update(run["seed"] for run in ended)
-    return {name: sorted(found[name]) for name in NETWORKS if name in found}
+            for run in ended:
+                seeds = found.setdefault(name, {})
+                seeds[run["seed"]] = run.get("backend") or seeds.get(run["seed"], "")
+    return {name: dict(sorted(found[name].items())) for name in NETWORKS if name in found}
 
 
 @functools.cache
