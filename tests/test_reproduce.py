@@ -57,19 +57,20 @@ def test_the_quick_budget_has_the_images_and_epochs_that_it_promises(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "p", "sigma"),
+    ("name", "p", "sigma", "clean_weight"),
     [
-        ("sigmoid-p2", 2, 1),
-        ("maxout-p2", 2, 1),
-        ("maxout-pinf", math.inf, 0.25),
-        ("conv-pinf-0.1", math.inf, 0.1),
-        ("conv-p2", 2, 1),
-        ("cifar-p2-50k", 2, 2),
+        ("sigmoid-p2", 2, 1, 0),
+        ("maxout-p2", 2, 1, 0),
+        ("maxout-pinf", math.inf, 0.25, 0.5),  # of another paper, which mixes
+        ("conv-pinf-0.1", math.inf, 0.1, 0),
+        ("conv-p2", 2, 1, 0),
+        ("cifar-p2-50k", 2, 2, 0),
     ],
 )
-def test_the_perturbations_are_the_papers(name, p, sigma):
+def test_the_perturbations_are_the_papers(name, p, sigma, clean_weight):
     found = recipe(name, "paper")
-    assert (found.objective, found.p, found.sigma) == ("perturb", p, sigma)
+    told = found.objective, found.p, found.sigma, found.clean_weight
+    assert told == ("perturb", p, sigma, clean_weight)
 
 
 # Runs

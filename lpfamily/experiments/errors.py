@@ -187,8 +187,11 @@ _SINGLE = (
     "0.94 % are within noise of each other."
 )
 _MATCHED = (
-    "p = inf at sigma 0.25 is the fast gradient sign method's published choice; the strengths of the rows "
-    "are not matched."
+    "The row of p = inf is quoted from the paper of the fast gradient sign method, so sigma 0.25 and a clean "
+    "weight of one half are that paper's; the strengths of the rows are not matched. On L(x + eps) alone, as "
+    "the other rows are trained, such a network learns what its one step gives away: of seed 0 at least "
+    "12.75 % of the clean held-out images were wrong after each of 115 epochs "
+    "(`python -m lpfamily.train --data mnist --model maxout --p inf --sigma 0.25`)."
 )
 _TABLE_3 = (
     "The paper quotes 12.93 % from the authors of the network, and does not say whose the 13.08 % of Table V "

@@ -52,7 +52,11 @@ _ROWS = (
     ("sigmoid-plain", "Sigmoid MLP", "--model sigmoid-mlp --objective plain"),
     ("sigmoid-p2", "Sigmoid MLP + gradient p = 2", "--model sigmoid-mlp --p 2 --sigma 1"),
     ("maxout-plain", "Maxout + dropout", "--model maxout --objective plain"),
-    ("maxout-pinf", "Maxout + dropout + gradient p = inf", "--model maxout --p inf --sigma 0.25"),
+    (
+        "maxout-pinf",
+        "Maxout + dropout + gradient p = inf",
+        "--model maxout --p inf --sigma 0.25 --clean-weight 0.5",
+    ),
     ("maxout-p2", "Maxout + dropout + gradient p = 2", "--model maxout --p 2 --sigma 1"),
     ("conv-plain", "Conv. maxout + dropout", "--model conv-maxout --objective plain"),
     *(
