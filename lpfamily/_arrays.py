@@ -88,10 +88,18 @@ def of_library(lead: Array, value: Array, name: str) -> Array:
         return value
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(
-            f"{name} must be an array of {library_name(xp)}, the library of what it goes with, or of NumPy; "
-            f"got one of {library_name(own)}: convert it first"
+            f"{name} must be of the library of what it goes with, {library_name(xp)}, or a NumPy array; got "
+            f"an array of {library_name(own)}: convert it first"
         )
     return xp.asarray(value, device=device_of(lead))
+
+
+def mask_beside(lead: Array, mask: Any) -> Array:
+    """Return a mask as an array of lead's library and device; one that is traced has none, and stays."""
+    xp, device = namespace_of(lead), device_of(lead)
+    if hasattr(mask, "dtype") and namespace_of(mask) is xp and device_of(mask) in (None, device):
+        return mask
+    return xp.asarray(mask, device=device)
 
 
 def device_of(x: Array) -> Any:

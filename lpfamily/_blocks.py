@@ -198,7 +198,7 @@ def _fill_in_order(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats
 def _dots(a: Floats, b: Floats) -> Floats:
     """Return the sum of products of each row, in float64."""
     pieces = a.shape[1] // PIECE
-    if not pieces:
+    if pieces < 2:
         return np.asarray(np.vecdot(a, b).astype(np.float64))
     first, second = (each[:, : pieces * PIECE].reshape(len(a), pieces, PIECE) for each in (a, b))
     rest = np.vecdot(a[:, pieces * PIECE :], b[:, pieces * PIECE :])

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, as_float, beside, device_of, is_number, namespace_of, sign
+from lpfamily._arrays import Array, as_float, beside, device_of, is_number, mask_beside, namespace_of, sign
 from lpfamily.kernels import Primitive
 from lpfamily.steepest import ratio_scale, steepest
 
@@ -45,7 +45,7 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
     up, down = high - x, x - low
     wall = xp.where(grad < 0, down, up)
     wall = xp.where((up >= 0) & (down >= 0), wall, math.nan)
-    return wall if mask is None else xp.where(xp.asarray(mask, device=device_of(grad)), wall, 0.0)
+    return wall if mask is None else xp.where(mask_beside(grad, mask), wall, 0.0)
 
 
 def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
@@ -86,7 +86,7 @@ def _check_order(named: dict[str, Any], grad: Array, mask: Any) -> None:
             name = str(grad.dtype).rpartition(".")[2]
             dtype = np.dtype(name if name in ("float16", "float64") else "float32")
             with np.errstate(over="ignore"):
-                pair = [np.asarray(v).astype(dtype) for v in (first, second)]
+                pair = [np.asarray(as_float(v) if is_number(v) else v).astype(dtype) for v in (first, second)]
             outside = ~(pair[0] <= pair[1]) & (True if mask is None else mask)
             if outside.any():
                 at = tuple(int(index) for index in np.argwhere(outside)[0])

@@ -122,6 +122,7 @@ def certify(
     p = check_p(p)
     xp = namespace_of(grad, "grad")
     eps = beside(grad, eps, "eps")
+    compute_dtype(eps, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     # half precision's rounding is what eps may have, and float32 what is computed in

@@ -195,6 +195,8 @@ class _Posed:
     xp: Any
     theta: Array
     residual: Array
+    direction: Array
+    """The residual in units of its own largest entry, as it may be nothing in those of `residual`."""
     radius: Array
     units: tuple[Array, Array, Array]
     sigma: Array
@@ -247,14 +249,16 @@ def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
     rows = xp.where(xp.isfinite(rows), rows, math.nan)
     sigma = broadcast_sigma(sigma, rows, xp)
     top = constant(_largest(reshape(theta, (math.prod(theta.shape),))))
+    longest = constant(_largest(rows))
+    direction = rows / xp.where(longest == 0, 1.0, longest)
     scales = library_of(rows).by_examples(
-        _scales, "(k),(k),(k)->(k),(k)", (dtype, dtype), constant(sigma), top, constant(_largest(rows))
+        _scales, "(k),(k),(k)->(k),(k)", (dtype, dtype), constant(sigma), top, longest
     )
     reach, rows = scales[0] * sigma * (scales[1] * top), rows * scales[0] * scales[1]
     unit = constant(xp.maximum(reach, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
-    return _Posed(xp, theta, rows / unit, reach / unit, (unit, *scales), sigma, residual.dtype)
+    return _Posed(xp, theta, rows / unit, direction, reach / unit, (unit, *scales), sigma, residual.dtype)
 
 
 def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
@@ -283,7 +287,7 @@ def _worst(p: float, posed: _Posed) -> Array:
 
 
 def _first(p: float, posed: _Posed) -> Array:
-    return steepest(p, -(posed.residual @ posed.theta), posed.xp.ones_like(posed.radius))
+    return steepest(p, -(posed.direction @ posed.theta), posed.xp.ones_like(posed.radius))
 
 
 # The solvers: theta (m, n), rows (..., m), radius (..., 1) to u (..., n), the maximiser of

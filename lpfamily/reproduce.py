@@ -135,11 +135,13 @@ def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
 
 
 def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
-    from lpfamily.experiments.networks import checksum
+    from lpfamily.experiments.networks import NETWORKS, checksum, flags
 
     found = {name: getattr(setting, name) for name in measurement.depends}
     if measurement.seeds is not None:
         found["seeds"] = measurement.seeds(setting)
+    for name in measurement.networks:
+        found[name] = shlex.join(flags(NETWORKS[name], setting.budget, 0))
     return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 

@@ -19,8 +19,8 @@ from lpfamily._arrays import (
     as_float,
     broadcast_sigma,
     compute_dtype,
-    device_of,
     example_shape,
+    mask_beside,
     namespace_of,
     reshape,
 )
@@ -145,7 +145,7 @@ def epsilon(
 def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
     """Return grad with 0 where the mask is False."""
     xp = namespace_of(grad)
-    mask = xp.asarray(mask, device=device_of(grad))
+    mask = mask_beside(grad, mask)
     if not xp.isdtype(mask.dtype, "bool"):
         raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
     try:

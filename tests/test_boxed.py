@@ -407,7 +407,8 @@ def test_bounds_beyond_the_largest_number_are_none(lib):
             ones = lib.from_numpy(np.ones((2, 3)), name)
             free = lib.to_numpy(epsilon(ones, 2, 1.0))
             for bound in 2 * lib.floats[name].largest, 10**400:
-                assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=0.0, bounds=(-bound, bound))), free)
+                for x in 0.0, np.zeros((2, 3)):
+                    assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(-bound, bound))), free)
 
 
 def test_bounds_round_as_x_does(lib):

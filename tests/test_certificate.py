@@ -183,6 +183,12 @@ def test_nothing_is_certified_of_nothing(lib):
     assert summary == "0 examples: 0 zero, 0 nonfinite, 0 underused"
 
 
+def test_eps_is_floating(lib):
+    grad, eps = lib.from_numpy(np.ones((2, 3)), "float32"), lib.from_numpy(np.zeros((2, 3), int))
+    with pytest.raises(TypeError, match=r"eps must be float16, bfloat16, float32 or float64; got .*int"):
+        lpfamily.certify(grad, eps, 2, 0.1)
+
+
 def test_shapes_must_agree(lib):
     one, other = (lib.from_numpy(np.ones(shape), "float32") for shape in ((2, 2), (2, 3)))
     with pytest.raises(ValueError, match=r"eps must have the shape of grad, \(2, 2\); got \(2, 3\)"):

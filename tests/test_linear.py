@@ -389,6 +389,11 @@ def test_the_product_of_radius_and_slope_may_leave_the_dtype(lib, p, of_theta, o
     eps = lib.to_numpy(worst_residual(*(lib.from_numpy(a, "float32") for a in given[0]), *given[1:]))
     size = np.linalg.norm(eps / 2.0**of_sigma @ theta)
     assert_allclose(size, sigma * (math.sqrt(14) if p == math.inf else 3), rtol=1e-6)
+    residual = np.array([[1.0, -1.0, 0.5]])
+    first = lib.to_numpy(
+        first_order(*(lib.from_numpy(a, "float32") for a in (given[0][0], residual)), *given[1:])
+    )
+    assert_allclose(first / 2.0**of_sigma, -epsilon(residual @ theta, p, sigma), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("p", EXACT)

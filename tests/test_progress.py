@@ -56,6 +56,13 @@ def test_a_part_alone_has_no_bar_for_all(monkeypatch):
     assert shares(shown, "all") == []
 
 
+def test_nothing_to_do_shows_nothing(monkeypatch):
+    shown = terminal(monkeypatch)
+    with Progress().parts({}):
+        pass
+    assert shown.getvalue() == ""
+
+
 def test_what_fails_is_not_shown_as_done(monkeypatch):
     shown = terminal(monkeypatch)
 

@@ -42,7 +42,7 @@ def test_the_paper_budget_is_the_published_recipe(name):
     found = recipes.to_json(recipe(name, "paper"))
     model, data, objective, p = (found[key] for key in ("model", "data", "objective", "p"))
     published = recipes.default(model, data, objective, float(p), math.prod(SHAPES[data]))
-    chosen = {"seed": 7, "sigma": found["sigma"], "second_stage": found["second_stage"]}
+    chosen = {key: found[key] for key in ("sigma", "clean_weight", "second_stage")} | {"seed": 7}
     assert found == recipes.to_json(published) | chosen
 
 
@@ -81,6 +81,28 @@ def setting(tmp_path, monkeypatch):
     monkeypatch.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "2", "--batch-size", "10"))
     small_mnist(tmp_path / "data" / "mnist")
     return Setting(tmp_path / "out", tmp_path / "data")
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch):
+    all_finished(setting, [("softmax", 0)], silent)
+    monkeypatch.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "3", "--batch-size", "10"))
+    networks._recipe_of.cache_clear()
+    with pytest.raises(
+        BadInput, match="softmax-0 was trained by another recipe or budget; give another --out"
+    ):
+        all_finished(setting, [("softmax", 0)], silent)
+
+
+def test_what_is_kept_is_of_these_recipes(tmp_path):
+    dense = catalogue.PIECES["table1"].measurements[0]
+    quick, paper = (
+        reproduce._depends(Setting(tmp_path, None, budget=budget), replace(dense, data=()))
+        for budget in ("quick", "paper")
+    )
+    assert paper["maxout-pinf"].startswith(
+        "--data mnist --model maxout --p inf --sigma 0.25 --clean-weight 0.5"
+    )
+    assert quick["maxout-pinf"] != paper["maxout-pinf"]
 
 
 def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):

@@ -13,7 +13,7 @@ from laws import assert_rows_close, cases, closed_form, dual, norms
 from libraries import P
 from numpy.testing import assert_allclose
 
-from lpfamily import cross_entropy, epsilon, norm, penalty
+from lpfamily import ascend, cross_entropy, epsilon, norm, penalty
 from lpfamily.steepest import steepest
 
 needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
@@ -27,6 +27,23 @@ every = pytest.mark.parametrize("call", EVERY, ids=str)
 @functools.cache
 def mapped(lib, p):
     return lib.jit(lib.vmap(lambda g, s: epsilon(g, p, s, batch_ndim=0)))
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 1)], ids=["ball", "box"])
+def test_masks_map_too(autodiff, bounds):
+    rng = np.random.default_rng(0)
+    x, mask = (
+        autodiff.from_numpy(a) for a in (rng.random((4, 6)).astype("float32"), rng.random((4, 6)) < 0.7)
+    )
+
+    def ascended(x, mask, batch_ndim):
+        def value_and_grad(at):
+            return autodiff.xp.sum(at * at, axis=-1), 2 * at
+
+        return ascend(value_and_grad, x, 2, 0.2, 3, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
+
+    found = autodiff.vmap(lambda x, mask: ascended(x, mask, 0))(x, mask)
+    assert_allclose(autodiff.to_numpy(found), autodiff.to_numpy(ascended(x, mask, 1)), atol=1e-6)
 
 
 @given(p=st.sampled_from(P), seed=seeds)

@@ -51,7 +51,8 @@ def _measurement(name: str, networks: Sequence[str], cost: float) -> Measurement
             found[network].append(result(folder))
         return found
 
-    return Measurement(name, measure, cost, seeds, data=("cifar10" if kind == "cifar" else "mnist",))
+    source = "cifar10" if kind == "cifar" else "mnist"
+    return Measurement(name, measure, cost, seeds, networks=tuple(networks), data=(source,))
 
 
 DENSE = _measurement("dense", list(TABLE_1), 6.0)

@@ -16,15 +16,16 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
-from lpfamily.training import data, load, options, runs
+from lpfamily.training import configs, data, load, options, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Tick
+from lpfamily.training.recipes import Recipe
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 """The variables that say how many threads a library takes; NPROC is JAX's."""
@@ -173,7 +174,7 @@ class _Job:
     def finish(self, stop: threading.Event) -> Path:
         """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
         folder = self._elsewhere() or self.setting.out / "runs" / self.name
-        self._check_data(folder)
+        self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)
         self.share = 1.0
@@ -209,25 +210,37 @@ class _Job:
             reason = said.splitlines()[-1] if said else "it says nothing of why"
             raise OSError(f"{self.name} was not trained: {reason}")
 
-    def _check_data(self, folder: Path) -> None:
+    def _check(self, folder: Path) -> None:
+        """Raise `BadInput` if another run is there than this one."""
         if not (folder / runs.CONFIG).exists():
             return
-        config = runs.find(folder, option="").config
-        if config["data_sha256"] != checksum(config["recipe"]["data"], self.setting.data_dir):
+        config = configs.read(runs.find(folder, option=""))
+        if config.data_sha256 != checksum(config.recipe.data, self.setting.data_dir):
             raise BadInput(f"{folder} was trained on other data; give its --data-dir, or another --out")
+        if config.recipe != self._recipe():
+            raise BadInput(f"{folder} was trained by another recipe or budget; give another --out")
+
+    def _recipe(self) -> Recipe:
+        recipe = _recipe_of(self.network, self.setting.budget, self.setting.data_dir)
+        return replace(recipe, seed=self.seed)
 
     def _elsewhere(self) -> Path | None:
         """Return the folder of a finished run of the same recipe, if one was given."""
         if not self.setting.runs:
             return None
-        given = options.parser().parse(list(flags(self.network, self.setting.budget, self.seed)))
-        recipe = options.recipe_of(given, data.load(given["data"], self.setting.data_dir))
+        recipe = self._recipe()
         wanted = recipe, checksum(recipe.data, self.setting.data_dir)
         for folder in self.setting.runs:
             there = runs.find(folder, option="")
             if there.result is not None and (load(folder).recipe, there.config["data_sha256"]) == wanted:
                 return folder
         return None
+
+
+@functools.cache
+def _recipe_of(network: PaperNetwork, budget: Budget, data_dir: Path | None) -> Recipe:
+    given = options.parser().parse(list(flags(network, budget, 0)))
+    return options.recipe_of(given, data.load(given["data"], data_dir))
 
 
 def _share(folder: Path) -> float:

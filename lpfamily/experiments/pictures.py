@@ -249,7 +249,7 @@ def square(values: Any) -> Floats:
     return image.reshape(math.isqrt(image.size), -1)
 
 
-DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2)
-EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1)
-CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1)
-TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6)
+DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2, networks=PICTURED)
+EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1, networks=PICTURED[:1])
+CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1, networks=PICTURED[:1])
+TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6, networks=TRANSFER)

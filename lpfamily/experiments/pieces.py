@@ -44,6 +44,8 @@ class Measurement:
     """How many seeds it takes, None where `Setting.seeds` changes nothing."""
     depends: tuple[str, ...] = ("backend", "budget")
     """The other fields of `Setting` that change its result."""
+    networks: tuple[str, ...] = ()
+    """The networks that it is measured on."""
     data: tuple[str, ...] = ("mnist",)
     """The data sets that it is measured on."""
 

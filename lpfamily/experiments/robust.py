@@ -80,4 +80,6 @@ def _plot(name: str, result: Json, at: int) -> Plot:
     )
 
 
-PIECES = (Piece("figure-robustness", (Measurement("robustness", _measure, 2.0),), _report),)
+PIECES = (
+    Piece("figure-robustness", (Measurement("robustness", _measure, 2.0, networks=COMPARED),), _report),
+)

@@ -117,4 +117,4 @@ def _measured(setting: Setting, tick: Tick) -> Json:
     return found
 
 
-THEORY = Measurement("theory", _measured, 0.4)
+THEORY = Measurement("theory", _measured, 0.4, networks=NAMES)

@@ -280,7 +280,7 @@ _OWNERS: dict[str, tuple[str, Callable[[Recipe], Any]]] = {
         lambda recipe: recipe.objective == "perturb" and recipe.dropout,
     ),
     "penalty_by": ("--objective penalty", lambda recipe: recipe.objective == "penalty"),
-    "sigma_ramp": ("another --objective than plain", lambda recipe: recipe.objective != "plain"),
+    "sigma_ramp": ("an --objective that perturbs", lambda recipe: recipe.objective != "plain"),
     "dropout_scale": ("--dropout", lambda recipe: recipe.dropout),
     **dict.fromkeys(("padding", "pool", "stride", "bias"), _KERNEL),
     **dict.fromkeys(("lr_factor", "lr_floor"), _EXPONENTIAL),

@@ -77,7 +77,7 @@ class Progress:
     @contextmanager
     def parts(self, costs: Mapping[str, float]) -> Iterator[Part]:
         """Show the parts of some work, one after another, by name; their costs tell what is left of all."""
-        if self.quiet:
+        if self.quiet or not costs:
             yield lambda name: nullcontext(silent)
         elif sys.stderr.isatty():
             with _bars(costs) as part:
