@@ -381,7 +381,7 @@ def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
         ("--objective noise --clean-weight 0.3", ["--clean-weight belongs to --objective perturb"]),
         ("--objective noise --direction-dtype bfloat16", ["--direction-dtype belongs to --objective per"]),
         ("--direction-dropout same", ["--direction-dropout belongs to --objective perturb with --dropout"]),
-        ("--objective plain --sigma-ramp 3", ["--sigma-ramp belongs to another --objective than plain"]),
+        ("--objective plain --sigma-ramp 3", ["--sigma-ramp belongs to an --objective that perturbs"]),
         ("--dropout-scale 3", ["--dropout-scale belongs to --dropout"]),
         ("--bias untied", ["--bias belongs to --kernel"]),
         ("--model conv-maxout --kernel none --pool 4", ["--pool belongs to --kernel"]),
