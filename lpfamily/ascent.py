@@ -74,7 +74,8 @@ def ascend(
     Returns
     -------
     Array
-        eps, of x's namespace, shape, dtype and device: the best perturbation, not x + eps.
+        eps, of x's namespace, shape, dtype and device: the best perturbation, not x + eps. NaN in an example
+        whose sigma, or x in its bounds, is bad where only a device sees it: it is not one that withstands.
 
     Raises
     ------

@@ -189,7 +189,7 @@ def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array
 class _Posed:
     """Eq. 21 as max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
 
-    The true residual is units[0] / units[1] / units[2] times as large, and eps is sigma * u.
+    The true residual is unit / (scales[0] * scales[1]) times as large, and eps is sigma * u.
     """
 
     xp: Any
@@ -198,7 +198,8 @@ class _Posed:
     direction: Array
     """The residual in units of its own largest entry, as it may be nothing in those of `residual`."""
     radius: Array
-    units: tuple[Array, Array, Array]
+    unit: Array
+    scales: tuple[Array, Array]
     sigma: Array
     dtype: Any
 
@@ -222,8 +223,9 @@ class _Posed:
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
 
     def as_residual(self, size: Array) -> Array:
-        unit, *scales = (each[..., 0] for each in self.units)
-        return self.returned(size * unit / scales[0] / scales[1])
+        """Return a size in the true residual's units; the product of the scales may overflow."""
+        unit, first, second = (each[..., 0] for each in (self.unit, *self.scales))
+        return self.returned(size * unit / first / second)
 
     def returned(self, x: Array) -> Array:
         return self.xp.astype(x, self.dtype, copy=False)
@@ -258,7 +260,7 @@ def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
     unit = constant(xp.maximum(reach, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
-    return _Posed(xp, theta, rows / unit, direction, reach / unit, (unit, *scales), sigma, residual.dtype)
+    return _Posed(xp, theta, rows / unit, direction, reach / unit, unit, scales, sigma, residual.dtype)
 
 
 def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:

@@ -233,8 +233,6 @@ def test_numbers_of_numpy_are_numbers(lib):
 @pytest.mark.parametrize("p", [1.01, 2, 3, 30])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_examples_lose_no_more(lib, p, dtype):
-    if lib.slow:
-        pytest.skip("dask sums as NumPy does")
     size = 300_001
     with lib.scope():
         step = lib.to_numpy(epsilon(lib.from_numpy(np.full((1, size), 0.7), dtype), p, 1.0))

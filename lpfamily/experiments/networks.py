@@ -231,8 +231,11 @@ class _Job:
         recipe = self._recipe()
         wanted = recipe, checksum(recipe.data, self.setting.data_dir)
         for folder in self.setting.runs:
-            there = runs.find(folder, option="")
-            if there.result is not None and (load(folder).recipe, there.config["data_sha256"]) == wanted:
+            run = runs.find(folder, option="")
+            if run.result is None:
+                continue
+            config = configs.read(run)
+            if (config.recipe, config.data_sha256) == wanted:
                 return folder
         return None
 

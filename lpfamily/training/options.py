@@ -259,9 +259,10 @@ def recipes_of(given: dict[str, Any], dataset: Dataset) -> dict[str, Recipe]:
         if any(map(is_effective, found.values())):
             continue
         for name, values in combinations.items():
-            without = recipe_of(
-                {key: each for key, each in (given | values).items() if key != option}, dataset
-            )
+            told = given | values
+            if option not in told:
+                continue
+            without = recipe_of({key: told[key] for key in told if key != option}, dataset)
             if getattr(found[name], option) != getattr(without, option):
                 flag, where = f"--{option.replace('_', '-')}", f"--grid {name}: " if name else ""
                 raise BadInput(f"{where}{flag} belongs to {owner}; leave it out, or give {owner}")
