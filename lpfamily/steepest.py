@@ -36,7 +36,8 @@ def check_p(p: float) -> float:
         raise ValueError(
             f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex and eq. 3 is not its maximiser"
         )
-    return value
+    # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
+    return value if value == math.inf else min(value, 2.0**100)
 
 
 def is_close(exponent: float, target: float, dtype: Any) -> bool:
@@ -137,8 +138,7 @@ def epsilon(
         from lpfamily.boxed import boxed, walls  # which is built on the closed form
 
         wall = walls(kept, x, bounds, mask, dtype)
-        # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
-        eps = boxed(p if p == math.inf else min(p, 2.0**100), rows, radius, reshape(wall, rows.shape))
+        eps = boxed(p, rows, radius, reshape(wall, rows.shape))
     return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)
 
 

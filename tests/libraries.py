@@ -66,7 +66,8 @@ class TestLibrary:
     dtypes: tuple[str, ...]
     convert: Callable[[np.ndarray], Any]
     back: Callable[[Any], np.ndarray]
-    flushes: bool = False
+    flushes: tuple[str, ...] = ()
+    """The dtypes whose subnormals are zeros to it."""
     compiles: bool = False
     """Every p and shape costs a compilation, so the laws draw them from a short list."""
     slow: bool = False
@@ -96,7 +97,7 @@ class TestLibrary:
 
     @cached_property
     def floats(self) -> dict[str, Floats]:
-        return {name: Floats.of(name, flushes=self.flushes) for name in self.dtypes}
+        return {name: Floats.of(name, flushes=name in self.flushes) for name in self.dtypes}
 
 
 def numpy_readonly() -> TestLibrary:
@@ -129,36 +130,45 @@ def array_api_strict() -> TestLibrary:
     )
 
 
-def torch() -> TestLibrary:
+def torch(device: str = "cpu") -> TestLibrary:
     import torch as xp
 
     def convert(x: np.ndarray) -> Any:
         if x.dtype == NUMPY_DTYPES["bfloat16"]:
-            return xp.tensor(x.astype(np.float32)).to(xp.bfloat16)
-        return xp.tensor(x)
+            return xp.tensor(x.astype(np.float32), device=device).to(xp.bfloat16)
+        return xp.tensor(x, device=device)
 
     return TestLibrary(
         "torch",
         xp,
         ("float16", "bfloat16", "float32", "float64"),
         convert,
-        lambda x: x.detach().to(xp.float64).numpy(),
+        lambda x: x.detach().to(xp.float64).numpy(force=True),
         derivative=xp.func.grad,
         vmap=xp.func.vmap,
         jacobian=xp.func.jacfwd,
     )
 
 
+def cupy() -> TestLibrary:
+    import cupy as xp
+
+    return TestLibrary(
+        "cupy", xp, ("float16", "float32", "float64"), xp.asarray, xp.asnumpy, flushes=("float32",)
+    )
+
+
 def jax() -> TestLibrary:
     import jax
 
+    dtypes = ("float16", "bfloat16", "float32", "float64")
     return TestLibrary(
         "jax",
         jax.numpy,
-        ("float16", "bfloat16", "float32", "float64"),
+        dtypes,
         jax.numpy.asarray,
         np.asarray,
-        flushes=True,
+        flushes=dtypes if jax.default_backend() == "cpu" else (),
         compiles=True,
         scope=lambda: jax.enable_x64(True),
         jit=jax.jit,
@@ -197,6 +207,8 @@ LIBRARIES = {
     "numpy": numpy_readonly,
     "array-api-strict": array_api_strict,
     "torch": torch,
+    "torch-cuda": lambda: torch("cuda"),
+    "cupy": cupy,
     "jax": jax,
     "dask": dask,
 }

@@ -240,7 +240,7 @@ def generator(lib, seed):
     if lib.name == "torch":
         import torch
 
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator(lib.from_numpy(0.0, "float32").device).manual_seed(seed)
     if lib.name == "jax":
         import jax
 

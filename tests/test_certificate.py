@@ -99,6 +99,13 @@ def test_certify(data, lib, law):
     law(lpfamily.certify, data.draw(boxes(lib, kinds=KINDS)))
 
 
+def test_a_p_beyond_the_dtype_is_a_large_p(lib):
+    grad, x = (lib.from_numpy(a, "float32") for a in ([[-1.0, -2.0, 0.5]], [[0.98, 0.0, 0.875]]))
+    for p in 3.5e38, 1e300:
+        eps = epsilon(grad, p, 0.25, x=x, bounds=(0, 1))
+        assert_allclose(lib.to_numpy(lpfamily.certify(grad, eps, p, 0.25, x, (0, 1)).gain), 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize("p", [1, 1.3, 2, 5, math.inf])
 def test_the_steepest_step_in_a_box_is_certified_to_rounding(lib, p):
     rng = np.random.default_rng(5)

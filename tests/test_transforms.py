@@ -13,7 +13,7 @@ from laws import assert_rows_close, cases, closed_form, dual, norms
 from libraries import P
 from numpy.testing import assert_allclose
 
-from lpfamily import ascend, cross_entropy, epsilon, norm, penalty
+from lpfamily import ascend, cross_entropy, epsilon, norm, penalty, project
 from lpfamily.steepest import steepest
 
 needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
@@ -264,6 +264,18 @@ def test_there_is_no_derivative_at_a_kink(autodiff, p):
 
 
 # torch.
+
+
+@needs_torch
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_torch_nothing_on_a_device_gives_nothing(p):
+    import torch
+
+    for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
+        nothing = torch.zeros(shape, device="meta", requires_grad=True)
+        for eps in epsilon(nothing, p, 1.0), epsilon(nothing, p, 1.0, x=nothing, bounds=(0, 1)):
+            assert eps.shape == project(eps, p, 1.0).shape == shape
+            assert eps.device.type == "meta"
 
 
 @needs_torch

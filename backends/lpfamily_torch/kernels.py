@@ -39,7 +39,8 @@ class TorchLibrary(Library):
 
     def settled(self, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> bool:
         """Wait for the device, if values can be seen: hundreds of steps more would cost more."""
-        if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_functorch_wrapped_tensor, new)):
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        if torch.compiler.is_compiling() or any(x.is_meta or wrapped(x) for x in new):
             return False
         return all(map(torch.equal, old, new))
 
@@ -96,7 +97,9 @@ class _ReverseOnly(torch.autograd.Function):
     def forward(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
         if all(map(_is_plain, operands)):
             return _through_numpy(primitive, p, *operands)
-        return _value(primitive, p, *operands)
+        result = _value(primitive, p, *operands)
+        # an operand that is empty may be its own value, which autograd wants as another tensor
+        return result.view_as(result) if any(result is operand for operand in operands) else result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
