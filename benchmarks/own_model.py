@@ -62,6 +62,9 @@ def main() -> None:
 
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False  # as of matrix products; in TF32 a difference would round away
+    for fused in torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp:
+        fused(False)  # these have no second derivative
     print(f"torch {torch.__version__} on {options.device}, batches of {options.batch}", end="; ")
     print(f"{options.threads} {'thread' if options.threads == 1 else 'threads'}")
     for name in options.models:

@@ -13,6 +13,9 @@ from lpfamily.training.networks import Dense, Network, initial_state
 
 _LIBRARIES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").split(",")
 
+DEVICE = os.environ.get("LPFAMILY_TEST_DEVICE", "cpu")
+"""Where the laws train: "cuda" for torch, "gpu" for JAX, where there is one."""
+
 NAMES = [name for name in ("numpy", "torch", "jax") if name in _LIBRARIES]
 
 NETWORK = Network(

@@ -2,12 +2,15 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from backends_under_test import NAMES
+from backends_under_test import DEVICE, NAMES
 
 from lpfamily.training import backends
+from lpfamily.training.backends import Objective, Rates
+from lpfamily.training.draws import Draws
 from lpfamily.training.testing import NETWORKS, BackendTests, _state, _task
 
 
@@ -31,9 +34,37 @@ if "torch" in NAMES:
 
     class TestTorch(BackendTests):
         backend = "torch"
+        device = DEVICE
 
         def called(self, model, x):
             return model(torch.tensor(x)).detach().numpy()
+
+        @pytest.mark.parametrize("kind", [Objective(), Objective("perturb", 2.0, random_start=True)])
+        def test_steps_that_are_launched_together_are_the_same(self, monkeypatch, kind):
+            """What a CUDA graph replays is here called again, with the tensors it was recorded with."""
+            from lpfamily_torch import compiling
+            from lpfamily_torch import trainer as module
+
+            def record(recorded, tensors):
+                kept = tensors.map(torch.clone)
+                return kept, SimpleNamespace(replay=lambda: recorded._function(kept))
+
+            monkeypatch.setattr(compiling.Recorded, "_record", record)
+            monkeypatch.setattr(module, "RECORDED", 3)
+            recording = type("Recording", (module.TorchTrainer,), {"_records": True})
+            task = replace(_task(NETWORKS["maxout"]), objective=kind, batch_size=2)
+            order, rates = (
+                np.arange(40) % 7,
+                Rates(*(np.linspace(size / 2, size, 20) for size in (0.05, 0.5, 0.5))),
+            )
+            one, many = (made(task, _state(task.network)) for made in (self.find().trainer, recording))
+            for epoch in range(3):
+                if epoch == 2:
+                    many.load(many.state())  # what was recorded is of other tensors
+                expected, found = (each.epoch(order[:39], rates, Draws(5, epoch)) for each in (one, many))
+                assert found == pytest.approx(expected, rel=1e-9)
+            for name, array in one.state().items():
+                np.testing.assert_allclose(many.state()[name], array, rtol=1e-9, atol=1e-12)
 
         @pytest.mark.parametrize("before", [False, True])
         @pytest.mark.parametrize("tf32", [False, True])
@@ -68,3 +99,4 @@ if "jax" in NAMES:
 
     class TestJax(BackendTests):
         backend = "jax"
+        device = DEVICE

@@ -81,7 +81,7 @@ def on_devices(folder):
     original, widths, exchanged = module._shared, [], []
 
     def watched(*arguments):
-        batches, _, _ = arguments[-1]
+        batches, *_ = arguments[-1]
         widths.extend(shard.data.shape[1] for shard in batches.addressable_shards)
         program = str(original.trace(*arguments).jaxpr)
         (sizes,) = re.findall(r"(\S+) = (?:psum|pmax|pmin|ppermute|all_|reduce_scatter)", program)

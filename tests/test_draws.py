@@ -5,7 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lpfamily.training.draws import Draws
+from lpfamily.training.backends import Objective, Task
+from lpfamily.training.draws import Draws, by_threads
 from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network
 
 NETWORK = Network(
@@ -29,6 +30,26 @@ def test_an_input_stays_with_its_probability(include):
     kept = Draws(0, 0).kept(0, 0, (400, 1000), include)
     for share, count in (kept.mean(), kept.size), (kept[0].mean(), 1000), (kept[:, 0].mean(), 400):
         assert abs(share - include) <= 5 * np.sqrt(include * (1 - include) / count)
+
+
+@pytest.mark.parametrize("include", [0.0, 0.3, 0.5, 0.8, 1 - 2**-24, 1.0])
+def test_what_stays_is_where_numpys_generator_is_below_the_probability(include):
+    for shape in (), (1,), (7, 9), (3, 2, 50):
+        bits = np.random.Philox(key=(2, 4), counter=(0, 5 + (1 << 16), 3, 1))
+        expected = np.random.Generator(bits).random(shape, np.float32) < np.float32(include)
+        np.testing.assert_array_equal(Draws(2, 1).kept(3, 5, shape, include, again=1), expected)
+
+
+def test_steps_are_drawn_alike_one_by_one_and_together():
+    objective = Objective("perturb", 1.5, direction_dropout="independent", random_start=True)
+    task = Task(NETWORK, objective, np.zeros((7, 64), "float32"), np.zeros(7, "int64"), batch_size=7)
+    draws = Draws(3, 4)
+    with by_threads() as mapped:
+        together = draws.steps(range(2, 5), task, 7, mapped)
+    assert len(together.arrays()) == 5
+    for place, step in enumerate(range(2, 5)):
+        for many, one in zip(together.arrays(), draws.step(step, task, 7).arrays(), strict=True):
+            np.testing.assert_array_equal(many[place], one)
 
 
 def test_every_seed_epoch_step_layer_and_pass_has_its_own():

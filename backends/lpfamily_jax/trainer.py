@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task
-from lpfamily.training.draws import Draws
+from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, launches
+from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     ConvMaxout,
@@ -116,14 +116,14 @@ class JaxTrainer:
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
         totals, done = [], 0
-        for batches in self._scans(order):
-            part = range(done, done := done + len(batches))
-            drawn = [self._drawn(draws, step, batches.shape[1]) for step in part]
-            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *drawn)
-            steps = self._steps(batches, schedule[part.start : part.stop], stacked)
-            arguments = (self._settings, self._state, self._x, self._labels, steps)
-            self._state, total = _epoch(*arguments) if self._mesh is None else _shared(self._mesh, *arguments)
-            totals.append(total)
+        with nullcontext(map) if self._device.platform == "cpu" else by_threads() as mapped:
+            for batches in launches(order, self.task.batch_size, self._most):
+                part = range(done, done := done + len(batches))
+                drawn = draws.steps(part, self.task, batches.shape[1], mapped)
+                steps = self._steps(batches, schedule[part], drawn)
+                given = (self._settings, self._state, self._x, self._labels, steps)
+                self._state, total = _epoch(*given) if self._mesh is None else _shared(self._mesh, *given)
+                totals.append(total)
         loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
         return {"loss": loss, "error": error}
 
@@ -153,30 +153,28 @@ class JaxTrainer:
     def _settings(self) -> tuple[Any, ...]:
         return (self.task.network, self.task.objective, self.task.weight_decay)
 
-    def _scans(self, order: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return each scan's batches, (steps, examples), of two lengths at most, and a smaller last one."""
-        network, size = self.task.network, self.task.batch_size
-        whole = order[: len(order) // size * size].reshape(-1, size)
-        convolves = any(isinstance(layer, ConvMaxout) for layer in network.layers)
+    @property
+    def _most(self) -> int:
+        """The most steps at a time."""
+        convolves = any(isinstance(layer, ConvMaxout) for layer in self.task.network.layers)
         # inside of a scan, convolutions take 12 times as long on a CPU
-        most = 1 if convolves and self._device.platform == "cpu" else SCANNED
-        parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
-        return [*parts, order[None, whole.size :]] if whole.size < len(order) else parts
+        return 1 if convolves and self._device.platform == "cpu" else SCANNED
 
-    def _steps(self, batches: NDArray[Any], rates: NDArray[Any], drawn: dict[str, Any]) -> Any:
+    def _steps(self, batches: NDArray[Any], rates: NDArray[Any], drawn: Drawn) -> tuple[Any, ...]:
         """Return what `_epoch` takes for each step.
 
         Where the devices do not divide a batch, some of its examples come twice, and count once.
         """
         if self._mesh is None:
-            return jax.tree.map(jnp.asarray, (batches, rates, drawn))
+            return jnp.asarray(batches), jnp.asarray(rates), drawn.map(jnp.asarray), None
         steps, width = batches.shape
         rows = np.arange(-(-width // self._mesh.size) * self._mesh.size)
         counted = np.tile(rows < width, (steps, 1))
-        batches, drawn = jax.tree.map(lambda array: array.take(rows % width, axis=1), (batches, drawn))
-        of_examples = (batches, drawn | {"counted": counted})
-        batches, drawn = jax.tree.map(functools.partial(self._put, spec=BY_EXAMPLE), of_examples)
-        return batches, self._put(rates), drawn
+
+        def put(array: NDArray[Any]) -> Array:
+            return self._put(array.take(rows % width, axis=1), BY_EXAMPLE)
+
+        return put(batches), self._put(rates), drawn.map(put), self._put(counted, BY_EXAMPLE)
 
     def _put(self, array: Any, spec: P = ALIKE) -> Array:
         """Return an array as the devices have it."""
@@ -185,21 +183,6 @@ class JaxTrainer:
         sharding = NamedSharding(self._mesh, spec)
         # copies: a CPU would keep the memory it is given
         return jax.make_array_from_callback(array.shape, sharding, lambda part: np.array(array[part]))
-
-    def _drawn(self, draws: Draws, step: int, width: int) -> dict[str, Any]:
-        """Return the random numbers of a step, as arrays of NumPy."""
-        objective, network = self.task.objective, self.task.network
-        shape, masks = (width, network.inputs), draws.masks(step, network, width)
-        drawn: dict[str, Any] = {"masks": masks}
-        if objective.name == "noise":
-            drawn["noise"] = draws.noise(step, shape, self.task.dtype)
-        if objective.name == "perturb":
-            drawn["direction"] = draws.direction_masks(
-                step, network, width, objective.direction_dropout, objective.steps, same=masks
-            )
-            if objective.random_start:
-                drawn["start"] = draws.start(step, shape, objective.p, self.task.dtype)
-        return drawn
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
@@ -221,9 +204,9 @@ def _epoch(
     network, objective, weight_decay = settings
 
     def step(state: Arrays, inputs: Any) -> tuple[Arrays, Array]:
-        batch, (lr, momentum, sigma), drawn = inputs
+        batch, (lr, momentum, sigma), drawn, counted = inputs
         parameters = {name: state[name] for name in parameter_shapes(network)}
-        at, right, counted = x[batch], labels[batch], drawn.get("counted")
+        at, right = x[batch], labels[batch]
 
         def mean(parameters: Arrays) -> tuple[Array, tuple[Array, Array]]:
             losses, logits = _objective(network, objective, parameters, at, right, sigma, drawn)
@@ -250,7 +233,7 @@ def _shared(
     mesh: Mesh, settings: tuple[Any, ...], state: Arrays, x: Array, labels: Array, steps: Any
 ) -> tuple[Arrays, Array]:
     """Take the steps in order, each device with its part of the examples."""
-    of_steps = (BY_EXAMPLE, ALIKE, BY_EXAMPLE)
+    of_steps = (BY_EXAMPLE, ALIKE, BY_EXAMPLE, BY_EXAMPLE)
     epoch = jax.shard_map(
         functools.partial(_epoch, settings),
         mesh=mesh,
@@ -276,18 +259,18 @@ def _objective(
     x: Array,
     labels: Array,
     sigma: Array,
-    drawn: dict[str, Any],
+    drawn: Drawn,
 ) -> tuple[Array, Array]:
     """Return the objective of each example and the logits it saw."""
-    masks = drawn["masks"]
+    masks = drawn.masks
     if objective.name == "penalty":
         return _penalised(network, objective, state, x, labels, sigma, masks)
     clean = x
     if objective.name == "noise":
-        x = x + sigma * drawn["noise"]
+        x = x + sigma * drawn.shift
     elif objective.name == "perturb":
-        fixed, passes = jax.lax.stop_gradient(state), iter(drawn["direction"])
-        start = sigma * drawn["start"] if objective.random_start else None
+        fixed, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
+        start = sigma * drawn.shift if objective.random_start else None
         x = x + frank_wolfe(
             lambda at: _direction(network, fixed, at, labels, next(passes), objective.direction_dtype),
             x,

@@ -137,30 +137,24 @@ class NumpyTrainer:
         self, x: Floats, labels: NDArray[Any], sigma: float, step: int, draws: Draws
     ) -> tuple[Floats, NDArray[Any], list[Floats]]:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
-        objective, network = self.task.objective, self.task.network
-        masks = draws.masks(step, network, len(x))
+        objective = self.task.objective
+        masks, each, shift = draws.step(step, self.task, len(x))
+        shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise":
-            x = x + x.dtype.type(sigma) * draws.noise(step, x.shape, self.task.dtype)
+            x = x + shift
         if objective.name in ("plain", "noise"):
             losses, errors, trained = self._at(x, labels, masks)
             return losses, errors, _gradients((1.0, trained))
         if objective.name == "penalty":
             return self._penalised(x, labels, sigma, masks)
-        start = None
-        if objective.random_start:
-            start = x.dtype.type(sigma) * draws.start(step, x.shape, objective.p, self.task.dtype)
-        passes = iter(
-            draws.direction_masks(
-                step, network, len(x), objective.direction_dropout, objective.steps, same=masks
-            )
-        )
+        passes = iter(each)
         eps = frank_wolfe(
             lambda at: self._direction(at, labels, next(passes)),
             x,
             objective.p,
             sigma,
             objective.steps,
-            start,
+            shift,
         )
         losses, errors, trained = self._at(x + eps, labels, masks)
         if not (weight := objective.clean_weight):

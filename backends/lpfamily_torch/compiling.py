@@ -1,25 +1,68 @@
-"""A step as compiled programs, on a CUDA device as graphs that are launched at once."""
+"""A step as compiled programs, on a CUDA device many of them as one graph."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function, compiled when it is called first, and for every shape of its tensors.
 
     It is called inside of `tracing_gradients`.
     """
-    mode = "reduce-overhead" if torch.device(device).type == "cuda" else "default"
-    result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+    result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
     return result
+
+
+class Tensors(Protocol):
+    """A structure of tensors."""
+
+    def arrays(self) -> list[Tensor]:
+        """Return them."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same structure of the function of each."""
+
+
+T = TypeVar("T", bound=Tensors)
+
+
+class Recorded(Generic[T]):
+    """A function of tensors on a CUDA device that returns nothing, launched as one once it has run.
+
+    What it changes must stay where it is. For new shapes it is called as it is, since what is compiled or
+    loaded must be so before it is recorded; then recorded, as a CUDA graph, and from there on replayed.
+    """
+
+    def __init__(self, function: Callable[[T], None]) -> None:
+        self._function = function
+        self._graphs: dict[tuple[torch.Size, ...], tuple[T, torch.cuda.CUDAGraph] | None] = {}
+
+    def __call__(self, tensors: T) -> None:
+        """Call, or record and replay."""
+        shapes = tuple(tensor.shape for tensor in tensors.arrays())
+        if shapes not in self._graphs:
+            self._graphs[shapes] = None
+            self._function(tensors)
+            return
+        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(tensors)
+        for own, given in zip(kept.arrays(), tensors.arrays(), strict=True):
+            own.copy_(given)
+        graph.replay()
+
+    def _record(self, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
+        kept, graph = tensors.map(torch.clone), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._function(kept)
+        return kept, graph
 
 
 @contextmanager
@@ -28,16 +71,9 @@ def tracing_gradients() -> Iterator[None]:
     import torch._dynamo  # not before it is needed, as it takes a second
 
     changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
-    with torch._dynamo.config.patch(changes | {"trace_autograd_ops": True}):
+    with torch._dynamo.config.patch(changes | {"trace_autograd_ops": True}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # --tf32 is who decides
         yield
-
-
-def stays_in_place(*tensors: Tensor) -> None:
-    """Say that a CUDA graph may read and write these where they are: it would take copies of others."""
-    import torch._dynamo
-
-    for tensor in tensors:
-        torch._dynamo.mark_static_address(tensor, guard=False)
 
 
 def problem(device: str) -> str:
@@ -47,7 +83,7 @@ def problem(device: str) -> str:
     """
     try:
         with tracing_gradients():
-            compiled(_slope, device)(torch.ones(8, device=device, requires_grad=True))
+            compiled(_slope)(torch.ones(8, device=device, requires_grad=True))
     except Exception as cause:  # whatever compilers and their tool chains raise
         text = str(cause).partition("\n\nSet TORCH")[0]  # what follows is for torch's developers
         return f"torch.compile fails ({' '.join(text.split())})"

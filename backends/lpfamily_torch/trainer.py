@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch.nn.functional import logsigmoid
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task
-from lpfamily.training.draws import Draws, Masks
+from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task, launches
+from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
@@ -26,7 +28,7 @@ from lpfamily.training.networks import (
     parameter_shapes,
 )
 from lpfamily.training.teams import Team, own
-from lpfamily_torch.compiling import compiled, problem, stays_in_place, tracing_gradients
+from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
 from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
@@ -64,22 +66,34 @@ class TorchBackend:
 backend = TorchBackend()
 
 
+RECORDED = 64
+"""The most steps that a CUDA device launches as one."""
+
 Factors = list[Tensor | None]
 """What dropout multiplies each layer's inputs by."""
 
 Rate = Any
-"""A number, or where the step is compiled a tensor without axes: a number would be part of the program."""
+"""A number, or where a step is compiled or recorded a tensor without axes: a number would be a part of it."""
 
 
-class Drawn(NamedTuple):
-    """What is random in a step."""
+class Steps(NamedTuple):
+    """What steps take, each a row of every tensor."""
 
-    factors: Factors
-    """Of the pass that the weights are trained by."""
-    passes: list[Factors]
-    """Of those that find the direction of perturb."""
-    shift: Tensor | None
-    """For sigma = 1, the noise, or where in the ball the first gradient is taken."""
+    batches: Tensor
+    rates: Tensor
+    """Learning rate, momentum and sigma, each twice: a program wants all that it is given 16 bytes apart."""
+    drawn: Drawn
+    examples: int
+    """Of a step, those of the whole team."""
+
+    def arrays(self) -> list[Tensor]:
+        """Return all tensors."""
+        return [self.batches, self.rates, *self.drawn.arrays()]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Steps:
+        """Return the function of each tensor."""
+        drawn = self.drawn.map(function)
+        return Steps(function(self.batches), function(self.rates), drawn, self.examples)
 
 
 class TorchTrainer:
@@ -89,6 +103,7 @@ class TorchTrainer:
         self.task = task
         self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
         self._total = torch.zeros(2, dtype=torch.float64, device=task.device)
+        self._zero = torch.zeros((), dtype=self._x.dtype, device=task.device, requires_grad=True)
         self.load(state)
 
     def state(self) -> State:
@@ -105,8 +120,8 @@ class TorchTrainer:
             for name, array in state.items()
         }
         twice = objective.name == "penalty" and objective.penalty_by == "gradient"
-        # the others' gradients are products that the velocity takes up itself
-        all_ = twice or self.task.compiled
+        # the others' gradients are products that the velocity takes up itself, if its rates are numbers
+        all_ = twice or self.task.compiled or self._records
         self._differentiated = [
             name
             for name in parameter_shapes(self.task.network)
@@ -114,29 +129,30 @@ class TorchTrainer:
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
-        if self.task.compiled:
-            stays_in_place(*self._state.values(), self._x, self._labels, self._total)
         parameters = {name: self._state[name] for name in parameter_shapes(self.task.network)}
         team = self.task.team
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
+        self._recorded = Recorded(self._take) if self._records else None
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
-        total = self._total.zero_()
-        steps = zip(*map(self._numbers, (rates.lr, rates.momentum, rates.sigma)), strict=True)
-        find_gradients, update = TorchTrainer._gradients, TorchTrainer._update
-        if task.compiled:
-            find_gradients, update = compiled(find_gradients, task.device), compiled(update, task.device)
-        with self._precision(), tracing_gradients() if task.compiled else nullcontext():
-            for step, batch in enumerate(torch.split(self._tensor(order), task.batch_size)):
-                lr, momentum, sigma = next(steps)
-                examples, rows = len(batch), own(team, len(batch))
+        total, done = self._total.zero_(), 0
+        table = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1)
+        with (
+            self._precision(),
+            tracing_gradients() if task.compiled else nullcontext(),
+            by_threads() if self._on_cuda else nullcontext(map) as mapped,
+        ):
+            for batches in launches(order, task.batch_size, RECORDED if self._recorded else 1):
+                steps = range(done, done := done + len(batches))
+                examples, rows = batches.shape[1], own(team, batches.shape[1])
                 own_draws = draws if team.size == 1 else draws.part(examples, rows)
-                drawn = self._drawn(own_draws, step, rows.stop - rows.start)
-                if task.compiled:
-                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                gradients = find_gradients(self, batch[rows], examples, sigma, drawn, total)
-                update(self, self._sums.of(gradients) if self._sums else gradients, lr, momentum)
+                drawn = own_draws.steps(steps, task, rows.stop - rows.start, mapped, self._empty)
+                pairs = np.repeat(table[steps, :, None], 2, axis=2)
+                taken = Steps(
+                    self._tensor(batches[:, rows]), self._tensor(pairs), drawn.map(self._sent), examples
+                )
+                (self._recorded or self._take)(taken)
         if isinstance(team, TorchTeam):
             team.add(total)
         loss, error = (total / len(order)).tolist()
@@ -163,30 +179,26 @@ class TorchTrainer:
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
             return product.cpu().numpy()
 
-    def _drawn(self, draws: Draws, step: int, examples: int) -> Drawn:
-        """Return what is random in a step."""
-        objective, network, dtype = self.task.objective, self.task.network, self.task.dtype
-        shape = (examples, network.inputs)
-        masks = draws.masks(step, network, examples)
-        passes: list[Masks] = []
-        shift = None
-        if objective.name == "noise":
-            shift = self._tensor(draws.noise(step, shape, dtype))
-        if objective.name == "perturb":
-            passes = draws.direction_masks(
-                step, network, examples, objective.direction_dropout, objective.steps, same=masks
-            )
-            if objective.random_start:
-                shift = self._tensor(draws.start(step, shape, objective.p, dtype))
-        return Drawn(self._factors(masks), [self._factors(each) for each in passes], shift)
+    def _take(self, steps: Steps) -> None:
+        """Take some steps, one after the other."""
+        find_gradients, update = TorchTrainer._gradients, TorchTrainer._update
+        if self.task.compiled:
+            find_gradients, update = compiled(find_gradients), compiled(update)
+        as_tensors = self.task.compiled or self._records
+        for step, (batch, rates) in enumerate(zip(steps.batches, steps.rates, strict=True)):
+            lr, momentum, sigma = rates[:, 0].unbind() if as_tensors else rates[:, 0].tolist()
+            drawn = steps.drawn.map(operator.itemgetter(step))
+            gradients = find_gradients(self, batch, steps.examples, sigma, drawn)
+            update(self, self._sums.of(gradients) if self._sums else gradients, lr, momentum)
 
     def _objective(
         self, x: Tensor, labels: Tensor, sigma: Rate, drawn: Drawn, taps: list[Tap] | None
     ) -> tuple[Tensor, Tensor]:
         """Return the objective of each example and the logits it saw."""
         objective = self.task.objective
+        factors = self._factors(drawn.masks)
         if objective.name == "penalty":
-            return self._penalised(x, labels, sigma, drawn.factors, taps)
+            return self._penalised(x, labels, sigma, factors, taps)
         shift = None if drawn.shift is None else sigma * drawn.shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
@@ -195,19 +207,17 @@ class TorchTrainer:
             passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
             x = x + frank_wolfe(
-                lambda at: direction(at, labels, next(passes)),
+                lambda at: direction(at, labels, self._factors(next(passes))),
                 x,
                 objective.p,
                 sigma,
                 objective.steps,
                 shift,
             )
-        logits = self._logits(x, drawn.factors, taps)
+        logits = self._logits(x, factors, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = (
-                weight * _softplus(self._odds(clean, labels, drawn.factors, taps)) + (1 - weight) * losses
-            )
+            losses = weight * _softplus(self._odds(clean, labels, factors, taps)) + (1 - weight) * losses
         return losses, logits
 
     def _penalised(
@@ -215,7 +225,7 @@ class TorchTrainer:
     ) -> tuple[Tensor, Tensor]:
         p = self.task.objective.p
         by_difference = self.task.objective.penalty_by == "difference"
-        x = x.requires_grad_()
+        x = self._differentiable(x)
         logits = self._logits(x, factors, taps)
         odds = error_log_odds(logits, labels)
         (gradient,) = torch.autograd.grad(odds.sum(), x, create_graph=not by_difference, retain_graph=True)
@@ -228,17 +238,22 @@ class TorchTrainer:
 
     def _direction(self, x: Tensor, labels: Tensor, factors: Factors | None = None) -> Tensor:
         """Return the input gradient of the error log-odds; no weight gradient is computed."""
-        at = x.detach().requires_grad_()
+        at = self._differentiable(x)
         return torch.autograd.grad(self._odds(at, labels, factors).sum(), at)[0]
 
     def _rounded_direction(self, x: Tensor, labels: Tensor, factors: Factors) -> Tensor:
         """Return the same by products of bfloat16, which autocast has in place of float32's alone."""
-        at = x.detach().requires_grad_()
+        at = self._differentiable(x)
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
         single = [None if factor is None else factor.float() for factor in factors]
         with torch.autocast(x.device.type, torch.bfloat16):
             z = logits(self.task.network, state, at.float(), single, None, largest_by_piece)
             return torch.autograd.grad(error_log_odds(z, labels).sum(), at)[0]
+
+    def _differentiable(self, x: Tensor) -> Tensor:
+        """Return x without its history, for a gradient to be taken there."""
+        # in a program, tensors come to need one by what they are made of alone, before torch 2.13
+        return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
     def _odds(
         self,
@@ -253,18 +268,16 @@ class TorchTrainer:
     def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
         return logits(self.task.network, self._state, x, factors, taps, largest_by_piece)
 
-    def _factors(self, masks: Masks) -> Factors:
-        """Return what dropout multiplies each layer's inputs by."""
+    def _factors(self, masks: Factors) -> Factors:
+        """Return what dropout multiplies each layer's inputs by, of which it keeps."""
         dtype = getattr(torch, self.task.dtype)
         return [
-            None
-            if mask is None or layer.dropout is None
-            else self._tensor(mask).to(dtype) * layer.dropout.scale
+            None if mask is None or layer.dropout is None else mask.to(dtype) * layer.dropout.scale
             for mask, layer in zip(masks, self.task.network.layers, strict=True)
         ]
 
-    def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn, total: Tensor) -> Gradients:
-        """Return the gradients of all parameters; add to `total` the losses and how many are wrong."""
+    def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn) -> Gradients:
+        """Return the gradients of all parameters; add up the losses, and how many are wrong."""
         x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
         taps: list[Tap] = []
         all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
@@ -282,7 +295,7 @@ class TorchTrainer:
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
         wrong = logits.argmax(dim=1) != labels
-        total += torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()])
+        self._total.add_(torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()]))
         return gradients
 
     @torch.no_grad()
@@ -302,8 +315,14 @@ class TorchTrainer:
                 norms = torch.linalg.vector_norm(parameter, dim=layer.norm_axes, keepdim=True)
                 parameter.mul_(torch.where(norms > layer.max_norm, layer.max_norm / norms, 1.0))
 
-    def _numbers(self, rates: NDArray[Any]) -> Sequence[Rate]:
-        return self._tensor(rates).unbind() if self.task.compiled else rates.tolist()
+    @property
+    def _on_cuda(self) -> bool:
+        return torch.device(self.task.device).type == "cuda"
+
+    @property
+    def _records(self) -> bool:
+        """Whether steps are launched many at a time: nothing of them may then be seen or exchanged."""
+        return self._on_cuda and not isinstance(self.task.team, TorchTeam)
 
     def _laid_out(self, array: NDArray[Any]) -> Tensor:
         # matrices by columns: the norm over a unit's weights, side by side, takes a third of the time
@@ -312,8 +331,15 @@ class TorchTrainer:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.tensor(array)
-        if self.task.device.startswith("cuda"):
-            tensor = tensor.pin_memory()  # only from pinned memory does a copy not wait for the device
+        return self._sent(tensor.pin_memory() if self._on_cuda else tensor)
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Return a tensor of this computer's memory."""
+        like = torch.from_numpy(np.empty(0, dtype))
+        return like.new_empty(shape, pin_memory=self._on_cuda)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        # only from pinned memory does a copy not wait for the device
         return tensor.to(self.task.device, non_blocking=True)
 
     @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.draws import Draws
@@ -171,6 +172,16 @@ class Backend(Protocol):
         It is what a user of the library expects a network to be, holds copies of the parameters, drops
         nothing, and raises where `check_inputs` does.
         """
+
+
+def launches(order: NDArray[Any], batch_size: int, most: int) -> list[NDArray[Any]]:
+    """Return an epoch's batches, (steps, examples), at most so many at a time.
+
+    They have two lengths at most; a smaller last batch comes by itself.
+    """
+    whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
+    return [*parts, order[None, whole.size :]] if whole.size < len(order) else parts
 
 
 def names() -> list[str]:

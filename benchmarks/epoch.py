@@ -1,0 +1,95 @@
+"""`python -m benchmarks.epoch`: an epoch of 60,000 examples by each backend, on one device.
+
+The recipes of MNIST as they are, in float32, with dropout, norm constraints and p = inf, on synthetic inputs
+of its shape. Wall time from order and rates to metrics, so with all that the host draws; `drawing` is what
+one core takes for an epoch's random numbers alone. Medians of interleaved rounds, after two that compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import medians
+from lpfamily.training import backends, recipes
+from lpfamily.training.backends import Task
+from lpfamily.training.draws import Draws
+from lpfamily.training.networks import initial_state
+
+GOALS = {"sigmoid-mlp": 60.0, "maxout": 60.0, "conv-maxout": 300.0}
+"""Models, and the milliseconds that an epoch shall take on an H200."""
+DEVICES = {"torch": "cuda", "jax": "gpu"}
+Row = tuple[str, str, str]
+
+
+def main() -> None:
+    """Print the milliseconds of an epoch."""
+    found = [name for name in DEVICES if importlib.util.find_spec(name)]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=GOALS, default=list(GOALS))
+    parser.add_argument(
+        "--objectives", nargs="+", choices=("plain", "perturb", "penalty"), default=["perturb"]
+    )
+    parser.add_argument("--backends", nargs="+", choices=found, default=found)
+    parser.add_argument("--device", help="(default: cuda for torch, gpu for JAX)")
+    parser.add_argument("--tf32", action="store_true", help="as of lpfamily.train")
+    parser.add_argument("--examples", type=int, default=60_000, help="(default: 60000)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    options = parser.parse_args()
+    print(f"{'ms an epoch':14}{'objective':10}{'drawing':>10}", end="")
+    print("".join(f"{name:>18}" for name in _columns(options.backends)) + f"{'goal, H200':>14}", flush=True)
+    for model in options.models:
+        for objective in options.objectives:
+            calls = _calls(model, objective, options)
+            times = medians(calls, options.rounds, clock=time.perf_counter)
+            cells = "".join(f"{1e3 * times[name]:18.1f}" for name in _columns(options.backends))
+            print(
+                f"{model:14}{objective:10}{1e3 * times['drawing']:10.1f}{cells}{GOALS[model]:14.0f}",
+                flush=True,
+            )
+
+
+def _columns(names: list[str]) -> list[str]:
+    return [column for name in names for column in ([name, "torch --compile"] if name == "torch" else [name])]
+
+
+def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    rng = np.random.default_rng(0)
+    x = rng.random((options.examples, 784), np.float32)
+    labels = rng.integers(10, size=len(x))
+    recipe = recipes.default(model, "mnist", objective, math.inf, 784)  # type: ignore[arg-type]
+    network = recipes.network_of(recipe, (1, 28, 28), 10)
+    task = Task(network, recipes.objective_of(recipe), x, labels, recipe.batch_size)
+    state, draws = initial_state(network, 0, "float32"), Draws(0, 0)
+    steps = -(-len(x) // recipe.batch_size)
+    rates, order = recipes.rates(recipe, 0, steps), draws.order(len(x))
+
+    def draw() -> None:
+        for step in range(steps):
+            masks = draws.masks(step, network, recipe.batch_size)
+            if objective == "perturb":
+                given = task.objective.direction_dropout, task.objective.steps, masks
+                draws.direction_masks(step, network, recipe.batch_size, *given)
+
+    calls: dict[str, Callable[[], object]] = {"drawing": draw}
+    for column in _columns(options.backends):
+        name = column.partition(" ")[0]
+        device = options.device or DEVICES[name]
+        own = dataclasses.replace(task, device=device, tf32=options.tf32, compiled=column != name)
+        trainer: Any = backends.find(name).trainer(own, state)
+        calls[column] = functools.partial(trainer.epoch, order, rates, draws)
+    return calls
+
+
+if __name__ == "__main__":
+    main()
