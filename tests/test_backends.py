@@ -45,9 +45,9 @@ if "torch" in NAMES:
             from lpfamily_torch import compiling
             from lpfamily_torch import trainer as module
 
-            def record(recorded, tensors):
+            def record(recorded, owner, tensors):
                 kept = tensors.map(torch.clone)
-                return kept, SimpleNamespace(replay=lambda: recorded._function(kept))
+                return kept, SimpleNamespace(replay=lambda: recorded._method(owner, kept))
 
             monkeypatch.setattr(compiling.Recorded, "_record", record)
             monkeypatch.setattr(module, "RECORDED", 3)

@@ -36,32 +36,32 @@ T = TypeVar("T", bound=Tensors)
 
 
 class Recorded(Generic[T]):
-    """A function of tensors on a CUDA device that returns nothing, launched as one once it has run.
+    """A method that takes tensors of a CUDA device and returns nothing, launched as one once it has run.
 
     What it changes must stay where it is. For new shapes it is called as it is, since what is compiled or
     loaded must be so before it is recorded; then recorded, as a CUDA graph, and from there on replayed.
     """
 
-    def __init__(self, function: Callable[[T], None]) -> None:
-        self._function = function
+    def __init__(self, method: Callable[[Any, T], None]) -> None:
+        self._method = method
         self._graphs: dict[tuple[torch.Size, ...], tuple[T, torch.cuda.CUDAGraph] | None] = {}
 
-    def __call__(self, tensors: T) -> None:
-        """Call, or record and replay."""
+    def __call__(self, owner: Any, tensors: T) -> None:
+        """Call, or record and replay; the owner is not kept, so that it can go, and its memory."""
         shapes = tuple(tensor.shape for tensor in tensors.arrays())
         if shapes not in self._graphs:
             self._graphs[shapes] = None
-            self._function(tensors)
+            self._method(owner, tensors)
             return
-        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(tensors)
+        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(owner, tensors)
         for own, given in zip(kept.arrays(), tensors.arrays(), strict=True):
             own.copy_(given)
         graph.replay()
 
-    def _record(self, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
+    def _record(self, owner: Any, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
         kept, graph = tensors.map(torch.clone), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._function(kept)
+            self._method(owner, kept)
         return kept, graph
 
 

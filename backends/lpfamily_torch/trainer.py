@@ -132,7 +132,7 @@ class TorchTrainer:
         parameters = {name: self._state[name] for name in parameter_shapes(self.task.network)}
         team = self.task.team
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
-        self._recorded = Recorded(self._take) if self._records else None
+        self._recorded = Recorded(TorchTrainer._take) if self._records else None
 
     def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
@@ -152,7 +152,7 @@ class TorchTrainer:
                 taken = Steps(
                     self._tensor(batches[:, rows]), self._tensor(pairs), drawn.map(self._sent), examples
                 )
-                (self._recorded or self._take)(taken)
+                (self._recorded or TorchTrainer._take)(self, taken)
         if isinstance(team, TorchTeam):
             team.add(total)
         loss, error = (total / len(order)).tolist()
