@@ -27,7 +27,6 @@ from lpfamily.training.networks import initial_state
 GOALS = {"sigmoid-mlp": 60.0, "maxout": 60.0, "conv-maxout": 300.0}
 """Models, and the milliseconds that an epoch shall take on an H200."""
 DEVICES = {"torch": "cuda", "jax": "gpu"}
-Row = tuple[str, str, str]
 
 
 def main() -> None:
@@ -37,26 +36,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=GOALS, default=list(GOALS))
-    parser.add_argument(
-        "--objectives", nargs="+", choices=("plain", "perturb", "penalty"), default=["perturb"]
-    )
+    objectives = ("plain", "perturb", "penalty")
+    parser.add_argument("--objectives", nargs="+", choices=objectives, default=["perturb"])
     parser.add_argument("--backends", nargs="+", choices=found, default=found)
     parser.add_argument("--device", help="(default: cuda for torch, gpu for JAX)")
     parser.add_argument("--tf32", action="store_true", help="as of lpfamily.train")
     parser.add_argument("--examples", type=int, default=60_000, help="(default: 60000)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     options = parser.parse_args()
-    print(f"{'ms an epoch':14}{'objective':10}{'drawing':>10}", end="")
-    print("".join(f"{name:>18}" for name in _columns(options.backends)) + f"{'goal, H200':>14}", flush=True)
+    columns = ["drawing", *_columns(options.backends)]
+    header = "".join(f"{name:>18}" for name in [*columns, "goal, H200"])
+    print(f"{'ms an epoch':14}{'objective':10}{header}", flush=True)
     for model in options.models:
         for objective in options.objectives:
             calls = _calls(model, objective, options)
             times = medians(calls, options.rounds, clock=time.perf_counter)
-            cells = "".join(f"{1e3 * times[name]:18.1f}" for name in _columns(options.backends))
-            print(
-                f"{model:14}{objective:10}{1e3 * times['drawing']:10.1f}{cells}{GOALS[model]:14.0f}",
-                flush=True,
-            )
+            cells = "".join(f"{ms:18.1f}" for ms in [*(1e3 * times[name] for name in columns), GOALS[model]])
+            print(f"{model:14}{objective:10}{cells}", flush=True)
 
 
 def _columns(names: list[str]) -> list[str]:
@@ -76,10 +72,7 @@ def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str,
 
     def draw() -> None:
         for step in range(steps):
-            masks = draws.masks(step, network, recipe.batch_size)
-            if objective == "perturb":
-                given = task.objective.direction_dropout, task.objective.steps, masks
-                draws.direction_masks(step, network, recipe.batch_size, *given)
+            draws.step(step, task, recipe.batch_size)
 
     calls: dict[str, Callable[[], object]] = {"drawing": draw}
     for column in _columns(options.backends):
