@@ -112,14 +112,18 @@ def _backend() -> str:
 def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
     from lpfamily.experiments.catalogue import PIECES
-    from lpfamily.experiments.networks import checksum
+    from lpfamily.experiments.networks import check_trainable, checksum
 
     wanted = {m.name: m for name in names for m in PIECES[name].measurements}
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
-        checksum(name, setting.data_dir)  # so that bad data are named before hours of training
+        checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
     measurements = {m.name: m for name in PIECES for m in PIECES[name].measurements}
     results = {name: found for name, m in measurements.items() if (found := _kept(setting, m)) is not None}
     missing = [m for name, m in wanted.items() if name not in results]
+    for measurement in missing:
+        for seed in range(measurement.seeds(setting) if measurement.seeds else 1):
+            for name in measurement.networks:
+                check_trainable(setting, name, seed)
     with Progress(quiet).parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
             begun = time.perf_counter()

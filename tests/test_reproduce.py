@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +127,24 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     other = Setting(tmp_path / "other", setting.data_dir, runs=runs_in([setting.out / "runs"]))
     assert finished(other, "softmax", 1, silent) == folders[1]
     assert not (tmp_path / "other").exists()
+
+
+def test_what_a_backend_cannot_train_is_named_before_anything_is_trained(setting, monkeypatch, capsys):
+    monkeypatch.setitem(QUICK, "conv", ("--validation", "5", "--epochs", "1", "--batch-size", "10"))
+    where = ["--data-dir", str(setting.data_dir), "--out", str(setting.out), "--quiet"]
+    assert reproduce.main(["table6", "table2", "--backend", "numpy", *where]) == 2
+    assert "'numpy' does not train ConvMaxout layers" in capsys.readouterr().err
+    assert not setting.out.exists()
+
+
+def test_what_is_begun_needs_no_layers_of_the_backend(setting, monkeypatch):
+    finished(setting, "softmax", 0, silent)
+    other = replace(setting, out=setting.out / "other", runs=runs_in([setting.out / "runs"]))
+    monkeypatch.setattr(networks.backends, "find", lambda name: SimpleNamespace(layers=frozenset()))
+    for each in setting, other:
+        networks.check_trainable(each, "softmax", 0)
+        with pytest.raises(BadInput, match="does not train Dense layers"):
+            networks.check_trainable(each, "softmax", 1)
 
 
 def test_runs_on_other_data_are_not_taken(setting, tmp_path):

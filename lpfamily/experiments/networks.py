@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
-from lpfamily.training import configs, data, load, options, runs
+from lpfamily.training import backends, configs, data, load, options, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Tick
-from lpfamily.training.recipes import Recipe
+from lpfamily.training.recipes import Recipe, network_of
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 """The variables that say how many threads a library takes; NPROC is JAX's."""
@@ -120,6 +120,15 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
     return [future.result() for future in futures]
 
 
+def check_trainable(setting: Setting, name: str, seed: int) -> None:
+    """Raise `BadInput` if a network has to be trained and the backend cannot."""
+    job = _Job(setting, NETWORKS[name], seed)
+    if job.begun() is None:
+        recipe = _recipe_of(job.network, setting.budget, setting.data_dir)
+        network = network_of(recipe, data.SHAPES[recipe.data], data.CLASSES)
+        backends.check_layers(setting.backend, backends.find(setting.backend), network)
+
+
 def result(folder: Path) -> Json:
     """Return what tables need of a finished run."""
     found = runs.find(folder, option="")
@@ -171,9 +180,14 @@ class _Job:
         self.name = f"{network.name}-{seed}"
         self.share = 0.0
 
+    def begun(self) -> Path | None:
+        """Return the folder of a finished run elsewhere, or of one here, if there is one."""
+        here = self.setting.out / "runs" / self.name
+        return self._elsewhere() or (here if (here / runs.CONFIG).exists() else None)
+
     def finish(self, stop: threading.Event) -> Path:
         """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
-        folder = self._elsewhere() or self.setting.out / "runs" / self.name
+        folder = self.begun() or self.setting.out / "runs" / self.name
         self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)
