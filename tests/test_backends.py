@@ -41,13 +41,19 @@ if "torch" in NAMES:
 
         @pytest.mark.parametrize("kind", [Objective(), Objective("perturb", 2.0, random_start=True)])
         def test_steps_that_are_launched_together_are_the_same(self, monkeypatch, kind):
-            """What a CUDA graph replays is here called again, with the tensors it was recorded with."""
+            """What a CUDA graph replays is here called again, on the tensors that it was recorded with."""
             from lpfamily_torch import compiling
             from lpfamily_torch import trainer as module
 
             def record(recorded, owner, tensors):
-                kept = tensors.map(torch.clone)
-                return kept, SimpleNamespace(replay=lambda: recorded._method(owner, kept))
+                kept, state = tensors.map(torch.clone), owner._state
+
+                def replay():
+                    now, owner._state = owner._state, state
+                    recorded._method(owner, kept)
+                    owner._state = now
+
+                return kept, SimpleNamespace(replay=replay)
 
             monkeypatch.setattr(compiling.Recorded, "_record", record)
             monkeypatch.setattr(module, "RECORDED", 3)
