@@ -1,4 +1,5 @@
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,16 @@ settings.load_profile("laws")
 def pytest_configure(config: pytest.Config) -> None:
     # which the other test process is still writing; this one compiles for itself
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
+    for name in LIBRARIES:
+        config.addinivalue_line("markers", f"{name}: {name} makes a difference to what is tested")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark a test with the libraries among its parameters, by which test environments choose."""
+    for item in items:
+        for value in getattr(item, "callspec", SimpleNamespace(params={})).params.values():
+            if (name := str(value)) in LIBRARIES:
+                item.add_marker(name)
 
 
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)

@@ -90,6 +90,8 @@ def test_so_they_do_with_maxout_and_dropout(name, objective):
 
 if {"torch", "jax"} <= set(NAMES):
 
+    @pytest.mark.torch
+    @pytest.mark.jax
     @pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
     def test_and_with_convolutions(objective):
         assert_one_trajectory(["torch", "jax"], OF_CONVOLUTIONS, objective)

@@ -17,6 +17,8 @@ import jax
 from lpfamily import certify
 from lpfamily.ecosystem.foolbox import LpAscentAttack, LpFastGradientAttack
 
+pytestmark = pytest.mark.jax
+
 
 @pytest.mark.parametrize("p", [2, math.inf])
 def test_a_linear_model_in_jax(p):

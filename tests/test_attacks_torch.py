@@ -27,6 +27,8 @@ from lpfamily import certify, epsilon
 from lpfamily.ecosystem.art import LpGradientMethod
 from lpfamily.ecosystem.foolbox import LpAscentAttack, LpDistance, LpFastGradientAttack
 
+pytestmark = pytest.mark.torch
+
 EXPONENTS = 1, 1.01, 1.05, 1.1, 1.5, 2, 3, 30, 100, 1000, math.inf
 BOX = (0.0, 1.0)
 

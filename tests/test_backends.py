@@ -25,6 +25,7 @@ def test_what_does_not_fit_into_memory_is_a_memory_error(name):
 
 if "numpy" in NAMES:
 
+    @pytest.mark.numpy
     class TestNumpy(BackendTests):
         backend = "numpy"
 
@@ -32,6 +33,7 @@ if "numpy" in NAMES:
 if "torch" in NAMES:
     import torch
 
+    @pytest.mark.torch
     class TestTorch(BackendTests):
         backend = "torch"
         device = DEVICE
@@ -103,6 +105,7 @@ if "torch" in NAMES:
 
 if "jax" in NAMES:
 
+    @pytest.mark.jax
     class TestJax(BackendTests):
         backend = "jax"
         device = DEVICE

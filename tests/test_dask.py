@@ -20,6 +20,8 @@ if LIB is None:
 dask, cloudpickle = pytest.importorskip("dask"), pytest.importorskip("cloudpickle")
 da = pytest.importorskip("dask.array")
 
+pytestmark = pytest.mark.dask
+
 ROWS = np.random.default_rng(0).standard_normal((6, 3, 8))
 
 

@@ -24,6 +24,8 @@ from lpfamily.training.networks import initial_state, parameter_shapes
 if "jax" not in NAMES:
     pytest.skip("JAX is not under test", allow_module_level=True)
 
+pytestmark = pytest.mark.jax
+
 # a batch of 10, which three devices do not divide, twice; and one of 2, less than they are
 CASES = [
     (NETWORK, Objective("plain"), 22),

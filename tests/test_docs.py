@@ -16,14 +16,15 @@ BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n+```text\n(?P<printed>.*?)`
 
 
 def blocks():
-    """Yield each block that the libraries under test can run; its id names the library that it needs."""
+    """Yield each block that the libraries under test can run, marked with those that it needs."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         found = list(BLOCK.finditer(page.read_text()))
         assert found or page.name == "index.md" or page.parent.name == "api", page
         for number, block in enumerate(found, 1):
             needs = [name for name, imports in LIBRARIES.items() if imports.search(block["code"])]
             if set(needs) <= set(NAMES):
-                yield pytest.param(page, block, id="-".join([page.stem, str(number), *needs]))
+                marks = [getattr(pytest.mark, name) for name in needs]
+                yield pytest.param(page, block, id="-".join([page.stem, str(number), *needs]), marks=marks)
 
 
 @pytest.mark.parametrize(("page", "block"), list(blocks()))

@@ -11,6 +11,8 @@ from backends_under_test import NAMES
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
 
+pytestmark = pytest.mark.torch
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -9,6 +9,8 @@ from backends_under_test import NAMES
 if "jax" not in NAMES:
     pytest.skip("JAX is not under test", allow_module_level=True)
 
+pytestmark = pytest.mark.jax
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

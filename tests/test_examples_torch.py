@@ -11,6 +11,8 @@ from conftest import NAMES
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
 
+pytestmark = pytest.mark.torch
+
 EXAMPLES = {
     "torch_vit": ["--epochs", "1"],
     "text_embeddings": ["--epochs", "1", "--seeds", "1"],

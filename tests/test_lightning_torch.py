@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lpfamily_torch import perturb
 from lpfamily_torch.lightning import PerturbInputs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning advises on workers, loggers and its like
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore"),  # Lightning advises on workers, loggers and its like
+]
 
 
 class Model(LightningModule):

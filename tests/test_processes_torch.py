@@ -22,6 +22,8 @@ from lpfamily.training import backends
 from lpfamily.training.errors import BadInput
 from lpfamily.training.testing import WITH_DROPOUT
 
+pytestmark = pytest.mark.torch
+
 NETWORKS = {"sigmoid": NETWORK, "maxout": OF_MAXOUT, "convolutions": OF_CONVOLUTIONS}
 CASES = [(name, objective) for name in NETWORKS for objective in WITH_DROPOUT]
 

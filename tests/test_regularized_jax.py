@@ -31,6 +31,8 @@ from flax import nnx
 
 from lpfamily_jax import regularize
 
+pytestmark = pytest.mark.jax
+
 OBJECTIVES = {
     "perturb": {},
     "mixed": {"clean_weight": 0.3},

@@ -29,6 +29,8 @@ import lpfamily
 from lpfamily_reference.equations import eq3, eq4
 from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss
 
+pytestmark = pytest.mark.torch
+
 P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
 DIRECTIONS = ("loss", "log-odds")
 ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 0.01, "bfloat16": 0.06}

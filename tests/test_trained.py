@@ -208,6 +208,7 @@ def test_a_float64_run_is_of_float64_in_numpy(tmp_path):
 if "torch" in NAMES:
     import torch
 
+    @pytest.mark.torch
     def test_a_torch_module_is_an_ordinary_one(finished):
         found = lpfamily.training.load(finished)
         model, x = found.model("torch"), torch.tensor(TEST.x)
@@ -223,6 +224,7 @@ if "torch" in NAMES:
         assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
         assert model.to("meta")(x.to("meta")).device.type == "meta"
 
+    @pytest.mark.torch
     def test_a_torch_module_compiles_and_maps(finished):
         model, x = lpfamily.training.load(finished).model("torch"), torch.tensor(TEST.x[:5])
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -238,6 +240,7 @@ if "torch" in NAMES:
 if "jax" in NAMES:
     import jax
 
+    @pytest.mark.jax
     def test_a_jax_model_is_a_pure_function_and_a_pytree(finished):
         found = lpfamily.training.load(finished)
         model, x = found.model("jax"), jax.numpy.asarray(TEST.x[:5])
@@ -250,6 +253,7 @@ if "jax" in NAMES:
         assert gradient.parameters.keys() == found.parameters.keys()
         np.testing.assert_allclose(gradient.parameters["layers.2.bias"], 5.0)
 
+    @pytest.mark.jax
     def test_a_jax_model_of_float64_needs_jax_to_have_it(tmp_path):
         trained(tmp_path / "run", "--model", "softmax", "--epochs", 1, "--dtype", "float64")
         found, x = lpfamily.training.load(tmp_path / "run"), TEST.x.astype(np.float64)

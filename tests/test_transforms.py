@@ -266,6 +266,7 @@ def test_there_is_no_derivative_at_a_kink(autodiff, p):
 # torch.
 
 
+@pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
 def test_torch_nothing_on_a_device_gives_nothing(p):
@@ -278,6 +279,7 @@ def test_torch_nothing_on_a_device_gives_nothing(p):
             assert eps.device.type == "meta"
 
 
+@pytest.mark.torch
 @needs_torch
 def test_torch_a_view_that_negates_is_a_tensor():
     import torch
@@ -288,6 +290,7 @@ def test_torch_a_view_that_negates_is_a_tensor():
     assert_allclose(penalty(grad, 2, 1.0), [5], rtol=1e-6)
 
 
+@pytest.mark.torch
 @needs_torch
 class TestTorch:
     @pytest.fixture(autouse=True)
@@ -417,6 +420,7 @@ def jitted(p):
     return jax.jit(lambda g, s: epsilon(g, p, s))
 
 
+@pytest.mark.jax
 @needs_jax
 class TestJax:
     @given(p=st.sampled_from(P), seed=seeds)
