@@ -7,6 +7,8 @@ import io
 import os
 import sys
 import tarfile
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from lpfamily.training.errors import BadInput
 
 mirror = test_data.mirror
 COUNTS = (3, 1, 2, 5, 4, 6)
-NAMES = list(cifar10.SHA256)
+NAMES = [remote.name for remote in cifar10.FILES]
 ARCHIVE = cifar10.ARCHIVE.name
 FIRST = NAMES[0]
 USUAL_ZCA = zca
@@ -232,7 +234,12 @@ def official(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> Mirror:
     monkeypatch.delenv("LPFAMILY_DATA", raising=False)
     monkeypatch.setattr(cifar10, "MIRRORS", (f"{mirror.url}/first/", f"{mirror.url}/second/"))
     monkeypatch.setattr(
-        cifar10, "SHA256", {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        cifar10,
+        "FILES",
+        [
+            files.Remote(name, len(content), hashlib.sha256(content).hexdigest())
+            for name, content in contents.items()
+        ],
     )
     publish(mirror, monkeypatch, archive_of({**contents, "batches.meta.txt": b"airplane\n"}))
     return mirror
@@ -396,7 +403,7 @@ def test_a_cache_that_is_no_folder_stops_a_download(official: Mirror, cache: Pat
 def test_the_official_archive() -> None:
     """Checksums are SHA-256, the mirrors are prefixes of URLs."""
     assert [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"] == NAMES
-    for checksum in (cifar10.ARCHIVE.sha256, *cifar10.SHA256.values()):
+    for checksum in (remote.sha256 for remote in (cifar10.ARCHIVE, *cifar10.FILES)):
         assert len(bytes.fromhex(checksum)) == 32
     assert all(url.startswith("https://") and url.endswith("/") for url in cifar10.MIRRORS)
 
@@ -599,6 +606,43 @@ def test_a_fit_that_may_not_be_read_is_made_again(
     read, kept = capsys.readouterr().err.splitlines()
     assert read.startswith(f"{path} cannot be read (")
     assert kept.startswith(f"{path} cannot be kept (")
+
+
+def test_a_fit_that_is_a_pipe_is_not_waited_for(
+    local: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is replaced. A writer that waits for a reader ends the test if there is one."""
+    loaded = data.load("cifar10", local)
+    path = the_file(cache)
+    path.unlink()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path.symlink_to(pipe)
+    writer = threading.Thread(target=lambda: pipe.open("wb").close())
+    writer.start()
+    capsys.readouterr()
+    try:
+        assert_same(loaded, data.load("cifar10", local))
+    finally:
+        os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+        writer.join()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{path} cannot be read (not a regular file)")
+    assert not path.is_symlink()
+
+
+def test_a_file_of_the_wrong_size_is_not_read(official: Mirror, cache: Path) -> None:
+    """A file that was unpacked, the archive and the fit have grown to gigabytes of zeros."""
+    loaded = data.load("cifar10")
+    for path in (cache / FIRST, cache / ARCHIVE, *cache.glob("zca-*")):
+        os.truncate(path, 2 << 30)
+    tracemalloc.start()
+    try:
+        assert_same(loaded, data.load("cifar10"))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    finally:
+        tracemalloc.stop()
+    assert all(path.stat().st_size < 1 << 30 for path in cache.iterdir())
 
 
 def test_no_home_costs_a_line(

@@ -7,9 +7,11 @@ import importlib
 import os
 import re
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -397,6 +399,20 @@ def test_a_cached_file_that_changed_is_downloaded_again(mirror: Mirror, cache: P
     assert mirror.asked == [f"/first/{ARCHIVES[0]}"]
 
 
+def test_a_cached_file_of_the_wrong_size_is_not_read(mirror: Mirror, cache: Path) -> None:
+    """It has grown to 64 MB of zeros, and is downloaded again with little memory."""
+    loaded = data.load("mnist")
+    os.truncate(cache / ARCHIVES[0], 64_000_000)
+    mirror.asked.clear()
+    tracemalloc.start()
+    try:
+        assert_same(loaded, data.load("mnist"))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert mirror.asked == [f"/first/{ARCHIVES[0]}"]
+
+
 def hang(stream: BufferedIOBase) -> None:
     """Begin an answer and never go on."""
     stream.write(b"\x1f")
@@ -459,6 +475,143 @@ def test_a_bad_mirror_is_followed_by_the_next(
     assert cause in message
     assert "--data-dir" in message
     assert listing(cache) == sorted(set(ARCHIVES) - {name})
+
+
+class RawMirror:
+    """A server on this machine that answers every connection with some bytes, then others again and again."""
+
+    def __init__(self) -> None:
+        self.beginning = self.dripping = b""
+        stopped = self.stopped = threading.Event()
+        mirror = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                try:
+                    self.request.recv(1 << 16)
+                    self.request.sendall(mirror.beginning)
+                    for _ in range(200 if mirror.dripping else 0):
+                        if stopped.wait(0.02):
+                            return
+                        self.request.sendall(mirror.dripping)
+                except OSError:
+                    return
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[RawMirror]:
+    """Serve in a thread for as long as a test runs."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = RawMirror()
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.stopped.set()
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()
+
+
+def refusal(folder: Path, url: str) -> str:
+    """Return what a download that cannot succeed says after its URL."""
+    with pytest.raises(BadInput) as caught:
+        files.fetch(files.Remote("file", 1000, "0" * 64), [f"{url}/"], folder)
+    return str(caught.value).removeprefix(f"file could not be downloaded ({url}/file: ")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+TRICKLES = {
+    "handshake": ("https", b"\x16\x03\x03\x40\x00", b"\0"),
+    "status line": ("http", b"HTTP/1.1 200 O", b"K"),
+    "interim answers": ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "header": ("http", b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers": ("http", b"HTTP/1.1 200 OK\r\n", b"X: x\r\n"),
+    "location": ("http", b"HTTP/1.1 302 Found\r\nLocation: /", b"x"),
+    "chunk size": ("http", CHUNKED + b"1;", b"x"),
+    "chunks": ("http", CHUNKED, b"1\r\nx\r\n"),
+    "trailers": ("http", CHUNKED + b"1\r\nx\r\n0\r\n", b"X: x\r\n"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "beginning", "dripping"), [pytest.param(*case, id=name) for name, case in TRICKLES.items()]
+)
+def test_time_is_up_whatever_trickles(
+    raw: RawMirror,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    beginning: bytes,
+    dripping: bytes,
+) -> None:
+    """Four seconds of drops, none of them late, are given up after 0.3."""
+    monkeypatch.setattr(files, "SECONDS_IN_ALL", 0.3)
+    raw.beginning, raw.dripping = beginning, dripping
+    begun = time.monotonic()
+    assert refusal(tmp_path, f"{scheme}://{raw.address}").startswith("not finished after 0.3 s)")
+    assert time.monotonic() - begun < 3
+
+
+def test_time_is_up_while_an_address_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That has no timeout of its own."""
+    over = threading.Event()
+
+    def getaddrinfo(*_args: object, **_kwargs: object) -> object:
+        over.wait(4)
+        raise socket.gaierror("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(files, "SECONDS_IN_ALL", 0.3)
+    monkeypatch.setenv("no_proxy", "*")
+    try:
+        assert refusal(tmp_path, "http://lpfamily.invalid").startswith("not finished after 0.3 s)")
+    finally:
+        over.set()
+
+
+def test_the_page_of_a_redirect_is_not_read(
+    raw: RawMirror, mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no end; the file is where it points."""
+    loaded = data.load("mnist")
+    (cache / ARCHIVES[0]).unlink()
+    target = f"{mirror.url}/first/{ARCHIVES[0]}".encode()
+    raw.beginning, raw.dripping = b"HTTP/1.1 302 Found\r\nLocation: " + target + b"\r\n\r\n", b"x"
+    monkeypatch.setattr(mnist, "MIRRORS", (f"http://{raw.address}/",))
+    monkeypatch.setattr(files, "SECONDS_IN_ALL", 2)
+    assert_same(loaded, data.load("mnist"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(b"HTTP/1.1 404 \x1b[2J\x1b]0;title\x07", r"404: \x1b[2J\x1b]0;title\x07)", id="reason"),
+        pytest.param(b"HTTP/1.1 404 \x9b2J\xad", r"404: \x9b2J\xad)", id="reason of 8 bits"),
+        pytest.param(b"\x1b[31mHTTP\0", r"\x1b[31mHTTP\x00)", id="status line"),
+        pytest.param(b"HTTP/1.1 302 Found\r\nLocation: x:\x1b[2J", r"x:\x1b[2J' is not", id="location"),
+        pytest.param(b"HTTP/1.1 404 " + b"x" * 60_000, "404: xxx", id="long"),
+    ],
+)
+def test_what_a_server_says_is_shown_and_not_obeyed(
+    raw: RawMirror, tmp_path: Path, answer: bytes, said: str
+) -> None:
+    """No control character reaches a terminal, and no page of text."""
+    raw.beginning = answer + b"\r\n\r\n"
+    message = refusal(tmp_path, f"http://{raw.address}")
+    assert said in message
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\x9b", "\n", "\u202etxt", "\udc80"])
+def test_a_file_name_is_shown_and_not_obeyed(tmp_path: Path, name: str) -> None:
+    """Control characters, those that turn the direction of writing, and bytes that are no text."""
+    with pytest.raises(BadInput, match=r"no train-images-idx3-ubyte") as caught:
+        data.load("mnist", tmp_path / f"a{name}z")
+    assert str(caught.value).isprintable()
 
 
 def test_without_a_network_the_refusal_names_every_mirror(

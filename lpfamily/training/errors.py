@@ -1,9 +1,23 @@
 """The one exception that the commands turn into a line on stderr."""
 
 
+def printable(text: str) -> str:
+    """Return a text as one line that a terminal shows and does not obey.
+
+    White space becomes a single space; what else cannot be printed, such as the escape character, becomes
+    its escape sequence in Python.
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 class BadInput(ValueError):
     """Something from outside (an option, a file) cannot be used.
 
-    The message is one line: what is wrong, what was given, what to do. The commands print it to
-    stderr and end with exit code 2; whatever else is raised is a failure of the program.
+    The message is one printable line, whatever a file or a server put into it: what is wrong, what was
+    given, what to do. The commands print it to stderr and end with exit code 2; whatever else is raised is
+    a failure of the program.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))

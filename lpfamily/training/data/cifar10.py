@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
-from lpfamily.training.data.files import Remote, cache_folder, fetch, find, reading, write
+from lpfamily.training.data.files import (
+    Remote,
+    cache_folder,
+    fetch,
+    find,
+    matches,
+    read_sized,
+    reading,
+    write,
+)
 from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
 from lpfamily.training.errors import BadInput
 
@@ -30,16 +39,19 @@ ARCHIVE = Remote(
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 FOLDER = "cifar-10-batches-bin"
-SHA256 = {
-    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-}
 SHAPE = SHAPES["cifar10"]
 INPUTS = math.prod(SHAPE)
+FILES = tuple(
+    Remote(name, 10_000 * (1 + INPUTS), sha256)
+    for name, sha256 in (
+        ("data_batch_1.bin", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
+        ("data_batch_2.bin", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
+        ("data_batch_3.bin", "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"),
+        ("data_batch_4.bin", "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"),
+        ("data_batch_5.bin", "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
+        ("test_batch.bin", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
+    )
+)
 PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
 REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"
@@ -67,7 +79,7 @@ def load(data_dir: Path | None) -> Dataset:
         paths = _official(cache_folder() / "cifar10")
     else:
         folders = (data_dir / "cifar10", data_dir / FOLDER, data_dir)
-        paths = [find(name, folders) for name in SHA256]
+        paths = [find(remote.name, folders) for remote in FILES]
     labels, images = _read(paths[:-1])
     test_labels, test_images = _read(paths[-1:])
     x, test_x = global_contrast_normalise(images), global_contrast_normalise(test_images)
@@ -80,9 +92,9 @@ def load(data_dir: Path | None) -> Dataset:
 
 def _official(folder: Path) -> list[Path]:
     """Return the paths of the official files: unpacked, and before that downloaded, if need be."""
-    paths = [folder / name for name in SHA256]
+    paths = [folder / remote.name for remote in FILES]
     try:
-        if not all(path.is_file() and _is_official(path) for path in paths):
+        if not all(map(matches, paths, FILES)):
             _unpack(fetch(ARCHIVE, MIRRORS, folder), folder)
     except OSError as error:
         raise BadInput(
@@ -97,7 +109,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
     It may be killed at any instant: a file is moved whole, and what lies there is used by its checksum.
     """
-    inside = [f"{FOLDER}/{name}" for name in SHA256]
+    inside = [f"{FOLDER}/{remote.name}" for remote in FILES]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         try:
             with tarfile.open(archive, "r:gz") as tar:
@@ -109,15 +121,11 @@ def _unpack(archive: Path, folder: Path) -> None:
                 f"{archive} is damaged ({error}), expected a .tar.gz file: {OTHER_SOURCE}"
             ) from error
         unpacked = [Path(temporary, name) for name in inside]
-        for path in unpacked:
-            if not (path.is_file() and _is_official(path)):
+        for path, remote in zip(unpacked, FILES, strict=True):
+            if not matches(path, remote):
                 raise BadInput(f"{archive} does not hold the official {path.name}: {OTHER_SOURCE}")
         for path in unpacked:
             path.replace(folder / path.name)
-
-
-def _is_official(path: Path) -> bool:
-    return _checksum(path.read_bytes()).hex() == SHA256[path.name]
 
 
 def _read(paths: Sequence[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -157,7 +165,7 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
         return _fit(x)
     cause = ""
     try:
-        content = path.read_bytes()
+        content = read_sized(path, len(key) + (1 + INPUTS) * INPUTS * np.dtype("<f4").itemsize)
         if content[: len(key)] == _checksum(key, content[len(key) :]):
             return np.frombuffer(content, "<f4", offset=len(key)).reshape(1 + INPUTS, INPUTS)
         cause = f"{path} is damaged: "

@@ -1,12 +1,14 @@
 """Files of data: where they lie, how they are downloaded, and reading them without trusting them."""
 
+import errno
 import gzip
 import hashlib
 import http.client
 import os
+import stat
 import sys
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.request
 import zlib
@@ -15,17 +17,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, printable
 
 SECONDS_OF_SILENCE = 30.0
 SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
+LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to download: its name, its size in bytes and its SHA-256 checksum in hexadecimal."""
+    """A published file: its name, its size in bytes and its SHA-256 checksum in hexadecimal."""
 
     name: str
     size: int
@@ -114,11 +118,30 @@ def read_at_most(stream: BufferedIOBase, size: int) -> bytes:
     return b"".join(blocks)
 
 
+def read_sized(path: Path, size: int) -> bytes:
+    """Return the content of a file, or none of it if its size is not `size`.
+
+    Raises
+    ------
+    OSError
+        There is none, it is not a regular file (a pipe, a device), or it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes() if status.st_size == size else b""
+
+
+def matches(path: Path, remote: Remote) -> bool:
+    """Return whether a path is a file with the size and the checksum of `remote`."""
+    return path.is_file() and _checksum(read_sized(path, remote.size)) == remote.sha256
+
+
 def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     """Return folder/name, downloaded from the first mirror that serves the right bytes.
 
-    A file already there is used if its checksum is right and replaced if not. The new one appears
-    whole or not at all.
+    A file already there is used if its size and checksum are right, and replaced if not. The new one
+    appears whole or not at all.
 
     Parameters
     ----------
@@ -132,7 +155,7 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     """
     path = folder / remote.name
     try:
-        if not (path.is_file() and _checksum(path.read_bytes()) == remote.sha256):
+        if not matches(path, remote):
             folder.mkdir(parents=True, exist_ok=True)
             write(path, _download(remote, mirrors))
     except OSError as error:
@@ -163,9 +186,7 @@ def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
         try:
             content = _get(url, remote.size)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            failures.append(f"{url}: {error}")
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
+            failures.append(f"{url}: {printable(str(error))[:LONGEST_REASON]}")
             continue
         if _checksum(content) == remote.sha256:
             return content
@@ -176,17 +197,55 @@ def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
     )
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow a redirect without reading the page that comes with it, which may have no end."""
+
+    def redirect_request(self, req: Any, fp: Any, *rest: Any) -> Any:
+        fp.close()
+        return super().redirect_request(req, fp, *rest)
+
+
 def _get(url: str, limit: int) -> bytes:
-    deadline = time.monotonic() + SECONDS_IN_ALL
+    """Return what a URL serves, in SECONDS_IN_ALL for everything from the host's address to the last byte.
+
+    A thread receives it and is abandoned when its time is up: the timeout of a socket starts anew with
+    every byte, and that of the address does not exist.
+    """
+    outcome: list[bytes | Exception] = []
+    abandoned = threading.Event()
+
+    def receive() -> None:
+        try:
+            outcome.append(_receive(url, limit, abandoned))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    try:
+        thread.join(SECONDS_IN_ALL)
+        if not outcome:
+            raise TimeoutError(f"not finished after {SECONDS_IN_ALL:g} s")
+    finally:
+        abandoned.set()
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _receive(url: str, limit: int, abandoned: threading.Event) -> bytes:
     content = bytearray()
-    with urllib.request.urlopen(url, timeout=SECONDS_OF_SILENCE) as response:  # noqa: S310 (a mirror, http)
-        # read1 returns what has arrived; read would wait for a whole block and miss the deadline.
-        while block := response.read1(BLOCK_BYTES):
-            content += block
-            if len(content) > limit:
-                raise ValueError(f"more than the expected {limit} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not finished after {SECONDS_IN_ALL:g} s")
+    opener = urllib.request.build_opener(_Redirects)
+    try:
+        with opener.open(url, timeout=SECONDS_OF_SILENCE) as response:
+            # read1 returns what has arrived; read would wait for a whole block, abandoned or not.
+            while not abandoned.is_set() and (block := response.read1(BLOCK_BYTES)):
+                content += block
+                if len(content) > limit:
+                    raise ValueError(f"more than the expected {limit} bytes")
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
     return bytes(content)
 
 
