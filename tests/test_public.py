@@ -1,7 +1,10 @@
 """What the package shows, and what it needs."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,17 @@ def test_importing_the_mathematics_needs_three_packages():
 def test_no_framework_is_loaded_unasked(statement):
     heavy = {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_torch", "lpfamily_jax"}
     assert not loaded_after(statement) & heavy
+
+
+def test_the_lowest_environment_installs_the_lowest_versions():
+    root = Path(__file__).parent.parent
+    pyproject = tomllib.loads((root / "pyproject.toml").read_text())
+    project = pyproject["project"]
+    asked = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["train"],
+        *pyproject["dependency-groups"]["test"],
+    ]
+    lowest = [re.sub(r"(\[\w+\])?>=", "==", requirement) for requirement in asked]
+    _, *given = (root / "constraints-lowest.txt").read_text().splitlines()
+    assert given == lowest
