@@ -15,8 +15,58 @@ Array: TypeAlias = Any
 
 
 _namespaces: dict[type, Any] = {}
-_REFUSED = {"MaskedArray", "matrix"}
-"""Arrays of NumPy that mean something else by the functions of the standard."""
+_REFUSED = {"MaskedArray", "MaskedTensor", "matrix"}
+"""Arrays that mean something else by the functions of the standard."""
+
+
+def admit(x: Array, name: str) -> tuple[Any, Array]:
+    """Return the namespace of an argument, and the argument as all functions compute with it.
+
+    The values of a NumPy array do not depend on its byte order or its strides, but a view of its bits
+    and the order of a sum do. So one that is not native, or whose examples are not each contiguous, is
+    copied. What is not dense raises a TypeError.
+    """
+    xp = namespace_of(x, name)
+    if isinstance(x, np.ndarray):
+        return xp, x if _is_plain(x) else _copied(x)
+    if library_name(xp) == "torch":
+        if x.layout is not xp.strided or x.is_nested or x.is_quantized:
+            layout, remedy = _tensor_layout(x)
+            raise TypeError(f"{name} must be a dense tensor; got {layout}: pass {remedy.format(name)}")
+    elif not getattr(x.dtype, "isnative", True):  # dask's
+        x = xp.astype(x, x.dtype.newbyteorder("="))
+    return xp, x
+
+
+def _is_plain(x: np.ndarray[Any, Any]) -> bool:
+    flags = x.flags
+    if not (flags.aligned and x.dtype.isnative):
+        return False
+    return flags.c_contiguous or (x.ndim > 1 and x.strides[0] >= x[0].nbytes and x[0].flags.c_contiguous)
+
+
+def _copied(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.array(x, x.dtype.newbyteorder("="), order="C")
+
+
+def _tensor_layout(x: Any) -> tuple[str, str]:
+    """Return how a tensor that is not dense is stored, and which dense tensors it has."""
+    if x.is_quantized:
+        return f"a quantised one, {x.dtype}", "{0}.dequantize()"
+    if x.is_nested:
+        return f"a nested one, {x.layout}", "{0}.to_padded_tensor(0.0), or each of {0}.unbind()"
+    if str(x.layout) == "torch.sparse_coo":
+        return f"layout {x.layout}", "its values, {0}.coalesce().values(), or all of it, {0}.to_dense()"
+    return f"layout {x.layout}", "{0}.to_dense()"
+
+
+def carried(value: Any) -> Any:
+    """Return a NumPy array as any other library takes it; what is none stays."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if is_bfloat16(value.dtype):
+        return value.astype(np.float32)  # which holds it exactly
+    return value if value.flags.carray and value.dtype.isnative else _copied(value)
 
 
 def namespace_of(x: Array, name: str = "x") -> Any:
@@ -27,14 +77,30 @@ def namespace_of(x: Array, name: str = "x") -> Any:
     if not is_array_api_obj(x) or _is_refused(type(x)):
         raise TypeError(
             f"{name} must be an array (NumPy, torch, JAX, CuPy, dask, ...); got {type(x).__name__}: "
-            f"convert it first, for example with numpy.asarray"
+            f"{_remedy(type(x)).format(name)}"
         )
     xp = _namespaces[type(x)] = array_namespace(x)
     return xp
 
 
 def _is_refused(kind: type) -> bool:
-    return bool(_REFUSED & {base.__name__ for base in kind.__mro__})
+    return _is_sparse(kind) or bool(_REFUSED & {base.__name__ for base in kind.__mro__})
+
+
+def _is_sparse(kind: type) -> bool:
+    """Whether it is a sparse array of JAX, SciPy, CuPy or the package sparse."""
+    return hasattr(kind, "todense")
+
+
+def _remedy(kind: type) -> str:
+    names = {base.__name__ for base in kind.__mro__}
+    if _is_sparse(kind):
+        return "it is sparse, pass {0}.%s()" % ("toarray" if hasattr(kind, "toarray") else "todense")
+    if "MaskedArray" in names:
+        return "pass {0}.filled(0) with mask=~{0}.mask"
+    if "MaskedTensor" in names:
+        return "pass {0}.to_tensor(0) with mask={0}.get_mask()"
+    return "convert it first, for example with numpy.asarray"
 
 
 def _look_up(kind: type) -> bool:
@@ -76,14 +142,16 @@ def as_float(value: Any) -> float:
 
 def beside(lead: Array, value: Array, name: str) -> Array:
     """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
-    if not namespace_of(value, name).isdtype(value.dtype, ("integral", "real floating")):
+    value = of_library(lead, value, name)
+    if not is_dtype(namespace_of(lead), value.dtype, ("integral", "real floating")):
         raise TypeError(f"{name} must be real; got {value.dtype}")
-    return of_library(lead, value, name)
+    return value
 
 
 def of_library(lead: Array, value: Array, name: str) -> Array:
     """Return an array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
-    xp, own = namespace_of(lead), namespace_of(value, name)
+    xp = namespace_of(lead)
+    own, value = admit(value, name)
     if own is xp:
         return value
     if not isinstance(value, np.ndarray | np.generic):
@@ -91,15 +159,17 @@ def of_library(lead: Array, value: Array, name: str) -> Array:
             f"{name} must be of the library of what it goes with, {library_name(xp)}, or a NumPy array; got "
             f"an array of {library_name(own)}: convert it first"
         )
-    return xp.asarray(value, device=device_of(lead))
+    return xp.asarray(carried(value), device=device_of(lead))
 
 
 def mask_beside(lead: Array, mask: Any) -> Array:
     """Return a mask as an array of lead's library and device; one that is traced has none, and stays."""
     xp, device = namespace_of(lead), device_of(lead)
-    if hasattr(mask, "dtype") and namespace_of(mask) is xp and device_of(mask) in (None, device):
-        return mask
-    return xp.asarray(mask, device=device)
+    if hasattr(mask, "dtype"):
+        own, mask = admit(mask, "mask")
+        if own is xp and device_of(mask) in (None, device):
+            return mask
+    return xp.asarray(carried(mask), device=device)
 
 
 def device_of(x: Array) -> Any:
@@ -127,11 +197,9 @@ def compute_dtype(x: Array, name: str) -> Any:
 
     float16 ends at 65504 and bfloat16 keeps 8 bits: no sum over an example survives in them.
     """
-    xp, floating = namespace_of(x, name), False
-    with contextlib.suppress(TypeError):  # what NumPy says of a dtype that is not its own
-        floating = xp.isdtype(x.dtype, "real floating")
-    if floating:
-        bits = xp.finfo(x.dtype).bits
+    xp = namespace_of(x, name)
+    if is_dtype(xp, x.dtype, "real floating"):
+        bits = finfo(xp, x.dtype).bits
         if bits == 16:
             return xp.float32
         if bits in (32, 64):
@@ -139,6 +207,29 @@ def compute_dtype(x: Array, name: str) -> Any:
     raise TypeError(
         f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}: convert it to one of these"
     )
+
+
+def is_dtype(xp: Any, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
+    """Whether a dtype is of one of the standard's kinds, as bfloat16 is "real floating" in NumPy too."""
+    try:
+        return bool(xp.isdtype(dtype, kinds))
+    except TypeError:  # what NumPy says of a dtype that is not its own
+        return is_bfloat16(dtype) and "real floating" in kinds
+
+
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether it is the bfloat16 of ml_dtypes, by which NumPy knows it."""
+    return isinstance(dtype, np.dtype) and dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype of NumPy holds real numbers."""
+    return dtype.kind in "iuf" or is_bfloat16(dtype)
+
+
+def finfo(xp: Any, dtype: Any) -> Any:
+    """Return xp.finfo(dtype); that of bfloat16 is known to the package which such an array comes from."""
+    return (importlib.import_module("ml_dtypes") if is_bfloat16(dtype) else xp).finfo(dtype)
 
 
 def known_shape(x: Array, name: str) -> tuple[int, ...]:
@@ -172,13 +263,13 @@ def broadcast_sigma(sigma: Any, rows: Array, xp: Any, name: str = "sigma") -> Ar
     What Python sees without waiting for a device, numbers and NumPy arrays, is checked here;
     elsewhere a sigma outside [0, inf) becomes NaN, and so does its row.
     """
-    largest = float(xp.finfo(rows.dtype).max)
+    largest = float(finfo(xp, rows.dtype).max)
     if is_number(sigma):
         number = as_float(sigma)
         _check_radius(name, sigma, 0 <= number <= largest, largest, rows)
         return xp.full((*rows.shape[:-1], 1), number, dtype=rows.dtype, device=device_of(rows))
     if isinstance(sigma, np.ndarray):
-        if sigma.dtype.kind not in "iuf":
+        if not is_real(sigma.dtype):
             raise TypeError(f"{name} must be real; got {sigma.dtype}")
         sigma = sigma.astype(np.float64)
         _check_radius(name, sigma, np.all((sigma >= 0) & (sigma <= largest)), largest, rows)

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from lpfamily._arrays import (
     Array,
+    admit,
     broadcast_sigma,
+    carried,
     compute_dtype,
     device_of,
     example_shape,
@@ -92,7 +94,7 @@ def ascend(
         raise ValueError(f"steps must be at least 1; got {steps}")
     if method not in ("projected", "frank-wolfe"):
         raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
-    xp = namespace_of(x, "x")
+    xp, x = admit(x, "x")
     compute_dtype(x, "x")
     batch, size = example_shape(x, batch_ndim, "x")
     rows = reshape(x, (*batch, size))
@@ -147,7 +149,9 @@ def starting_point(
         within |= {"x": x, "bounds": bounds}
     if start is None:  # in every ball: that of p = inf costs least to find what makes an example NaN
         return project(xp.zeros_like(x), math.inf, sigma, **within)
-    if "float" in str(getattr(start, "dtype", "")):  # neither a generator nor a key
+    dtype = getattr(start, "dtype", None)
+    if "float" in getattr(dtype, "name", str(dtype)) or getattr(start, "is_quantized", False):  # no generator
+        _, start = admit(start, "start")
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
     else:
@@ -157,7 +161,7 @@ def starting_point(
             raise TypeError(
                 f"start must be None, a floating array like x, or a generator or key; got {start!r}"
             ) from cause
-    start = xp.astype(xp.asarray(start, device=device_of(x)), x.dtype, copy=False)
+    start = xp.astype(xp.asarray(carried(start), device=device_of(x)), x.dtype, copy=False)
     return project(start, p, sigma, **within)
 
 
@@ -168,7 +172,8 @@ def _inside(xp: Any, x: Array, eps: Array, bounds: tuple[Any, Any]) -> Array:
 
 
 def _towards(eps: Array, vertex: Array, k: int) -> Array:
-    return eps + 2 / (k + 2) * (vertex - eps)
+    step = 2 / (k + 2) * (vertex - eps)  # of float32 where NumPy's eps is bfloat16
+    return eps + namespace_of(eps).astype(step, eps.dtype, copy=False)
 
 
 def frank_wolfe(

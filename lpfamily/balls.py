@@ -25,6 +25,7 @@ import numpy as np
 
 from lpfamily._arrays import (
     Array,
+    admit,
     broadcast_sigma,
     compute_dtype,
     example_shape,
@@ -85,7 +86,7 @@ def project(
     Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
     """
     p = check_p(p)
-    xp = namespace_of(v, "v")
+    xp, v = admit(v, "v")
     dtype = compute_dtype(v, "v")
     batch, size = example_shape(v, batch_ndim, "v")
     kept = v if mask is None else masked(v, mask, "v")

@@ -24,7 +24,20 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, as_float, beside, device_of, is_number, mask_beside, namespace_of, sign
+from lpfamily._arrays import (
+    Array,
+    as_float,
+    beside,
+    carried,
+    device_of,
+    finfo,
+    is_bfloat16,
+    is_number,
+    is_real,
+    mask_beside,
+    namespace_of,
+    sign,
+)
 from lpfamily.kernels import Primitive
 from lpfamily.steepest import ratio_scale, steepest
 
@@ -43,7 +56,7 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
     x, low, high = (entries(xp, grad, name, value, dtype) for name, value in named.items())
     _check_order(named, grad, mask)
     up, down = high - x, x - low
-    wall = xp.where(grad < 0, down, up)
+    wall = xp.where(xp.astype(grad, dtype, copy=False) < 0, down, up)
     wall = xp.where((up >= 0) & (down >= 0), wall, math.nan)
     return wall if mask is None else xp.where(mask_beside(grad, mask), wall, 0.0)
 
@@ -53,14 +66,14 @@ def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
     # what is beyond the largest number is no bound
     if is_number(value):
         number = as_float(value)
-        if abs(number) > float(xp.finfo(grad.dtype).max):
+        if abs(number) > float(finfo(xp, grad.dtype).max):
             number = math.copysign(math.inf, number)
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iuf":
+        if not is_real(value.dtype):
             raise TypeError(f"{name} must be real; got {value.dtype}")
         with np.errstate(over="ignore"):
-            value = xp.asarray(value, dtype=grad.dtype, device=device_of(grad))
+            value = xp.asarray(carried(value), dtype=grad.dtype, device=device_of(grad))
     else:
         value = xp.astype(beside(grad, value, name), grad.dtype, copy=False)
     try:
@@ -85,9 +98,10 @@ def _check_order(named: dict[str, Any], grad: Array, mask: Any) -> None:
         elif mask is None or isinstance(mask, np.ndarray):
             name = str(grad.dtype).rpartition(".")[2]
             dtype = np.dtype(name if name in ("float16", "float64") else "float32")
-            with np.errstate(over="ignore"):
+            dtype = grad.dtype if is_bfloat16(grad.dtype) else dtype
+            with np.errstate(over="ignore", invalid="ignore"):
                 pair = [np.asarray(as_float(v) if is_number(v) else v).astype(dtype) for v in (first, second)]
-            outside = ~(pair[0] <= pair[1]) & (True if mask is None else mask)
+                outside = ~(pair[0] <= pair[1]) & (True if mask is None else mask)
             if outside.any():
                 at = tuple(int(index) for index in np.argwhere(outside)[0])
                 one, other = (np.broadcast_to(v, outside.shape)[at] for v in pair)

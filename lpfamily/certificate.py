@@ -9,10 +9,12 @@ from typing import Any
 
 from lpfamily._arrays import (
     Array,
+    admit,
     beside,
     broadcast_sigma,
     compute_dtype,
     example_shape,
+    finfo,
     namespace_of,
     reshape,
 )
@@ -120,14 +122,15 @@ def certify(
         As in `lpfamily.epsilon`, and for an eps whose shape is not grad's.
     """
     p = check_p(p)
-    xp = namespace_of(grad, "grad")
-    eps = beside(grad, eps, "eps")
+    xp, grad = admit(grad, "grad")
+    _, eps = admit(eps, "eps")
+    dtype = compute_dtype(grad, "grad")
     compute_dtype(eps, "eps")
+    # half precision's rounding is what eps may have, and float32 what is computed in
+    rounding = max(float(finfo(namespace_of(a), a.dtype).eps) for a in (grad, eps))
+    eps = beside(grad, eps, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
-    # half precision's rounding is what eps may have, and float32 what is computed in
-    rounding = max(float(xp.finfo(a.dtype).eps) for a in (grad, eps))
-    dtype = compute_dtype(grad, "grad")
     batch, size = example_shape(grad, batch_ndim, "grad")
     in_box = x is not None or bounds is not None
     if not in_box:
@@ -136,9 +139,10 @@ def certify(
         wall = walls(grad, x, bounds, None, dtype)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
         room = xp.abs(entries(xp, grad, "x", x, dtype)) + xp.where(wall < math.inf, wall, 0.0)
+    grad, eps = (xp.astype(a, dtype, copy=False) for a in (grad, eps))
     could_move = (grad != 0) & (xp.where(grad < 0, -eps, eps) < wall - 4 * rounding * room)
     could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
-    grad, eps, wall = (reshape(xp.astype(a, dtype, copy=False), (*batch, size)) for a in (grad, eps, wall))
+    grad, eps, wall = (reshape(a, (*batch, size)) for a in (grad, eps, wall))
     judged = library_of(grad).by_examples(
         functools.partial(_judge, p, rounding, in_box),
         "(n),(n),(n),(k),()->(),(),(),(),()",

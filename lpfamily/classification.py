@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, known_shape, namespace_of, of_library
+from lpfamily._arrays import (
+    Array,
+    admit,
+    carried,
+    compute_dtype,
+    device_of,
+    is_dtype,
+    known_shape,
+    namespace_of,
+    of_library,
+)
 from lpfamily.kernels import constant, library_of
 
 
@@ -39,7 +49,7 @@ def error_log_odds(logits: Array, labels: Array) -> Array:
         For logits that are not floating, fewer than two classes, labels that are not integers, of
         the wrong shape, or (in a NumPy array) out of range.
     """
-    xp = namespace_of(logits, "logits")
+    xp, logits = admit(logits, "logits")
     odds = _odds(*check_logits(xp, logits, labels))
     return xp.astype(odds, logits.dtype, copy=False)
 
@@ -71,12 +81,14 @@ def binary_error_log_odds(logits: Array, labels: Array) -> Array:
     TypeError, ValueError
         For logits that are not floating or have no output, and labels of another shape.
     """
-    xp = namespace_of(logits, "logits")
+    xp, logits = admit(logits, "logits")
     dtype = compute_dtype(logits, "logits")
     shape = known_shape(logits, "logits")
     if not shape or not shape[-1]:
         raise ValueError(f"logits must hold at least one output in their last axis; got shape {shape}")
-    labels = xp.asarray(labels, device=device_of(logits))
+    if hasattr(labels, "dtype"):
+        _, labels = admit(labels, "labels")
+    labels = xp.asarray(carried(labels), device=device_of(logits))
     if tuple(labels.shape) != shape:
         raise ValueError(f"labels must have the shape of the logits, {shape}; got {tuple(labels.shape)}")
     z, sign = xp.astype(logits, dtype, copy=False), 1 - 2 * xp.astype(labels, dtype)
@@ -128,7 +140,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `error_log_odds`.
     """
-    xp = namespace_of(logits, "logits")
+    xp, logits = admit(logits, "logits")
     z, targets, right = with_targets(logits, labels, "logits")
     if right is None:
         loss = library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets)
@@ -147,7 +159,7 @@ def _check_classes(logits: Array, name: str = "logits") -> None:
         )
 
 
-def _in_library(xp: Any, labels: Array, logits: Array) -> Array:
+def _in_library(labels: Array, logits: Array) -> Array:
     """Return labels as an array of the logits' library; look at those that NumPy can see."""
     if not isinstance(labels, int | np.ndarray | np.generic):
         return of_library(logits, labels, "labels")
@@ -155,15 +167,15 @@ def _in_library(xp: Any, labels: Array, logits: Array) -> Array:
     least, most = (seen.min(), seen.max()) if seen.size else (0, 0)
     if seen.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
         raise ValueError(f"labels must lie in 0..{logits.shape[-1] - 1}; got values from {least} to {most}")
-    return xp.asarray(seen, device=device_of(logits))
+    return of_library(logits, seen, "labels")
 
 
 def check_logits(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Return the logits in the dtype to compute in, and where the right class is."""
     dtype = compute_dtype(logits, "logits")
     _check_classes(logits)
-    labels = _in_library(xp, labels, logits)
-    if not xp.isdtype(labels.dtype, "integral"):
+    labels = _in_library(labels, logits)
+    if not is_dtype(xp, labels.dtype, "integral"):
         raise TypeError(f"labels must be integers; got {labels.dtype}")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
@@ -199,11 +211,11 @@ def _logsumexp(xp: Any, z: Array) -> Array:
 
 def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Array | None]:
     """Return x and the targets in the dtype to compute in, and for integers where the right class is."""
-    xp = namespace_of(x, name)
+    xp, x = admit(x, name)
     dtype = compute_dtype(x, name)
     _check_classes(x, name)
-    labels = _in_library(xp, labels, x)
-    if xp.isdtype(labels.dtype, "real floating") and labels.ndim == x.ndim:
+    labels = _in_library(labels, x)
+    if is_dtype(xp, labels.dtype, "real floating") and labels.ndim == x.ndim:
         if tuple(labels.shape) != tuple(x.shape):
             raise ValueError(
                 f"labels that are probabilities must have the shape of {name}, {tuple(x.shape)}; got "

@@ -20,6 +20,7 @@ import numpy as np
 
 from lpfamily._arrays import (
     Array,
+    admit,
     broadcast_sigma,
     compute_dtype,
     device_of,
@@ -232,8 +233,9 @@ class _Posed:
 
 
 def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
-    xp = namespace_of(residual, "residual")
-    if namespace_of(theta, "theta") is not xp:
+    xp, residual = admit(residual, "residual")
+    own, theta = admit(theta, "theta")
+    if own is not xp:
         raise TypeError(
             f"theta and residual must be arrays of one library; got {type(theta).__name__} and "
             f"{type(residual).__name__}: convert one of them"

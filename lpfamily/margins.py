@@ -10,7 +10,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lpfamily._arrays import Array, as_float, beside, compute_dtype, is_number, known_shape, namespace_of
+from lpfamily._arrays import (
+    Array,
+    admit,
+    as_float,
+    beside,
+    compute_dtype,
+    is_number,
+    known_shape,
+    namespace_of,
+)
 from lpfamily.classification import check_logits
 from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import check_p, dual_norm
@@ -62,7 +71,7 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
     """
     p = check_p(p)
-    xp = namespace_of(x, "x")
+    xp, x = admit(x, "x")
     rows, matrix, offset = _linear(xp, weights, bias, x)
     z, right = check_logits(xp, rows @ matrix + offset, labels)
     classes = xp.permute_dims(matrix, (1, 0))
@@ -133,7 +142,7 @@ def flip_distance(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
     """
-    xp = namespace_of(x, "x")
+    xp, x = admit(x, "x")
     if not is_number(most) or not most > 0:
         raise ValueError(f"most must be a number > 0, how far to look along direction; got {most!r}")
     direction = beside(x, direction, "direction")
@@ -231,7 +240,7 @@ def _search(
     # are of x's dtype, so that what is looked at is what is returned.
     found = margin(start)
     low = xp.zeros_like(found, dtype=x.dtype)
-    high = xp.where(found > 0, math.inf, low)
+    high = xp.where(found > 0, xp.full_like(low, math.inf), low)
     for k in range(1, brackets + 1):
         t = xp.astype(xp.full_like(found, most * k / brackets), x.dtype)
         there = margin(step(t))

@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, compute_dtype, device_of, is_number, library_name, namespace_of
+from lpfamily._arrays import (
+    Array,
+    admit,
+    compute_dtype,
+    device_of,
+    is_dtype,
+    is_number,
+    is_real,
+    library_name,
+    namespace_of,
+)
 from lpfamily.kernels import library_of
 from lpfamily.steepest import dual_norm
 
@@ -321,9 +331,8 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
     Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
     without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
     """
-    arrays = {
-        name: value for name, value in values.items() if not isinstance(value, bool) and not is_number(value)
-    }
+    values = {name: value if _is_scalar(value) else admit(value, name)[1] for name, value in values.items()}
+    arrays = {name: value for name, value in values.items() if not _is_scalar(value)}
     foreign = {name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}
     first, lead = next(iter((foreign or arrays).items()), ("", np.zeros(())))
     xp = namespace_of(lead, first)
@@ -334,10 +343,10 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
                 f"{name} must be of {first}'s library, {library_name(xp)}; got one of "
                 f"{library_name(namespace_of(value))}"
             )
-        if not xp.isdtype(value.dtype, "integral"):
+        if not is_dtype(xp, value.dtype, "integral"):
             wide = compute_dtype(value, name)
-            dtype = value.dtype if dtype is None else xp.result_type(dtype, value.dtype)
             compute = wide if compute is None else xp.result_type(compute, wide)
+            dtype = value.dtype if dtype is None or dtype == value.dtype else compute
     if dtype is None:
         dtype = compute = xp.zeros(()).dtype  # the library's default
     result = {}
@@ -348,7 +357,7 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
             if name in _RANGES:
                 value = xp.where((value >= low) & (value <= high), value, math.nan)
         elif name in arrays:
-            if value.dtype.kind not in "iuf":
+            if not is_real(value.dtype):
                 raise TypeError(f"{name} must be {meaning}; got {value.dtype}")
             _check_range(name, value, name not in _RANGES or np.all((value >= low) & (value <= high)))
             value = xp.asarray(value.astype(np.float64), dtype=compute, device=device_of(lead))
@@ -359,6 +368,10 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
             value = xp.asarray(float(value), dtype=compute, device=device_of(lead))
         result[name] = value
     return xp, dtype, result
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool) or is_number(value)
 
 
 def _check_range(name: str, value: Any, fits: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lpfamily._arrays import Array, broadcast_sigma, compute_dtype, example_shape, namespace_of, reshape
+from lpfamily._arrays import Array, admit, broadcast_sigma, compute_dtype, example_shape, reshape
 from lpfamily.steepest import check_p, dual_norm
 
 
@@ -83,7 +83,7 @@ def penalty(grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None)
 
 
 def _of_examples(x: Array, p: float, sigma: Any, batch_ndim: int | None, name: str) -> Array:
-    xp = namespace_of(x, name)
+    xp, x = admit(x, name)
     dtype = compute_dtype(x, name)
     batch, size = example_shape(x, batch_ndim, name)
     rows = xp.astype(reshape(x, (*batch, size)), dtype, copy=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 from lpfamily._arrays import (
     Array,
+    admit,
     as_float,
     broadcast_sigma,
     compute_dtype,
@@ -104,13 +105,15 @@ def epsilon(
     Returns
     -------
     Array
-        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32.
+        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32, in NumPy
+        also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing: whatever the byte
+        order and strides of the arguments, eps is that of native arrays, and native as NumPy's results are.
 
     Raises
     ------
     TypeError
-        If grad is not a real floating array, p not a number, mask not boolean, or x or a bound not
-        real.
+        If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, or
+        one of the arrays not dense: sparse, nested or quantised.
     ValueError
         If p < 1 or NaN, a shape does not fit, x comes without bounds or they without x, or if sigma
         is visibly outside [0, inf) or x visibly outside its bounds; what lives on a device is not
@@ -122,7 +125,7 @@ def epsilon(
     eq. 2-12 and Appendix A.
     """
     p = check_p(p)
-    xp = namespace_of(grad, "grad")
+    xp, grad = admit(grad, "grad")
     if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
         function = functools.partial(epsilon, p=p, sigma=sigma, batch_ndim=batch_ndim)
         if (eps := library_of(grad).detour(function, grad)) is not None:

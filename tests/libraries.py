@@ -106,7 +106,8 @@ def numpy_readonly() -> TestLibrary:
         x.flags.writeable = False
         return x
 
-    return TestLibrary("numpy", np, ("float16", "float32", "float64"), convert, np.asarray)
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    return TestLibrary("numpy", np, dtypes, convert, np.asarray)
 
 
 def array_api_strict() -> TestLibrary:

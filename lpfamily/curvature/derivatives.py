@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lpfamily._arrays import Array, beside, compute_dtype, device_of, namespace_of
+from lpfamily._arrays import Array, admit, beside, compute_dtype, device_of, namespace_of
 from lpfamily.classification import with_targets
 from lpfamily.kernels import library_of
 
@@ -33,7 +33,7 @@ def gauss_newton(jacobian: Array, hessian: Array) -> Array:
     TypeError, ValueError
         If one is not a real floating array, or the outputs do not agree.
     """
-    xp = namespace_of(jacobian, "jacobian")
+    xp, jacobian = admit(jacobian, "jacobian")
     dtype = compute_dtype(jacobian, "jacobian")
     hessian = beside(jacobian, hessian, "hessian")
     compute_dtype(hessian, "hessian")
@@ -68,7 +68,7 @@ def probability_gradient(y: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp = namespace_of(y, "y")
+    xp, y = admit(y, "y")
     z, t, _ = with_targets(y, labels, "y")
     return xp.astype(-_over(xp, t, z), y.dtype, copy=False)
 
@@ -91,7 +91,7 @@ def probability_hessian(y: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp = namespace_of(y, "y")
+    xp, y = admit(y, "y")
     z, t, _ = with_targets(y, labels, "y")
     return xp.astype(_diagonal(xp, _over(xp, _over(xp, t, z), z)), y.dtype, copy=False)
 
@@ -119,7 +119,7 @@ def logit_gradient(logits: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp = namespace_of(logits, "logits")
+    xp, logits = admit(logits, "logits")
     z, t, right = with_targets(logits, labels, "logits")
     y = _softmax(z)
     if right is None:
@@ -150,7 +150,7 @@ def logit_hessian(logits: Array) -> Array:
     TypeError
         If logits is not a real floating array.
     """
-    xp = namespace_of(logits, "logits")
+    xp, logits = admit(logits, "logits")
     y = _softmax(xp.astype(logits, compute_dtype(logits, "logits"), copy=False))
     outer = y[..., :, None] * y[..., None, :]
     apart = xp.where(_eye(xp, y) == 1, 0.0, outer)
@@ -181,8 +181,9 @@ def lemma_b1(jacobian: Array, y: Array, labels: Array) -> tuple[Array, Array]:
     TypeError, ValueError
         As in `gauss_newton` and `lpfamily.cross_entropy`.
     """
-    xp = namespace_of(jacobian, "jacobian")
+    xp, jacobian = admit(jacobian, "jacobian")
     j = xp.astype(jacobian, compute_dtype(jacobian, "jacobian"), copy=False)
+    _, y = admit(y, "y")
     y = xp.astype(y, compute_dtype(y, "y"), copy=False)
     right = gauss_newton(j, probability_hessian(y, labels))
     grad = xp.sum(j * probability_gradient(y, labels)[..., None], axis=-2)

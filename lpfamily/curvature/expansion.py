@@ -11,6 +11,7 @@ import numpy as np
 
 from lpfamily._arrays import (
     Array,
+    admit,
     broadcast_sigma,
     compute_dtype,
     device_of,
@@ -125,6 +126,8 @@ def second_order(
         As in `lpfamily.epsilon`, for gradients, products or probes that do not have x's shape, and for
         losses that are not one an example.
     """
+    _, x = admit(x, "x")
+    _, probes = admit(probes, "probes")
     value, grad = _losses(loss, x, batch_ndim), _gradients(loss, x)
     if tuple(probes.shape[1:]) != tuple(x.shape):
         raise ValueError(
@@ -165,7 +168,7 @@ def rademacher(x: Array, count: int, seed: int = 0) -> Array:
 
     They are the probes that `second_order` and `hutchinson` take.
     """
-    xp = namespace_of(x, "x")
+    xp, x = admit(x, "x")
     signs = 2.0 * np.random.default_rng(seed).integers(2, size=(count, *x.shape)) - 1.0
     return xp.asarray(signs, dtype=x.dtype, device=device_of(x))
 
@@ -198,7 +201,7 @@ def hutchinson(
     TypeError, ValueError
         If probes is not a real floating array, or holds none.
     """
-    xp = namespace_of(probes, "probes")
+    xp, probes = admit(probes, "probes")
     compute_dtype(probes, "probes")
     if probes.ndim == 0 or probes.shape[0] == 0:
         raise ValueError(
@@ -280,7 +283,7 @@ def measure(
     TypeError, ValueError
         As in `second_order`; if probes or draws is below 1.
     """
-    xp = namespace_of(x, "x")
+    xp, x = admit(x, "x")
     compute_dtype(x, "x")
     if min(probes, draws) < 1:
         raise ValueError(f"probes and draws must be at least 1; got {probes} and {draws}")
