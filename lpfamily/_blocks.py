@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -83,6 +84,14 @@ class NumpyLibrary(Library):
                 steps = [_boxed(primitive, p, rows[b], sigma[b], wall[b]) for b in _blocks(rows)]
                 return np.concatenate(steps).reshape(x.shape)
             return _steepest(primitive, p, rows, sigma).reshape(x.shape)
+
+    def unwarned(self) -> AbstractContextManager[Any]:
+        """Ignore what NumPy warns of."""
+        return np.errstate(all="ignore")
+
+    def visible(self, x: Floats) -> bool:
+        """They are in memory."""
+        return True
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any

@@ -18,7 +18,6 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.balls import project, sample
-from lpfamily.boxed import entries
 from lpfamily.steepest import epsilon
 
 
@@ -77,7 +76,8 @@ def ascend(
     -------
     Array
         eps, of x's namespace, shape, dtype and device: the best perturbation, not x + eps. NaN in an example
-        whose sigma, or x in its bounds, is bad where only a device sees it: it is not one that withstands.
+        whose sigma, or x in its bounds, is bad where it is not seen (JAX, devices, traces): it is not one
+        that withstands.
 
     Raises
     ------
@@ -123,7 +123,8 @@ def ascend(
         if method == "frank-wolfe":
             eps = _towards(eps, epsilon(grad, p, sigma, **ball, **box), k)
         else:
-            here = {} if bounds is None else {"x": _inside(xp, x, eps, bounds), "bounds": bounds}
+            # a gradient or a sigma that is NaN makes eps so, which puts nothing outside the bounds
+            here = {} if bounds is None else {"x": xp.where(eps == eps, x + eps, x), "bounds": bounds}
             eps = project(eps + epsilon(grad, p, step_size, **ball, **here), p, sigma, **ball, **box)
         new, grad = at(eps)
         better = (new > value) | (value != value)
@@ -163,12 +164,6 @@ def starting_point(
             ) from cause
     start = xp.astype(xp.asarray(carried(start), device=device_of(x)), x.dtype, copy=False)
     return project(start, p, sigma, **within)
-
-
-def _inside(xp: Any, x: Array, eps: Array, bounds: tuple[Any, Any]) -> Array:
-    """Return x + eps without what its rounding put beyond the bounds, and x where eps is NaN."""
-    low, high = (entries(xp, x, "bounds", bound, x.dtype) for bound in bounds)
-    return xp.minimum(xp.maximum(xp.where(eps == eps, x + eps, x), low), high)
 
 
 def _towards(eps: Array, vertex: Array, k: int) -> Array:

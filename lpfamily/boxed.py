@@ -32,43 +32,65 @@ from lpfamily._arrays import (
     device_of,
     finfo,
     is_bfloat16,
+    is_dtype,
     is_number,
     is_real,
     mask_beside,
     namespace_of,
+    reshape,
     sign,
 )
-from lpfamily.kernels import Primitive
+from lpfamily.kernels import Primitive, constant, library_of
 from lpfamily.steepest import ratio_scale, steepest
+
+ROUNDINGS = 4
+"""By how many units in the last place of the larger bound x may be outside: it was scaled, as they were."""
 
 
 def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> Array:
-    """Return how far each entry may move along the sign of `grad`; NaN where x is outside its bounds.
+    """Return how far each entry may move along the sign of `grad`: not at all where x is outside by rounding.
 
-    What Python sees without waiting for a device is checked here.
+    What is further outside is an error where values can be looked at, and NaN elsewhere.
     """
     if x is None or bounds is None:
         raise ValueError("x and bounds=(low, high) belong together: give both, or neither")
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds must be a pair (low, high) of numbers or arrays; got {bounds!r}")
-    xp = namespace_of(grad)
-    named = {"x": x, "low": bounds[0], "high": bounds[1]}
-    x, low, high = (entries(xp, grad, name, value, dtype) for name, value in named.items())
-    _check_order(named, grad, mask)
-    up, down = high - x, x - low
+    xp, library = namespace_of(grad), library_of(grad)
+    info = finfo(xp, grad.dtype)
+    named = {"low": bounds[0], "x": x, "high": bounds[1]}
+    x = entries(xp, grad, "x", x, dtype)
+    low, high = (_bound(xp, grad, name, named[name], dtype) for name in ("low", "high"))
+    with library.unwarned():
+        up, down = high - x, x - low
     wall = xp.where(xp.astype(grad, dtype, copy=False) < 0, down, up)
-    wall = xp.where((up >= 0) & (down >= 0), wall, math.nan)
-    return wall if mask is None else xp.where(mask_beside(grad, mask), wall, 0.0)
+    visible = library.visible(wall)
+    _check_seen(named, grad, mask, info, arrays=not visible)
+    within = visible and (0 in wall.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
+    if not within:
+        inside = xp.minimum(up, down) >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
+        wall = xp.where(inside, xp.where(wall > 0, wall, 0.0), math.nan)
+    if mask is not None:
+        wall = xp.where(mask_beside(grad, mask), wall, 0.0)
+    if visible and not within and bool(xp.any(wall != wall)):
+        _raise_outside(named, tuple(wall.shape), xp.argmax(reshape(xp.astype(wall != wall, xp.int8), (-1,))))
+    return wall
 
 
 def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
     """Return a number or an array as entries beside those of grad, rounded as grad is."""
-    # what is beyond the largest number is no bound
     if is_number(value):
-        number = as_float(value)
-        if abs(number) > float(finfo(xp, grad.dtype).max):
-            number = math.copysign(math.inf, number)
+        number = _in_range(value, finfo(xp, grad.dtype))
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
+    return xp.broadcast_to(_bound(xp, grad, name, value, dtype), grad.shape)
+
+
+def _bound(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Any:
+    """Return a number, or an array that broadcasts to the entries of grad, rounded as grad is."""
+    if is_number(value):
+        info = finfo(xp, grad.dtype)
+        number = _in_range(value, info)
+        return number if dtype == grad.dtype else _rounded(number, info)
     if isinstance(value, np.ndarray):
         if not is_real(value.dtype):
             raise TypeError(f"{name} must be real; got {value.dtype}")
@@ -76,39 +98,86 @@ def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
             value = xp.asarray(carried(value), dtype=grad.dtype, device=device_of(grad))
     else:
         value = xp.astype(beside(grad, value, name), grad.dtype, copy=False)
-    try:
-        return xp.astype(xp.broadcast_to(value, grad.shape), dtype, copy=False)
-    except Exception as cause:  # each library has its own type for this
-        raise ValueError(
-            f"{name} must be a number or broadcast to the shape of grad, {tuple(grad.shape)}; "
-            f"got {tuple(value.shape)}"
-        ) from cause
+    shape, whole = tuple(value.shape), tuple(grad.shape)
+    fits = all(n in (1, m) for n, m in zip(shape[::-1], whole[::-1], strict=False))
+    if len(shape) > len(whole) or not fits:
+        raise ValueError(f"{name} must be a number or broadcast to the shape of grad, {whole}; got {shape}")
+    return xp.astype(value, dtype, copy=False)
 
 
-def _check_order(named: dict[str, Any], grad: Array, mask: Any) -> None:
-    """Raise unless low <= x <= high, as far as these are seen, in the precision of grad."""
-    seen = {name: v for name, v in named.items() if is_number(v) or isinstance(v, np.ndarray)}
-    for left, right in ("low", "x"), ("x", "high"), ("low", "high"):
-        if left not in seen or right not in seen:
-            continue
-        first, second = seen[left], seen[right]
-        if is_number(first) and is_number(second):
-            if not first <= second:
-                raise ValueError(_OUTSIDE.format(left, first, right, second, ""))
-        elif mask is None or isinstance(mask, np.ndarray):
-            name = str(grad.dtype).rpartition(".")[2]
-            dtype = np.dtype(name if name in ("float16", "float64") else "float32")
-            dtype = grad.dtype if is_bfloat16(grad.dtype) else dtype
-            with np.errstate(over="ignore", invalid="ignore"):
-                pair = [np.asarray(as_float(v) if is_number(v) else v).astype(dtype) for v in (first, second)]
-                outside = ~(pair[0] <= pair[1]) & (True if mask is None else mask)
-            if outside.any():
-                at = tuple(int(index) for index in np.argwhere(outside)[0])
-                one, other = (np.broadcast_to(v, outside.shape)[at] for v in pair)
-                raise ValueError(_OUTSIDE.format(left, one, right, other, f" at {at}"))
+def _in_range(number: Any, info: Any) -> float:
+    """Return a number as a float, infinite where the dtype has none as large: that is no bound."""
+    value = as_float(number)
+    return math.copysign(math.inf, value) if abs(value) > float(info.max) else value
 
 
-_OUTSIDE = "x must lie within its bounds, low <= x <= high; got {} = {}, {} = {}{}: clip x first"
+def _rounded(number: float, info: Any) -> float:
+    """Return a number as a dtype holds it."""
+    if not math.isfinite(number):
+        return number
+    unit = float(info.eps) * max(2.0 ** (math.frexp(number)[1] - 1), float(info.smallest_normal))
+    return round(number / unit) * unit
+
+
+def _coarsest(xp: Any, grad: Array, named: dict[str, Any]) -> float:
+    """Return the largest eps of grad, x and bounds: any of their dtypes may have rounded x."""
+    of_numpy = [v for v in named.values() if isinstance(v, np.ndarray)]
+    others = [v for v in named.values() if not isinstance(v, np.ndarray) and not is_number(v)]
+    infos = [finfo(np, v.dtype) for v in of_numpy if is_dtype(np, v.dtype, "real floating")]
+    infos += [finfo(xp, v.dtype) for v in (grad, *others) if is_dtype(xp, v.dtype, "real floating")]
+    return max(float(info.eps) for info in infos)
+
+
+def _slack(xp: Any, low: Any, high: Any, info: Any, eps: float) -> Any:
+    """Return how far outside x may be by rounding, from the larger of the bounds that are finite."""
+    least, arrays = float(info.smallest_normal), []
+    for bound in low, high:
+        if not isinstance(bound, float):
+            arrays.append(xp.where(xp.isinf(bound), 0.0, xp.abs(bound)))
+        elif math.isfinite(bound):
+            least = max(least, abs(bound))
+    largest: Any = least
+    for size in arrays:
+        largest = xp.where(size > largest, size, largest)
+    return ROUNDINGS * eps * largest
+
+
+def _check_seen(named: dict[str, Any], grad: Array, mask: Any, info: Any, *, arrays: bool) -> None:
+    """Raise where numbers, or `arrays` of NumPy beside what cannot be looked at, are out of order."""
+    seen: dict[str, Any] = {name: as_float(value) for name, value in named.items() if is_number(value)}
+    given = {name: value for name, value in named.items() if arrays and isinstance(value, np.ndarray)}
+    if given and (mask is None or isinstance(mask, np.ndarray)):
+        kind = str(grad.dtype).rpartition(".")[2]
+        dtype = np.dtype(kind if kind in ("float16", "float64") else "float32")
+        dtype = grad.dtype if is_bfloat16(grad.dtype) else dtype
+        with np.errstate(over="ignore"):
+            seen |= {name: value.astype(dtype).astype(np.float64) for name, value in given.items()}
+    low, high = seen.get("low", -math.inf), seen.get("high", math.inf)
+    x = seen.get("x", low)
+    slack = _slack(np, low, high, info, _coarsest(namespace_of(grad), grad, given))
+    inside = (x >= low - slack) & (x <= high + slack)
+    if isinstance(inside, bool):
+        if not inside:
+            _raise_outside(named, (), None)
+    elif not (inside if mask is None else inside | ~mask).all():
+        outside = ~inside if mask is None else ~inside & mask
+        _raise_outside(named, outside.shape, np.argmax(outside))
+
+
+def _raise_outside(named: dict[str, Any], shape: tuple[int, ...], index: Any) -> None:
+    """Raise with the values that can be looked at, those of arrays at this index of their entries."""
+    at = () if index is None else tuple(map(int, np.unravel_index(int(index), shape)))
+    given = []
+    for name, value in named.items():
+        if is_number(value):
+            given.append(f"{name} = {value}")
+        elif index is not None and library_of(value).visible(fixed := constant(value)):
+            given.append(f"{name} = {namespace_of(value).broadcast_to(fixed, shape)[at]}")
+    where = f" at {at}" if at else ""
+    raise ValueError(
+        f"x must lie within its bounds, low <= x <= high, and be finite; got "
+        f"{', '.join(given)}{where}: clip x first"
+    )
 
 
 # The definitions. `x` and `wall` hold examples as rows, (..., d); `sigma` is (..., 1).

@@ -181,6 +181,7 @@ def _judge(
     else:
         most = xp.where(positive, penalty(r, p, 1.0, batch_ndim=rows), 0.0)
     gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
+    gain = xp.where(xp.any(wall != wall, axis=-1), math.nan, gain)
 
     # eps was rounded once, to its own dtype, after what was computed in this one
     slack = 4 * (rounding + float(xp.finfo(grad.dtype).eps) * (16 + math.sqrt(grad.shape[-1])))

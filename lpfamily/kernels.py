@@ -11,6 +11,7 @@ JAX: the derivative) registers a `Library` of its own under its name in the entr
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -72,6 +73,14 @@ class Library:
     def read(self, *arrays: Array) -> tuple[Array, ...]:
         """Return arrays whose values can be looked at."""
         return arrays
+
+    def unwarned(self) -> AbstractContextManager[Any]:
+        """Return the scope in which inf, and inf - inf, are results like any other."""
+        return nullcontext()
+
+    def visible(self, x: Array) -> bool:
+        """Whether the values of x can be looked at without waiting for a device or a computation."""
+        return False
 
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""

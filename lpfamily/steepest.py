@@ -100,7 +100,10 @@ def epsilon(
         The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
     bounds
         (low, high), the box that x + eps stays in: each a number, infinity included, or an array that
-        broadcasts to grad's shape. They round to grad's dtype, and so does x.
+        broadcasts to grad's shape. They round to grad's dtype, and so does x. Where x is outside by
+        rounding, at most 4 eps (the largest `finfo(...).eps` of grad, x and bounds) times the larger
+        finite |bound|, it stands at its wall: it moves inwards only, and nothing is spent to bring it back,
+        so that x + eps is outside by no more than x was. Clip x + eps where that is too much.
 
     Returns
     -------
@@ -116,8 +119,9 @@ def epsilon(
         one of the arrays not dense: sparse, nested or quantised.
     ValueError
         If p < 1 or NaN, a shape does not fit, x comes without bounds or they without x, or if sigma
-        is visibly outside [0, inf) or x visibly outside its bounds; what lives on a device is not
-        looked at, and a bad value makes its example NaN.
+        is visibly outside [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy
+        arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there is (JAX,
+        devices, traces) is not looked at, and a bad value makes its example NaN.
 
     References
     ----------

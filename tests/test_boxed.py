@@ -14,10 +14,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import linprog, minimize
 from test_mutants import check as check_law
 
-from lpfamily import _blocks, epsilon
+from lpfamily import _blocks, ascend, certify, epsilon, project
+from lpfamily._arrays import namespace_of
 from lpfamily.boxed import boxed
 
-WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open")
+WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,14 @@ class Box:
         compute = Floats.of(self.case.floats.compute)
         seen = self.case.floats.seen
         up, down = (compute.seen(a) for a in (seen(self.high) - seen(self.x), seen(self.x) - seen(self.low)))
-        return np.where(self.case.grad < 0, down, up).reshape(self.case.rows.shape)
+        # what lies outside by rounding stands at its wall
+        return np.maximum(np.where(self.case.grad < 0, down, up), 0).reshape(self.case.rows.shape)
+
+    @property
+    def ulp(self) -> np.ndarray:
+        """The unit in the last place of the larger finite bound, at most twice that."""
+        sizes = (np.where(np.isinf(bound), 0, np.abs(bound)) for bound in (self.low, self.high))
+        return self.case.floats.eps * np.maximum(np.maximum(*sizes), self.case.floats.tiny)
 
     def gain(self, step: np.ndarray) -> np.ndarray:
         """<grad, step>, in units of the largest entry."""
@@ -68,8 +76,10 @@ def boxes(draw, lib, **options):
 
 
 def _box(kind, radius, shape, floats, rng):
-    """Return x, low and high; but for pixels, x is zero, so that walls may have any scale."""
+    """Return x, low and high; but for pixels, and what was rounded, x is zero: walls may have any scale."""
     zero = np.zeros(shape)
+    if kind == "rounded":
+        return _rounded(radius, shape, floats, rng)
     with np.errstate(over="ignore", under="ignore"):
         if kind == "pixels":
             pixels = floats.round(
@@ -94,6 +104,17 @@ def _box(kind, radius, shape, floats, rng):
         return zero, -low, high
 
 
+def _rounded(radius, shape, floats, rng):
+    """Return entries up to 3 units in the last place of the larger bound outside, and some inside."""
+    with np.errstate(over="ignore", under="ignore"):
+        low = floats.round(radius * rng.uniform(-2, 1, shape))
+        high = np.maximum(low, floats.round(low + radius * rng.random(shape)))
+        unit = floats.eps * np.exp2(np.floor(np.log2(np.maximum(np.maximum(-low, high), floats.tiny))))
+        beyond, inside = unit * rng.integers(0, 4, shape), low + (high - low) * rng.random(shape)
+        x = floats.round(np.choose(rng.integers(0, 3, shape), [low - beyond, inside, high + beyond]))
+    return x, low, high
+
+
 def maximiser(row, p, radius, wall):
     """Solve by Newton's method, in long floats, to its end: walls that are passed are kept to."""
     free, at_wall, left = (row != 0) & (wall > 0), np.zeros(row.shape, bool), np.longdouble(radius)
@@ -115,6 +136,13 @@ def stays_in_ball_and_box(epsilon, box):
     assert np.all(np.abs(step) <= box.wall * (1 + case.floats.eps) + case.floats.least), box
     assert np.all(norms(step, case.p) <= case.radii * (1 + case.tolerance) + case.underflow), box
     assert np.all((step == 0) | (np.sign(step) == np.sign(case.rows))), box
+
+
+def moves_nothing_further_outside(epsilon, box):
+    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in (box.x, box.low, box.high, box.ulp))
+    reached = x + box.step(epsilon)
+    assert np.all(reached >= np.minimum(x, low - ulp)), box
+    assert np.all(reached <= np.maximum(x, high + ulp)), box
 
 
 def attains_the_most(epsilon, box):
@@ -213,6 +241,7 @@ def is_scale_free(epsilon, box):
 
 LAWS = [
     stays_in_ball_and_box,
+    moves_nothing_further_outside,
     attains_the_most,
     loses_nothing_to_clipping,
     is_unbounded_where_the_box_is,
@@ -361,14 +390,80 @@ def test_nothing_in_gives_nothing_out(lib, p):
         assert tuple(epsilon(grad, p, 1.0, x=grad, bounds=(0, 1)).shape) == shape
 
 
-@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_x_outside_its_bounds_on_a_device_spoils_its_row_alone(lib, p):
-    if lib.name == "numpy":
-        pytest.skip("NumPy's arrays are seen, so it is an error there")
-    x = lib.from_numpy(np.array([[0.5, 0.5], [0.5, 1.5], [math.nan, 0.5], [-1, 0]]), "float32")
-    grad = lib.from_numpy(np.ones((4, 2)), "float32")
-    step = lib.to_numpy(epsilon(grad, p, 0.25, x=x, bounds=(0, 1)))
-    assert_array_equal(np.isnan(step), [[False] * 2, [True] * 2, [True] * 2, [True] * 2])
+def certified(grad, p, sigma, *, x, bounds):
+    return certify(grad, grad, p, sigma, x, bounds).gain
+
+
+def ascended(grad, p, sigma, *, x, bounds):
+    def value_and_grad(at):
+        products = namespace_of(grad).reshape(at * grad, (grad.shape[0], -1))
+        return namespace_of(grad).sum(products, axis=-1), grad
+
+    return ascend(value_and_grad, x, p, sigma, 2, bounds=bounds)
+
+
+FUNCTIONS = [epsilon, project, ascended, certified]
+functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+FURTHER = 12
+"""Units in the last place that are not rounding any more."""
+
+
+@functions
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_what_is_outside_by_more_than_rounding(lib, p, function):
+    """It is an error that names it where it can be seen, and elsewhere spoils its example alone."""
+    x, grad = np.full((4, 2), 0.5), np.ones((4, 2))
+    grad[1, 1] = 0  # nor is it hidden by a gradient that asks for nothing
+    for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
+        floats = lib.floats[name]
+        for bad, (low, high) in (
+            (1 + FURTHER * floats.eps, (0, 1)),
+            (-3 - FURTHER * 2 * floats.eps, (-3.0, math.inf)),
+            (FURTHER * floats.eps, (-1, np.zeros(2))),
+            (math.nan, (0, np.ones((4, 1)))),
+            (math.inf, (0, math.inf)),
+        ):
+            at = np.minimum(x, high).astype(float)
+            at[1, 1] = bad
+            with lib.scope():
+                g, at = (lib.from_numpy(a, name) for a in (grad, at))
+                sides = [
+                    lib.from_numpy(side, name) if isinstance(side, np.ndarray) else side
+                    for side in (low, high)
+                ]
+                if lib.name in ("numpy", "torch"):
+                    with pytest.raises(ValueError, match=r"low = .*, x = .*, high = .* at \(1, 1\): clip x"):
+                        function(g, p, 0.25, x=at, bounds=tuple(sides))
+                    continue
+                found = lib.to_numpy(function(g, p, 0.25, x=at, bounds=tuple(sides)))
+            spoilt = np.isnan(found).reshape(4, -1)
+            assert_array_equal(spoilt, np.broadcast_to([[False], [True], [False], [False]], spoilt.shape))
+
+
+@functions
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_pixels_scaled_by_mean_and_deviation(lib, p, function):
+    """In every dtype, as it is done everywhere: the result is that of the pixels that are clipped."""
+    mean, deviation = (np.array(a)[:, None] for a in ([0.1307, 0.485, 0.406], [0.3081, 0.229, 0.225]))
+    low, high = -mean / deviation, (1 - mean) / deviation
+    pixels = np.random.default_rng(0).integers(0, 2, (2, 3, 20)) * 1.0
+    grad = np.where(pixels > 0, -1.0, 1.0)
+    grad[0] *= -1  # all that is outside is pressed against its wall in one, and leaves it in the other
+    outside = 0
+    for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
+        floats = lib.floats[name]
+        m, s = (floats.round(a) for a in (mean, deviation))
+        x = floats.round(floats.round(pixels - m) / s)
+        clipped = np.clip(x, floats.round(low), floats.round(high))
+        outside += np.sum(x != clipped)
+        results = []
+        for at in x, clipped:
+            with lib.scope():
+                g, at = (lib.from_numpy(a, name) for a in (grad, at))
+                sides = tuple(lib.from_numpy(a, name) for a in (low, high))
+                results.append(lib.to_numpy(function(g, p, 0.25, x=at, bounds=sides)))
+        assert_allclose(*results, atol=8 * floats.eps, err_msg=name)
+    assert outside > 0
 
 
 HALF = np.full((2, 2), 0.5)
@@ -378,7 +473,7 @@ BAD_CALLS = [
     ({"x": 0.5, "bounds": 1.0}, ValueError, "bounds must be a pair.*got 1.0"),
     ({"x": 0.5, "bounds": (0, 0.5, 1)}, ValueError, "bounds must be a pair"),
     ({"x": 2.0, "bounds": (0, 1)}, ValueError, "x must lie within its bounds.*x = 2.0, high = 1"),
-    ({"x": HALF - 1, "bounds": (0, 1)}, ValueError, r"low = 0.0, x = -0.5 at \(0, 0\)"),
+    ({"x": HALF - 1, "bounds": (0, 1)}, ValueError, r"low = 0, x = -0.5, high = 1 at \(0, 0\): clip x first"),
     ({"x": HALF * math.nan, "bounds": (0, 1)}, ValueError, "x = nan"),
     ({"x": HALF, "bounds": (0, HALF / 2)}, ValueError, "high = 0.25 at"),
     ({"x": 0.5, "bounds": (1, 0)}, ValueError, "low = 1, x = 0.5"),
@@ -466,7 +561,7 @@ def test_derivatives_are_never_nan(data, autodiff):
 def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill=True):
     """Solve in long floats, handing on the budget of those at their walls `spills` times."""
     kept = grad if mask is None else np.where(mask, grad, 0)
-    wall = np.where(grad < 0, x - bounds[0], bounds[1] - x)
+    wall = np.maximum(np.where(grad < 0, x - bounds[0], bounds[1] - x), 0)
     out = np.zeros(grad.shape)
     for i, radius in enumerate(np.broadcast_to(sigma, len(grad))):
         row, limit = kept[i].ravel().astype(float), wall[i].ravel().astype(float)
@@ -524,6 +619,19 @@ def walls_of_the_other_side(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, sigma, x=-x, bounds=(-bounds[1], -bounds[0]), mask=mask)
 
 
+def nothing_is_outside_by_rounding(grad, p, sigma, *, x, bounds, mask=None):
+    outside = (x < bounds[0]) | (x > bounds[1])
+    outside = (outside if mask is None else outside & mask).any(
+        axis=tuple(range(1, grad.ndim)), keepdims=True
+    )
+    return np.where(outside, math.nan, epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask))
+
+
+def back_to_the_wall(grad, p, sigma, *, x, bounds, mask=None):
+    step = epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask)
+    return np.where((x < bounds[0]) | (x > bounds[1]), np.clip(x, *bounds) - x, step)
+
+
 def beyond_the_ball(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, 1.01 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
 
@@ -538,6 +646,9 @@ MUTANTS = [
     (short_of_the_ball, loses_nothing_to_clipping),
     (infinite_budget_is_lost, hands_on_what_infinite_entries_leave),
     (walls_of_the_other_side, stays_in_ball_and_box),
+    (walls_of_the_other_side, moves_nothing_further_outside),
+    (nothing_is_outside_by_rounding, attains_the_most),
+    (back_to_the_wall, stays_in_ball_and_box),
     (beyond_the_ball, stays_in_ball_and_box),
     (masked_entries_spend, spends_nothing_outside_the_mask),
 ]

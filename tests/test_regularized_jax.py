@@ -325,6 +325,23 @@ def test_in_a_box_it_is_the_exact_maximum():
         assert_array_equal(slopes[:, 2], 7.0)
 
 
+def test_what_is_outside_by_rounding_stands_at_its_wall():
+    low, high = (0 - 0.1307) / 0.3081, (1 - 0.1307) / 0.3081
+    x = (np.arange(24, dtype="float32").reshape(4, 6) % 2 - np.float32(0.1307)) / np.float32(0.3081)
+    w = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    clipped = np.clip(x, np.float32(low), np.float32(high))
+    assert np.any(x != clipped)
+    x[3, 0] = clipped[3, 0] = 9.0
+
+    def linear(w, x):
+        return (w * x).sum(axis=1)
+
+    robust = jax.jit(regularize(linear, 2, sigma=0.5, bounds=(low, high)))
+    values = robust(w, x)
+    assert_array_equal(np.isnan(values), [False, False, False, True])
+    assert_allclose(values, robust(w, clipped), rtol=1e-5)
+
+
 def test_the_first_step_is_taken_at_the_start():
     x = np.full((3, 4), 0.9)
 

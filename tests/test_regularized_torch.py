@@ -484,6 +484,54 @@ def test_torch_the_box_is_the_cores(p):
     assert_allclose(loss.item(), expected.item(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+@pytest.mark.parametrize(
+    ("dtype", "mean", "deviation"),
+    [(torch.float32, 0.1307, 0.3081), (torch.float16, 0.485, 0.229), (torch.bfloat16, 0.456, 0.224)],
+)
+def test_torch_pixels_scaled_by_mean_and_deviation_train_as_clipped_ones(objective, dtype, mean, deviation):
+    bounds = (0 - mean) / deviation, (1 - mean) / deviation
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (12, 1, 6, 6), generator=generator).clamp(100, 155).sub(100).div(55).to(dtype)
+    x, y = (pixels - mean) / deviation, torch.randint(3, (12,), generator=generator)
+    low, high = torch.tensor(bounds, dtype=torch.float64).to(dtype)
+    assert (x < low).any() or (x > high).any()
+    slopes = []
+    for at in x, x.clamp(low, high):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        )
+        regularized_loss(
+            lambda at, model=model: model(at.float()),
+            losses_of, at, y, sigma=0.5, objective=objective, bounds=bounds,
+        ).backward()  # fmt: skip
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters()] + [model[1].running_mean]))
+    assert slopes[0].abs().max() > 0.01
+    assert_allclose(slopes[0], slopes[1], atol=0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_torch_pixels_further_outside_are_an_error_on_the_cpu():
+    model, (x, y) = network(), batch()
+    x[2, 3] = 1.5
+    for call in regularized_loss, perturb, ascend:
+        with pytest.raises(ValueError, match=r"low = 0, x = 1.5, high = 1 at \(2, 3\): clip x first"):
+            call(model, losses_of, x, y, sigma=0.5, bounds=(0, 1))
+
+
+def test_torch_what_is_traced_is_not_looked_at():
+    x = torch.tensor([[0.5, 0.5], [0.5, 1.5], [1 + 2**-23, 0.5]])
+    grad = torch.ones(3, 2)
+
+    def step(grad, x, **options):
+        return lpfamily.epsilon(grad, 2, 0.25, x=x, bounds=(0, 1), **options)
+
+    mapped = torch.func.vmap(lambda grad, x: step(grad, x, batch_ndim=0))
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False)
+    for eps in mapped(grad, x), compiled(grad, x):
+        assert_allclose(eps, [[0.25 / math.sqrt(2)] * 2, [math.nan] * 2, [0, 0.25]], rtol=1e-6)
+
+
 def test_torch_images_keep_their_memory_format():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
     x, y = batch(shape=(3, 8, 8), dtype=torch.float32)

@@ -71,7 +71,7 @@ def regularize(
         In [0, 1], the share of L(x) in "perturb".
     bounds
         (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box. x must lie in
-        it: an example outside has a loss of NaN.
+        it, to rounding: an example further outside has a loss of NaN.
     mask
         Boolean, broadcastable to x, True where x may move; or a function of the loss's arguments, for
         padding.

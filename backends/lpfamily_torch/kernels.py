@@ -57,6 +57,10 @@ class TorchLibrary(Library):
         ones = torch.ones((*shape[:-1], 1), device=rng.device, dtype=uniform.dtype)
         return 2 * uniform - 1, gammas, torch._standard_gamma(ones, rng)
 
+    def visible(self, x: torch.Tensor) -> bool:
+        """Plain tensors of the CPU are, eagerly."""
+        return _is_plain(x)
+
     def constant(self, x: torch.Tensor) -> torch.Tensor:
         """Detach."""
         return x.detach()

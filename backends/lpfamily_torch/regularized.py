@@ -74,9 +74,10 @@ def regularized_loss(
         As in `lpfamily.epsilon`: an exponent in [1, inf], and a radius in units of the input, a number or
         one an example.
     bounds, mask, batch_ndim
-        As in `lpfamily.epsilon`: the box that the input stays in, and in which x must lie, as its loss is
-        NaN elsewhere; what may move; and how many axes, at least 1, index what has a ball of its own; with
-        2 each token of a sequence.
+        As in `lpfamily.epsilon`: the box that the input stays in, and in which x must lie, to rounding; what
+        may move; and how many axes, at least 1, index what has a ball of its own; with 2 each token of a
+        sequence. An x further outside is an error on the CPU; on other devices and in compiled code, where
+        it is not looked at, its loss is NaN, and so are the batch's and the statistics of a batch norm.
     leaf
         Which argument to perturb, an index or a key. None is the only floating tensor.
     direction
