@@ -164,8 +164,11 @@ def test_what_cannot_be_joined_is_bad_input(tmp_path):
     lines = result.stdout.splitlines()
     patterns = [
         "JAX_COORDINATOR_ADDRESS must be .* host:port; got 'nowhere'",
-        "JAX_NUM_PROCESSES must be a whole number below 10.9; got 'two'",
-        "JAX_NUM_PROCESSES must be a whole number below 10.9; got '99999999999999'",
+        "JAX_NUM_PROCESSES must be a whole number from 1 to 999999999; got 'two'",
+        "JAX_NUM_PROCESSES must be a whole number from 1 to 999999999; got '99999999999999'",
+        "JAX_NUM_PROCESSES must be a whole number from 1 to 999999999; got '0'",
+        "JAX_PROCESS_ID must be a whole number from 0 to 1; got '2'",
+        "JAX_PROCESS_ID must be a whole number from 0 to 1; got 'x'",
         "127.0.0.1:1: the coordinator does not answer .* start process 0",
         "its port cannot be used here .* give a free one",
         "set JAX_NUM_PROCESSES to how many there are",
@@ -188,6 +191,9 @@ for values in (
     ["nowhere"],
     ["127.0.0.1:1", "two"],
     ["127.0.0.1:1", "99999999999999"],
+    ["127.0.0.1:1", "0"],
+    ["127.0.0.1:1", "2", "2"],
+    ["127.0.0.1:1", "2", "x"],
     ["127.0.0.1:1", "2", "1"],
     [f"127.0.0.1:{taken.getsockname()[1]}", "2", "0"],
     ["127.0.0.1:1"],

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 from backends_under_test import NAMES
-from commandline import ENVIRONMENT, NAME, SOFTMAX, in_process, timeless, train, unchanged, wait_for_epochs
+from commandline import (
+    ENVIRONMENT,
+    NAME,
+    SOFTMAX,
+    assert_refused,
+    in_process,
+    timeless,
+    train,
+    unchanged,
+    wait_for_epochs,
+)
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
@@ -180,6 +190,34 @@ def test_without_torchrun_there_is_one_process_whatever_its_variables_say(monkey
     for size in "", "two", "2":
         monkeypatch.setenv("WORLD_SIZE", size)
         assert backends.find("torch").join("cpu").size == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE must be a whole number from 1 to 999999999; got 'x'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number from 1 to 999999999; got ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number from 1 to 999999999; got '0'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE must be a whole number"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE must be a whole number"),
+        ({"RANK": None}, "RANK must be a whole number from 0 to 1; got ''"),
+        ({"RANK": "x"}, "RANK must be a whole number from 0 to 1; got 'x'"),
+        ({"RANK": "2"}, "RANK must be a whole number from 0 to 1; got '2'"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT must be a whole number from 0 to 65535; got 'x'"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT must be a whole number from 0 to 65535; got '65536'"),
+        ({"MASTER_ADDR": None}, "torch cannot join the processes of MASTER_ADDR= and MASTER_PORT="),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so_are_bad_input(tmp_path, monkeypatch, variables, problem):
+    torchruns = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in (torchruns | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | variables).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    result = unchanged(tmp_path, lambda: in_process("--backend", "torch", "--out", tmp_path / "run"))
+    assert_refused(result, problem, "torchrun sets it")
 
 
 def test_a_backend_of_one_process_refuses_torchrun(tmp_path):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lpfamily.training.backends import SMALLER
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team, number
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -42,7 +42,8 @@ def join(device: str) -> Team:
     """
     if not (address := os.environ.get(ADDRESS)):
         return ALONE
-    size, rank = _number(PROCESSES), _number(PROCESS)
+    size = _number(PROCESSES, 1, 10**9)
+    rank = _number(PROCESS, 0, size or 10**9)
     _check(address, rank)
     try:
         jax.distributed.initialize(address, size, rank, initialization_timeout=TIMEOUT)
@@ -157,13 +158,10 @@ def _replicated(function: Callable[[Any], Any], mesh: Mesh) -> Any:
     return jax.jit(function, out_shardings=NamedSharding(mesh, ALIKE))
 
 
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable)
-    if text is not None and not (text.isdecimal() and len(text) < 10):
-        raise BadInput(
-            f"{variable} must be a whole number below 10^9; got {text!r}: set it, or leave it to the cluster"
-        )
-    return None if text is None else int(text)
+def _number(variable: str, least: int, below: int) -> int | None:
+    if variable not in os.environ:
+        return None
+    return number(variable, least, below, "set it, or leave it to the cluster")
 
 
 def _check(address: str, rank: int | None) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team, number
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 """By parameter, its gradient, or two matrices whose product is."""
@@ -23,19 +23,35 @@ Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 def join(device: str) -> Team:
     """Return the team of the processes that torchrun has started, or of this one alone."""
-    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not dist.is_torchelastic_launched() or "WORLD_SIZE" not in os.environ:
         return ALONE
+    size = number("WORLD_SIZE", 1, 10**9, _REMEDY)
+    if size == 1:
+        return ALONE
+    number("RANK", 0, size, _REMEDY)
+    number("MASTER_PORT", 0, 1 << 16, _REMEDY)
     with usable(device):
         kind = torch.device(device)
     if kind.type == "cuda":
         if kind.index is not None:
             raise BadInput(f"--device {device}: torchrun gives each process a device; give --device cuda")
+        local = number("LOCAL_RANK", 0, size, _REMEDY)
         with usable(device):
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
-    )
+            torch.cuda.set_device(local)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
+        )
+    except (RuntimeError, ValueError) as cause:
+        reason = str(cause).splitlines()[0]
+        raise BadInput(
+            f"torch cannot join the processes of MASTER_ADDR={os.environ.get('MASTER_ADDR', '')} and "
+            f"MASTER_PORT={os.environ['MASTER_PORT']} ({reason}); {_REMEDY}"
+        ) from cause
     return TorchTeam()
+
+
+_REMEDY = "torchrun sets it, so start the command by torchrun"
 
 
 @contextmanager

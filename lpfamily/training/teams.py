@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+from lpfamily.training.errors import BadInput
 
 TIMEOUT = 600
 """The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
@@ -61,3 +64,13 @@ ALONE = Alone()
 def own(team: Team, examples: int) -> slice:
     """Return which of some examples this process has: consecutive ones, as many as any other or one more."""
     return slice(examples * team.rank // team.size, examples * (team.rank + 1) // team.size)
+
+
+def number(variable: str, least: int, below: int, remedy: str) -> int:
+    """Return what an environment variable says, or raise `BadInput` if that is no such whole number."""
+    text = os.environ.get(variable, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) < below):
+        raise BadInput(
+            f"{variable} must be a whole number from {least} to {below - 1}; got {text!r}: {remedy}"
+        )
+    return int(text)
