@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from lpfamily import _interrupts
+
+if __name__ == "__main__":
+    _interrupts.take_over("python -m lpfamily.evaluate")  # first, as the imports take seconds
+
+# isort: split
+
+import functools
 import json
 import math
 import os
@@ -80,7 +88,7 @@ def _evaluate(argv: list[str]) -> int:
     count = given.get("examples", EXAMPLES) or None
     seed = given.get("seed", recipe.seed)
     progress, what = Progress(given.get("quiet", False)), "robustness"
-    with progress.parts({what: 1.0}) as part, part(what) as tick:
+    with _interrupts.interruptible(), progress.parts({what: 1.0}) as part, part(what) as tick:
         result = robustness.measure(
             trainer,
             dataset.test.x[:count],
@@ -105,9 +113,9 @@ def _evaluate(argv: list[str]) -> int:
     }
     content = json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n"
     runs.replace(out, content.encode())
-    _draw(result, out.with_suffix(".png"))
     warnings = [textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ") for finding in found]
-    print("\n".join([table(result, recipe.data), *warnings]))
+    print("\n".join([table(result, recipe.data), *warnings]), flush=True)
+    _draw(result, out.with_suffix(".png"), progress)
     return 0
 
 
@@ -116,6 +124,7 @@ def _out(given: dict[str, Any]) -> Path:
     out: Path = given.get("out", given["run"] / "robustness.json")
     if out.suffix != ".json":
         raise BadInput(f"--out {out}: must end in .json; the curves are beside it, in .png")
+    commands.check_out(out, out.with_name(f".{out.name}.new"))
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise BadInput(f"--out {out}: cannot be written; give a file in a folder that can")
     own = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
@@ -148,12 +157,16 @@ def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, 
     names = [f"{p:g}" for p in ps]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"--p: {twice[0]} is there twice, in six digits; leave one out")
-    largest = max(multiples, default=0.0)
+    largest, limits = max(multiples, default=0.0), np.finfo(recipe.dtype)
     if not largest > 0:
         raise BadInput(f"--sigmas {','.join(map(str, multiples)) or 'none'}: one must be above 0")
-    matched = max(recipes.matched_radius(recipe, p, inputs) for p in ps)
-    if not largest * matched < math.sqrt(float(np.finfo(recipe.dtype).max)):
+    radii = [largest * recipes.matched_radius(recipe, p, inputs) for p in ps]
+    if not max(radii) < math.sqrt(float(limits.max)):
         raise BadInput(f"--sigmas {largest:g}: too large for {recipe.dtype}; give less")
+    if min(radii) < float(limits.tiny):
+        raise BadInput(
+            f"--sigmas {largest:g}: too small for {recipe.dtype}, in units of {recipe.sigma:g}; give more"
+        )
 
 
 def table(result: dict[str, Any], name: str) -> str:
@@ -193,13 +206,14 @@ def _row(name: str, cells: list[str]) -> str:
     return f"  {name:<20}" + "".join(f"{cell:>10}" for cell in cells)
 
 
-def _draw(result: dict[str, Any], path: Path) -> None:
+def _draw(result: dict[str, Any], path: Path, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
     size = 3 * len(result["balls"]) + 1, 3.6
-    with looks.drawn(lambda figure: plots.robustness_curves(figure, result), size) as figure:
-        looks.save_png(figure, path)
+    draw = functools.partial(plots.robustness_curves, result=result)
+    for content in looks.rendered(draw, size, ["png"], str(path), progress.warn).values():
+        runs.replace(path, content)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.start(NAME, main)

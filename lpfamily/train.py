@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from lpfamily import _interrupts
+
+if __name__ == "__main__":
+    _interrupts.take_over("python -m lpfamily.train")  # first, as the imports take seconds
+
+# isort: split
+
 import functools
+import math
 import os
 import sys
 import time
@@ -16,6 +24,7 @@ from lpfamily.training import backends, commands, configs, data, grid, recipes, 
 from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.leading import follow, leading
+from lpfamily.training.networks import state_shapes
 from lpfamily.training.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -36,8 +45,8 @@ def _train(given: dict[str, Any]) -> int:
 
 
 def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Backend, team: Team) -> int:
-    which, folder = given.get("data", Recipe.data), given.get("data_dir")
-    dataset = data.load(which, folder)
+    which, data_dir = given.get("data", Recipe.data), given.get("data_dir")
+    dataset = data.load(which, data_dir)
     candidates = recipes_of(given, dataset)
     recipe = next(iter(candidates.values()))
     config = Config(
@@ -46,14 +55,16 @@ def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Back
         device,
         tf32=given.get("tf32", False),
         compile=given.get("compile", False),
-        data_dir=data.folder(which, folder),
+        data_dir=data.folder(which, data_dir),
         data_sha256=dataset.sha256(),
         versions=commands.versions(team.size),
         grid=candidates if "grid" in given else {},
     )
     _check(candidates, dataset, name, backend)
     title = f"{recipe.model}-{recipe.data}-grid" if config.grid else _title(recipe, "-")
-    run = runs.create(given.get("out") or _folder(title), configs.to_json(config))
+    folder = given.get("out") or _folder(title)
+    commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
+    run = runs.create(folder, configs.to_json(config))
     with run.held():
         return _go(run, config, dataset, backend, given, resume=False)
 
@@ -64,7 +75,7 @@ def _resume(given: dict[str, Any]) -> int:
         raise BadInput(f"{flag} cannot be changed in a run that has begun; leave it out, or start a new run")
     if not {"backend", "device"} <= given.keys():  # all that those who follow must know
         run = runs.find(given["resume"])
-        if _is_finished(run):
+        if (run.folder / runs.CURVES).exists() and _is_finished(run):
             return 0
         config = configs.read(run)
         given = {"backend": config.backend, "device": config.device} | given
@@ -74,9 +85,11 @@ def _resume(given: dict[str, Any]) -> int:
 def _go_on(given: dict[str, Any], backend: backends.Backend, team: Team) -> int:
     run = runs.find(given["resume"])
     with run.held():
-        if _is_finished(run):
-            return 0
         config = configs.read(run)
+        if _is_finished(run):
+            if not (run.folder / runs.CURVES).exists():  # the run was stopped before they were drawn
+                _draw(run, config.recipe, Progress())
+            return 0
         which = config.recipe.data
         dataset = data.load(which, given.get("data_dir") or config.data_dir)
         if dataset.sha256() != config.data_sha256:
@@ -132,7 +145,7 @@ def _go(
     *,
     resume: bool,
 ) -> int:
-    from lpfamily.report import plots, tables
+    from lpfamily.report import tables
     from lpfamily.training.protocol import train
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
@@ -151,21 +164,31 @@ def _go(
     )
     chosen = ""
     try:
-        if config.grid:
-            stage_one = functools.partial(trained, resume=True, test=False)
-            recipe = grid.choose(run, run.config, stage_one, progress)
-            chosen, resume = grid.table(run) + "\n\n", True
-        result = trained(run, recipe, resume=resume)
+        with _interrupts.interruptible():
+            if config.grid:
+                stage_one = functools.partial(trained, resume=True, test=False)
+                recipe = grid.choose(run, run.config, stage_one, progress)
+                chosen, resume = grid.table(run) + "\n\n", True
+            result = trained(run, recipe, resume=resume)
+            run.finish(result)
+            print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]), flush=True)
+            _draw(run, recipe, progress)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
     except Lost as cause:
         raise Lost(f"{cause}; {run.kept}; go on with {NAME} --resume {run.folder}") from cause
-    with run.writing(runs.CURVES) as path:
-        plots.training_curves(run.metrics(), path, _title(recipe))
-    run.finish(result)
-    print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]))
     return 0
+
+
+def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
+    from lpfamily.report import looks, plots
+
+    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=_title(recipe))
+    name = str(run.folder / runs.CURVES)
+    for content in looks.rendered(draw, (9, 3.6), ["png"], name, progress.warn).values():
+        with run.writing(runs.CURVES) as path:
+            runs.replace(path, content)
 
 
 def _check(
@@ -188,6 +211,8 @@ def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: bac
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
     if recipe.init > largest / 2:
         raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
+    if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
+        raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
     backends.check_layers(name, backend, network)
     backends.check_direction(name, backend, recipes.objective_of(recipe))
 
@@ -211,4 +236,4 @@ def _folder(title: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.start(NAME, main)

@@ -19,9 +19,11 @@ from test_pictures import readable
 
 from lpfamily import evaluate, train
 from lpfamily.margins import boundary_distance
+from lpfamily.report import plots
 from lpfamily.report.contents import Plot
 from lpfamily.report.plots import robustness_curves
 from lpfamily.training import robustness
+from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe, default, matched_radius
 
 RECIPE = Recipe(p=2.0, sigma=1.0, dtype="float64")
@@ -317,11 +319,37 @@ def test_the_curves_are_the_errors(digits, tmp_path):
 
 
 def test_the_file_of_curves_is_on_white_whatever_the_users_settings(digits, tmp_path):
-    evaluate._draw(digits, tmp_path / "default.png")
+    evaluate._draw(digits, tmp_path / "default.png", Progress())
     with mpl.rc_context({"font.size": 20, "text.color": "white", "axes.facecolor": "black"}):
-        evaluate._draw(digits, tmp_path / "dark.png")
+        evaluate._draw(digits, tmp_path / "dark.png", Progress())
     assert (tmp_path / "dark.png").read_bytes() == (tmp_path / "default.png").read_bytes()
     assert imread(tmp_path / "dark.png")[0, 0].tolist() == [1, 1, 1, 1]
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_result(run, tmp_path, capsys, monkeypatch):
+    def fail(figure, result):
+        assert json.loads((tmp_path / "here.json").read_text())["examples"] == 40
+        raise RuntimeError("latex could not be\nfound")
+
+    monkeypatch.setattr(plots, "robustness_curves", fail)
+    capsys.readouterr()
+    assert evaluate.main([str(run), *FAST, "--quiet", "--out", str(tmp_path / "here.json")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("robustness (digits, 40 test examples")
+    assert err == (
+        f"warning: {tmp_path / 'here.png'} could not be drawn (latex could not be found); "
+        "nothing else depends on it\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["here.json"]
+
+
+@pytest.mark.parametrize("name", ["here.json", "here.png"])
+def test_a_link_is_replaced_and_what_it_leads_to_left_alone(run, tmp_path, name):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / name).symlink_to("mine")
+    assert evaluate.main([str(run), *FAST, "--quiet", "--out", str(tmp_path / "here.json")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / name).is_symlink()
 
 
 # The command
@@ -402,11 +430,16 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("RUN", "--examples", "301"), ("--examples 301: the run has 300 test examples", "0 for all")),
         (("RUN", "--sigmas", "0"), ("--sigmas 0", "one must be above 0")),
         (("RUN", "--sigmas", "1,-1"), ("--sigmas: must be a finite number, 0 or more; got -1",)),
+        (("RUN", "--sigmas", "5e-324"), ("--sigmas 4.94066e-324: too small for float32",)),
+        (("RUN", "--sigmas", "1e-38"), ("--sigmas 1e-38: too small for float32",)),
         (("RUN", "--sigmas", "1e30"), ("--sigmas 1e+30: too large for float32",)),
         (("RUN", "--steps", "0"), ("--steps: must be a whole number from 1 to 10^9; got 0",)),
         (("RUN", "--backend", "fortran"), ("unknown backend 'fortran'; installed: ",)),
         (("RUN", "--device", "abacus"), ("abacus",)),
         (("RUN", "--out", "here"), ("--out here: must end in .json",)),
+        (("RUN", "--out", f"{'x' * 300}.json"), ("--out xxx", "cannot be written (File name too long)")),
+        (("RUN", "--out", f"{'x' * 250}.json"), ("--out xxx", "cannot be written (File name too long)")),
+        (("RUN", "--out", f"{'d/' * 3000}x.json"), ("--out d/d/", "cannot be written (File name too long)")),
         (("RUN", "--out", "nowhere/here.json"), ("--out nowhere/here.json: cannot be written",)),
         (("nothing",), ("nothing: holds no config.json, so it is not a run",)),
         ((), ("the following arguments are required: RUN",)),

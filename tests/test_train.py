@@ -1,5 +1,6 @@
 """The train command: what a run leaves behind, what it says, and how it refuses bad input."""
 
+import functools
 import gzip
 import json
 import os
@@ -34,7 +35,8 @@ from commandline import (
 )
 from safetensors.numpy import load, load_file, save
 
-from lpfamily.training import backends, data, evaluation
+from lpfamily.report import looks, plots
+from lpfamily.training import backends, data, evaluation, runs
 from lpfamily.training.protocol import Position
 from lpfamily.training.recipes import Recipe
 
@@ -331,6 +333,52 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["compile"]
 
 
+# Pictures
+
+
+def test_the_result_is_there_before_the_curves_which_may_fail_and_are_drawn_later(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def fail(figure, metrics, title):
+        assert (folder / "result.json").exists()
+        raise RuntimeError("latex could not be\nfound")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plots, "training_curves", fail)
+        result = in_process(*SOFTMAX, "--quiet", "--out", folder)
+        assert (result.returncode, result.stdout[:10]) == (0, "test error")
+        warning = f"warning: {folder / 'curves.png'} could not be drawn (latex could not be found); "
+        assert result.stderr == f"{warning}nothing else depends on it\n"
+        again = unchanged(tmp_path, lambda: in_process("--resume", folder))
+        finished = f"{folder} is finished; nothing to do\n"
+        assert (again.returncode, again.stdout, again.stderr) == (0, finished, result.stderr)
+    again = in_process("--resume", folder)
+    assert (again.returncode, again.stdout, again.stderr) == (0, finished, "")
+    trained(tmp_path / "undisturbed", *SOFTMAX)
+    assert timeless(folder) == timeless(tmp_path / "undisturbed")
+
+
+def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nbackend: qtagg\n")
+    result = train(*SOFTMAX, "--quiet", "--out", "run", cwd=tmp_path, MPLBACKEND="nonsense")
+    assert (result.returncode, result.stderr) == (0, "")
+    run = runs.find(tmp_path / "run")
+    title = "softmax, digits, perturb, p2, sigma0.2857"
+    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=title)
+    expected = looks.rendered(draw, (9, 3.6), ["png"], "", pytest.fail)["png"]
+    assert (tmp_path / "run/curves.png").read_bytes() == expected
+
+
+def test_curves_do_not_follow_a_link(begun, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "mine").write_text("mine")
+    (folder / "curves.png").symlink_to(tmp_path / "mine")
+    assert in_process("--resume", folder, "--quiet").returncode == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "curves.png").is_symlink()
+
+
 # Options
 
 
@@ -360,6 +408,10 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
         (["--seed", str(2**64)], ["--seed", str(2**64)]),
         (["--seed", str(10**400)], ["--seed", "whole number"]),
         (["--init", "1e308", "--max-norm", "0"], ["--init 1e+308", "too large for float32"]),
+        (
+            ["--model", "conv-maxout", "--units", "4,4,8", "--padding", str(10**9)],
+            ["--model conv-maxout: more parameters than memory has addresses"],
+        ),
         (["--validation", "1497"], ["--validation 1497", "1497 training examples", "fewer"]),
         (["--sigam", "1"], ["--sigam", "did you mean --sigma?"]),
         (["--epoch=3"], ["--epoch=3", "did you mean --epochs?"]),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from lpfamily.report.contents import COLOURS, INK
@@ -34,6 +37,7 @@ def drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Iterator
 
     Whatever the user's settings are, it has no background, and `INK` for text and axes.
     """
+    _import_matplotlib()
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -43,6 +47,46 @@ def drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Iterator
         yield figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, on white: a viewer has anything behind a file."""
-    figure.savefig(path, facecolor="white", metadata={"Software": None})
+def rendered(
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    formats: Iterable[str],
+    name: str,
+    warn: Callable[[str], None],
+) -> dict[str, bytes]:
+    """Return a figure's files by format, "png" or "svg"; if it cannot be drawn, no file and a warning.
+
+    A PNG is on white, as a viewer has anything behind a file. `name` is that of the figure in the warning.
+    """
+    found = {}
+    try:
+        with drawn(draw, size) as figure:
+            for kind in formats:
+                content = BytesIO()
+                paper = "white" if kind == "png" else "none"
+                figure.savefig(content, format=kind, facecolor=paper, metadata={_DATED[kind]: None})
+                found[kind] = content.getvalue()
+    except Exception as cause:  # whatever matplotlib raises, its fonts, its caches and the user's settings
+        reason = textwrap.shorten(str(cause) or type(cause).__name__, 200, placeholder=" ...")
+        warn(f"{name} could not be drawn ({reason}); nothing else depends on it")
+        return {}
+    return found
+
+
+_DATED = {"png": "Software", "svg": "Date"}
+"""The metadata that make the bytes of a file depend on more than the figure."""
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib, also where MPLBACKEND names nothing that it knows: files need no window."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib as mpl
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            mpl.rcParams["backend"] = backend  # as the import does, for other windows of this process

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -13,7 +14,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from lpfamily.report.contents import INK, Cell, Column, Plot, Table
-from lpfamily.report.looks import drawn, save_png
+from lpfamily.report.looks import rendered
+from lpfamily.training import runs
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _MARKUP = re.compile(r"`(?P<code>[^`]+)`|\[(?P<text>[^]]+)]\((?P<link>https?://[^\s)]+)\)")
@@ -33,7 +35,11 @@ class Section:
 
 
 def write(
-    folder: Path, title: str, sections: Sequence[Section], facts: Sequence[tuple[str, str]] = ()
+    folder: Path,
+    title: str,
+    sections: Sequence[Section],
+    facts: Sequence[tuple[str, str]] = (),
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Path:
     """Write a report and return the path of its page, folder/index.html.
 
@@ -51,6 +57,8 @@ def write(
         In the order in which they are read.
     facts : sequence of (name, value)
         How the report was made: commands, seeds, versions, times. Values are marked up like text.
+    warn : function of a line
+        Is told of each figure that cannot be drawn. The page then has its text in words alone.
 
     Raises
     ------
@@ -60,7 +68,7 @@ def write(
     items = [item for section in sections for item in section.items]
     _check(items)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = {item.name: _put(item, folder) for item in items}
+    shown = {item.name: _put(item, folder, warn) for item in items}
     body = [
         f"<header>\n<h1>{escape(title)}</h1>\n</header>",
         _contents(sections, facts),
@@ -73,7 +81,7 @@ def write(
         body="\n".join(filter(None, body)),
     )
     path = folder / "index.html"
-    path.write_bytes(page.encode())
+    runs.replace(path, page.encode(errors="backslashreplace"))  # what a command names may be no Unicode
     return path
 
 
@@ -153,14 +161,18 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _put(item: Table | Plot, folder: Path) -> str:
+def _put(item: Table | Plot, folder: Path, warn: Callable[[str], None]) -> str:
     """Write the files of a table or figure and return its HTML."""
+    caption = f"{item.name}.caption"
     if isinstance(item, Table):
-        (folder / f"{item.name}.csv").write_bytes(_csv(item).encode())
-        return _item(item, f"{item.name}.caption", _table(item), "csv")
-    svg = _draw(item, folder)
-    heading = f'<figcaption id="{item.name}.caption">{escape(item.title)}</figcaption>\n'
-    return _item(item, f"{item.name}.caption", _inline(svg, item), "png", "svg", heading=heading)
+        runs.replace(folder / f"{item.name}.csv", _csv(item).encode())
+        return _item(item, caption, _table(item), "csv")
+    drawn = rendered(item.draw, item.size, ("png", "svg"), item.name, warn)
+    for suffix, content in drawn.items():
+        runs.replace(folder / f"{item.name}.{suffix}", content)
+    heading = f'<figcaption id="{caption}">{escape(item.title)}</figcaption>\n'
+    inner = _inline(drawn["svg"].decode(), item) if drawn else f"<p>{escape(item.alt)}</p>"
+    return _item(item, caption, inner, *drawn, heading=heading)
 
 
 def _item(item: Table | Plot, caption: str, inner: str, *suffixes: str, heading: str = "") -> str:
@@ -170,7 +182,7 @@ def _item(item: Table | Plot, caption: str, inner: str, *suffixes: str, heading:
     return (
         f'<figure id="{item.name}">\n{heading}'
         f'<div class="scroll" role="group" aria-labelledby="{caption}" tabindex="0">\n{inner}\n</div>\n'
-        f'<div class="notes">\n{notes}<p class="files">{links}</p>\n</div>\n</figure>'
+        f'<div class="notes">\n{notes}<p class="files">{links or "not drawn"}</p>\n</div>\n</figure>'
     )
 
 
@@ -225,15 +237,6 @@ def _shown(cell: Cell, column: Column) -> str:
 
 def _is_number(cell: Cell) -> bool:
     return not isinstance(cell, str | None)
-
-
-def _draw(plot: Plot, folder: Path) -> str:
-    """Write a figure's files and return its SVG."""
-    svg = folder / f"{plot.name}.svg"
-    with drawn(plot.draw, plot.size) as figure:
-        save_png(figure, folder / f"{plot.name}.png")
-        figure.savefig(svg, metadata={"Date": None})
-    return svg.read_text("utf-8")
 
 
 def _inline(svg: str, plot: Plot) -> str:

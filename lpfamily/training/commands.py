@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
 import importlib.util
+import io
 import math
 import os
 import platform
@@ -15,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lpfamily import _interrupts
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Range
 
@@ -29,6 +32,9 @@ EXTRA = {
 
 VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
 """Of which distributions a result depends on, where they are there."""
+
+DEEPEST = 100
+"""So many folders are made for an --out, at most."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +90,28 @@ class Parser(argparse.ArgumentParser):
         return vars(values)
 
 
+def start(name: str, main: Callable[[], int]) -> NoReturn:
+    """Run the main function of a command as the program that this process is, and exit with its code.
+
+    It runs to its end whoever listens: what stdout or stderr cannot take (it is closed, its reader has left,
+    its disk is full) is dropped, and what it cannot encode is escaped. The exit code is 1 where what was
+    printed on stdout is lost, unless nobody reads it.
+    """
+    _keep_standard_descriptors()
+    sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
+    try:
+        code: Any = main()
+    except SystemExit as ended:  # argparse has printed the help
+        code = ended.code
+    sys.stdout.flush()
+    out = getattr(sys.stdout, "buffer", None)
+    lost = getattr(getattr(out, "raw", out), "lost", None)
+    if lost and not isinstance(lost, BrokenPipeError):
+        print(f"{name}: stdout cannot be written ({lost.strerror}); all else is done", file=sys.stderr)
+        code = code or 1
+    sys.exit(code)
+
+
 def run(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
     try:
@@ -96,12 +124,71 @@ def run(name: str, command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return _interrupts.EXIT_CODE
 
 
 def one_line(problem: BaseException) -> str:
-    """Return the message of an exception in one line."""
-    return " ".join(str(problem).split())
+    """Return the message of an exception in one line that any terminal can show and none obeys."""
+    line = " ".join(str(problem).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+class _Output(io.RawIOBase):
+    """What is under stdout or stderr: it drops what cannot be written, and knows the first reason."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.lost: OSError | None = None
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return bool(self._raw.isatty())
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return int(self._raw.fileno())
+
+    def write(self, content: Any) -> int | None:
+        """Write what can be written, and say that it was all."""
+        try:
+            written: int | None = self._raw.write(content)
+        except OSError as cause:
+            self.lost = self.lost or cause
+            return len(content)
+        return written
+
+
+def _output(stream: Any) -> Any:
+    """Return what goes on where stdout or stderr would raise; None is a closed one."""
+    if stream is None:
+        return Path(os.devnull).open("w", errors="replace")
+    if not isinstance(stream, io.TextIOWrapper):  # such as a notebook's
+        return stream
+    stream.flush()
+    raw, unbuffered = _Output(getattr(stream.buffer, "raw", stream.buffer)), stream.write_through
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=unbuffered,
+    )
+
+
+def _keep_standard_descriptors() -> None:
+    """Open those of stdin, stdout and stderr that are closed.
+
+    Else a file that is opened later gets such a number, and what libraries print with it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def versions(processes: int = 1) -> dict[str, str]:
@@ -127,6 +214,30 @@ def check_extra() -> None:
     missing = [project for module, project in EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise BadInput(f'this command needs {", ".join(missing)}; pip install "lpfamily[train]"')
+
+
+def check_out(out: Path, longest: Path) -> None:
+    """Raise `BadInput` for an --out where nothing can be made, as far as can be known before the work.
+
+    `longest` is the longest path of what is to be written.
+    """
+    there, depth = longest, 0
+    while True:
+        try:
+            there.stat()
+        except FileNotFoundError:
+            there, depth = there.parent, depth + 1
+            continue
+        except OSError as cause:
+            problem = cause.strerror
+        else:
+            problem = "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+            if depth > DEEPEST:
+                problem = f"{depth} folders in one another would be made, and {DEEPEST} is the limit"
+        break
+    if problem:
+        name = str(out) if len(str(out)) <= 200 else f"{str(out)[:200]}..."
+        raise BadInput(f"--out {name}: cannot be written ({problem}); choose another")
 
 
 def number(range_: Range) -> Callable[[str], float]:

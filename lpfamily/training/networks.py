@@ -208,6 +208,7 @@ def initial_state(network: Network, seed: int, dtype: str) -> State:
         weight = rng.uniform(-bound, bound, shape)
         if layer.max_norm is not None:
             norms = np.sqrt(np.sum(weight**2, axis=layer.norm_axes, keepdims=True))
-            weight *= np.where(norms > layer.max_norm, layer.max_norm / norms, 1.0)
+            too_long = norms > layer.max_norm
+            weight *= np.divide(layer.max_norm, norms, out=np.ones_like(norms), where=too_long)
         state[name] = weight.astype(dtype)
     return state

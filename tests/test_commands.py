@@ -1,0 +1,293 @@
+"""What the three commands share: whoever listens, whatever a folder is called, whenever Ctrl-C comes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from commandline import (
+    ENVIRONMENT,
+    FILES,
+    NAME,
+    SOFTMAX,
+    assert_refused,
+    command,
+    in_process,
+    python,
+    small_mnist,
+    timeless,
+    train,
+    trained,
+    unchanged,
+)
+
+from lpfamily import reproduce
+
+# Ctrl-C
+
+INSTANTS = """
+import atexit, json, os, runpy, signal, sys
+import lpfamily  # what Python itself imports before the first line of a command
+
+module, of, out, *flags = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else it may be ignored, as the parent does
+of = int(of)
+
+def child(instant, told=None):
+    # count the events from what the module's first line imports on; at an instant of them, Ctrl-C
+    count = None
+    def hook(event, arguments):
+        nonlocal count
+        if event == "exec" and arguments[0].co_filename.endswith("_interrupts.py"):
+            count = 0
+        elif count is not None and event in ("import", "open", "exec", "os.rename", "os.remove"):
+            count += 1
+            if count == instant:
+                os.kill(os.getpid(), signal.SIGINT)
+            if told is not None:
+                os.pwrite(told, b"%9d" % count, 0)
+    sys.addaudithook(hook)
+    sys.argv = [module, *[flag.replace("OUT", f"{out}-{instant}") for flag in flags]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+def ended(instant, told=None):
+    read, write = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        os.dup2(write, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        child(instant, told)  # and to the end of the process, as SystemExit is raised
+    os.close(write)
+    with os.fdopen(read) as said:
+        return said.read().splitlines(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+told = os.memfd_create("told")
+said, code = ended(0, told)
+events = int(os.pread(told, 9, 0))
+print(json.dumps([0, events, said, code]))
+for k in range(of):
+    instant = 1 + (events - 1) * k // (of - 1)
+    print(json.dumps([instant, events, *ended(instant)]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and keeps a count in a memfd")
+@pytest.mark.parametrize(
+    ("module", "instants", "flags"),
+    [
+        (
+            "train",
+            12,
+            "--model softmax --epochs 1 --data mnist --validation 5 --quiet --data-dir DATA --out OUT",
+        ),
+        ("evaluate", 5, "RUN --quiet --steps 2 --examples 20 --out OUT.json"),
+        ("reproduce", 5, "figure6 --data-dir DATA --backend numpy --quiet --out OUT"),
+    ],
+)
+def test_ctrl_c_is_130_and_no_traceback_from_the_first_line_to_the_end(tmp_path, module, instants, flags):
+    small_mnist(tmp_path / "mnist")
+    if module == "evaluate":
+        trained(tmp_path / "run", *SOFTMAX)
+    told = flags.replace("DATA", str(tmp_path)).replace("RUN", str(tmp_path / "run")).split()
+    result = python(INSTANTS, f"lpfamily.{module}", instants, tmp_path / "out", *told, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    (_, events, *undisturbed), *outcomes = map(json.loads, result.stdout.splitlines())
+    assert undisturbed == [[], 0]
+    assert len(outcomes) == instants
+    assert events > 300  # the imports are among them
+    for instant, _, said, code in outcomes:
+        # the last one comes when all is done, and Python itself is being taken down
+        assert code == (130 if instant < events else code), (instant, events, said)
+        assert code in (0, 130)
+        *before, last = said or [f"python -m lpfamily.{module}: interrupted"]
+        assert last == f"python -m lpfamily.{module}: interrupted"
+        assert not before or (before[0], before[1].partition(";")[0]) == ("", "stopped"), said
+        assert len(before) in (0, 2)
+
+
+SWALLOWED = """
+import os, signal, sys
+from lpfamily import _interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+_interrupts.take_over("program")
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            pass
+
+with _interrupts.interruptible():
+    Deaf()
+print("went on")
+"""
+CONVERTED = """
+import os, signal, sys
+from lpfamily import _interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+_interrupts.take_over("program")
+try:
+    with _interrupts.interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as cause:
+            raise ImportError("initialization failed") from cause
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+print("went on")
+"""
+IGNORED = """
+import os, signal
+from lpfamily import _interrupts
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+_interrupts.take_over("program")
+with _interrupts.interruptible():
+    os.kill(os.getpid(), signal.SIGINT)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        pytest.param(SWALLOWED, (130, "", "program: interrupted\n"), id="where no exception can be raised"),
+        pytest.param(CONVERTED, (130, "stopped\n", "program: interrupted\n"), id="made another, and again"),
+        pytest.param(IGNORED, (0, "went on\n", ""), id="in the background"),
+    ],
+)
+def test_ctrl_c_is_not_lost_and_not_taken_where_it_is_ignored(tmp_path, code, expected):
+    result = python(code, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == expected
+
+
+# Who listens
+
+
+def run_with(redirections, arguments, folder):
+    """Run a command with a shell's redirections; return its exit code, stdout and stderr."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", *map(str, arguments)],
+        cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run is that nothing disturbs: stdout, and the folder's content but for the times."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return trained(folder, *SOFTMAX).stdout, timeless(folder)
+
+
+LOST = f"{NAME}: stdout cannot be written (No space left on device); all else is done\n"
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code", "hears_out", "hears_err"),
+    [
+        (">&-", 0, False, True),
+        ("2>&-", 0, True, False),
+        ("<&- >&- 2>&-", 0, False, False),
+        ("2>/dev/full", 0, True, False),
+        (">/dev/full", 1, False, True),
+    ],
+)
+def test_a_run_is_whole_whoever_listens(whole, tmp_path, redirections, code, hears_out, hears_err):
+    table, expected = whole
+    got, out, err = run_with(redirections, command(*SOFTMAX, "--out", "run"), tmp_path)
+    assert timeless(tmp_path / "run") == expected
+    assert (got, out) == (code, table if hears_out else "")
+    assert err.startswith("run folder: run\nepoch 1/2: loss" if hears_err else "")
+    assert err.endswith(LOST) == (code == 1)
+    assert bool(err) == hears_err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("deaf", ["stdout", "stderr"])
+def test_a_run_is_whole_when_its_reader_leaves(whole, tmp_path, deaf):
+    """As with `| head -1`: nobody reads a pipe any more, from the first line of the program on."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    arguments = command(*SOFTMAX, "--out", "run")
+    with subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as process:
+        getattr(process, deaf).close()
+        heard = (process.stderr if deaf == "stdout" else process.stdout).read()
+    assert process.returncode == 0
+    assert timeless(tmp_path / "run") == whole[1]
+    assert heard.startswith("run folder: run\n" if deaf == "stdout" else whole[0])
+    assert "Traceback" not in heard
+    assert "Exception" not in heard
+
+
+@pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_the_other_commands_are_whole_too(tmp_path, redirections):
+    small_mnist(tmp_path / "mnist")
+    trained(tmp_path / "run", *SOFTMAX)
+    full = "full" in redirections
+    for name, *flags in (
+        ("evaluate", "run", "--steps", 2, "--examples", 20),
+        ("reproduce", "figure6", "--data-dir", ".", "--backend", "numpy"),
+    ):
+        arguments = [sys.executable, "-m", f"lpfamily.{name}", *flags]
+        assert run_with(redirections, arguments, tmp_path) == (int(full), "", "")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        [*FILES, "robustness.json", "robustness.png"]
+    )
+    made = {path.name for path in (tmp_path / "reproduction").iterdir()}
+    assert made == {"index.html", "figure6.png", "figure6.svg", "measured"}
+
+
+# What a folder is called
+
+NAMELESS = os.fsdecode(b"r\xff\xc3n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_a_name_that_the_terminal_cannot_encode_is_escaped(tmp_path, encoding):
+    trained(tmp_path / NAMELESS, *SOFTMAX)
+    result = train("--resume", NAMELESS, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    expected = "r\\udcff\\udcc3n is finished; nothing to do\n"
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
+
+
+def test_a_name_cannot_speak_to_the_terminal(tmp_path):
+    name = f"{NAMELESS}\x1b[2J\x07\x9b"
+    result = in_process("--resume", tmp_path / name)
+    assert_refused(result, "r\\udcff\\udcc3n\\x1b[2J\\x07\\x9b: holds no config.json")
+    assert result.stderr.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        pytest.param("d/" * 1000, id="1000 deep"),
+        pytest.param("d/" * 101, id="101 deep"),
+        pytest.param("d/" * 40_000, id="40,000 deep"),
+        pytest.param("d" * 256, id="256 long"),
+        pytest.param("d" * 100_000, id="100,000 long"),
+        pytest.param(("d" * 200 + "/") * 20 + "d" * 50, id="4,000 in all, and more with the files"),
+        pytest.param("file/run", id="in a file"),
+        pytest.param("loop/run", id="in a link to itself"),
+    ],
+)
+def test_an_out_where_nothing_can_be_made_is_refused_before_anything_is(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    result = unchanged(tmp_path, lambda: in_process(*SOFTMAX, "--out", out))
+    assert_refused(result, f"--out {out[:200]}", "cannot be written (", "choose another")
+    assert len(result.stderr) < 400
+    flags = ["figure6", "--data-dir", str(tmp_path), "--backend", "numpy", "--out", out]
+    assert unchanged(tmp_path, lambda: reproduce.main(flags)) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "cannot be written (" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_an_out_may_be_as_deep_as_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained("d/" * 90, *SOFTMAX)
