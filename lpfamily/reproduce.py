@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from lpfamily import _interrupts
+
+if __name__ == "__main__":
+    _interrupts.take_over("python -m lpfamily.reproduce")  # first, as the imports take seconds
+
+# isort: split
+
 import difflib
+import hashlib
 import json
+import math
+import os
 import shlex
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from lpfamily.training import backends, commands
+from lpfamily.training import backends, commands, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import COUNT
 
 NAME = "python -m lpfamily.reproduce"
 MEASURED = "measured"
+FORMAT = 1
+"""Of the kept measurements."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +82,7 @@ def _parser() -> commands.Parser:
 
 def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
     from lpfamily.experiments.catalogue import PIECES
-    from lpfamily.experiments.networks import runs_in
+    from lpfamily.experiments.networks import longest_path, runs_in
     from lpfamily.experiments.pieces import Setting
 
     names = list(PIECES) if "all" in given["names"] else given["names"]
@@ -88,13 +102,16 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
         runs=runs_in(given.get("runs", ())),
     )
     backends.find(setting.backend).check_device(setting.device)
+    commands.check_out(setting.out, longest_path(setting.out))
+    progress = Progress(given.get("quiet", False))
     try:
-        results = _measured(setting, names, quiet=given.get("quiet", False))
+        with _interrupts.interruptible():
+            results = _measured(setting, names, progress)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on: {NAME} {shlex.join(argv)}", file=sys.stderr)
         raise
-    page = _write(setting, results, argv)
-    print(page)
+    page = _write(setting, results, argv, progress.warn)
+    print(page, flush=True)
     return 0
 
 
@@ -109,7 +126,7 @@ def _backend() -> str:
     return "numpy"
 
 
-def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
+def _measured(setting: Any, names: list[str], progress: Progress) -> dict[str, Any]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
     from lpfamily.experiments.catalogue import PIECES
     from lpfamily.experiments.networks import check_trainable, checksum
@@ -118,13 +135,14 @@ def _measured(setting: Any, names: list[str], *, quiet: bool) -> dict[str, Any]:
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
         checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
     measurements = {m.name: m for name in PIECES for m in PIECES[name].measurements}
-    results = {name: found for name, m in measurements.items() if (found := _kept(setting, m)) is not None}
+    kept = {name: _kept(setting, m, progress) for name, m in measurements.items()}
+    results = {name: found for name, found in kept.items() if found is not None}
     missing = [m for name, m in wanted.items() if name not in results]
     for measurement in missing:
         for seed in range(measurement.seeds(setting) if measurement.seeds else 1):
             for name in measurement.networks:
                 check_trainable(setting, name, seed)
-    with Progress(quiet).parts({m.name: m.cost for m in missing}) as part:
+    with progress.parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
             begun = time.perf_counter()
             with part(measurement.name) as tick:
@@ -149,30 +167,68 @@ def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
     return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
-def _kept(setting: Any, measurement: Any) -> dict[str, Any] | None:
-    """Return a measurement that is there, if it was made with the same setting."""
+def _kept(setting: Any, measurement: Any, progress: Progress) -> dict[str, Any] | None:
+    """Return a measurement that is there, if it was made with the same setting.
+
+    It has a checksum, since what is there is not measured again; those of the first format have none.
+    """
+    from lpfamily.experiments.networks import backends_of
+
     path = setting.out / MEASURED / f"{measurement.name}.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        made_with = found["setting"]
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise BadInput(f"{path}: cannot be read ({cause!r}); remove it, to measure anew") from cause
     try:
-        return found if made_with == _depends(setting, measurement) else None
+        found = runs.Run(path.parent).read(path.name)
+        kind, checksum = found.pop("format", None), found.pop("sha256", None)
+        if isinstance(kind, int) and kind > FORMAT:
+            raise BadInput(f"{path}: of format {kind}, and this version reads those up to {FORMAT}")
+        if (kind, checksum) not in ((None, None), (FORMAT, _checksum(found))):
+            raise ValueError("its checksum is another")
+        made_with, seconds = found["setting"], found["seconds"]
+        if not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
+            raise ValueError(f"it took {seconds!r} seconds")
+        backends_of([found["result"]])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as cause:
+        reason = str(cause) if isinstance(cause, BadInput) else f"{path}: cannot be read ({cause!r})"
+        raise BadInput(f"{reason}; or remove it, to measure anew") from cause
+    try:
+        if made_with != _depends(setting, measurement):
+            return None
     except BadInput:  # it is of data that are not there, and was not asked for
         return None
+    if checksum is None:
+        progress.note(f"{path}: has no checksum, as it is of an earlier version; it is taken as it is")
+    return found | {"path": path}
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(found, allow_nan=False) + "\n")
-    beside.replace(path)
+    content = {"format": FORMAT, "sha256": _checksum(found)} | found
+    runs.replace(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
-def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
+def _checksum(found: dict[str, Any]) -> str:
+    read = json.loads(json.dumps(found, allow_nan=False))  # whose keys are strings, and sorted as such
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def _reported(setting: Any, piece: Any, measured: list[dict[str, Any]]) -> list[Any]:
+    """Return the items of a piece; raise `BadInput` if it fails on what was kept and not on what is new."""
+    try:
+        items: list[Any] = piece.report(setting, *(found["result"] for found in measured))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
+        if paths := [str(found["path"]) for found in measured if "path" in found]:
+            raise BadInput(
+                f"{' and '.join(paths)}: not what this version measures ({cause!r}); remove it, to measure "
+                "anew"
+            ) from cause
+        raise
+    return items
+
+
+def _write(
+    setting: Any, results: dict[str, Any], argv: list[str], warn: Callable[[str], None] = warnings.warn
+) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
     from lpfamily.experiments.catalogue import CHAPTERS, PIECES
     from lpfamily.experiments.networks import NETWORKS, backends_of, flags
@@ -184,7 +240,7 @@ def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
         items: list[Any] = []
         for piece in chapter.pieces:
             if piece.name in there and piece.within not in there:
-                items += piece.report(setting, *(results[m.name]["result"] for m in piece.measurements))
+                items += _reported(setting, piece, [results[m.name] for m in piece.measurements])
         if items:
             sections.append(page.Section(chapter.title, chapter.text, tuple(items)))
     facts = [("command", f"`{NAME} {shlex.join(argv)}`"), ("budget", setting.budget)]
@@ -202,8 +258,8 @@ def _write(setting: Any, results: dict[str, Any], argv: list[str]) -> Path:
         )
         facts.append((name, f"`python -m lpfamily.train {told}`{alike}{elsewhere}"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
-    return page.write(setting.out, title, sections, facts)
+    return page.write(setting.out, title, sections, facts, warn)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.start(NAME, main)

@@ -444,7 +444,7 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("nothing",), ("nothing: holds no config.json, so it is not a run",)),
         ((), ("the following arguments are required: RUN",)),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_bad_input_is_answered_with_one_line(run, capsys, flags, parts):
     capsys.readouterr()

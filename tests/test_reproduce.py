@@ -1,22 +1,26 @@
 """The runs behind Tables I to V, their numbers, and the command that keeps what is measured."""
 
+import io
 import json
 import math
+import os
 import re
+import shutil
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import python, small_mnist
+from commandline import python, small_mnist, unchanged
 
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, errors, networks
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, finished, flags, runs_in
 from lpfamily.experiments.pieces import Measurement, Piece, Setting
-from lpfamily.report.contents import Column, Table
+from lpfamily.report.contents import Column, Plot, Table
 from lpfamily.training import load, options, recipes
 from lpfamily.training.data import SHAPES, Dataset, Split
 from lpfamily.training.errors import BadInput
@@ -205,6 +209,91 @@ def test_a_process_of_training_computes_in_one_thread(name, tmp_path):
 def test_a_folder_of_runs_must_be_there(tmp_path):
     with pytest.raises(BadInput, match=r"--runs .*nowhere"):
         runs_in([tmp_path / "nowhere"])
+
+
+# Results that are damaged
+
+
+def edited(**values):
+    """Return what changes values of a result, None to leave one out; test_error__x is that of test_error."""
+
+    def edit(path):
+        found = json.loads(path.read_text())
+        for name, value in values.items():
+            *within, key = name.split("__")
+            owner = found[within[0]] if within else found
+            owner[key] = value
+            if value is None:
+                del owner[key]
+        path.write_text(json.dumps(found))
+
+    return edit
+
+
+NOISE = {"mean": 0.5, "standard_error": 0.1}
+RESULTS = {
+    "no test error": edited(test_error=None),
+    "a test error that is a list": edited(test_error=[]),
+    "no clean error": edited(test_error__clean=None),
+    "a clean error that is not a number": edited(test_error__clean=math.nan),
+    "an infinite one": edited(test_error__clean=math.inf),
+    "one above 1": edited(test_error__clean=1.5),
+    "one below 0": edited(test_error__clean=-0.5),
+    "one as text": edited(test_error__clean="0.5"),
+    "one that is true": edited(test_error__clean=True),
+    "a number beyond float": edited(test_error__clean=10**400),
+    "no noise": edited(test_error__noise=None),
+    "noise of one strength": edited(test_error__noise={"0.1": NOISE}),
+    "noise without a mean": edited(test_error__noise={"0.1": NOISE, "0.3": {}}),
+    "noise as text": edited(test_error__noise={"0.1": NOISE, "0.3": NOISE | {"mean": "much"}}),
+    "one step of one p": edited(test_error__one_step={"1": 0.5}),
+    "no epochs": edited(epochs=None),
+    "half an epoch": edited(epochs=1.5),
+    "no seconds": edited(seconds_per_epoch=None),
+    "seconds as text": edited(seconds_per_epoch="few"),
+    "no parameters": edited(parameters=None),
+    "tested on nothing": edited(tested_on="mnist, 0 test examples"),
+    "tested on a number": edited(tested_on=20),
+    "a list": lambda path: path.write_text("[]"),
+    "nothing": lambda path: path.write_text("null"),
+    "empty": lambda path: path.write_bytes(b""),
+    "brackets": lambda path: path.write_text(100_000 * "["),
+    "nested": lambda path: path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The folder of a reproduction with a finished run, softmax-0, and its data beside it."""
+    root = tmp_path_factory.mktemp("once")
+    small_mnist(root / "data" / "mnist")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "2", "--batch-size", "10"))
+        networks._recipe_of.cache_clear()
+        finished(Setting(root / "out", root / "data"), "softmax", 0, silent)
+    networks._recipe_of.cache_clear()
+    return root
+
+
+@pytest.mark.parametrize("where", ["--runs", "--out"])
+@pytest.mark.parametrize("damage", RESULTS.values(), ids=RESULTS)
+def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypatch, capsys, damage, where):
+    networks._recipe_of.cache_clear()
+    run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "there/runs/softmax-0")
+    measurement = replace(errors._measurement("some", ["softmax"], 0.1), seeds=lambda setting: 1)
+    piece = Piece("some", (measurement,), lambda setting, found: [])
+    monkeypatch.setattr(catalogue, "CHAPTERS", (catalogue.Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "PIECES", {"some": piece})
+    there = tmp_path / "there"
+    places = ["--out", there] if where == "--out" else ["--runs", there / "runs", "--out", tmp_path / "out"]
+    flags = ["some", *map(str, places), "--data-dir", str(once / "data"), *QUIET]
+    damage(run / "result.json")
+    assert unchanged(tmp_path, lambda: reproduce.main(flags)) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert f"{run / 'result.json'}: " in err
+    assert "restore it from a copy" in err
 
 
 # Tables I to V
@@ -415,6 +504,117 @@ def test_what_is_kept_and_damaged_is_named(counted, tmp_path, capsys):
     assert "counted.json: cannot be read" in capsys.readouterr().err
 
 
+def kept(tmp_path, name="counted"):
+    return tmp_path / "measured" / f"{name}.json"
+
+
+def changed(**values):
+    """Return what changes values of a kept measurement, None to leave one out, and not its checksum."""
+
+    def edit(path):
+        found = json.loads(path.read_text()) | values
+        path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+    return edit
+
+
+UNSEALED = {"format": None, "sha256": None}
+MEASURED = {
+    "another result": changed(result={"count": 7}),
+    "another setting": changed(setting={}),
+    "other seconds": changed(seconds=7),
+    "no result": changed(result=None),
+    "no checksum": changed(sha256=None),
+    "no format": changed(format=None),
+    "format as text": changed(format="1"),
+    "a checksum that is a list": changed(sha256=[]),
+    "of old, no setting": changed(**UNSEALED, setting=None),
+    "of old, no seconds": changed(**UNSEALED, seconds=None),
+    "of old, seconds as text": changed(**UNSEALED, seconds="few"),
+    "of old, seconds not a number": changed(**UNSEALED, seconds=math.nan),
+    "of old, no result": changed(**UNSEALED, result=None),
+    "of old, a result that is a list": changed(**UNSEALED, result=[]),
+    "of old, a result not a number": changed(**UNSEALED, result={"count": math.nan}),
+    "of old, another measurement": changed(**UNSEALED, result={"models": 1}),
+    "brackets": lambda path: path.write_text(100_000 * "["),
+    "nested": lambda path: path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
+    "half": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "zeros": lambda path: path.write_bytes(bytes(200)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", MEASURED.values(), ids=MEASURED)
+def test_a_damaged_measurement_is_named_in_one_line(counted, tmp_path, capsys, damage):
+    flags = ["count", "--out", str(tmp_path), *QUIET]
+    assert reproduce.main(flags) == 0
+    damage(kept(tmp_path))
+    (tmp_path / "index.html").unlink()
+    capsys.readouterr()
+    assert reproduce.main(flags) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines()), len(counted)) == ("", 1, 1)
+    assert f"{kept(tmp_path)}: " in err
+    assert "remove it, to measure anew" in err
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_measurement_of_the_version_before_is_taken_with_a_notice(counted, tmp_path, capsys):
+    flags = ["count", "--out", str(tmp_path), "--backend", "numpy"]
+    assert reproduce.main(flags) == 0
+    changed(**UNSEALED)(kept(tmp_path))
+    capsys.readouterr()
+    assert reproduce.main(flags) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{kept(tmp_path)}: has no checksum")
+    assert len(counted) == 1
+    assert (tmp_path / "count.csv").read_text().split() == ["what,count", "calls,1"]
+
+
+def test_a_measurement_of_a_later_format_is_left_alone(counted, tmp_path, capsys):
+    assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
+    changed(format=2)(kept(tmp_path))
+    assert unchanged(tmp_path, lambda: reproduce.main(["count", "--out", str(tmp_path), *QUIET])) == 2
+    assert "counted.json: of format 2, and this version reads those up to 1" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monkeypatch, capsys):
+    def fail(figure):
+        assert kept(tmp_path).exists()
+        raise RuntimeError("latex could not be\nfound")
+
+    piece = catalogue.PIECES["count"]
+    piece = replace(piece, report=lambda setting, found: [Plot("drawn", "Drawn", "Nothing, in words.", fail)])
+    monkeypatch.setattr(catalogue, "CHAPTERS", (catalogue.Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'index.html'}\n"
+    assert err == (
+        "warning: drawn could not be drawn (latex could not be found); nothing else depends on it\n"
+    )
+    page = (tmp_path / "index.html").read_text()
+    assert "Nothing, in words." in page
+    assert "drawn.png" not in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "measured"]
+
+
+def test_the_command_may_be_no_unicode(counted, tmp_path):
+    out = tmp_path / os.fsdecode(b"o\xfft")
+    with redirect_stdout(io.StringIO()):
+        assert reproduce.main(["count", "--out", str(out), *QUIET]) == 0
+    assert "o\\udcfft" in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["index.html", "count.csv"])
+def test_links_are_replaced_and_not_followed(counted, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+    assert reproduce.main(["count", "--out", str(tmp_path / "out"), *QUIET]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_ctrl_c_says_how_to_go_on(counted, tmp_path, capsys, monkeypatch):
     def interrupted(setting, tick):
         raise KeyboardInterrupt
@@ -451,4 +651,4 @@ def test_measurements_are_json(tmp_path):
         reproduce._keep(tmp_path / "x.json", {"result": math.nan})
     assert not (tmp_path / "x.json").exists()
     reproduce._keep(tmp_path / "x.json", {"result": 1})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"result": 1}
+    assert json.loads((tmp_path / "x.json").read_text())["result"] == 1

@@ -8,8 +8,9 @@ taken instead.
 from __future__ import annotations
 
 import functools
-import json
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from lpfamily.experiments.pieces import Budget, Json, Setting
 from lpfamily.training import backends, configs, data, load, options, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.errors import BadInput
+from lpfamily.training.evaluation import NOISE, ONE_STEP
 from lpfamily.training.progress import Tick
 from lpfamily.training.recipes import Recipe, network_of
 
@@ -121,29 +123,54 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
 
 
 def check_trainable(setting: Setting, name: str, seed: int) -> None:
-    """Raise `BadInput` if a network has to be trained and the backend cannot."""
+    """Raise `BadInput` if a network has to be trained and the backend cannot, or if its result is none."""
     job = _Job(setting, NETWORKS[name], seed)
-    if job.begun() is None:
+    folder = job.begun()
+    if folder is not None and (folder / runs.RESULT).exists():
+        result(folder)
+    if folder is None:
         recipe = _recipe_of(job.network, setting.budget, setting.data_dir)
         network = network_of(recipe, data.SHAPES[recipe.data], data.CLASSES)
         backends.check_layers(setting.backend, backends.find(setting.backend), network)
 
 
 def result(folder: Path) -> Json:
-    """Return what tables need of a finished run."""
-    found = runs.find(folder, option="")
-    ended: Any = found.result
+    """Return what tables need of a finished run; raise `BadInput` if its result is not one."""
+    run = runs.find(folder, option="")
+    config = configs.read(run)
+    ended: Any = run.result
+    try:
+        errors = ended["test_error"]
+        noise, one_step = errors["noise"], errors["one_step"]
+        fractions = [errors["clean"], *(one_step[f"{p:g}"] for p in ONE_STEP)]
+        fractions += [noise[f"{std:g}"][what] for std in NOISE for what in ("mean", "standard_error")]
+        epochs, seconds = ended["epochs"], ended["seconds_per_epoch"]
+        numbers = [*fractions, epochs, seconds]
+        if any(type(number) not in (int, float) or not 0 <= number < math.inf for number in numbers):
+            raise ValueError(f"not all of {numbers} are finite numbers, 0 or more")
+        if max(fractions) > 1 or type(epochs) is not int:
+            raise ValueError(f"errors of {fractions} after {epochs} epochs")
+        if not isinstance(ended["parameters"], str) or not _TESTED.fullmatch(ended["tested_on"]):
+            raise ValueError(f"parameters {ended['parameters']!r}, tested on {ended['tested_on']!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise BadInput(
+            f"{run.folder / runs.RESULT}: not the result of a run ({cause!r}); restore it from a copy, or "
+            f"remove it and go on with python -m lpfamily.train --resume {run.folder}"
+        ) from cause
     return {
-        "clean": ended["test_error"]["clean"],
-        "noise": ended["test_error"]["noise"],
-        "one_step": ended["test_error"]["one_step"],
-        "seed": found.config["recipe"]["seed"],
-        "backend": found.config["backend"],
-        "epochs": ended["epochs"],
-        "seconds_per_epoch": ended["seconds_per_epoch"],
+        "clean": errors["clean"],
+        "noise": noise,
+        "one_step": one_step,
+        "seed": config.recipe.seed,
+        "backend": config.backend,
+        "epochs": epochs,
+        "seconds_per_epoch": seconds,
         "parameters": ended["parameters"],
         "tested_on": ended["tested_on"],
     }
+
+
+_TESTED = re.compile(r".+, [1-9]\d* test examples")
 
 
 def backends_of(results: Iterable[Json]) -> dict[str, dict[int, str]]:
@@ -246,10 +273,8 @@ class _Job:
         wanted = recipe, checksum(recipe.data, self.setting.data_dir)
         for folder in self.setting.runs:
             run = runs.find(folder, option="")
-            if run.result is None:
-                continue
             config = configs.read(run)
-            if (config.recipe, config.data_sha256) == wanted:
+            if (config.recipe, config.data_sha256) == wanted and run.result is not None:
                 return folder
         return None
 
@@ -263,23 +288,31 @@ def _recipe_of(network: PaperNetwork, budget: Budget, data_dir: Path | None) -> 
 def _share(folder: Path) -> float:
     """Return how much of a run is done, at most: early stopping may end it sooner."""
     try:
-        recipe = json.loads((folder / runs.CONFIG).read_text())["recipe"]
-        epochs = (folder / runs.METRICS).read_bytes().count(b"\n")
-    except (OSError, ValueError):
+        run = runs.find(folder, option="")
+        recipe, epochs = configs.read(run).recipe, len(run.metrics())
+    except BadInput:  # it is not there yet, or the command says what is wrong with it
         return 0.0
-    second = recipe["second_epochs"] if recipe["second_stage"] != "none" else 0
-    share: float = epochs / (recipe["epochs"] + second)
-    return min(0.99, share)
+    second = recipe.second_epochs if recipe.second_stage != "none" else 0
+    return min(0.99, epochs / (recipe.epochs + second))
 
 
 def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
     """Return the run folders among folders and the folders in them."""
     found: list[Path] = []
     for folder in folders:
-        if not folder.is_dir():
-            raise BadInput(f"--runs {folder}: there is no such folder")
-        found += [each for each in (folder, *sorted(folder.iterdir())) if (each / runs.CONFIG).exists()]
+        try:
+            within = (folder, *sorted(folder.iterdir()))
+            found += [each for each in within if (each / runs.CONFIG).exists()]
+        except OSError as cause:
+            raise BadInput(
+                f"--runs {folder}: cannot be read ({cause.strerror}); give a folder of runs"
+            ) from cause
     return tuple(found)
+
+
+def longest_path(out: Path) -> Path:
+    """Return a path as long as any in the folder of a reproduction."""
+    return out / "runs" / f"{max(NETWORKS, key=len)}-{10**9}" / f".{runs.CHECKPOINT}.new"
 
 
 def opened(setting: Setting, names: Sequence[str], tick: Tick) -> tuple[dict[str, Trainer], Json]:
