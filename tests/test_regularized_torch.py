@@ -806,15 +806,16 @@ def test_torch_a_compiled_model_has_all_but_the_penalty_by_gradient():
 
 
 TEAM = """
+import datetime
 import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, sys.argv[1])
 from test_regularized_torch import TEAM_OPTIONS, batch, losses_of, network
-from lpfamily_torch import regularized_loss
+from lpfamily_torch import perturb, regularized_loss
 
 
-def check(rank, options):
+def check(rank, options, of):
     x, y = batch(8)
     alone, shared = network(), DistributedDataParallel(network())
     for part in range(2):  # gradients accumulate
@@ -822,14 +823,19 @@ def check(rank, options):
         regularized_loss(alone, losses_of, x[rows], y[rows], sigma=0.5, **options).backward()
         mine = slice(rows.start + 2 * rank, rows.start + 2 * rank + 2)
         with shared.no_sync() if part == 0 else torch.enable_grad():
-            regularized_loss(shared, losses_of, x[mine], y[mine], sigma=0.5, **options).backward()
+            regularized_loss(of(shared), losses_of, x[mine], y[mine], sigma=0.5, **options).backward()
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
-torch.distributed.init_process_group("gloo")
+torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
+if torch.distributed.get_rank() == 1:  # alone, as it exchanges nothing
+    shared = DistributedDataParallel(network(torch.nn.BatchNorm1d(5)), init_sync=False)
+    for model in shared, lambda x: shared(x):
+        perturb(model, losses_of, *batch(8), sigma=0.5)
 for options in TEAM_OPTIONS:
-    check(torch.distributed.get_rank(), options)
+    for of in lambda model: model, lambda model: lambda x: model(x):
+        check(torch.distributed.get_rank(), options, of)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """

@@ -14,14 +14,7 @@ from torch.nn.functional import softplus
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds
-from lpfamily_torch.quiet import (
-    DirectionDropout,
-    Statistics,
-    keeping_random_state,
-    quiet,
-    replay,
-    without_team,
-)
+from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
 
 IGNORED = -100
 """The label of what torch's cross-entropy leaves out."""
@@ -66,7 +59,7 @@ class Passes:
     def value_and_grad(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
         device = at.device
-        again = keeping_random_state(device) if self.dropout == "same" else nullcontext()
+        again = keeping(without_team(self.model), device) if self.dropout == "same" else nullcontext()
         half = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
         with again, half, torch.enable_grad():
             at = at.detach().requires_grad_()

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lpfamily_torch.randomness import keeping_random_state, random_state, reseed, set_random_state
+from lpfamily_torch.reachable import reachable
+from lpfamily_torch.tensors import KNOWN, KeptTensors, keeping_tensors
 
 DirectionDropout = Literal["none", "same", "independent"]
 Statistics = Literal["batch", "running"]
-
-_KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
-"""What changes no buffer of its module unless `track_running_stats` says so."""
-
-RandomState = list[Tensor]
-Buffers = dict[str, Tensor | None]
-
-
-def _modules(model: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules in one that a model is, or is a method of; none of any other function."""
-    while isinstance(model, functools.partial):
-        model = model.func
-    owner = getattr(model, "__self__", model)
-    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    if any(isinstance(each, torch.jit.ScriptModule) for each in modules):
-        raise TypeError(
-            "modules of torch.jit do not show their modes and buffers, so they cannot be kept: pass the "
-            "model as it is before it is scripted or traced, or compiled by torch.compile"
-        )
-    return modules
 
 
 def without_team(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,98 +34,63 @@ def is_compiled(model: Callable[..., Any]) -> bool:
     )
     return compiled or any(
         isinstance(each, dynamo.OptimizedModule) or each._compiled_call_impl is not None
-        for each in _modules(model)
+        for each in reachable(model)[0]
     )
+
+
+def takes_gradients_per_example(model: Callable[..., Any]) -> bool:
+    """Whether hooks such as Opacus' take the gradient of each example."""
+    return any(_per_example(each) for each in reachable(model)[0])
 
 
 @contextmanager
 def quiet(
     model: Callable[..., Any], device: torch.device, dropout: DirectionDropout, batch_norm: Statistics
 ) -> Iterator[None]:
-    """Keep what passes change: modes, buffers, the random state; parameters need no gradient meanwhile."""
+    """Keep what passes change: modes, tensors, random states; parameters need no gradient meanwhile."""
+    modules, generators = reachable(model)
     with ExitStack() as kept:
-        kept.enter_context(keeping_random_state(device))
+        kept.enter_context(keeping_random_state(device, generators))
         if dropout == "independent":
-            _reseed(device)
-        modules = _modules(model)
+            reseed(device, generators)
+        kept.enter_context(keeping_tensors(modules))
         kept.enter_context(_frozen(modules))
         kept.enter_context(_modes(modules, dropout != "none", batch_norm))
-        kept.enter_context(_buffers(modules))
         kept.enter_context(_parametrizations())
         yield
 
 
+@contextmanager
+def keeping(model: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Let a pass have the state of now: put back what it changes and draws."""
+    modules, generators = reachable(model)
+    with keeping_random_state(device, generators), keeping_tensors(modules):
+        yield
+
+
 def replay(model: Callable[..., Any], device: torch.device) -> AbstractContextManager[None]:
-    """Return a scope for later, in which a pass has the random state and the buffers of now.
+    """Return a scope for later, in which a pass has the random state, buffers and frozen parameters of now.
 
     What it changes there is put back; parameters do get gradients. The graph of the pass keeps the copies.
     """
-    state = random_state(device)
-    begun = [(each._buffers, _copies(each._buffers)) for each in _modules(model)]
+    modules, generators = reachable(model)
+    state, begun = random_state(device, generators), KeptTensors(modules, norms=True)
 
     @contextmanager
     def again() -> Iterator[None]:
-        ended = [dict(buffers) for buffers, _ in begun]
-        with keeping_random_state(device):
-            _restore(device, state)
-            try:
-                for buffers, copies in begun:
-                    _replace(buffers, copies)
-                yield
-            finally:
-                for (buffers, _), were in zip(begun, ended, strict=True):
-                    _replace(buffers, were)
+        with keeping_random_state(device, generators), keeping_tensors(modules):
+            set_random_state(state)
+            begun.put_back(buffers=False)
+            begun.substitute()
+            yield
 
     return again()
 
 
-def _copies(buffers: Buffers) -> Buffers:
-    return {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
-
-
-def _replace(buffers: Buffers, others: Buffers) -> None:
-    buffers.clear()
-    buffers.update(others)
-
-
-def random_state(device: torch.device) -> RandomState:
-    """Return the states of the generators that a pass on this device draws from."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-def _restore(device: torch.device, state: RandomState) -> None:
-    torch.set_rng_state(state[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[1], device)
-
-
 @contextmanager
-def keeping_random_state(device: torch.device) -> Iterator[None]:
-    """Put the random state back at the end."""
-    before = random_state(device)
-    try:
-        yield
-    finally:
-        _restore(device, before)
-
-
-def _reseed(device: torch.device) -> None:
-    """Draw a seed, so that what follows is independent of what follows without it."""
-    seed = int(torch.randint(2**62, ()))
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        with getattr(module, "device", nullcontext)(device):  # some have one device alone
-            module.manual_seed(seed)
-
-
-@contextmanager
-def _frozen(modules: list[nn.Module]) -> Iterator[None]:
+def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let parameters need no gradient: compiled modules would compute it although nobody asks."""
-    parameters = (parameter for each in modules for parameter in each._parameters.values())
+    parameters = [p for each in modules if each._parameters for p in each._parameters.values()]
     trained = [p for p in parameters if p is not None and p.requires_grad and p.is_leaf]
     try:
         for parameter in trained:
@@ -154,7 +102,7 @@ def _frozen(modules: list[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
+def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
     """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
     changed: list[tuple[nn.Module, str, Any]] = []
 
@@ -166,6 +114,12 @@ def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> I
 
     try:
         for each in modules:
+            if each._forward_hooks:
+                for owner in _per_example(each):
+                    switch_off(owner, "hooks_enabled")
+            if "require_backward_grad_sync" in vars(each):  # DistributedDataParallel inside of the model
+                switch_off(each, "require_backward_grad_sync")
+                switch_off(each, "require_forward_param_sync")
             if not each.training:
                 continue
             if isinstance(each, nn.RNNBase):
@@ -176,7 +130,7 @@ def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> I
                     switch_off(each, "training")
             elif batch_norm == "running":
                 switch_off(each, "training")
-            elif type(each).forward in _KNOWN and each.track_running_stats:
+            elif type(each).forward in KNOWN and each.track_running_stats:
                 switch_off(each, "track_running_stats")
         yield
     finally:
@@ -184,21 +138,10 @@ def _modes(modules: list[nn.Module], dropout: bool, batch_norm: Statistics) -> I
             object.__setattr__(each, name, value)
 
 
-@contextmanager
-def _buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Put buffers back that a pass has changed or replaced, and drop what it has made."""
-    held = [each._buffers for each in modules if type(each).forward not in _KNOWN]
-    before = [(buffers, dict(buffers)) for buffers in held]
-    copies = [(b, b._version, b.clone()) for _, were in before for b in were.values() if b is not None]
-    try:
-        yield
-    finally:
-        for buffers, were in before:
-            _replace(buffers, were)
-        with torch.no_grad():
-            for buffer, version, copy in copies:
-                if buffer._version != version:
-                    buffer.copy_(copy)
+def _per_example(module: nn.Module) -> list[Any]:
+    """Return whose hooks take gradients per example of the module, as Opacus' do, and are at work."""
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
+    return [owner for owner in owners if getattr(owner, "hooks_enabled", False)]
 
 
 @contextmanager

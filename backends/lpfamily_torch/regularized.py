@@ -11,7 +11,7 @@ from torch import Tensor
 from lpfamily import ascent, epsilon
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily_torch.passes import Direction, Loss, Model, Passes, flat, inputs_of
-from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled
+from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 
 
 def regularized_loss(
@@ -49,24 +49,30 @@ def regularized_loss(
       bounds what the linearised loss can gain in them.
 
     The two are equal to first order in sigma. In the passes that find eps only the input gradient is
-    computed, and they leave nothing behind: `param.grad`, modes, buffers with batch norms' statistics, and
-    torch's random state, of the CPU and of x's device, are as before. One pass that the weights are trained
-    by is an ordinary call of the model, and leaves what such a call leaves: at x + eps for "perturb", at x
-    for "penalty". Where there is a second one, for `clean_weight` or a difference, it repeats the random
-    draws of the first, and leaves nothing.
+    computed, and they leave nothing behind: `param.grad` and modes are as before, parameters and buffers are
+    the same tensors with the same bits, and so are the random states of torch (on the CPU and x's device), of
+    Python, of NumPy, and of generators that the model has. Out of reach are other attributes of modules, and
+    what is not copied: a parameter above 1 MiB, or of a module of torch's own, that a pass changes in place
+    is an error; changed through `.data`, as a buffer above 1 MiB, it stays changed.
+
+    One pass that the weights are trained by is an ordinary call of the model, and leaves what such a call
+    leaves: at x + eps for "perturb", at x for "penalty". Where there is a second one, for `clean_weight` or a
+    difference, it repeats the random draws of the first, and leaves nothing.
 
     Parameters
     ----------
     model
-        A module, in the mode that it is trained in, a method of one, or a function, whose modules cannot be
-        seen and so not be kept as they are. It may be compiled, wrapped in DistributedDataParallel (which
-        wraps what is compiled, not the other way), under autocast; not TorchScript, not checkpointed with
-        use_reentrant=True, and not one that changes its input in place.
+        A module, in the mode that it is trained in, or any callable. Of a function the modules are kept that
+        its code names, as globals or cells, and that are defaults of its arguments; of a partial, a method or
+        another object, and of what a function names, those that are its attributes. The model may be
+        compiled, wrapped in DistributedDataParallel (which wraps what is compiled, not the other way) or
+        Opacus' GradSampleModule, under autocast; not TorchScript, not lazily initialised without a first
+        pass, not checkpointed with use_reentrant=True, and not one that changes its input in place.
     loss
         `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
     x
-        A floating tensor whose first axis indexes examples; a tuple of the model's positional arguments
-        or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
+        A floating tensor whose first axis indexes examples; a tuple of the model's positional
+        arguments or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
         embedding's output: what made it is trained too.
     y
         Whatever `loss` takes.
@@ -79,7 +85,7 @@ def regularized_loss(
         sequence. An x further outside is an error on the CPU; on other devices and in compiled code, where
         it is not looked at, its loss is NaN, and so are the batch's and the statistics of a batch norm.
     leaf
-        Which argument to perturb, an index or a key. None is the only floating tensor.
+        Which argument to perturb: an index or a key. None is the only floating tensor.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
         labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
@@ -122,7 +128,9 @@ def regularized_loss(
     TypeError, ValueError
         As in `lpfamily.epsilon`; for a loss without one value an example, an unknown option, no leaf or
         several to choose from, options that the objective does not take, and a penalty by gradient of a
-        compiled model.
+        compiled model or of one whose hooks take gradients per example.
+    RuntimeError
+        In inference mode; for a parameter that the model changes in place and that is not copied.
 
     References
     ----------
@@ -300,6 +308,11 @@ def _penalised(passes: Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
             "differentiated once: pass penalty_by='difference', or the model as it is before it is compiled"
+        )
+    if takes_gradients_per_example(passes.model):
+        raise ValueError(
+            "the penalty by gradient differentiates the model twice, and hooks that take gradients per "
+            "example, as Opacus' do, see one: pass penalty_by='difference', or the model without them"
         )
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
