@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import subprocess
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
 DIRECTIONS = ("loss", "log-odds")
 ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 0.01, "bfloat16": 0.06}
 """What a few layers, and the powers of eq. 3 near p = 1, may make of a dtype's rounding."""
+
+
+Named = namedtuple("Named", ["a", "b"])
 
 
 def losses_of(outputs, y):
@@ -471,6 +475,8 @@ def test_torch_a_leaf_is_named_where_there_are_several():
     at = x[1].clone().requires_grad_()
     (grad,) = torch.autograd.grad(losses_of(model(x[0], at), y).sum(), at)
     assert_allclose(eps, lpfamily.epsilon(grad, 2, 1.0), rtol=1e-6)
+    for leaf in "b", 1:  # a named tuple's have names and indices
+        assert torch.equal(perturb(model, losses_of, Named(*x), y, sigma=1.0, leaf=leaf), eps)
 
 
 @pytest.mark.parametrize("p", P)
@@ -857,6 +863,7 @@ def test_torch_processes_share_the_gradient_of_one(tmp_path):
 
 # Errors.
 
+PACKED = nn.utils.rnn.pack_sequence([torch.ones(3, 6), torch.ones(2, 6)])
 ERRORS = [
     (
         {"loss": cross_entropy},
@@ -868,10 +875,21 @@ ERRORS = [
     ({"direction": lambda z, _: z}, ValueError, r"direction must return one value an example.*got \(7, 3\)"),
     ({"loss": lambda z, _: z.detach()[:, 0]}, ValueError, "does not depend on what is to be perturbed"),
     ({"x": torch.ones(7, 6, dtype=torch.int64)}, TypeError, "x must be a floating tensor.*int64.*embedding"),
+    ({"x": torch.ones(7, 6, dtype=torch.bool)}, TypeError, "x must be a floating tensor.*bool.*embedding"),
+    ({"x": torch.ones(7, 6, dtype=torch.uint8)}, TypeError, r"x must be .*uint8.*x.float\(\) / 255"),
+    ({"x": torch.ones(7, 6, dtype=torch.complex64)}, TypeError, "x must be .*complex64.*view_as_real"),
+    ({"x": torch.tensor(1.0)}, TypeError, r"x must be .*float32 of shape \(\).*x\[None\]"),
+    ({"x": PACKED}, TypeError, "x must be .*PackedSequence: pass the padded tensor .* pack inside the model"),
+    ({"x": {"a": PACKED}}, TypeError, r"x\['a'\] must be .*PackedSequence: .* pack inside the model"),
+    ({"x": (torch.ones(7, 6, dtype=torch.uint8), 3)}, TypeError, r"x\[0\] must be .*uint8.*x.float"),
     ({"x": [1.0]}, TypeError, "x must be a tensor, a tuple .* or a dict .*; got list"),
     ({"x": (torch.ones(7, 6), 3), "leaf": 2}, ValueError, r"leaf must be one of \[0, 1\]; got 2"),
     ({"x": (torch.ones(7, 6), 3), "leaf": 1}, TypeError, r"x\[1\] must be a floating tensor.*int"),
+    ({"x": {"a": torch.ones(7, 6)}, "leaf": 0}, ValueError, r"leaf must be one of \['a'\]; got 0"),
     ({"leaf": 0}, ValueError, "x is one tensor, got leaf=0"),
+    ({"x": Named(torch.ones(7, 6), 3), "leaf": "c"}, ValueError, r"one of \['a', 'b'\]; got 'c'"),
+    ({"x": Named(torch.ones(7, 6), 3), "leaf": 2}, ValueError, r"one of \['a', 'b'\]; got 2"),
+    ({"x": Named(torch.ones(7, 6), torch.ones(7))}, ValueError, r"which argument .*\['a', 'b'\]"),
     ({"sigma": -1.0}, ValueError, "sigma"),
     ({"p": 0.5}, ValueError, r"p must lie in \[1, inf\]"),
     (

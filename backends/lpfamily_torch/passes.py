@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from torch.nn.utils.rnn import PackedSequence
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds
@@ -109,7 +110,7 @@ class Passes:
 
 def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
     """Return the tensor to perturb, and how the model is called with another in its place."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor | PackedSequence):
         if leaf is not None:
             raise ValueError(f"leaf names an argument of a tuple or dict; x is one tensor, got leaf={leaf!r}")
         return _floating(x, "x"), lambda model, at: model(at)
@@ -117,16 +118,17 @@ def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]
         raise TypeError(
             f"x must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(x).__name__}"
         )
-    arguments = dict(x) if isinstance(x, Mapping) else dict(enumerate(x))
+    fields = getattr(x, "_fields", range(len(x)))
+    arguments = dict(x) if isinstance(x, Mapping) else dict(zip(fields, x, strict=True))
     if leaf is None:
-        floating = [
-            name
-            for name, value in arguments.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
-        ]
-        if len(floating) != 1:
+        tensors = [name for name, value in arguments.items() if isinstance(value, Tensor | PackedSequence)]
+        floating = [name for name in tensors if _is_floating(arguments[name])]
+        fitting = floating or tensors  # where none is floating, what is wrong with the only tensor
+        if len(fitting) != 1:
             raise ValueError(f"leaf must say which argument to perturb; floating tensors are {floating}")
-        (leaf,) = floating
+        (leaf,) = fitting
+    if isinstance(x, tuple) and isinstance(leaf, int) and leaf in range(len(x)):
+        leaf = fields[leaf]
     if leaf not in arguments:
         raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
 
@@ -137,14 +139,24 @@ def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]
     return _floating(arguments[leaf], f"x[{leaf!r}]"), call
 
 
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
 def _floating(x: Any, name: str) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
-        given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(
-            f"{name} must be a floating tensor, examples along its first axis; got {given}: "
-            f"perturb the embedding of what is discrete"
-        )
-    return x
+    if isinstance(x, Tensor) and x.is_floating_point() and x.ndim:
+        return x
+    given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    remedy = "perturb the embedding of what is discrete"
+    if isinstance(x, PackedSequence):
+        remedy = "pass the padded tensor and its lengths, and pack inside the model"
+    elif isinstance(x, Tensor) and x.is_complex():
+        remedy = "pass torch.view_as_real(x), and let the model begin with torch.view_as_complex"
+    elif isinstance(x, Tensor) and x.is_floating_point():
+        remedy = "put one example alone into a batch with x[None]"
+    elif isinstance(x, Tensor) and x.dtype == torch.uint8:
+        remedy = "pass pixels as the model takes them, x.float() / 255 for example, with sigma in these units"
+    raise TypeError(f"{name} must be a floating tensor, examples along its first axis; got {given}: {remedy}")
 
 
 def _one_an_example(values: Any, examples: int, name: str) -> Tensor:

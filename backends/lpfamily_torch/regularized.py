@@ -71,7 +71,7 @@ def regularized_loss(
     loss
         `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
     x
-        A floating tensor whose first axis indexes examples; a tuple of the model's positional
+        A floating tensor whose first axis indexes examples; a tuple, named or not, of the model's positional
         arguments or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
         embedding's output: what made it is trained too.
     y
@@ -85,7 +85,8 @@ def regularized_loss(
         sequence. An x further outside is an error on the CPU; on other devices and in compiled code, where
         it is not looked at, its loss is NaN, and so are the batch's and the statistics of a batch norm.
     leaf
-        Which argument to perturb: an index or a key. None is the only floating tensor.
+        Which argument to perturb: an index, or a key or the name in a named tuple. None is the only floating
+        tensor.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
         labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
