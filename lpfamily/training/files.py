@@ -1,0 +1,124 @@
+"""Files that somebody else may have put there: read within bounds, written whole, and not through links."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from lpfamily.training.errors import BadInput
+
+Json = dict[str, Any]
+
+LARGEST_TEXT = 1 << 28
+"""The bytes of the largest text that is read; metrics of half a million epochs are smaller."""
+
+# What Windows does not have.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a regular file and give it with its size in bytes.
+
+    Raises
+    ------
+    BadInput
+        There is no such file, or it is a folder, a pipe or a device; or the system does not let it be read,
+        now or then: the message says why, and the cause is that `OSError`.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadInput(f"{path}: is a pipe or a device, not a file; restore it from a copy")
+            yield stream, status.st_size
+    except FileNotFoundError as cause:
+        raise BadInput(f"{path}: there is no such file; restore it from a copy") from cause
+    except IsADirectoryError as cause:
+        raise BadInput(f"{path}: is a folder, not a file; restore it from a copy") from cause
+    except OSError as cause:
+        raise BadInput(
+            f"{path}: cannot be read ({cause.strerror or cause}); remove that cause and try again"
+        ) from cause
+
+
+def read(path: Path) -> bytes:
+    """Return a text file's bytes, which are `LARGEST_TEXT` at most; raise `BadInput` as `reading` does."""
+    with reading(path) as (stream, size):
+        if size > LARGEST_TEXT:
+            raise BadInput(f"{path}: has {size} bytes, too many for what it is; restore it from a copy")
+        return stream.read(size)
+
+
+def read_json(path: Path) -> Json:
+    """Return the JSON object in a file; raise `BadInput` if there is none, or a number is not finite."""
+    try:
+        values = parse_json(read(path))
+    except BadInput:
+        raise
+    except ValueError as cause:
+        raise BadInput(f"{path}: cannot be read as JSON ({cause}); restore it from a copy") from cause
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
+    return values
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON value; raise `ValueError` if it is none, too deep, or has numbers beyond floats."""
+    try:
+        return json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as cause:
+        raise ValueError("it is nested too deeply") from cause
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite, as a float")
+    return value
+
+
+def replace(path: Path, *blocks: bytes | memoryview) -> None:
+    """Write blocks to a file so that at every instant its old or its new content is there, whole.
+
+    What is at the path is replaced, be it a link: what that points to stays as it is.
+    """
+    new = beside(path)
+    new.unlink(missing_ok=True)
+    try:
+        with new.open("xb") as file:  # that is, with O_EXCL: a link that appears meanwhile is not followed
+            for block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write at the end of a file, which is made if it is not there; one that is a link is refused."""
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags | _NO_LINK, 0o666)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def beside(path: Path) -> Path:
+    """Return where a file is written before it takes its place; a kill may leave it there."""
+    return path.with_name(f".{path.name}.new")
