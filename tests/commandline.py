@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from lpfamily.train import main
+from lpfamily.training.runs import Run
 
 NAME = "python -m lpfamily.train"
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "result.json"]
@@ -52,11 +55,11 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str]) -> subpro
     )
 
 
-def in_process(*flags: object) -> subprocess.CompletedProcess[str]:
+def in_process(*flags: object, command: Callable[..., int] = main) -> subprocess.CompletedProcess[str]:
     """Run the command in this process, which has imported already what takes a new one seconds."""
     arguments, out, err = list(map(str, flags)), io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main(arguments)
+        code = command(arguments)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
@@ -122,7 +125,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def timeless(folder: Path) -> dict[str, Any]:
     """Return what two runs of one trajectory share: all but the plot and how long things took."""
     result = json.loads((folder / "result.json").read_text())
-    del result["seconds_per_epoch"]
+    del result["seconds_per_epoch"], result["sha256"]
     lines = metrics(folder)
     for line in lines:
         del line["seconds"]
@@ -133,6 +136,39 @@ def timeless(folder: Path) -> dict[str, Any]:
         "checkpoint.safetensors": (folder / "checkpoint.safetensors").read_bytes(),
         "result.json": result,
     }
+
+
+def position(folder: Path) -> dict[str, Any]:
+    """Return what a run's checkpoint says of where in the run it belongs."""
+    with safe_open(folder / "checkpoint.safetensors", framework="numpy") as file:
+        values: dict[str, Any] = json.loads(file.metadata()["lpfamily"])
+    return {name: value for name, value in values.items() if name not in ("format", "sha256")}
+
+
+def begun_with(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Let a run be one that began with another config, which `edit` makes of its own in place."""
+    run, state, where = Run(folder), load_file(folder / "checkpoint.safetensors"), position(folder)
+    config, result = run.config, run.result
+    edit(config)
+    run.write("config.json", config)
+    checkpoint = run.save(state, where, run.decisive)
+    if result is not None:
+        run.finish(result | {"checkpoint": checkpoint})
+
+
+def of_an_earlier_version(folder: Path) -> Path:
+    """Rewrite the files of a run as they were before they had checksums."""
+    if (folder / "checkpoint.safetensors").exists():
+        state, where = load_file(folder / "checkpoint.safetensors"), position(folder)
+        del where["metrics"]
+        save_file(state, folder / "checkpoint.safetensors", {"lpfamily": json.dumps(where)})
+    for name in ("config.json", "result.json", "grid.json"):
+        if (folder / name).exists():
+            values = json.loads((folder / name).read_text())
+            for added in ("format", "sha256", "checkpoint"):
+                values.pop(added, None)
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    return folder
 
 
 def small_mnist(folder: Path) -> Path:

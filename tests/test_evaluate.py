@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from backends_under_test import NAMES, trainer_on_digits
+from commandline import begun_with
 from laws import norms
 from matplotlib.image import imread
 from numpy.testing import assert_allclose, assert_array_equal
@@ -470,9 +471,7 @@ def test_a_file_of_a_run_is_not_replaced(run, tmp_path, capsys, name):
 @pytest.mark.parametrize("name", ["data_dir", "data_sha256", "backend", "device"])
 def test_a_config_that_lacks_something_is_named(run, tmp_path, capsys, name):
     folder = shutil.copytree(run, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    del config[name]
-    (folder / "config.json").write_text(json.dumps(config))
+    begun_with(folder, lambda config: config.pop(name))
     capsys.readouterr()
     assert evaluate.main([str(folder)]) == 2
     line = f"python -m lpfamily.evaluate: {folder / 'config.json'}: not the config of a run"
@@ -482,8 +481,7 @@ def test_a_config_that_lacks_something_is_named(run, tmp_path, capsys, name):
 def test_other_data_than_the_runs_is_refused(run, tmp_path, capsys):
     for name in "config.json", "checkpoint.safetensors":
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"data_sha256": "0" * 64}))
+    begun_with(tmp_path, lambda config: config.update(data_sha256="0" * 64))
     capsys.readouterr()
     assert evaluate.main([str(tmp_path)]) == 2
     assert "has used other digits data; give its --data-dir" in capsys.readouterr().err

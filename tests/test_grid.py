@@ -26,9 +26,10 @@ from test_resume import EVERY_INSTANT
 
 from lpfamily.train import main
 from lpfamily.training import backends, data, grid, recipes, runs
+from lpfamily.training.networks import initial_state
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import NotFinite
-from lpfamily.training.recipes import Recipe
+from lpfamily.training.recipes import Recipe, network_of
 
 CHILD = ["checkpoint.safetensors", "config.json", "metrics.jsonl", "result.json"]
 
@@ -38,6 +39,7 @@ def without_grid(folder):
     found = timeless(folder)
     config = json.loads(found["config.json"])
     config.pop("grid", None)
+    del config["sha256"]
     return found | {"files": None, "config.json": config}
 
 
@@ -140,7 +142,10 @@ def choose(tmp_path):
     """Return what chooses among seeds by given validation errors, an epoch each, or None for a failure."""
 
     def act(patience, **errors):
-        candidates = {name: Recipe(seed=seed, patience=patience) for seed, name in enumerate(errors)}
+        candidates = {
+            name: Recipe(model="softmax", units=(), seed=seed, patience=patience)
+            for seed, name in enumerate(errors)
+        }
         config = {"recipe": recipes.to_json(candidates[min(errors)]), "grid": grid.to_json(candidates)}
         run, trained = runs.create(tmp_path / "run", config), []
 
@@ -151,16 +156,21 @@ def choose(tmp_path):
                 if error is None:
                     raise NotFinite("too large")
                 child.log({"epoch": epoch, "validation_error": error, "loss": 1 - error})
-            child.save({"seed": np.array(recipe.seed)}, {})
+            arrays = initial_state(network_of(recipe, (1, 8, 8), 10), recipe.seed, recipe.dtype)
+            best = {"best": 1, "best_error": 0.5} if patience else {}
+            arrays |= {f"best.{name}": arrays[name] for name in ("layers.0.weight", "layers.0.bias") if best}
+            child.save(arrays, {"epoch": len(child.metrics())} | best, child.decisive)
             return {}
 
         recipe = grid.choose(run, config, train, Progress(quiet=True))
         (run.folder / "checkpoint.safetensors").unlink()
         assert grid.choose(run, run.config, train, Progress(quiet=True)) == recipe
         assert trained == list(errors)  # each once, as what is finished is kept
-        found = run.read("grid.json")
+        found = run.read("grid.json", config["grid"])
         assert recipe == candidates[found["chosen"]] == recipes.from_json(run.config["recipe"])
-        assert load_file(run.folder / "checkpoint.safetensors")["seed"] == recipe.seed
+        fresh = initial_state(network_of(recipe, (1, 8, 8), 10), recipe.seed, recipe.dtype)
+        for name, array in fresh.items():
+            np.testing.assert_array_equal(load_file(run.folder / "checkpoint.safetensors")[name], array)
         assert run.metrics() == runs.Run(run.folder / "grid" / found["chosen"]).metrics()
         return found["chosen"], found["combinations"], grid.table(run)
 
@@ -289,14 +299,25 @@ def test_an_option_that_one_combination_looks_at_is_there_for_it(tmp_path):
 
 
 def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
-    one, other = (runs.create(tmp_path / name, {}) for name in ("one", "other"))
-    names = (runs.METRICS, runs.CHECKPOINT, runs.HEALTHY)
-    for there in names[:2], names:
-        for name in there:
-            (one.folder / name).write_text(name)
-        other.take_over(one)
-        assert {name for name in names if (other.folder / name).exists()} == set(there)
-    assert all((other.folder / name).read_text() == name for name in names)
+    one, other = (runs.create(tmp_path / name, {"name": name}) for name in ("one", "other"))
+    shapes = {"bias": (3,)}
+
+    def save(value):
+        one.save({"bias": np.full(3, value)}, {"epoch": 0}, one.decisive)
+
+    def load(run, name):
+        return run.load(lambda values: (None, shapes), "float64", name).arrays["bias"][0]
+
+    for healthy in False, True:
+        save(1.0)
+        if healthy:
+            one.keep_healthy()
+            assert (one.folder / runs.HEALTHY).read_bytes() == (one.folder / runs.CHECKPOINT).read_bytes()
+            save(2.0)
+        other.take_over(one.beginning(lambda values: (None, shapes), "float64"))
+        assert (other.folder / runs.HEALTHY).exists() == healthy
+        assert load(other, runs.CHECKPOINT) == 1 + healthy
+    assert load(other, runs.HEALTHY) == 1
 
 
 def test_a_grid_cannot_be_changed_on_the_way(chosen):

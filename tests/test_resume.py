@@ -14,6 +14,7 @@ from commandline import (
     NAME,
     SOFTMAX,
     assert_refused,
+    begun_with,
     in_process,
     metrics,
     python,
@@ -124,7 +125,8 @@ def disturbed(instant, folder):
     def hook(event, arguments):
         nonlocal left
         paths = [str(argument) for argument in arguments[:2]]
-        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        # an open file that has a mode; to open it calls os.open, which is another event
+        writes = event == "open" and arguments[1] and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         touches = writes or (event in ("os.rename", "os.mkdir") and how == "killed before")
         if touches and any(path.startswith(folder) for path in paths):
             left -= 1
@@ -196,9 +198,12 @@ def test_going_on_with_a_finished_run_says_so_and_changes_nothing(tmp_path):
 
 def lengthened(folder, **values):
     """Let a finished run be one that has an epoch to go; values of its config are changed too."""
-    config = json.loads((folder / "config.json").read_text()) | values
-    config["recipe"]["epochs"] += 1
-    (folder / "config.json").write_text(json.dumps(config))
+
+    def edit(config):
+        config |= values
+        config["recipe"]["epochs"] += 1
+
+    begun_with(folder, edit)
     (folder / "result.json").unlink()
 
 
@@ -230,7 +235,7 @@ def test_whatever_else_it_goes_on_with_is_said(tmp_path):
         said = f"{NAME}: the run began with {words}; it goes on, to rounding\n" if words else ""
         assert result.stderr.startswith(said)
         assert bool(result.stderr) == bool(words)
-        (folder / "config.json").write_text((folder / "config.json").read_text().replace('"cpu:0"', '"cpu"'))
+        begun_with(folder, lambda config: config.update(device="cpu"))
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
@@ -332,22 +337,22 @@ def test_a_run_that_changes_its_backend_at_every_checkpoint_is_that_of_either(
 
 
 def run_with(folder, *lines):
-    run = Run(folder)
+    run = runs.create(folder, {})
     for line in lines:
         run.log(line)
     return run
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    run = Run(tmp_path)
-    run.save({"bias": np.zeros(3)}, {"epoch": 1})
+    run = runs.create(tmp_path, {})
+    run.save({"bias": np.zeros(3)}, {"epoch": 1}, run.decisive)
 
     def fail(descriptor):
         raise OSError("no space left on device")
 
     def save():
         with pytest.raises(OSError, match="no space"):
-            run.save({"bias": np.ones(3)}, {"epoch": 2})
+            run.save({"bias": np.ones(3)}, {"epoch": 2}, run.decisive)
 
     monkeypatch.setattr(os, "fsync", fail)
     unchanged(tmp_path, save)
@@ -373,6 +378,6 @@ def test_metrics_reach_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     run = run_with(tmp_path, {"epoch": 1})
-    run.save({"bias": np.zeros(3)}, 1)
+    run.save({"bias": np.zeros(3)}, {"epoch": 1}, run.decisive)
     names = {(tmp_path / name).stat().st_ino: name for name in (runs.METRICS, runs.CHECKPOINT)}
     assert [names[number] for number in synced if number in names] == [runs.METRICS, runs.CHECKPOINT]

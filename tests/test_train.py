@@ -21,6 +21,7 @@ from commandline import (
     NAME,
     SOFTMAX,
     assert_refused,
+    begun_with,
     idx,
     in_process,
     metrics,
@@ -33,7 +34,7 @@ from commandline import (
     unchanged,
     wait_for_epochs,
 )
-from safetensors.numpy import load, load_file, save
+from safetensors.numpy import load, load_file, save, save_file
 
 from lpfamily.report import looks, plots
 from lpfamily.training import backends, data, evaluation, runs
@@ -91,6 +92,9 @@ def test_the_result_is_what_the_checkpoint_does(run):
         "epochs",
         "parameters",
         "tested_on",
+        "checkpoint",
+        "format",
+        "sha256",
     }
     assert result["one_step_unused"] == {"1": 0, "2": 0, "inf": 0}
     errors = result["test_error"]
@@ -522,18 +526,16 @@ def begun(tmp_path_factory):
 
 
 def changed(recipe=(), without=(), **values):
-    """Return what edits the config of a run."""
+    """Return what lets a run be one that began with another config."""
 
-    def edit(folder):
-        config = json.loads((folder / "config.json").read_text())
+    def edit(config):
         config["recipe"] |= dict(recipe)
         config |= values
         for name in without:
             owner = config if name in config else config["recipe"]
             del owner[name]
-        (folder / "config.json").write_text(json.dumps(config))
 
-    return edit
+    return lambda folder: begun_with(folder, edit)
 
 
 def rewritten(name, content):
@@ -550,8 +552,13 @@ def arrays(change, without=(), **position):
     """Return what rewrites the arrays of a checkpoint, and its position, otherwise that after epoch 2."""
     values = {"epoch": 2} | position
     kept = {name: value for name, value in (asdict(Position()) | values).items() if name not in without}
-    metadata = {"lpfamily": json.dumps(kept)}
-    return rewritten("checkpoint.safetensors", lambda content: save(change(load(content)), metadata))
+
+    def edit(folder):
+        state = change(load_file(folder / "checkpoint.safetensors"))
+        text = json.dumps(runs.sealed(kept, runs.Run(folder).decisive, state))
+        save_file(state, folder / "checkpoint.safetensors", {"lpfamily": text})
+
+    return edit
 
 
 def annotated(text):
@@ -622,7 +629,6 @@ CONFIGS = {
     "no versions": changed(without=["versions"]),
     "no tf32": changed(without=["tf32"]),
     "no compile": changed(without=["compile"]),
-    "no lr": changed(without=["lr"]),
     "an unknown choice": changed(recipe={"temperature": 3}),
     "an unknown model": changed(recipe={"model": "resnet"}),
     "p below 1": changed(recipe={"p": 0.5}),

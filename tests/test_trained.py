@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import ENVIRONMENT, in_process, metrics, python, trained
+from commandline import ENVIRONMENT, begun_with, in_process, metrics, python, trained
 from safetensors.numpy import load_file
 
 import lpfamily.training
@@ -134,7 +134,8 @@ def test_the_parameters_are_those_that_were_tested(run, model):
     found, kept = lpfamily.training.load(str(run)), load_file(run / "checkpoint.safetensors")
     best = "" if model == "softmax" else "best."
     assert found.epoch == (3 if model == "softmax" else 1)
-    assert found.result == json.loads((run / "result.json").read_text())
+    kept_result = json.loads((run / "result.json").read_text())
+    assert kept_result == found.result | {name: kept_result[name] for name in ("format", "sha256")}
     assert set(found.parameters) == {name for name in kept if name.startswith("layers.")}
     for name, array in found.parameters.items():
         np.testing.assert_array_equal(array, kept[best + name])
@@ -285,14 +286,8 @@ def test_a_run_that_stops_as_its_second_stage_begins_has_what_that_begins_with(
 
 
 def changed(recipe):
-    """Return what edits the recipe of a run."""
-
-    def edit(folder):
-        config = json.loads((folder / "config.json").read_text())
-        config["recipe"] |= recipe
-        (folder / "config.json").write_text(json.dumps(config))
-
-    return edit
+    """Return what lets a run be one that began with another recipe."""
+    return lambda folder: begun_with(folder, lambda config: config["recipe"].update(recipe))
 
 
 def removed(name):
@@ -346,7 +341,6 @@ def test_an_unknown_backend_is_answered_with_what_there_is(finished):
     [
         ("jax", 'pip install "lpfamily[jax]"'),
         ("torch", 'pip install "lpfamily[torch]"'),
-        ("safetensors", 'pip install "lpfamily[train]"'),
     ],
 )
 def test_a_library_that_is_missing_is_answered_with_its_install_line(finished, tmp_path, missing, remedy):
@@ -364,6 +358,18 @@ except BadInput as problem:
     assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 1), result
     assert missing in result.stdout
     assert remedy in result.stdout
+
+
+def test_no_library_is_needed_to_read_a_checkpoint(finished, tmp_path):
+    code = """
+import sys
+sys.modules["safetensors"] = None
+import lpfamily.training
+print(*lpfamily.training.load(sys.argv[1]).parameters)
+"""
+    result = python(code, finished, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split() == list(lpfamily.training.load(finished).parameters)
 
 
 def test_importing_it_loads_nothing_heavy(tmp_path):

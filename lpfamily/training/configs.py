@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lpfamily import __version__
 from lpfamily.training import grid, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
@@ -38,19 +40,42 @@ def to_json(config: Config) -> Json:
 
 
 def read(run: Run) -> Config:
-    """Return the config of a run; raise `BadInput` if it is not one."""
-    values = run.config
+    """Return the config of a run; raise `BadInput` if it is not one, or a later version's.
+
+    What is not known might change training, so that nothing goes on without it. Fields that the recipe lacks
+    have their defaults: an earlier version did not have them.
+    """
+    values, path = run.config, run.folder / runs.CONFIG
     try:
+        recipe, known = values["recipe"], {each.name for each in fields(Config)}
+        if unknown := (values.keys() - known) | (recipe.keys() - {each.name for each in fields(Recipe)}):
+            wrote = values["versions"].get("lpfamily", "another")
+            raise BadInput(
+                f"{path}: has {min(unknown)!r}, which lpfamily {__version__} does not know; go on with the "
+                f"version that wrote it, {wrote}, or restore it from a copy"
+            )
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"{name} is {values[name]!r}")
-        found = {name: values[name] for name in _KINDS} | {"recipe": recipes.from_json(values["recipe"])}
+        found = {name: values[name] for name in _KINDS}
+        found["recipe"] = recipes.from_json(recipe, complete=not run.is_sealed)
         if found["data_dir"] is not None:
-            found["data_dir"] = Path(found["data_dir"])
-        return Config(**found, grid=grid.from_json(values))
+            found["data_dir"] = _folder(found["data_dir"])
+        config = Config(**found, grid=grid.from_json(values))
+        if strange := grid.trained_in(run.folder) - config.grid.keys():
+            raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
+        return config
+    except BadInput:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a name; raise `ValueError` if no folder can have it."""
+    if b"\0" in os.fsencode(name):
+        raise ValueError(f"data_dir is {name!r}")
+    return Path(name)
 
 
 _KINDS: dict[str, Any] = {

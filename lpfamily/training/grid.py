@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from lpfamily.training import recipes, runs
 from lpfamily.training.commands import number, numbers
+from lpfamily.training.data import CLASSES, SHAPES
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -114,11 +116,21 @@ def to_json(candidates: dict[str, Recipe]) -> Json:
 
 
 def from_json(config: Json) -> dict[str, Recipe]:
-    """Return the recipes to choose from by a run's config; none if it has no grid."""
-    return {
-        name: recipes.from_json(config["recipe"] | differing)
-        for name, differing in config.get("grid", {}).items()
-    }
+    """Return the recipes to choose from by a run's config; none if it has no grid.
+
+    Their names are those of folders, so one that would lead elsewhere is a `ValueError`.
+    """
+    found: dict[str, Recipe] = {}
+    for name, differing in config.get("grid", {}).items():
+        if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > LONGEST:
+            raise ValueError(f"{name!r} cannot be the name of a combination")
+        found[name] = recipes.from_json(config["recipe"] | differing)
+    return found
+
+
+def trained_in(folder: Path) -> set[str]:
+    """Return the names of the combinations that have been begun in a run's folder."""
+    return {path.parent.name for path in (folder / "grid").glob(f"*/{runs.CONFIG}")}
 
 
 def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progress: Progress) -> Recipe:
@@ -128,7 +140,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     harm at any instant: combinations that are finished are kept, one that has begun goes on. The checkpoint
     is written last, when the run's config already holds the recipe that it belongs to.
     """
-    from lpfamily.training.protocol import NotFinite
+    from lpfamily.training.protocol import NotFinite, read_position
 
     if (run.folder / runs.CHECKPOINT).exists():
         return recipes.from_json(config["recipe"])
@@ -136,7 +148,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     candidates = from_json(config)
     for name, recipe in candidates.items():
         first = replace(recipe, second_stage="none")
-        child = _child(run.folder / "grid" / name, config, first)
+        child = _child(run.folder / "grid", name, config, first)
         with child.held():
             if child.result is None:
                 try:
@@ -144,7 +156,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
                 except NotFinite as cause:
                     progress.warn(f"{name} is not chosen: {cause}")
                     child.finish(_NOT_FINITE)
-        found[name] = _NOT_FINITE if child.result == _NOT_FINITE else _kept(child, first)
+        found[name] = _chosen_by(child)
     errors = {name: kept["validation_error"] for name, kept in found.items() if kept != _NOT_FINITE}
     if not errors:
         raise NotFinite(
@@ -152,18 +164,48 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
         )
     chosen = min(errors, key=errors.__getitem__)  # the first of several
     progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
-    run.write(GRID, {"chosen": chosen, "combinations": found})
+    first = replace(candidates[chosen], second_stage="none")
+    network = recipes.network_of(first, SHAPES[first.data], CLASSES)
+    child = Run(run.folder / "grid" / chosen)
+    beginning = child.beginning(lambda values: read_position(values, first, network), first.dtype)
+    run.write(GRID, {"chosen": chosen, "combinations": found}, config["grid"])
     run.write(runs.CONFIG, config | {"recipe": recipes.to_json(candidates[chosen])})
-    run.take_over(Run(run.folder / "grid" / chosen))
+    run.take_over(beginning)
     return candidates[chosen]
 
 
-def _child(folder: Path, config: Json, recipe: Recipe) -> Run:
+def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
     """Return the run of a combination, which is made unless it is there."""
-    if (folder / runs.CONFIG).exists():
-        return Run(folder)
+    folder = parent / name
+    for each in (parent, folder):
+        if each.is_symlink():
+            raise BadInput(f"{each}: is a link, by which a run would be written elsewhere; remove it")
     alone = {name: value for name, value in config.items() if name != "grid"}
-    return runs.create(folder, alone | {"recipe": recipes.to_json(recipe)})
+    if not (folder / runs.CONFIG).exists():
+        return runs.create(folder, alone | {"recipe": recipes.to_json(recipe)})
+    child = Run(folder)
+    found, expected = child.decisive, {name: alone[name] for name in alone if name in child.decisive}
+    try:
+        alike = recipes.from_json(found["recipe"]) == recipe
+    except (AttributeError, KeyError, TypeError, ValueError):
+        alike = False
+    if not alike or found | {"recipe": None} != expected | {"recipe": None}:
+        raise BadInput(
+            f"{folder / runs.CONFIG}: is not of the combination that its folder is named by; restore it from "
+            "a copy, or remove that folder, to train it anew"
+        )
+    return child
+
+
+def _chosen_by(child: Run) -> Json:
+    """Return what the result of a combination says that decides whether it is chosen."""
+    result = child.result or {}
+    found = {name: result.get(name) for name in _NOT_FINITE}
+    kinds = type(found["validation_error"]), type(found["epoch"])
+    if found != _NOT_FINITE and kinds not in ((float, int), (int, int)):
+        path = child.folder / runs.RESULT
+        raise BadInput(f"{path}: lacks a validation error and its epoch; restore it from a copy")
+    return found
 
 
 def _kept(child: Run, recipe: Recipe) -> Json:
@@ -179,7 +221,7 @@ def _kept(child: Run, recipe: Recipe) -> Json:
 
 def table(run: Run) -> str:
     """Return the table of what was chosen from."""
-    values = run.read(GRID)
+    values = run.read(GRID, run.config.get("grid"))
     try:
         rows = [
             (name, "not finite" if kept == _NOT_FINITE else f"{kept['validation_error']:.2%}", kept["epoch"])

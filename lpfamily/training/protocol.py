@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lpfamily import __version__
 from lpfamily.steepest import epsilon
 from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.data import Dataset, Split
@@ -62,6 +63,8 @@ class Position:
     """The loss to reach in the second stage."""
     held_out_loss: float | None = None
     """The loss that was reached there."""
+    metrics: str | None = None
+    """The checksum of all metrics so far; None where an earlier version wrote none."""
 
     @property
     def is_reached(self) -> bool:
@@ -146,13 +149,17 @@ class _Training:
         self.position = Position()
         self.best: State = {}
         self.metrics: list[Json] = []
+        self.decisive = run.decisive
         if resume and run.has_begun:
-            arrays, self.position = run.load(
-                lambda values: read_position(values, recipe, self.network), recipe.dtype
+            found = run.load(lambda values: read_position(values, recipe, self.network), recipe.dtype)
+            self.position, self.checkpoint = found.position, found.sha256
+            state, self.best = parted(found.arrays)
+            self.metrics = run.cut_metrics(
+                self.position.epoch, self.position.metrics, ("stage", "loss", "error", "seconds")
             )
-            state, self.best = parted(arrays)
-            self.metrics = run.cut_metrics(self.position.epoch, ("stage", "loss", "error", "seconds"))
+            self.digest = runs.metrics_digest(self.metrics)
         else:
+            self.digest = runs.metrics_digest(())
             state = initial_state(self.network, recipe.seed, recipe.dtype)
             self._save(state)
         progress.note(f"run folder: {run.folder}")
@@ -229,6 +236,7 @@ class _Training:
             "parameters": self._which,
             "seconds_per_epoch": statistics.median([line["seconds"] for line in self.metrics] or [0.0]),
             "epochs": self.position.epoch,
+            "checkpoint": self.checkpoint,
         }
 
     @property
@@ -340,14 +348,15 @@ class _Training:
 
     def _end_epoch(self, line: Json, position: Position, report: Report, examples: int) -> None:
         self.run.log(line)
-        self.position = position
+        runs.add_metrics(self.digest, line)
+        self.position = replace(position, metrics=self.digest.hexdigest())
         self._save(self.trainer.state())
         self.metrics.append(line)
         report(line, examples)
 
     def _save(self, state: State) -> None:
         best = {BEST + name: array for name, array in self.best.items()}
-        self.run.save(state | best, asdict(self.position))
+        self.checkpoint = self.run.save(state | best, asdict(self.position), self.decisive)
 
     def _parameters(self, state: State) -> State:
         return {name: state[name] for name in parameter_shapes(self.network)}
@@ -355,7 +364,11 @@ class _Training:
 
 def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:
     """Return the position of a checkpoint and the arrays that it must hold; raise if no run is there."""
-    position = Position(**{field.name: values[field.name] for field in fields(Position)})
+    if unknown := values.keys() - {field.name for field in fields(Position)}:
+        raise ValueError(f"{min(unknown)!r} is not known to lpfamily {__version__}")
+    if "epoch" not in values:
+        raise ValueError("no epoch")
+    position = Position(**values)
     begun, stopping = position.first is not None, recipe.patience > 0
     first = position.first if position.first is not None else position.epoch
     if any(type(epoch) is not int for epoch in (position.epoch, position.best, first)) or not (
@@ -373,6 +386,8 @@ def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Posit
     for name, value in there.items():
         if (value is not None) != due[name] or not (name == "best" or value is None or _is_finite(value)):
             raise ValueError(f"{name} {value!r} after epoch {position.epoch}")
+    if not isinstance(position.metrics, str | None):
+        raise ValueError(f"metrics {position.metrics!r}")
     if begun and recipe.second_stage == "none":
         raise ValueError("a second stage that its recipe does not have")
     expected = state_shapes(network)

@@ -380,9 +380,20 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     return values | {"p": "inf" if recipe.p == math.inf else recipe.p}
 
 
-def from_json(values: dict[str, Any]) -> Recipe:
-    """Return the recipe that `to_json` wrote."""
-    if missing := {field.name for field in fields(Recipe)} - values.keys():
+def from_json(values: dict[str, Any], *, complete: bool = False) -> Recipe:
+    """Return the recipe that `to_json` wrote; fields that an earlier version lacks have their defaults.
+
+    So the default of a field that is added to `Recipe` is what training did before there was that field.
+    Where it must be complete, what is lacking is a `ValueError`.
+    """
+    kinds = {"data": str, "random_start": bool}
+    missing = {field.name for field in fields(Recipe)} - values.keys()
+    if missing and complete:
         raise ValueError(f"the recipe lacks {min(missing)}")
-    lists = {name: tuple(values[name]) for name in LISTS}
-    return Recipe(**values | lists | {"p": float(values["p"])})
+    for name in kinds.keys() & values.keys():
+        if type(values[name]) is not kinds[name]:
+            raise ValueError(f"{name} is {values[name]!r}")
+    read: dict[str, Any] = {name: tuple(values[name]) for name in LISTS.keys() & values.keys()}
+    p = values.get("p", Recipe.p)
+    read["p"] = math.inf if p == "inf" else float(p) if type(p) is int else p
+    return Recipe(**values | read)

@@ -3,10 +3,18 @@
 A checkpoint is one safetensors file, replaced atomically: at any instant the folder holds a whole
 one. Nothing is unpickled. `metrics.jsonl` is written first, so that after a crash it may be ahead of
 the checkpoint, never behind; resuming cuts it back.
+
+Config, result and checkpoint carry the version of their format, `format`, and a checksum of all else in
+them, `sha256`. The checksums of a checkpoint, arrays included, and of a result cover what the config decides
+too, so that a file of another run does not fit. A checkpoint also knows a checksum of the metrics before it,
+and a result that of its checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
 import json
 import os
 import sys
@@ -14,14 +22,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lpfamily import __version__
+from lpfamily.training import checkpoints, files
+from lpfamily.training.checkpoints import Kinds
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json as Json
+from lpfamily.training.files import replace as replace
 from lpfamily.training.networks import State
+from lpfamily.training.progress import Progress
 
-Json = dict[str, Any]
+FORMAT = 1
+"""The version of the files that this lpfamily writes; it refuses those of a higher one."""
+
 Shapes = dict[str, tuple[int, ...]]
 Position = TypeVar("Position")
 
@@ -35,8 +51,39 @@ CURVES = "curves.png"
 HEALTHY = "healthy.safetensors"
 """The last checkpoint before one step ceased to measure robustness, if it did."""
 
-# What a file holds that is no JSON, no JSON of ours, or a line of brackets without end.
-_DAMAGES = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+# What a file holds that is no JSON, no JSON of ours, or not nearly a checkpoint.
+_DAMAGES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+_CIRCUMSTANCES = ("data_dir", "grid", "versions")
+"""What a config says without that training depends on it; `data_sha256` says which data there were."""
+
+_SEAL = ("format", "sha256")
+
+_REMEDY = "restore it from a copy"
+_RESTART = f"{_REMEDY}, or start a new run"
+
+# Of a name that is too long too: no run can be there.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Generic[Position]):
+    """A checkpoint that has been checked: its arrays, and where in the run they belong."""
+
+    arrays: State
+    position: Position
+    values: Json
+    """What `position` was made of."""
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What another run may begin with: lines of metrics, a checkpoint, and a healthy one if there is any."""
+
+    metrics: list[Json]
+    checkpoints: dict[str, Checkpoint[Any]]
+    """By the name of its file."""
 
 
 @dataclass(frozen=True)
@@ -51,100 +98,140 @@ class Run:
         return self.read(CONFIG)
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether the config carries a checksum; the first versions wrote none."""
+        return _is_sealed(files.read_json(self.folder / CONFIG))
+
+    @property
+    def decisive(self) -> Json:
+        """What of the config decides how training goes, as it was written: of any version."""
+        return {name: value for name, value in self.config.items() if name not in _CIRCUMSTANCES}
+
+    @property
     def result(self) -> Json | None:
         """The result, or None while the run is not finished."""
-        return self.read(RESULT) if (self.folder / RESULT).exists() else None
+        return self.read(RESULT, self.decisive) if (self.folder / RESULT).exists() else None
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint, or was one."""
         return (self.folder / CHECKPOINT).exists() or bool(self.metrics())
 
-    def metrics(self) -> list[Json]:
-        """Return the lines of `metrics.jsonl`; an unfinished last line is left out."""
+    def metrics(self, epochs: int | None = None) -> list[Json]:
+        """Return the first lines of `metrics.jsonl`; an unfinished last line is left out."""
         path = self.folder / METRICS
         if not path.exists():
             return []
         try:
-            whole = path.read_bytes().rpartition(b"\n")[0]
-            lines = [json.loads(line) for line in whole.splitlines()]
+            whole = files.read(path).rpartition(b"\n")[0]
+            lines = [files.parse_json(line) for line in whole.splitlines()[:epochs]]
             if [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
                 raise ValueError("its epochs do not count up from 1")
             for line in lines:
-                if odd := [name for name, value in line.items() if not isinstance(value, int | float)]:
+                if odd := [name for name, value in line.items() if type(value) not in (int, float)]:
                     raise ValueError(f"{odd[0]} is {line[odd[0]]!r}, no number, in epoch {line['epoch']}")
-        except (OSError, *_DAMAGES) as cause:
-            raise BadInput(
-                f"{path}: not one JSON object an epoch ({cause!r}); restore it from a copy"
-            ) from cause
+        except BadInput:
+            raise
+        except _DAMAGES as cause:
+            raise BadInput(f"{path}: not one JSON object an epoch ({cause!r}); {_REMEDY}") from cause
         return lines
 
-    def cut_metrics(self, epochs: int, needed: Iterable[str] = ()) -> list[Json]:
-        """Drop what `metrics.jsonl` says of epochs after the first `epochs`; return the rest.
+    def read_metrics(self, epochs: int, sha256: str | None, needed: Iterable[str] = ()) -> list[Json]:
+        """Return what `metrics.jsonl` says of the first epochs, which must be what a checkpoint knows.
 
-        Each line of it must have what is needed.
+        `sha256` is that of `metrics_digest`, or None if the checkpoint knows none. Each line must have what
+        is needed.
         """
-        kept, path = self.metrics()[:epochs], self.folder / METRICS
-        if len(kept) < epochs:
-            raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; restore it from a copy")
+        lines, path = self.metrics(epochs), self.folder / METRICS
+        if len(lines) < epochs:
+            raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; {_REMEDY}")
         for name in needed:
-            if any(name not in line for line in kept):
-                raise BadInput(f"{path}: has epochs without {name}; restore it from a copy")
-        with self.writing(METRICS) as path:
-            replace(path, "".join(_line(line) for line in kept).encode())
+            if any(name not in line for line in lines):
+                raise BadInput(f"{path}: has epochs without {name}; {_REMEDY}")
+        if sha256 is not None and metrics_digest(lines).hexdigest() != sha256:
+            raise BadInput(
+                f"{path}: is damaged, or of another run: {CHECKPOINT} knows another checksum; {_REMEDY}"
+            )
+        return lines
+
+    def cut_metrics(self, epochs: int, sha256: str | None = None, needed: Iterable[str] = ()) -> list[Json]:
+        """Drop what `metrics.jsonl` says of later epochs; return the rest, as `read_metrics` does."""
+        kept = self.read_metrics(epochs, sha256, needed)
+        self._write_metrics(kept)
         return kept
 
     def log(self, metrics: Json) -> None:
         """Append a line to `metrics.jsonl`."""
-        with self.writing(METRICS) as path, path.open("a") as file:
-            file.write(_line(metrics))
-            file.flush()
-            os.fsync(file.fileno())
+        with self.writing(METRICS) as path:
+            files.append(path, _line(metrics))
 
-    def save(self, arrays: State, position: Json) -> None:
-        """Replace the checkpoint by named arrays and where in the run they belong, its `epoch` among it."""
-        from safetensors.numpy import save
+    def save(self, arrays: State, position: Json, decisive: Json, name: str = CHECKPOINT) -> str:
+        """Replace the checkpoint by named arrays and where in the run they belong, its `epoch` among it.
 
-        with self.writing(CHECKPOINT) as path:
-            replace(path, save(arrays, {"lpfamily": json.dumps(position)}))
+        `decisive` is that of the run. Returns the checksum.
+        """
+        values = sealed(position, decisive, arrays)
+        with self.writing(name) as path:
+            checkpoints.write(path, arrays, values)
+        sha256: str = values["sha256"]
+        return sha256
 
     def keep_healthy(self) -> None:
         """Keep the checkpoint, as it is, beside those to come."""
-        with self.writing(HEALTHY) as path:
-            replace(path, (self.folder / CHECKPOINT).read_bytes())
+        found = self._checkpoint(CHECKPOINT)
+        self.save(found.arrays, found.values, self.decisive, HEALTHY)
 
-    def load(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> tuple[State, Position]:
-        """Return the arrays of the checkpoint, and the position that `read` makes of the rest of it.
+    def load(
+        self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str, name: str = CHECKPOINT
+    ) -> Checkpoint[Position]:
+        """Return the checkpoint, with the position that `read` makes of what it holds beside arrays.
 
-        `read` also says which arrays there must be, and raises if no run can be there.
+        `read` also says which arrays there must be, and raises if no run can be there. Of a finished run it
+        must be the checkpoint that the result belongs to.
         """
-        path = self.folder / CHECKPOINT
-        remedy = "restore the file from a copy, or start a new run"
-        state, metadata = _read_tensors(path, remedy)
-        try:
-            position, shapes = read(json.loads(metadata["lpfamily"]))
-        except _DAMAGES as cause:
-            raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {remedy}") from cause
-        if state.keys() != shapes.keys():
-            odd = min(state.keys() ^ shapes.keys())
-            where = "has" if odd in state else "lacks"
-            raise BadInput(f"{path}: a checkpoint of another network, it {where} the array {odd}; {remedy}")
-        for name, array in state.items():
-            if array.shape != shapes[name] or array.dtype != dtype:
-                raise BadInput(
-                    f"{path}: a checkpoint of another network, {name} is {array.dtype} {array.shape} "
-                    f"and should be {dtype} {shapes[name]}; {remedy}"
-                )
-            if not np.isfinite(array).all():
-                raise BadInput(f"{path}: {name} holds values that are not finite; {remedy}")
-        return state, position
+        path = self.folder / name
 
-    def take_over(self, other: Run) -> None:
+        def check(values: Json, kinds: Kinds) -> None:
+            _, shapes = read(values)
+            if kinds.keys() != shapes.keys():
+                odd = min(kinds.keys() ^ shapes.keys())
+                where = "has" if odd in kinds else "lacks"
+                raise BadInput(
+                    f"{path}: a checkpoint of another network, it {where} the array {odd}; {_RESTART}"
+                )
+            for array, (found, shape) in kinds.items():
+                if (found, shape) != (dtype, shapes[array]):
+                    raise BadInput(
+                        f"{path}: a checkpoint of another network, {array} is {found} {shape} "
+                        f"and should be {dtype} {shapes[array]}; {_RESTART}"
+                    )
+
+        checkpoint = self._checkpoint(name, check)
+        for array, values in checkpoint.arrays.items():
+            if not np.isfinite(values).all():
+                raise BadInput(f"{path}: {array} holds values that are not finite; {_RESTART}")
+        result = self.result if name == CHECKPOINT else None
+        if result is not None and result.get("checkpoint", checkpoint.sha256) != checkpoint.sha256:
+            raise BadInput(
+                f"{path}: is of another epoch or run than {RESULT}, which knows another checksum; {_REMEDY}"
+            )
+        return Checkpoint(checkpoint.arrays, read(checkpoint.values)[0], checkpoint.values, checkpoint.sha256)
+
+    def beginning(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> Beginning:
+        """Return what another run needs to begin where this one is; all of it has been checked."""
+        there = [
+            name for name in (HEALTHY, CHECKPOINT) if name == CHECKPOINT or (self.folder / name).exists()
+        ]
+        found = {name: self.load(read, dtype, name) for name in there}
+        position = found[CHECKPOINT].values
+        return Beginning(self.read_metrics(position["epoch"], position.get("metrics")), found)
+
+    def take_over(self, beginning: Beginning) -> None:
         """Begin where another run is: with what it has and then, as what decides, its checkpoint."""
-        for name in (METRICS, HEALTHY, CHECKPOINT):
-            if name != HEALTHY or (other.folder / HEALTHY).exists():
-                with self.writing(name) as path:
-                    replace(path, (other.folder / name).read_bytes())
+        decisive = self.decisive
+        self._write_metrics(beginning.metrics)
+        for name, checkpoint in beginning.checkpoints.items():
+            self.save(checkpoint.arrays, checkpoint.values, decisive, name)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -175,16 +262,19 @@ class Run:
 
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
-        self.write(RESULT, result)
+        self.write(RESULT, result, self.decisive)
 
-    def read(self, name: str) -> Json:
-        """Return a JSON file of the run."""
-        return _read_json(self.folder / name)
+    def read(self, name: str, of: Json | None = None) -> Json:
+        """Return a JSON file of the run, which was written with the same `of`."""
+        path = self.folder / name
+        values = files.read_json(path)
+        self._check_seal(path, values, of)
+        return _unsealed(values)
 
-    def write(self, name: str, values: Json) -> None:
-        """Replace a JSON file of the run."""
+    def write(self, name: str, values: Json, of: Json | None = None) -> None:
+        """Replace a JSON file of the run; `of` is what its checksum is of too."""
         with self.writing(name) as path:
-            replace(path, _json(values))
+            replace(path, _json(sealed(values, of)))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -201,26 +291,67 @@ class Run:
     @property
     def kept(self) -> str:
         """What an error leaves intact, in words."""
-        path, remedy = self.folder / CHECKPOINT, "start a new run"
-        if not path.exists():
+        if not (self.folder / CHECKPOINT).exists():
             return "there is no checkpoint yet"
-        _, metadata = _read_tensors(path, remedy)
         try:
-            epoch = json.loads(metadata["lpfamily"])["epoch"]
-        except _DAMAGES as cause:
-            raise BadInput(f"{path}: not a checkpoint ({cause!r}); {remedy}") from cause
+            epoch = self._checkpoint(CHECKPOINT).values.get("epoch")
+        except BadInput as problem:
+            if isinstance(problem.__cause__, OSError):  # such as too many open files: that says nothing of it
+                return "the checkpoint is as it was"
+            raise
         return f"the checkpoint after epoch {epoch} is intact"
+
+    def _write_metrics(self, lines: list[Json]) -> None:
+        with self.writing(METRICS) as path:
+            replace(path, b"".join(map(_line, lines)))
+
+    def _checkpoint(
+        self, name: str, check: Callable[[Json, Kinds], None] = lambda values, kinds: None
+    ) -> Checkpoint[None]:
+        """Return a checkpoint whose checksum is right; `check` sees what it is before arrays are read."""
+        path, decisive = self.folder / name, self.decisive
+
+        def check_all(values: Json, kinds: Kinds) -> None:
+            _check_format(path, values)
+            check(_unsealed(values), kinds)
+
+        try:
+            arrays, values = checkpoints.read(path, check_all)
+        except BadInput:
+            raise
+        except _DAMAGES as cause:
+            raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {_RESTART}") from cause
+        sha256 = self._check_seal(path, values, decisive, arrays)
+        return Checkpoint(arrays, None, _unsealed(values), sha256)
+
+    def _check_seal(self, path: Path, values: Json, of: Json | None, arrays: State | None = None) -> str:
+        """Return the checksum of a file of the run; raise `BadInput` if the file has another."""
+        _check_format(path, values)
+        if not _is_sealed(values):
+            if path.name == CONFIG:
+                _say_unsealed(path)
+            elif self.is_sealed:
+                raise BadInput(
+                    f"{path}: lacks a checksum, which the {CONFIG} beside it has, so it is damaged or of "
+                    f"another run; {_REMEDY}"
+                )
+            return _sha256(values | {"format": FORMAT}, of, arrays)
+        expected = _sha256({name: value for name, value in values.items() if name != "sha256"}, of, arrays)
+        if values.get("sha256") != expected:
+            other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
+            raise BadInput(f"{path}: is damaged{other}: its checksum is not that of what it holds; {_REMEDY}")
+        return expected
 
 
 def create(folder: Path, config: Json) -> Run:
     """Make a run folder that holds its config; a folder with anything in it is left alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if set(folder.iterdir()) - {_beside(folder / CONFIG)}:
+        if set(folder.iterdir()) - {files.beside(folder / CONFIG)}:
             raise BadInput(
                 f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
             )
-        replace(folder / CONFIG, _json(config))
+        replace(folder / CONFIG, _json(sealed(config)))
     except OSError as cause:
         raise BadInput(f"--out {folder}: cannot be written ({cause.strerror}); choose another") from cause
     return Run(folder)
@@ -229,56 +360,74 @@ def create(folder: Path, config: Json) -> Run:
 def find(folder: Path, option: str = "--resume ") -> Run:
     """Return the run in a folder, which an option has named."""
     try:
-        there = (folder / CONFIG).is_file()
-    except OSError:  # such as a name that is too long
-        there = False
-    if not there:
-        raise BadInput(f"{option}{folder}: holds no {CONFIG}, so it is not a run; give the folder of one")
+        (folder / CONFIG).stat()
+    except (OSError, ValueError) as cause:
+        if isinstance(cause, OSError) and cause.errno not in _NOT_THERE:
+            raise BadInput(
+                f"{option}{folder}: cannot be read ({cause.strerror}); remove that cause and try again"
+            ) from cause
+        raise BadInput(
+            f"{option}{folder}: holds no {CONFIG}, so it is not a run; give the folder of one"
+        ) from cause
     return Run(folder)
 
 
-def _read_tensors(path: Path, remedy: str) -> tuple[State, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, TypeError, AttributeError) as cause:  # the latter: not NumPy's dtypes
-        raise BadInput(f"{path}: cannot be read as a checkpoint ({cause}); {remedy}") from cause
+def metrics_digest(lines: Iterable[Json]) -> Any:
+    """Return a hash of lines of metrics, which more lines can be added to by `add_metrics`."""
+    digest = hashlib.sha256()
+    for line in lines:
+        add_metrics(digest, line)
+    return digest
 
 
-def _read_json(path: Path) -> Json:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as cause:
-        raise BadInput(f"{path}: cannot be read as JSON ({cause}); restore it from a copy") from cause
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
-    return values
+def add_metrics(digest: Any, line: Json) -> None:
+    """Add a line of metrics to a hash: all but the time, as two runs of one trajectory have one checksum."""
+    digest.update(_line({name: value for name, value in line.items() if name != "seconds"}))
+
+
+def sealed(values: Json, of: Json | None = None, arrays: State | None = None) -> Json:
+    """Return JSON values with the version of their format and a checksum, of `of` and of arrays too."""
+    values = values | {"format": FORMAT}
+    return values | {"sha256": _sha256(values, of, arrays)}
+
+
+def _unsealed(values: Json) -> Json:
+    return {name: value for name, value in values.items() if name not in _SEAL}
+
+
+def _is_sealed(values: Json) -> bool:
+    return not values.keys().isdisjoint(_SEAL)
+
+
+def _check_format(path: Path, values: Json) -> None:
+    number = values.get("format", FORMAT)
+    if type(number) is int and number > FORMAT:
+        raise BadInput(
+            f"{path}: is of format {number}, and lpfamily {__version__} reads up to {FORMAT}; go on with the "
+            f"version that wrote it, or, if it is damaged, {_REMEDY}"
+        )
+
+
+@functools.cache  # once in a process
+def _say_unsealed(path: Path) -> None:
+    Progress().warn(
+        f"{path}: an earlier version began this run and wrote no checksums; "
+        "damage to its files may go unnoticed"
+    )
+
+
+def _sha256(values: Json, of: Json | None, arrays: State | None) -> str:
+    arrays = arrays or {}
+    kinds = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+    digest = hashlib.sha256(json.dumps((values, of, kinds), sort_keys=True).encode())
+    for block in checkpoints.content(arrays):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _json(values: Json) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _line(metrics: Json) -> str:
-    return json.dumps(metrics) + "\n"
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that at every instant the old or the new content is there, whole."""
-    new = _beside(path)
-    try:
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-
-
-def _beside(path: Path) -> Path:
-    """Return where a file is written before it takes its place; a kill may leave it there."""
-    return path.with_name(f".{path.name}.new")
+def _line(metrics: Json) -> bytes:
+    return (json.dumps(metrics, allow_nan=False) + "\n").encode()

@@ -106,8 +106,7 @@ def load(folder: str | Path) -> Trained:
     Raises
     ------
     BadInput
-        The folder holds no run; one of its files is missing, damaged or of another run; safetensors
-        cannot be imported.
+        The folder holds no run; one of its files is missing, damaged, or of another run or epoch.
     """
     run = runs.find(Path(folder), option="")
     recipe = configs.read(run).recipe
@@ -116,14 +115,8 @@ def load(folder: str | Path) -> Trained:
     except (KeyError, BadInput) as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
-    try:
-        arrays, position = run.load(lambda values: read_position(values, recipe, network), recipe.dtype)
-    except ImportError as cause:
-        raise BadInput(
-            f"safetensors, which reads checkpoints, cannot be imported ({cause}); "
-            'pip install "lpfamily[train]"'
-        ) from cause
-    state, best = parted(arrays)
+    found = run.load(lambda values: read_position(values, recipe, network), recipe.dtype)
+    position, (state, best) = found.position, parted(found.arrays)
     parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
