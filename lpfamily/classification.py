@@ -10,18 +10,24 @@ import numpy as np
 from lpfamily._arrays import (
     Array,
     admit,
-    carried,
     compute_dtype,
     device_of,
     is_dtype,
+    is_number,
     known_shape,
     namespace_of,
     of_library,
 )
 from lpfamily.kernels import constant, library_of
 
+_LEFT_OUT = ": pass the label of what is to be left out as ignore_index"
+_NO_ODDS = (
+    f"{_LEFT_OUT}; other targets have no error log-odds, so differentiate the loss itself, in a training "
+    "loop by direction='loss'"
+)
 
-def error_log_odds(logits: Array, labels: Array) -> Array:
+
+def error_log_odds(logits: Array, labels: Array, *, ignore_index: int | None = None) -> Array:
     """Return log((1 - p_y) / p_y) = logsumexp of the wrong logits - the right logit.
 
     The cross-entropy of a hard label is softplus of this, 1 - p_y is its sigmoid, and by the chain
@@ -36,25 +42,29 @@ def error_log_odds(logits: Array, labels: Array) -> Array:
         Of shape (..., classes), at least two classes.
     labels
         Integers in 0..classes - 1, of shape `logits.shape[:-1]`.
+    ignore_index
+        The label of entries to leave out, any integer, or None. Nothing is wrong there: the odds are -inf,
+        which joins others as no error, and their derivative is zero.
 
     Returns
     -------
     Array
-        Of shape `logits.shape[:-1]` and of the logits' dtype; NaN for a label that is out of range
-        and could not be seen without waiting for a device.
+        Of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN for a
+        label that is out of range and could not be seen.
 
     Raises
     ------
     TypeError, ValueError
         For logits that are not floating, fewer than two classes, labels that are not integers, of
-        the wrong shape, or (in a NumPy array) out of range.
+        the wrong shape, or out of range where they can be seen: in NumPy arrays, and torch tensors on the
+        CPU that are not traced.
     """
     xp, logits = admit(logits, "logits")
-    odds = _odds(*check_logits(xp, logits, labels))
+    odds = _odds(*check_logits(xp, logits, labels, ignore_index, _NO_ODDS))
     return xp.astype(odds, logits.dtype, copy=False)
 
 
-def binary_error_log_odds(logits: Array, labels: Array) -> Array:
+def binary_error_log_odds(logits: Array, labels: Array, *, ignore_index: float | None = None) -> Array:
     """Return log((1 - P) / P), P the probability that every sigmoid output of an example is right.
 
     What `error_log_odds` is for a softmax, for a binary output and for several labels: the sum of the
@@ -70,32 +80,52 @@ def binary_error_log_odds(logits: Array, labels: Array) -> Array:
     labels
         Of the logits' shape: 0 or 1, as booleans, integers or, as binary cross-entropies of other
         packages take them, floating numbers.
+    ignore_index
+        The label of outputs to leave out, such as -1 or NaN, or None. Nothing is wrong there; where an
+        example has no other label its odds are -inf, and their derivative is zero.
 
     Returns
     -------
     Array
-        Of shape `logits.shape[:-1]` and of the logits' dtype; NaN where a label is neither 0 nor 1.
+        Of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN where a
+        label is neither 0 nor 1 and could not be seen.
 
     Raises
     ------
     TypeError, ValueError
-        For logits that are not floating or have no output, and labels of another shape.
+        For logits that are not floating or have no output, and labels of another shape, or neither 0 nor 1
+        where they can be seen, as in `error_log_odds`.
     """
     xp, logits = admit(logits, "logits")
     dtype = compute_dtype(logits, "logits")
     shape = known_shape(logits, "logits")
     if not shape or not shape[-1]:
         raise ValueError(f"logits must hold at least one output in their last axis; got shape {shape}")
-    if hasattr(labels, "dtype"):
-        _, labels = admit(labels, "labels")
-    labels = xp.asarray(carried(labels), device=device_of(logits))
+    sign, counted = _signs(labels, shape, ignore_index)
+    z, sign = xp.astype(logits, dtype, copy=False), xp.asarray(sign, device=device_of(logits))
+    odds = xp.astype(sign, dtype, copy=False) * z
+    if counted is not None:
+        odds = xp.where(xp.asarray(counted, device=device_of(logits)), odds, -math.inf)
+    odds = library_of(z).by_examples(joint_odds, "(c)->()", dtype, odds)
+    return xp.astype(odds, logits.dtype, copy=False)
+
+
+def _signs(labels: Any, shape: tuple[int, ...], ignore_index: float | None) -> tuple[Array, Array | None]:
+    """Return 1 for labels of 0, -1 for 1 and NaN for others, and which labels count, None for all."""
+    xp, labels = admit(labels if hasattr(labels, "dtype") else np.asarray(labels), "labels")
     if tuple(labels.shape) != shape:
         raise ValueError(f"labels must have the shape of the logits, {shape}; got {tuple(labels.shape)}")
-    z, sign = xp.astype(logits, dtype, copy=False), 1 - 2 * xp.astype(labels, dtype)
-    odds = library_of(z).by_examples(
-        joint_odds, "(c)->()", dtype, xp.where(xp.abs(sign) == 1, sign * z, math.nan)
-    )
-    return xp.astype(odds, logits.dtype, copy=False)
+    y, counted = xp.astype(labels, xp.float32, copy=False), None
+    if ignore_index is not None:
+        if not is_number(ignore_index):
+            raise TypeError(f"ignore_index must be a number or None; got {ignore_index!r}")
+        counted = y == y if math.isnan(ignore_index) else y != float(ignore_index)
+        y = xp.where(counted, y, 0.0)
+    known = (y == 0) | (y == 1)
+    if library_of(known).visible(known) and not xp.all(known):
+        label = float(xp.min(xp.where(known, math.inf, y)))
+        raise ValueError(f"labels must be 0 or 1; got {label:.6g}{_NO_ODDS}")
+    return xp.where(known, 1 - 2 * y, math.nan), counted
 
 
 def joint_odds(odds: Array) -> Array:
@@ -103,21 +133,51 @@ def joint_odds(odds: Array) -> Array:
     xp = namespace_of(odds)
     while (count := odds.shape[-1]) > 1:
         half = count // 2
-        a, b = odds[..., :half], odds[..., half : 2 * half]
-        low, high = xp.minimum(a, b), xp.maximum(a, b)  # in this order -inf and inf make no NaN
+        # in this order -inf and inf make no NaN
+        low, high = _ordered(xp, odds[..., :half], odds[..., half : 2 * half])
         joined = _logaddexp(xp, low, high + _logaddexp(xp, low, xp.zeros_like(low)))
         odds = xp.concat([joined, odds[..., 2 * half :]], axis=-1)
     return odds[..., 0]
 
 
+def _ordered(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the smaller and the larger; at a tie each takes its derivatives, which min and max halve."""
+    swapped = a > b
+    return xp.where(swapped, b, a), xp.where(swapped, a, b)
+
+
 def _logaddexp(xp: Any, a: Array, b: Array) -> Array:
     """Return log(exp(a) + exp(b)); the second derivative of torch's own is NaN where they differ by much."""
-    low, high = xp.minimum(a, b), xp.maximum(a, b)
+    low, high = _ordered(xp, a, b)
     alike = (low == high) & xp.isinf(low)
-    return high + xp.log1p(xp.exp(xp.where(alike, 0.0, low - high)))
+    return high + xp.log1p(xp.exp(xp.where(alike, 0.0, low - xp.where(alike, 0.0, high))))
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def softplus(odds: Array) -> Array:
+    """Return log(1 + exp(odds)), the cross-entropy; like its derivatives it is exact where it is tiny."""
+    xp = namespace_of(odds)
+    positive = odds > 0
+    return xp.where(positive, odds, 0.0) + xp.log1p(xp.exp(xp.where(positive, -odds, odds)))
+
+
+def relative_slope(odds: Array) -> Array:
+    """Return sigmoid(odds) / softplus(odds), the slope of the cross-entropy relative to its value.
+
+    It falls from 1 at -inf, where both round to zero, to 1 / odds. It is (1 - exp(-s)) / s of s =
+    softplus(odds), and near 0 the series of that: a quotient of the two would overflow in its derivatives,
+    which are right here to the rounding of 1.
+    """
+    return library_of(odds).by_examples(_relative_slope, "()->()", odds.dtype, odds)
+
+
+def _relative_slope(odds: Array) -> Array:
+    xp, s = namespace_of(odds), softplus(odds)
+    near = s < xp.finfo(s.dtype).eps ** (1 / 3)
+    low, high = xp.where(near, s, 0.0), xp.where(near, 1.0, s)
+    return xp.where(near, 1 - low / 2 + low * low / 6, -xp.expm1(-high) / high)
+
+
+def cross_entropy(logits: Array, labels: Array, *, ignore_index: int | None = None) -> Array:
     """Return -log p_y for each example, exact also where p_y rounds to 1.
 
     For integer labels it is softplus(error_log_odds). Soft labels, floating and of the logits'
@@ -129,6 +189,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         Of shape (..., classes), at least two classes.
     labels
         Integers of shape `logits.shape[:-1]`, or probabilities of the logits' shape.
+    ignore_index
+        The integer label of entries to leave out, or None: their loss is 0, and so is its derivative.
 
     Returns
     -------
@@ -141,12 +203,15 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
         As in `error_log_odds`.
     """
     xp, logits = admit(logits, "logits")
-    z, targets, right = with_targets(logits, labels, "logits")
-    if right is None:
+    soft = _with_probabilities(xp, logits, labels, "logits")
+    if soft is None:
+        odds = _odds(*check_logits(xp, logits, labels, ignore_index, _LEFT_OUT))
+        loss = library_of(odds).by_examples(softplus, "()->()", odds.dtype, odds)
+    elif ignore_index is None:
+        z, targets = soft
         loss = library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets)
     else:
-        odds = _odds(z, right)
-        loss = xp.maximum(odds, xp.zeros_like(odds)) + xp.log1p(xp.exp(-xp.abs(odds)))
+        raise ValueError(f"ignore_index is for integer labels; got {ignore_index} with probabilities")
     return xp.astype(loss, logits.dtype, copy=False)
 
 
@@ -160,28 +225,49 @@ def _check_classes(logits: Array, name: str = "logits") -> None:
 
 
 def _in_library(labels: Array, logits: Array) -> Array:
-    """Return labels as an array of the logits' library; look at those that NumPy can see."""
-    if not isinstance(labels, int | np.ndarray | np.generic):
-        return of_library(logits, labels, "labels")
-    seen = np.asarray(labels)
-    least, most = (seen.min(), seen.max()) if seen.size else (0, 0)
-    if seen.dtype.kind in "iu" and (least < 0 or most >= logits.shape[-1]):
-        raise ValueError(f"labels must lie in 0..{logits.shape[-1] - 1}; got values from {least} to {most}")
-    return of_library(logits, seen, "labels")
+    if isinstance(labels, int | np.ndarray | np.generic):
+        labels = np.asarray(labels)
+    return of_library(logits, labels, "labels")
 
 
-def check_logits(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the logits in the dtype to compute in, and where the right class is."""
+def _check_range(labels: Array, classes: int, ignore_index: int | None, remedy: str) -> None:
+    """Look at labels if that takes no waiting."""
+    if 0 in labels.shape or not library_of(labels).visible(labels):
+        return
+    xp = namespace_of(labels)
+    least, most = int(xp.min(labels)), int(xp.max(labels))
+    if (least < 0 or most >= classes) and ignore_index is not None:
+        labels = xp.where(labels == ignore_index, 0, labels)
+        least, most = int(xp.min(labels)), int(xp.max(labels))
+    if least < 0 or most >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}; got values from {least} to {most}{remedy}")
+
+
+def check_logits(
+    xp: Any, logits: Array, labels: Array, ignore_index: int | None = None, remedy: str = ""
+) -> tuple[Array, Array, Array | None]:
+    """Return the logits in the dtype to compute in, where the right class is, and which labels count.
+
+    The last is None where all do. `remedy` ends the errors about labels.
+    """
     dtype = compute_dtype(logits, "logits")
     _check_classes(logits)
-    labels = _in_library(labels, logits)
+    given, labels = labels, _in_library(labels, logits)
     if not is_dtype(xp, labels.dtype, "integral"):
-        raise TypeError(f"labels must be integers; got {labels.dtype}")
+        raise TypeError(f"labels must be integers; got {labels.dtype}{remedy}")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
     classes = xp.arange(logits.shape[-1], device=device_of(logits))
     labels = xp.astype(labels, classes.dtype, copy=False)  # which may hold fewer numbers than classes
-    return xp.astype(logits, dtype, copy=False), labels[..., None] == classes
+    counted = None
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer | None):
+        raise TypeError(f"ignore_index must be an integer or None; got {ignore_index!r}")
+    seen = np.asarray(given) if isinstance(given, int | np.ndarray | np.generic) else labels
+    _check_range(seen, logits.shape[-1], ignore_index, remedy)
+    if ignore_index is not None:
+        counted = labels != int(ignore_index)
+        labels = xp.where(counted, labels, -1)
+    return xp.astype(logits, dtype, copy=False), labels[..., None] == classes, counted
 
 
 def _soft_loss(z: Array, t: Array) -> Array:
@@ -190,15 +276,17 @@ def _soft_loss(z: Array, t: Array) -> Array:
     return -xp.sum(xp.where((t == 0) & (log == -math.inf), 0.0, t * log), axis=-1)
 
 
-def _odds(logits: Array, right: Array) -> Array:
-    return library_of(logits).by_examples(_odds_of, "(c),(c)->()", logits.dtype, logits, right)
+def _odds(logits: Array, right: Array, counted: Array | None) -> Array:
+    wrong = ~right if counted is None else ~right & counted[..., None]
+    return library_of(logits).by_examples(_odds_of, "(c),(c),(c)->()", logits.dtype, logits, right, wrong)
 
 
-def _odds_of(logits: Array, right: Array) -> Array:
+def _odds_of(logits: Array, right: Array, wrong: Array) -> Array:
     xp = namespace_of(logits)
-    wrong = _logsumexp(xp, xp.where(right, -math.inf, logits))
-    known = xp.any(right, axis=-1)
-    return xp.where(known, wrong - xp.sum(xp.where(right, logits, 0.0), axis=-1), math.nan)
+    odds = _logsumexp(xp, xp.where(wrong, logits, -math.inf))
+    odds = odds - xp.sum(xp.where(right, logits, 0.0), axis=-1)
+    known = xp.any(right, axis=-1) | ~xp.any(wrong, axis=-1)
+    return odds * xp.where(known, xp.ones_like(odds), math.nan)  # a factor spoils the derivative too
 
 
 def _logsumexp(xp: Any, z: Array) -> Array:
@@ -212,15 +300,25 @@ def _logsumexp(xp: Any, z: Array) -> Array:
 def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Array | None]:
     """Return x and the targets in the dtype to compute in, and for integers where the right class is."""
     xp, x = admit(x, name)
+    soft = _with_probabilities(xp, x, labels, name)
+    if soft is not None:
+        return *soft, None
+    z, right, _ = check_logits(xp, x, labels)
+    return z, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, z.dtype), math.nan), right
+
+
+def _with_probabilities(xp: Any, x: Array, labels: Any, name: str) -> tuple[Array, Array] | None:
+    """Return x and the labels in the dtype to compute in, or None for labels that are not probabilities."""
     dtype = compute_dtype(x, name)
     _check_classes(x, name)
+    if isinstance(labels, int):
+        return None
+    if not is_dtype(namespace_of(labels, "labels"), labels.dtype, "real floating") or labels.ndim != x.ndim:
+        return None
+    if tuple(labels.shape) != tuple(x.shape):
+        raise ValueError(
+            f"labels that are probabilities must have the shape of {name}, {tuple(x.shape)}; got "
+            f"{tuple(labels.shape)}"
+        )
     labels = _in_library(labels, x)
-    if is_dtype(xp, labels.dtype, "real floating") and labels.ndim == x.ndim:
-        if tuple(labels.shape) != tuple(x.shape):
-            raise ValueError(
-                f"labels that are probabilities must have the shape of {name}, {tuple(x.shape)}; got "
-                f"{tuple(labels.shape)}"
-            )
-        return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False), None
-    x, right = check_logits(xp, x, labels)
-    return x, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, dtype), math.nan), right
+    return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False)

@@ -64,7 +64,7 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     ------
     TypeError, ValueError
         For a p below 1, arrays of different libraries or that are not floating, shapes that do not
-        fit, fewer than two classes, labels that are not integers or (in a NumPy array) out of range.
+        fit, fewer than two classes, labels that are not integers, or out of range where they can be seen.
 
     References
     ----------
@@ -73,7 +73,7 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     p = check_p(p)
     xp, x = admit(x, "x")
     rows, matrix, offset = _linear(xp, weights, bias, x)
-    z, right = check_logits(xp, rows @ matrix + offset, labels)
+    z, right, _ = check_logits(xp, rows @ matrix + offset, labels)
     classes = xp.permute_dims(matrix, (1, 0))
     # class by class: all differences at once would be classes^2 inputs
     lengths = [
@@ -160,7 +160,7 @@ def flip_distance(
         t = _search(xp, logits, x, direction, labels, as_float(most), brackets, steps)
     elif isinstance(logits, tuple | list) and len(logits) == 2:
         rows, matrix, offset = _linear(xp, *logits, x)
-        z, right = check_logits(xp, rows @ matrix + offset, labels)
+        z, right, _ = check_logits(xp, rows @ matrix + offset, labels)
         speed = -_gaps(xp.astype(direction, z.dtype, copy=False) @ matrix, right)
         t = _first_closed(z, speed, right)
         t = xp.where(t > most, math.inf, t)
@@ -230,7 +230,7 @@ def _search(
     start, ray = constant(x), constant(xp.astype(direction, x.dtype, copy=False))
 
     def margin(at: Array) -> Array:
-        z, right = check_logits(xp, constant(logits(at)), labels)
+        z, right, _ = check_logits(xp, constant(logits(at)), labels)
         return library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
 
     def step(t: Array) -> Array:

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import log_softmax, logsumexp, softmax
 
 from lpfamily import binary_error_log_odds, cross_entropy, epsilon, error_log_odds
+from lpfamily.classification import relative_slope, softplus
 
 SHAPES = [((), 2), ((), 5), ((2, 3), 2), ((2, 3), 5)]
 
@@ -149,12 +150,83 @@ def test_one_example_takes_a_plain_label(lib, function):
 @pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
 def test_a_label_out_of_range_is_seen_or_spoils_its_row(lib, function):
     z = lib.from_numpy(np.zeros((3, 2)), "float32")
-    for bad in 2, -1:
-        with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.1; got values from .*{bad}"):
-            function(z, np.array([0, bad, 1]))
-        if lib.name != "numpy":
-            result = lib.to_numpy(function(z, lib.from_numpy(np.array([0, bad, 1]))))
+    for bad in 2, -1, 255:
+        labels = np.array([0, bad, 1])
+        message = rf"labels must lie in 0\.\.1; got values from .*{bad}.*ignore_index"
+        with pytest.raises(ValueError, match=message):
+            function(z, labels)
+        with pytest.raises(ValueError, match=message):
+            function(z, labels, ignore_index=-100)
+        if sees(lib):
+            with pytest.raises(ValueError, match=message):
+                function(z, lib.from_numpy(labels))
+        else:
+            result = lib.to_numpy(function(z, lib.from_numpy(labels)))
             assert_array_equal(np.isnan(result), [False, True, False])
+
+
+def sees(lib):
+    """Whether the library's arrays can be looked at without waiting for anything."""
+    return lib.name in ("numpy", "torch")
+
+
+# Labels that are left out.
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64"])
+@pytest.mark.parametrize("left_out", [100, 1], ids=["no class", "a class"])
+@pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
+def test_a_label_that_is_left_out_is_no_error(lib, function, kind, left_out):
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((2, 4, 3)).astype("float32"), rng.integers(3, size=(2, 4))
+    out = y == 1
+    labels = np.where(out, left_out, y).astype(kind)
+    logits = lib.from_numpy(z)
+    expected = np.where(out, 0 if function is cross_entropy else -math.inf, function(z, y))
+    for each in labels, lib.from_numpy(labels):
+        assert_allclose(lib.to_numpy(function(logits, each, ignore_index=left_out)), expected, rtol=1e-5)
+    assert lib.to_numpy(function(logits[0, 0, :], left_out, ignore_index=left_out)) in (0, -math.inf)
+
+
+@pytest.mark.parametrize("left_out", [-100, -1, math.nan, 0])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_an_output_without_a_label_is_no_error(lib, left_out, dtype):
+    if math.isnan(left_out) and dtype == "int32":
+        dtype = "float64"
+    rng = np.random.default_rng(0)
+    z, out = rng.standard_normal((4, 3)).astype("float32"), np.eye(4, 3) == 1
+    out[3] = True
+    y = np.where(out, left_out, 1).astype(dtype)
+    expected = [binary_error_log_odds(row[~no], np.ones(2)) for row, no in zip(z[:3], out[:3], strict=True)]
+    for labels in y, lib.from_numpy(y):
+        odds = binary_error_log_odds(lib.from_numpy(z), labels, ignore_index=left_out)
+        assert_allclose(lib.to_numpy(odds), [*expected, -math.inf], rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [0.05, -1, 2, math.nan])
+def test_a_binary_label_that_is_none_is_seen_or_spoils_its_row(lib, label):
+    z, y = lib.from_numpy(np.zeros((3, 2)), "float32"), np.array([[0, 1], [label, 0], [1, 1]])
+    message = f"labels must be 0 or 1; got {label}: .*ignore_index.*direction='loss'"
+    with pytest.raises(ValueError, match=message):
+        binary_error_log_odds(z, y)
+    labels = lib.from_numpy(y, "float32")
+    if sees(lib):
+        with pytest.raises(ValueError, match=message):
+            binary_error_log_odds(z, labels, ignore_index=-100)
+    else:
+        odds = lib.to_numpy(binary_error_log_odds(z, labels, ignore_index=-100))
+        assert_array_equal(np.isnan(odds), [False, True, False])
+
+
+def test_what_can_be_left_out_is_a_number(lib):
+    z, soft = lib.from_numpy(np.zeros((2, 3)), "float32"), lib.from_numpy(np.full((2, 3), 1 / 3), "float32")
+    for bad in 0.5, True, "void":
+        with pytest.raises(TypeError, match="ignore_index must be an integer or None; got"):
+            error_log_odds(z, np.array([0, 1]), ignore_index=bad)
+    with pytest.raises(TypeError, match="ignore_index must be a number or None; got 'void'"):
+        binary_error_log_odds(z, np.zeros((2, 3)), ignore_index="void")
+    with pytest.raises(ValueError, match="ignore_index is for integer labels; got 0 with probabilities"):
+        cross_entropy(z, soft, ignore_index=0)
 
 
 BAD_CALLS = [
@@ -217,12 +289,6 @@ def test_infinite_outputs_take_the_limit(lib):
     z = np.array([[math.inf, -math.inf], [-math.inf, -math.inf], [math.inf, 1.0], [math.nan, 1.0]])
     odds = binary_error_log_odds(lib.from_numpy(z, "float32"), lib.from_numpy(np.zeros((4, 2), int)))
     assert_array_equal(lib.to_numpy(odds), [math.inf, -math.inf, math.inf, math.nan])
-
-
-def test_a_label_that_is_neither_0_nor_1_spoils_its_row(lib):
-    z = lib.from_numpy(np.zeros((3, 2)), "float32")
-    odds = binary_error_log_odds(z, lib.from_numpy(np.array([[0, 1], [2, 0], [0.5, 1]]), "float32"))
-    assert_array_equal(np.isnan(lib.to_numpy(odds)), [False, True, True])
 
 
 @pytest.mark.parametrize(
@@ -317,3 +383,76 @@ def test_derivatives_of_finite_logits_are_finite(data, autodiff):
     floats, z, y = logits_and_labels(data, autodiff)
     for function in error_log_odds, cross_entropy:
         assert np.isfinite(gradient(autodiff, function, z, y, floats.name)).all()
+
+
+def test_the_derivative_is_zero_of_what_is_left_out_and_nan_of_what_is_no_label(autodiff):
+    xp, z = autodiff.xp, np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [math.nan, 0.0, 1.0]], "float32")
+    hard, many = np.array([0, 7, 255]), np.array([[0, 1, 255], [7, 0, 0], [255, 255, 255]])
+    for function, labels in (error_log_odds, hard), (cross_entropy, hard), (binary_error_log_odds, many):
+        each = autodiff.vmap(functools.partial(function, ignore_index=255))  # under which 7 is not seen
+        derivative = autodiff.jit(autodiff.derivative(lambda z, y, each=each: xp.sum(each(z, y))))
+        slope = autodiff.to_numpy(derivative(autodiff.from_numpy(z), autodiff.from_numpy(labels)))
+        assert slope[0].any()
+        assert np.isfinite(slope[0]).all()
+        assert np.isnan(slope[1]).any()
+        assert_array_equal(slope[2], 0)
+    assert slope[0, 2] == 0  # of the output without a label
+
+
+# Scalar formulas, as functions of one number: their value and two derivatives.
+
+
+def pair(xp, a, b):
+    return xp.stack([a, b + xp.zeros_like(a)], axis=-1)
+
+
+FORMULAS = {
+    "softplus": (lambda xp, z, y: softplus(z), lambda z: mpmath.log1p(mpmath.exp(z))),
+    "relative slope": (
+        lambda xp, z, y: relative_slope(z),
+        lambda z: 1 / (1 + mpmath.exp(-z)) / mpmath.log1p(mpmath.exp(z)),
+    ),
+    "cross-entropy": (
+        lambda xp, z, y: cross_entropy(pair(xp, z, 0.5), y + 1),
+        lambda z: mpmath.log1p(mpmath.exp(z - 0.5)),
+    ),
+    "odds of three classes": (
+        lambda xp, z, y: error_log_odds(xp.stack([z, 0 * z + 0.5, -z / 2], axis=-1), y + 2),
+        lambda z: mpmath.log(mpmath.exp(z) + mpmath.exp(0.5)) + z / 2,
+    ),
+    "joint odds": (
+        lambda xp, z, y: binary_error_log_odds(pair(xp, z, 0.5), pair(xp, y, 0)),
+        lambda z: mpmath.log(mpmath.exp(z) + mpmath.exp(0.5) + mpmath.exp(z + 0.5)),
+    ),
+}
+POINTS = np.array([-1e4, -200, -100, -80, -50, -20, -9, -1, 0, 0.5, 1, 5, 20, 25, 50, 100, 1e4])
+"""With 0 and 0.5, where the arguments of a maximum are equal."""
+
+
+@functools.cache
+def exact_derivatives(name):
+    """Return the value of a formula and its first two derivatives at each point, in long numbers."""
+    with mpmath.workdps(60):
+        return [[mpmath.diff(FORMULAS[name][1], mpmath.mpf(z), k) for z in POINTS] for k in range(3)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_scalar_formulas_have_two_derivatives(autodiff, name, dtype):
+    floats, function = autodiff.floats[dtype], functools.partial(FORMULAS[name][0], autodiff.xp)
+
+    def first(z, y):
+        return autodiff.derivative(lambda z: autodiff.xp.sum(function(z, y)))(z)
+
+    def second(z, y):
+        return autodiff.derivative(lambda z: autodiff.xp.sum(first(z, y)))(z)
+
+    with autodiff.scope():
+        z, y = autodiff.from_numpy(POINTS, dtype), autodiff.from_numpy(np.zeros(len(POINTS), int))
+        found = autodiff.jit(lambda z, y: (function(z, y), first(z, y), second(z, y)))(z, y)
+    for got, exact in zip(found, exact_derivatives(name), strict=True):
+        expected = np.array([float(number) for number in exact])
+        # relative where it is a loss that is tiny, else to the rounding of 1
+        tiny = (POINTS < 0) & (name in ("softplus", "cross-entropy"))
+        bound = floats.eps * (16 * np.abs(expected) + 4 * ~tiny) + 16 * floats.tiny
+        assert_array_equal(np.abs(autodiff.to_numpy(got) - expected) <= bound, True)

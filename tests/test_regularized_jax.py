@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_agreement import dot_generals
 from test_boxed import maximiser
 
-from lpfamily import epsilon, error_log_odds, project
+from lpfamily import binary_error_log_odds, cross_entropy, epsilon, error_log_odds, project
 from lpfamily.training import data
 
 if "jax" not in NAMES:
@@ -403,6 +403,105 @@ def test_the_penalty_multiplies_back_what_the_odds_leave_out():
         *problem(),
     )
     assert_same(one, other)
+
+
+SIZES = np.array([-1e4, -1e3, -200, -100, -60, -44, -20, -5, 0, 5, 20, 50, 100, 1e3, 1e4])
+CONFIDENT = {"float64": [1, 1.5, 2, 3, math.inf], "float32": [1.1, math.inf], "float16": [2]}
+
+
+def several(labels):
+    return jnp.stack([labels == k for k in range(3)], axis=-1)
+
+
+def each_logits(weights, x):
+    return jnp.einsum("ni,nic->nc", x, weights)
+
+
+OUTPUTS = {
+    "softmax": (
+        lambda w, x, y: error_log_odds(each_logits(w, x), y),
+        lambda w, x, y: jax.nn.softplus(error_log_odds(each_logits(w, x), y)),
+    ),
+    "sigmoid": (
+        lambda w, x, y: binary_error_log_odds(each_logits(w, x), several(y)),
+        lambda w, x, y: jax.nn.softplus((1 - 2 * several(y)) * each_logits(w, x)).sum(axis=-1),
+    ),
+}
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("dtype", CONFIDENT)
+def test_the_penalty_by_odds_of_any_size_has_the_derivative_of_that_by_the_loss(outputs, dtype):
+    rng = np.random.default_rng(0)
+    w, u = rng.standard_normal((4, 3)), rng.standard_normal((len(SIZES), 4))
+    *_, second, first = np.sort(u @ w, axis=1).T
+    x, labels = -SIZES[:, None] * u / (first - second)[:, None], np.argmax(u @ w, axis=1)
+    by_odds, own_loss = OUTPUTS[outputs]
+
+    def slopes(weights, x, labels):  # each example with weights of its own
+        return [
+            [
+                values_and_slopes(
+                    regularize(own_loss, p, sigma=0.1, objective="penalty", direction=direction),
+                    weights,
+                    x,
+                    labels,
+                )[1]
+                for direction in (by_odds, None)
+            ]
+            for p in CONFIDENT[dtype]
+        ]
+
+    found = run(slopes, np.tile(w, (len(SIZES), 1, 1)).astype(dtype), x.astype(dtype), labels)
+    limits = np.finfo(dtype)
+    for p, (one, other) in zip(CONFIDENT[dtype], np.asarray(found, np.float64), strict=True):
+        size = np.abs(other).max(axis=(1, 2), keepdims=True)
+        bound = 16 * limits.eps * size + 1e3 * limits.tiny
+        assert (size.ravel()[SIZES >= -5] > 1e-3).all()
+        assert_array_equal(np.abs(one - other) <= bound, True, err_msg=str(p))
+
+
+def test_losses_pass_no_number_that_is_none_on_the_way():
+    params, x, labels = problem()
+    *below, v, c = (np.float32(array) for array in params)
+    x, out = np.float32(x), jnp.array([*labels[:3], 255])
+    cases = [
+        lambda z: cross_entropy(z, out, ignore_index=255),
+        lambda z: error_log_odds(z, out, ignore_index=255).at[3].set(0),
+        lambda z: binary_error_log_odds(z, several(out), ignore_index=1),
+        lambda z: binary_error_log_odds(0 * z, several(out)),
+    ]
+    robust = [regularize(loss, sigma=0.2, direction=odds, **options) for options in OBJECTIVES.values()]
+    step = compiled(lambda *given: [values_and_slopes(function, *given) for function in robust])
+    with jax.debug_nans(True):
+        for scale in 1, 30, 1e4:
+            sure = (*below, scale * v, scale * c)
+            step(sure, x, labels)
+            for case in cases:
+                jax.grad(lambda z, case=case: case(z).sum())(logits_of(sure, x))
+
+
+@pytest.mark.parametrize("options", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_labels_that_are_left_out_move_nothing_and_no_labels_are_nan(options):
+    params, x, labels = problem()
+    given = np.array([labels[0], 255, 7, labels[3]])
+
+    def of_loss(params, x, labels):
+        return cross_entropy(logits_of(params, x), labels, ignore_index=255)
+
+    def of_odds(params, x, labels):
+        return error_log_odds(logits_of(params, x), labels, ignore_index=255)
+
+    def both(params, x, labels, known):
+        robust = regularize(of_loss, 1.5, sigma=0.2, direction=of_odds, **options)
+        plain = regularize(loss, 1.5, sigma=0.2, **options)
+        slopes = jax.grad(lambda params: robust(params, x[:2], labels[:2]).sum())(params)
+        expected = jax.grad(lambda params: plain(params, x[:1], known[:1]).sum())(params)
+        return robust(params, x, labels), plain(params, x, known), slopes, expected
+
+    found, values, slopes, expected = run(both, params, x, given, labels)
+    assert_allclose(found, [values[0], 0, math.nan, values[3]], rtol=1e-9)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-12), slopes, expected)
 
 
 def test_it_maps_over_examples_and_computes_again_what_it_forgot():

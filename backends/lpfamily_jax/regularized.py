@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lpfamily.ascent import frank_wolfe, starting_point
+from lpfamily.classification import relative_slope
 from lpfamily.steepest import check_p
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 
@@ -81,7 +82,8 @@ def regularize(
     direction
         A function of the loss's arguments whose gradient, instead of the loss's, gives eps; like `loss`,
         but without aux. For the cross-entropy of hard labels that is `lpfamily.error_log_odds`, of sigmoid
-        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away. The penalty takes
+        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away; their `ignore_index`
+        leaves labels out, as the loss should, and any other label that is none is NaN. The penalty takes
         the loss for a multiple of softplus(direction), so it may be weighted, or a mean over labels, but
         not smoothed. The dropout and batch statistics of the passes that find eps are those of the loss,
         or what this function makes of its arguments.
@@ -193,8 +195,7 @@ def regularize(
             if direction is None:
                 values = rising  # the same numbers, with one way back to the weights for both terms
             else:
-                odds = jnp.maximum(_wide(rising), -80)  # below, the ratio is 1 to rounding, and soon 0 / 0
-                gain = values * jax.nn.sigmoid(odds) / jax.nn.softplus(odds) * gain
+                gain = values * relative_slope(_wide(rising)) * gain
             values = values + gain.astype(values.dtype)
         return (values, aux) if has_aux else values
 

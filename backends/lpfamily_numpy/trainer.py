@@ -123,7 +123,7 @@ class NumpyTrainer:
     def hessian_products(self, x: Floats, labels: NDArray[Any], v: Floats) -> Floats:
         passed = self._forward(x)
         deltas = self._backward(passed, _loss_delta(passed[-1].outputs, labels))
-        return self._tangent(passed, deltas, v)[1][0]
+        return self._tangent(passed, deltas, labels, v)[1][0]
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -195,7 +195,7 @@ class NumpyTrainer:
             ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
             gradients = _gradients((1 - 1 / h, trained), (1 / h, ahead_trained))
             return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
-        tangents, delta_tangents = self._tangent(passed, deltas, eps, to_input=False)
+        tangents, delta_tangents = self._tangent(passed, deltas, labels, eps, to_input=False)
         # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
         moved = [x + v for x, v in zip(inputs, tangents, strict=True)]
         gradients = _gradients((1.0, (moved, deltas[1:])), (1.0, (inputs, delta_tangents[1:])))
@@ -215,7 +215,13 @@ class NumpyTrainer:
         return [passed[0].to_inputs(deltas[0]) if to_input else deltas[0], *deltas]
 
     def _tangent(
-        self, passed: list[Passed], deltas: list[Floats], v: Floats, *, to_input: bool = True
+        self,
+        passed: list[Passed],
+        deltas: list[Floats],
+        labels: NDArray[Any],
+        v: Floats,
+        *,
+        to_input: bool = True,
     ) -> tuple[list[Floats], list[Floats]]:
         """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
         tangents, inner = [], []  # of what enters each product, and each activation
@@ -223,9 +229,7 @@ class NumpyTrainer:
             tangents.append(v if layer.factor is None else v * layer.factor)
             inner.append(tangents[-1] @ layer.weight)
             v = layer.out_of(inner[-1])
-        probabilities = _softmax(passed[-1].outputs)
-        mean = (probabilities * v).sum(axis=1, keepdims=True)
-        delta_tangents = [probabilities * (v - mean)]
+        delta_tangents = [_loss_delta_tangent(deltas[-1], labels, v)]
         for index in range(len(passed) - 1, 0, -1):
             below = passed[index - 1]
             delta = below.into(passed[index].to_inputs(delta_tangents[0]))
@@ -300,6 +304,19 @@ def _odds_delta(logits: Floats, labels: NDArray[Any]) -> Floats:
 def _loss_delta(logits: Floats, labels: NDArray[Any]) -> Floats:
     """Return the gradient of the cross-entropy: (1 - p_y) times that of the error log-odds."""
     return _wrong(error_log_odds(logits, labels))[:, None] * _odds_delta(logits, labels)
+
+
+def _loss_delta_tangent(delta: Floats, labels: NDArray[Any], v: Floats) -> Floats:
+    """Return the derivative of `_loss_delta` along v: y * (v - <y, v>), y the probabilities.
+
+    Taken from v_label, v leaves <y, v> = <delta, v>, and no term that cancels where y_label rounds to 1.
+    """
+    rows = np.arange(len(labels))
+    v = v - v[rows, labels, None]
+    mean = (delta * v).sum(axis=1)
+    tangent: Floats = delta * (v - mean[:, None])
+    tangent[rows, labels] -= mean
+    return tangent
 
 
 def _wrong(odds: Floats) -> Floats:

@@ -10,15 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 from torch.nn.utils.rnn import PackedSequence
 
 from lpfamily import binary_error_log_odds, error_log_odds
-from lpfamily.classification import joint_odds
+from lpfamily.classification import joint_odds, relative_slope
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
-
-IGNORED = -100
-"""The label of what torch's cross-entropy leaves out."""
 
 Model = Callable[..., Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -34,6 +30,7 @@ class Passes:
     call: Callable[[Model, Tensor], Any]
     y: Any
     direction: Direction
+    ignore_index: float | None
     dropout: DirectionDropout
     dtype: str
     batch_norm: Statistics
@@ -64,10 +61,14 @@ class Passes:
         half = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
         with again, half, torch.enable_grad():
             at = at.detach().requires_grad_()
-            values = self._followed(self.call(without_team(self.model), at), len(at))
+            outputs = self.call(without_team(self.model), at)
+            values = self._followed(outputs, len(at))
             gradient = _input_gradient(self._total(values), at)
             if self.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
                 gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+                if self.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
+                    spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
+                    gradient.masked_fill_(spoilt.reshape(-1, *[1] * (at.ndim - 1)), math.nan)
             return values.detach(), gradient
 
     def losses(self, at: Tensor) -> Tensor:
@@ -94,14 +95,16 @@ class Passes:
             gradient = gradient * (len(at) / self.scaler.scale(torch.ones((), device=at.device)))
         if values is losses:
             return losses, gradient, 1.0
-        odds = _wide(values).clamp(min=-80)  # below, the ratio is 1 to rounding, and soon 0 / 0
-        return losses, gradient, losses * torch.sigmoid(odds) / softplus(odds)
+        return losses, gradient, losses * relative_slope(_wide(values))
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
         if self.direction == "loss":
             return _one_an_example(self.loss(outputs, self.y), examples, "loss")
-        odds: Any = _ODDS.get(self.direction, self.direction)
-        return _one_an_example(odds(outputs, self.y), examples, "direction")
+        if callable(self.direction):
+            values = self.direction(outputs, self.y)
+        else:
+            values = _ODDS[self.direction](outputs, self.y, self.ignore_index)
+        return _one_an_example(values, examples, "direction")
 
     def _total(self, values: Tensor) -> Tensor:
         # a scaler is made for the mean
@@ -180,16 +183,14 @@ def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Te
     return gradient
 
 
-def _softmax_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    ignored = labels == IGNORED
-    odds: Tensor = error_log_odds(_logits(logits).movedim(1, -1), torch.where(ignored, 0, labels))
-    odds = torch.where(ignored, torch.finfo(odds.dtype).min, odds)  # no error there, and finite slopes
+def _softmax_odds(logits: Any, labels: Any, ignore_index: Any) -> Tensor:
+    odds: Tensor = error_log_odds(_logits(logits).movedim(1, -1), labels, ignore_index=ignore_index)
     result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
     return result
 
 
-def _binary_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    result: Tensor = binary_error_log_odds(flat(_logits(logits)), flat(labels))
+def _binary_odds(logits: Any, labels: Any, ignore_index: Any) -> Tensor:
+    result: Tensor = binary_error_log_odds(flat(_logits(logits)), flat(labels), ignore_index=ignore_index)
     return result
 
 
@@ -212,4 +213,4 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-_ODDS: dict[Any, Loss] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}
+_ODDS: dict[Any, Callable[..., Tensor]] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}

@@ -29,6 +29,7 @@ def regularized_loss(
     batch_ndim: int = 1,
     leaf: Any = None,
     direction: Direction = "loss",
+    ignore_index: float | None = -100,
     steps: int = 1,
     start: Any = None,
     direction_dropout: DirectionDropout = "none",
@@ -91,10 +92,13 @@ def regularized_loss(
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
         labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
         direction, which does not round away, whatever the example's weight. Where an example has several
-        labels it is that of any error among them, all of one weight, but for -100, which torch ignores.
-        "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...). A function of
+        labels it is that of any error among them, all of one weight. "binary-log-odds" is
+        `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1. A function of
         (outputs, y) gives such odds, one value an example. "penalty" takes the loss for a multiple of
         softplus(odds), so it may be a mean over labels, but not smoothed.
+    ignore_index
+        The label that "log-odds" and "binary-log-odds" leave out, as the loss should: a void pixel's 255, a
+        missing target's -1 or NaN, or None. An example that has no other label stays where it is.
     steps, start
         "perturb": Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
         `lpfamily.ascend`: a perturbation or a `torch.Generator` that draws one.
@@ -128,8 +132,9 @@ def regularized_loss(
     ------
     TypeError, ValueError
         As in `lpfamily.epsilon`; for a loss without one value an example, an unknown option, no leaf or
-        several to choose from, options that the objective does not take, and a penalty by gradient of a
-        compiled model or of one whose hooks take gradients per example.
+        several to choose from, options that the objective does not take, a penalty by gradient of a
+        compiled model or of one whose hooks take gradients per example, and labels that have no odds: no
+        class, or neither 0 nor 1. Where those are on a device, or traced, their example is NaN instead.
     RuntimeError
         In inference mode; for a parameter that the model changes in place and that is not copied.
 
@@ -138,7 +143,18 @@ def regularized_loss(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(
+        model,
+        loss,
+        call,
+        y,
+        direction,
+        ignore_index,
+        direction_dropout,
+        direction_dtype,
+        batch_norm,
+        scaler,
+    )
     ball = _ball(p, sigma, bounds, mask, batch_ndim)
     check_choices(
         objective=objective,
@@ -174,6 +190,7 @@ def perturb(
     batch_ndim: int = 1,
     leaf: Any = None,
     direction: Direction = "loss",
+    ignore_index: float | None = -100,
     steps: int = 1,
     start: Any = None,
     direction_dropout: DirectionDropout = "none",
@@ -188,7 +205,7 @@ def perturb(
 
     Parameters
     ----------
-    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, direction, steps, start, \
+    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, direction, ignore_index, steps, start, \
     direction_dropout, direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
 
@@ -207,7 +224,18 @@ def perturb(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(
+        model,
+        loss,
+        call,
+        y,
+        direction,
+        ignore_index,
+        direction_dropout,
+        direction_dtype,
+        batch_norm,
+        scaler,
+    )
     ball = _ball(p, sigma, bounds, mask, batch_ndim)
     return _frank_wolfe(passes, at, ball, steps, start)
 
@@ -228,6 +256,7 @@ def ascend(
     method: Literal["projected", "frank-wolfe"] = "projected",
     leaf: Any = None,
     direction: Direction = "loss",
+    ignore_index: float | None = -100,
     direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
@@ -240,7 +269,7 @@ def ascend(
 
     Parameters
     ----------
-    model, loss, x, y, leaf, direction, direction_dropout, direction_dtype, batch_norm, scaler
+    model, loss, x, y, leaf, direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
     p, sigma, steps, step_size, start, bounds, mask, method
         As in `lpfamily.ascend`.
@@ -260,7 +289,18 @@ def ascend(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(model, loss, call, y, direction, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(
+        model,
+        loss,
+        call,
+        y,
+        direction,
+        ignore_index,
+        direction_dropout,
+        direction_dtype,
+        batch_norm,
+        scaler,
+    )
     at = at.detach()
     with passes.quiet(at.device), torch.no_grad():
         eps: Tensor = ascent.ascend(

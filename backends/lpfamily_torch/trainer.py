@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
+from lpfamily.classification import softplus
 from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.networks import (
@@ -173,7 +174,7 @@ class TorchTrainer:
     def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
         with self._precision():
             at = self._tensor(x).requires_grad_()
-            loss = _softplus(self._odds(at, self._tensor(labels))).sum()
+            loss = softplus(self._odds(at, self._tensor(labels))).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             # of no examples, convolutions leave a gradient that depends on nothing
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
@@ -377,5 +378,5 @@ def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:
 
 
 def _softplus(odds: Tensor) -> Tensor:
-    """Return log(1 + exp(odds)); torch's own softplus leaves out the 1 above 20."""
+    """Return log(1 + exp(odds)) in one step, to be differentiated once; torch's softplus leaves out the 1."""
     return -logsigmoid(-odds)

@@ -170,6 +170,25 @@ class BackendTests:
         found = self._trainer(task, state).hessian_products(task.x, task.labels, v)
         assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
+    def test_hessian_products_of_a_confident_network_do_not_round_away(self, network: Network) -> None:
+        """They are s ((1 - s) <g, v> g + Hv), s the sigmoid of the odds, g and H their derivatives."""
+        task, state = _task(network, "float32"), _state(network, "float32")
+        x, v = task.x.astype(np.float64), np.random.default_rng(3).standard_normal(task.x.shape)
+        *_, second, first = np.sort(logits(network, state, x), axis=1).T
+        scale = np.float32(60 / (first - second).max())  # odds of -60 are far from underflow in float32
+        state |= {name: scale * array for name, array in state.items() if _is_last(network, name)}
+        labels = logits(network, state, x).argmax(axis=1)
+
+        def gradient(x: Array) -> Array:
+            return input_gradient(error_log_odds, network, state, x, labels)
+
+        s = 1 / (1 + np.exp(-error_log_odds(logits(network, state, x), labels)))[:, None]
+        g, along = gradient(x), (gradient(x + 1e-6 * v) - gradient(x - 1e-6 * v)) / 2e-6
+        expected = (1 - s) * (g * v).sum(axis=1, keepdims=True) * g + along
+        found = self._trainer(task, state).hessian_products(task.x, labels, v.astype(np.float32)) / s
+        size = np.abs(expected).max(axis=1, keepdims=True)
+        assert_allclose(found / size, expected / size, atol=1e-3)
+
     def test_no_examples_give_no_rows(self, network: Network) -> None:
         """A process may have none of a small last batch."""
         task, state = _task(network), _state(network)
