@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from lpfamily.training.backends import check_inputs
-from lpfamily.training.networks import ConvMaxout, Dense, Maxout, Network, shapes
+from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, shapes
 
 Arrays = dict[str, Array]
 
@@ -48,17 +48,50 @@ def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Any =
         x = x.reshape(len(x), *entering)
         if masks is not None and masks[index] is not None and layer.dropout is not None:
             x = jnp.where(masks[index], layer.dropout.scale * x, 0)
-        if isinstance(layer, ConvMaxout):
-            z = _correlated(x, weight, layer.padding)
-            z = z + (bias[:, None, None] if layer.tied_bias else bias)
-            x = _pooled(_largest(z, layer.channels, layer.pieces), layer)
-            continue
-        x = x @ weight + bias
-        if isinstance(layer, Maxout):
-            x = _largest(x, layer.units, layer.pieces)
-        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
-            x = jax.nn.sigmoid(x)
+        function = LAYERS[type(layer)]
+        x = function.activation(layer, function.product(layer, x, weight, bias))
     return x
+
+
+class Function(NamedTuple):
+    """What JAX computes for a layer: activation(layer, product(layer, x, weight, bias))."""
+
+    product: Callable[[Any, Array, Array, Array], Array]
+    activation: Callable[[Any, Array], Array]
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution."""
+        return self.product is _convolution
+
+
+def _matrix_product(layer: Layer, x: Array, weight: Array, bias: Array) -> Array:
+    return x @ weight + bias
+
+
+def _convolution(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
+    z = _correlated(x, weight, layer.padding)
+    return z + (bias[:, None, None] if layer.tied_bias else bias)
+
+
+def _dense(layer: Dense, z: Array) -> Array:
+    return jax.nn.sigmoid(z) if layer.activation == "sigmoid" else z
+
+
+def _maxout(layer: Maxout, z: Array) -> Array:
+    return _largest(z, layer.units, layer.pieces)
+
+
+def _conv_maxout(layer: ConvMaxout, z: Array) -> Array:
+    return _pooled(_largest(z, layer.channels, layer.pieces), layer)
+
+
+LAYERS: dict[type[Layer], Function] = {
+    Dense: Function(_matrix_product, _dense),
+    Maxout: Function(_matrix_product, _maxout),
+    ConvMaxout: Function(_convolution, _conv_maxout),
+}
+"""By layer type, what JAX computes."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

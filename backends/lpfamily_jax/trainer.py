@@ -22,17 +22,9 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import (
-    ConvMaxout,
-    Dense,
-    Maxout,
-    Network,
-    State,
-    layer_of,
-    parameter_shapes,
-)
+from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
 from lpfamily.training.teams import Team
-from lpfamily_jax.model import Arrays, JaxModel, forward
+from lpfamily_jax.model import LAYERS, Arrays, JaxModel, forward
 from lpfamily_jax.team import ALIKE, devices, join, noticing
 
 SCANNED = 64
@@ -46,7 +38,7 @@ BY_EXAMPLE = P(None, "examples")  # type: ignore[no-untyped-call]
 class JaxBackend:
     """Trains every network on any platform of JAX's."""
 
-    layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
+    layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
 
     def check_device(self, device: str) -> None:
@@ -156,7 +148,7 @@ class JaxTrainer:
     @property
     def _most(self) -> int:
         """The most steps at a time."""
-        convolves = any(isinstance(layer, ConvMaxout) for layer in self.task.network.layers)
+        convolves = any(LAYERS[type(layer)].convolves for layer in self.task.network.layers)
         # inside of a scan, convolutions take 12 times as long on a CPU
         return 1 if convolves and self._device.platform == "cpu" else SCANNED
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,51 +16,112 @@ from lpfamily.training.networks import Dense, Layer, Maxout, Network, State
 Floats = NDArray[Any]
 
 
-def forward(network: Network, state: State, x: Floats, masks: Masks | None = None) -> list[Passed]:
+class Activation(NamedTuple):
+    """What a layer makes of z = inputs @ weight + bias, and how it is differentiated."""
+
+    outputs: Callable[[Floats], tuple[Floats, Any]]
+    """Return the outputs, and what is kept for the derivatives."""
+    to_z: Callable[[Floats, Any], Floats]
+    """Return the gradient in z from that in the outputs, and what was kept."""
+    from_z: Callable[[Floats, Any], Floats]
+    """Return the tangent of the outputs from that of z, and what was kept."""
+    bend: Callable[[Any], Floats] | None = None
+    """Return activation'' / activation' from what was kept; None is 0, of piecewise linear functions."""
+
+
+def _elementwise(
+    function: Callable[[Floats], Floats],
+    slope: Callable[[Floats], Floats],
+    bend: Callable[[Floats], Floats] | None = None,
+) -> Activation:
+    """Return an activation that is a function of each number, its derivatives functions of its outputs."""
+
+    def outputs(z: Floats) -> tuple[Floats, Floats]:
+        result = function(z)
+        return result, result
+
+    def scaled(change: Floats, kept: Floats) -> Floats:
+        return change * slope(kept)
+
+    return Activation(outputs, scaled, scaled, bend)
+
+
+def _sigmoid(z: Floats) -> Floats:
+    # tanh saturates where exp would overflow
+    result: Floats = 0.5 * np.tanh(0.5 * z) + 0.5
+    return result
+
+
+_DENSE = {
+    "linear": Activation(lambda z: (z, None), lambda delta, _: delta, lambda tangent, _: tangent),
+    "sigmoid": _elementwise(_sigmoid, lambda y: y * (1 - y), lambda y: 1 - 2 * y),
+}
+
+
+def _maxout(layer: Maxout) -> Activation:
+    """Return the largest of each unit's pieces; kept is which one that is, (examples, units, pieces)."""
+
+    def outputs(z: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        pieces = z.reshape(len(z), layer.units, layer.pieces)
+        # argmax along so few takes four times as long as this, which needs it where there are ties
+        largest = functools.reduce(np.maximum, np.moveaxis(pieces, 2, 0))
+        winner = pieces == largest[..., None]
+        if np.count_nonzero(winner) != largest.size:
+            winner = pieces.argmax(axis=2)[..., None] == np.arange(layer.pieces)
+        return largest, winner
+
+    def to_z(delta: Floats, winner: NDArray[np.bool_]) -> Floats:
+        result: Floats = (delta[..., None] * winner).reshape(len(delta), layer.columns)
+        return result
+
+    def from_z(tangent: Floats, winner: NDArray[np.bool_]) -> Floats:
+        result: Floats = np.einsum("nup,nup->nu", tangent.reshape(winner.shape), winner)
+        return result
+
+    return Activation(outputs, to_z, from_z)
+
+
+LAYERS: dict[type[Layer], Callable[[Any], Activation]] = {
+    Dense: lambda layer: _DENSE[layer.activation],
+    Maxout: _maxout,
+}
+"""By layer type, the activation of a layer."""
+
+Resolved = tuple[tuple[Layer, Activation], ...]
+
+
+def resolved(network: Network) -> Resolved:
+    """Return the layers of a network with their activations."""
+    return tuple((layer, LAYERS[type(layer)](layer)) for layer in network.layers)
+
+
+def forward(layers: Resolved, state: State, x: Floats, masks: Masks | None = None) -> list[Passed]:
     """Return what passing x left in every layer; the last one's outputs are the logits."""
     passed: list[Passed] = []
-    for index, layer in enumerate(network.layers):
-        outputs = passed[-1].outputs if passed else x
+    for index, (layer, activation) in enumerate(layers):
+        inputs, factor = passed[-1].outputs if passed else x, None
         mask = None if masks is None else masks[index]
-        weight, bias = (state[f"layers.{index}.{name}"] for name in ("weight", "bias"))
-        passed.append(Passed.through(layer, weight, bias, outputs, mask))
+        if mask is not None and layer.dropout is not None:
+            factor = mask * x.dtype.type(layer.dropout.scale)
+            inputs = inputs * factor
+        weight = state[f"layers.{index}.weight"]
+        z = inputs @ weight
+        z += state[f"layers.{index}.bias"]
+        passed.append(Passed(activation, weight, inputs, factor, *activation.outputs(z)))
     return passed
 
 
 @dataclass(frozen=True)
 class Passed:
-    """A layer that a batch has passed: activation(inputs @ weight + bias), and what the way back needs."""
+    """A layer that a batch has passed, and what the way back needs."""
 
-    layer: Layer
+    activation: Activation
     weight: Floats
     inputs: Floats
     factor: Floats | None
     """What dropout multiplied the inputs by."""
     outputs: Floats
-    winner: NDArray[np.bool_] | None
-    """Of maxout: which piece is the first of the largest, (examples, units, pieces)."""
-
-    @classmethod
-    def through(cls, layer: Layer, weight: Floats, bias: Floats, x: Floats, mask: Any) -> Passed:
-        """Pass x through a layer, dropping what the mask does not keep."""
-        factor = None
-        if mask is not None and layer.dropout is not None:
-            factor = mask * x.dtype.type(layer.dropout.scale)
-            x = x * factor
-        z = x @ weight
-        z += bias
-        winner = None
-        if isinstance(layer, Maxout):
-            pieces = z.reshape(len(z), layer.units, layer.pieces)
-            # argmax along so few takes four times as long as this, which needs it where there are ties
-            outputs = functools.reduce(np.maximum, np.moveaxis(pieces, 2, 0))
-            winner = pieces == outputs[..., None]
-            if np.count_nonzero(winner) != outputs.size:
-                winner = pieces.argmax(axis=2)[..., None] == np.arange(layer.pieces)
-        else:
-            sigmoid = isinstance(layer, Dense) and layer.activation == "sigmoid"
-            outputs = _sigmoid(z) if sigmoid else z
-        return cls(layer, weight, x, factor, outputs, winner)
+    kept: Any
 
     def to_inputs(self, delta: Floats) -> Floats:
         """Return the gradient in the layer's input from that in what enters its activation."""
@@ -68,32 +130,14 @@ class Passed:
 
     def into(self, delta: Floats) -> Floats:
         """Return the gradient in what enters the activation from that in the outputs."""
-        if self.winner is not None:
-            delta = (delta[..., None] * self.winner).reshape(len(delta), self.weight.shape[1])
-        return delta * self._slope
+        return self.activation.to_z(delta, self.kept)
 
     def out_of(self, tangent: Floats) -> Floats:
         """Return the tangent of the outputs from that of what enters the activation."""
-        if self.winner is not None:
-            tangent = np.einsum("nup,nup->nu", tangent.reshape(self.winner.shape), self.winner)
-        return tangent * self._slope
+        return self.activation.from_z(tangent, self.kept)
 
     def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
         """Add what activation'' contributes where what enters the activation moves by `inner`."""
-        if self._is_sigmoid:
-            delta_tangent += delta * (1 - 2 * self.outputs) * inner
+        if self.activation.bend:
+            delta_tangent += delta * self.activation.bend(self.kept) * inner
         return delta_tangent
-
-    @property
-    def _is_sigmoid(self) -> bool:
-        return isinstance(self.layer, Dense) and self.layer.activation == "sigmoid"
-
-    @property
-    def _slope(self) -> Floats:
-        return self.outputs * (1 - self.outputs) if self._is_sigmoid else np.ones((), self.outputs.dtype)
-
-
-def _sigmoid(z: Floats) -> Floats:
-    # tanh saturates where exp would overflow
-    result: Floats = 0.5 * np.tanh(0.5 * z) + 0.5
-    return result

@@ -1,6 +1,6 @@
 """Dense networks in NumPy: a step is the chain rule, written out.
 
-Read `Passed` in model.py, one layer's part of it, then `_backward` and `_tangent`; `epoch` puts them
+Read model.py, one layer's part of it, then `_backward` and `_tangent`; `epoch` puts them
 together.
 """
 
@@ -21,9 +21,9 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, check_inputs
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Dense, Maxout, Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
 from lpfamily.training.teams import ALONE, Team
-from lpfamily_numpy.model import Floats, Passed, forward
+from lpfamily_numpy.model import LAYERS, Floats, Passed, forward, resolved
 
 SMALL_PRODUCT = 40_000_000
 """Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
@@ -43,7 +43,7 @@ _quiet = np.errstate(all="ignore")
 class NumpyBackend:
     """Trains dense networks on the CPU."""
 
-    layers: frozenset[type] = frozenset({Dense, Maxout})
+    layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same"})
 
     def check_device(self, device: str) -> None:
@@ -65,12 +65,12 @@ class NumpyBackend:
 
     def model(self, network: Network, parameters: State) -> Callable[[Floats], Floats]:
         """Return the network as a function."""
-        kept = {name: array.copy() for name, array in parameters.items()}
+        kept, layers = {name: array.copy() for name, array in parameters.items()}, resolved(network)
 
         def model(x: Floats) -> Floats:
             """Return the logits, (n, classes), of inputs (n, inputs)."""
             check_inputs(network, x.shape)
-            logits: Floats = forward(network, kept, x)[-1].outputs
+            logits: Floats = forward(layers, kept, x)[-1].outputs
             return logits
 
         return model
@@ -84,6 +84,7 @@ class NumpyTrainer:
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
+        self._layers = resolved(task.network)
         self._pools = ThreadpoolController()
         self.load(state)
 
@@ -202,7 +203,7 @@ class NumpyTrainer:
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
-        return forward(self.task.network, self._state, x, masks)
+        return forward(self._layers, self._state, x, masks)
 
     def _backward(self, passed: list[Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
         """Return the gradient with respect to the input and to what enters each layer's activation.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -14,7 +14,17 @@ from torch.nn import Module, ModuleList, Parameter, ParameterDict
 from torch.nn.functional import conv2d, max_pool2d
 
 from lpfamily.training.backends import check_inputs
-from lpfamily.training.networks import ConvMaxout, Dense, Maxout, Network, State, layer_of, shapes
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Layer,
+    Maxout,
+    Network,
+    Shape,
+    State,
+    layer_of,
+    shapes,
+)
 
 Largest = Callable[[Tensor, int], Tensor]
 """largest(z, pieces) is the largest of the pieces of each unit along axis 1, its gradient to the first."""
@@ -42,7 +52,33 @@ class TorchModel(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         check_inputs(self.network, x.shape)
-        return logits(self.network, dict(self.named_parameters(remove_duplicate=False)), x)
+        return logits(resolved(self.network), dict(self.named_parameters(remove_duplicate=False)), x)
+
+
+class Function(NamedTuple):
+    """What torch computes for a layer: activation(layer, product(layer, x, weight, bias), largest)."""
+
+    product: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    activation: Callable[[Any, Tensor, Largest], Tensor]
+    pieces_axis: int | None = None
+    """The axis of weight and bias along which a unit's pieces lie, one after another."""
+
+    @property
+    def tapped(self) -> bool:
+        """Whether the weight's gradient is a product of matrices, which a `Tap` knows."""
+        return self.product is _matrix_product
+
+
+Resolved = tuple[tuple[Layer, Shape, Function], ...]
+"""For each layer the shape of an example that enters it, and its function."""
+
+
+def resolved(network: Network) -> Resolved:
+    """Return the layers of a network with their functions."""
+    return tuple(
+        (layer, entering, LAYERS[type(layer)])
+        for layer, entering in zip(network.layers, shapes(network), strict=False)
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +92,7 @@ class Tap:
 
 
 def logits(
-    network: Network,
+    layers: Resolved,
     state: Mapping[str, Tensor],
     x: Tensor,
     factors: list[Tensor | None] | None = None,
@@ -67,27 +103,45 @@ def logits(
 
     `taps` collects the dense layers that are passed; `largest` takes the place of `first_largest`.
     """
-    largest = largest or first_largest
-    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
+    for index, (layer, entering, function) in enumerate(layers):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
         if factors is not None and (factor := factors[index]) is not None:
             x = x * factor
-        if isinstance(layer, ConvMaxout):
-            z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding).to(bias.dtype)
-            z = z if layer.tied_bias else z + bias
-            x = max_pool2d(largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
-            continue
-        z = torch.addmm(bias, x, weight).to(bias.dtype)  # only products are of autocast's dtype
-        if taps is not None:
+        z = function.product(layer, x, weight, bias)
+        if taps is not None and function.tapped:
             taps.append(Tap(index, x.detach(), z if z.requires_grad else z.requires_grad_()))
-        if isinstance(layer, Maxout):
-            x = largest(z, layer.pieces)
-        elif isinstance(layer, Dense) and layer.activation == "sigmoid":
-            x = torch.sigmoid(z)
-        else:
-            x = z
+        x = function.activation(layer, z, largest or first_largest)
     return x
+
+
+def _matrix_product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight).to(bias.dtype)  # only products are of autocast's dtype
+
+
+def _convolution(layer: ConvMaxout, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding).to(bias.dtype)
+    return z if layer.tied_bias else z + bias
+
+
+def _dense(layer: Dense, z: Tensor, largest: Largest) -> Tensor:
+    return torch.sigmoid(z) if layer.activation == "sigmoid" else z
+
+
+def _maxout(layer: Maxout, z: Tensor, largest: Largest) -> Tensor:
+    return largest(z, layer.pieces)
+
+
+def _conv_maxout(layer: ConvMaxout, z: Tensor, largest: Largest) -> Tensor:
+    return max_pool2d(largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
+
+
+LAYERS: dict[type[Layer], Function] = {
+    Dense: Function(_matrix_product, _dense),
+    Maxout: Function(_matrix_product, _maxout, pieces_axis=-1),
+    ConvMaxout: Function(_convolution, _conv_maxout, pieces_axis=0),
+}
+"""By layer type, what torch computes."""
 
 
 def first_largest(z: Tensor, pieces: int) -> Tensor:
@@ -118,10 +172,11 @@ def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
 
 def by_piece(network: Network, name: str, array: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
     """Return a maxout layer's array laid out as `largest_by_piece` takes it, or back; others as they are."""
-    layer = layer_of(network, name.removeprefix("velocity."))
-    if not isinstance(layer, Maxout | ConvMaxout):
+    layer: Any = layer_of(network, name.removeprefix("velocity."))
+    axis = LAYERS[type(layer)].pieces_axis
+    if axis is None:
         return array
-    axis = 0 if isinstance(layer, ConvMaxout) else array.ndim - 1
+    axis %= array.ndim
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     inner = (layer.pieces, -1) if back else (-1, layer.pieces)
     return array.reshape(*before, *inner, *after).swapaxes(axis, axis + 1).reshape(array.shape)

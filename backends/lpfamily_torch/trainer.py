@@ -19,18 +19,10 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.classification import softplus
 from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
-from lpfamily.training.networks import (
-    ConvMaxout,
-    Dense,
-    Maxout,
-    Network,
-    State,
-    layer_of,
-    parameter_shapes,
-)
+from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
-from lpfamily_torch.model import Tap, TorchModel, by_piece, largest_by_piece, logits
+from lpfamily_torch.model import LAYERS, Tap, TorchModel, by_piece, largest_by_piece, logits, resolved
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
 
@@ -38,7 +30,7 @@ from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 class TorchBackend:
     """Trains every network on any device of torch's."""
 
-    layers: frozenset[type] = frozenset({Dense, Maxout, ConvMaxout})
+    layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
 
     def check_device(self, device: str) -> None:
@@ -101,7 +93,7 @@ class TorchTrainer:
     """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
     def __init__(self, task: Task, state: State) -> None:
-        self.task = task
+        self.task, self._layers = task, resolved(task.network)
         self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
         self._total = torch.zeros(2, dtype=torch.float64, device=task.device)
         self._zero = torch.zeros((), dtype=self._x.dtype, device=task.device, requires_grad=True)
@@ -126,7 +118,7 @@ class TorchTrainer:
         self._differentiated = [
             name
             for name in parameter_shapes(self.task.network)
-            if all_ or isinstance(layer_of(self.task.network, name), ConvMaxout)
+            if all_ or not LAYERS[type(layer_of(self.task.network, name))].tapped
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
@@ -248,7 +240,7 @@ class TorchTrainer:
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
         single = [None if factor is None else factor.float() for factor in factors]
         with torch.autocast(x.device.type, torch.bfloat16):
-            z = logits(self.task.network, state, at.float(), single, None, largest_by_piece)
+            z = logits(self._layers, state, at.float(), single, None, largest_by_piece)
             return torch.autograd.grad(error_log_odds(z, labels).sum(), at)[0]
 
     def _differentiable(self, x: Tensor) -> Tensor:
@@ -267,7 +259,7 @@ class TorchTrainer:
         return odds
 
     def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
-        return logits(self.task.network, self._state, x, factors, taps, largest_by_piece)
+        return logits(self._layers, self._state, x, factors, taps, largest_by_piece)
 
     def _factors(self, masks: Factors) -> Factors:
         """Return what dropout multiplies each layer's inputs by, of which it keeps."""

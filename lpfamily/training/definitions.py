@@ -19,6 +19,7 @@ from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
+    Layer,
     Maxout,
     Network,
     State,
@@ -34,6 +35,28 @@ Function = Callable[[Array, Array], Array]
 """Of the logits and labels of some examples, a number for each."""
 
 
+def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
+    z = dense(x, weight, bias)
+    return sigmoid(z) if layer.activation == "sigmoid" else z
+
+
+def _maxout(layer: Maxout, x: Array, weight: Array, bias: Array) -> Array:
+    return maxout(dense(x, weight, bias), layer.pieces)
+
+
+def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
+    z = maxout(convolution(x, weight, bias, layer.padding), layer.pieces)
+    return max_pooling(z, layer.pool, layer.stride)
+
+
+LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
+    Dense: _dense,
+    Maxout: _maxout,
+    ConvMaxout: _conv_maxout,
+}
+"""By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
+
+
 def logits(network: Network, state: State, x: Array, masks: Masks | None = None) -> Array:
     """Return the network's logits, for real or complex x; the masks say what dropout keeps."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
@@ -42,14 +65,7 @@ def logits(network: Network, state: State, x: Array, masks: Masks | None = None)
         mask = masks[index] if masks else None
         if mask is not None and layer.dropout:
             x = x * mask * layer.dropout.scale
-        if isinstance(layer, ConvMaxout):
-            z = maxout(convolution(x, weight, bias, layer.padding), layer.pieces)
-            x = max_pooling(z, layer.pool, layer.stride)
-        elif isinstance(layer, Maxout):
-            x = maxout(dense(x, weight, bias), layer.pieces)
-        else:
-            x = dense(x, weight, bias)
-            x = sigmoid(x) if isinstance(layer, Dense) and layer.activation == "sigmoid" else x
+        x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,9 +28,16 @@ class Dropout:
     scale: float
 
 
+_KINDS: dict[str, type[Layer]] = {}
+"""The layer types by their names, which are what JSON has of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """What every layer has: a weight, a bias, and how they are trained."""
+class Layer(ABC):
+    """A weight, a bias and how they are trained; a type of layer also knows its shapes and first weights.
+
+    A layer that takes the largest of several numbers gives the gradient to the first of the largest.
+    """
 
     max_norm: float | None = None
     """The limit on the Euclidean norm of the weights into one unit or piece, kept after every step."""
@@ -37,30 +45,92 @@ class Layer:
     lr_scale: float = 1.0
     """The factor of the learning rate for weight and bias."""
     init: float | None = None
-    """Weights are drawn uniformly from +-init; None is the draw for sigmoid units (Glorot, Bengio 2010)."""
+    """Weights are drawn uniformly from +-init; None is the layer's `default_init`."""
 
     norm_axes: ClassVar[tuple[int, ...]] = (0,)
     """The axes of the weight over which the norm of a unit is taken."""
 
+    def __init_subclass__(cls) -> None:
+        known = _KINDS.setdefault(cls.__name__, cls)
+        if known.__module__ != cls.__module__:
+            raise TypeError(
+                f"{cls.__module__} has a layer {cls.__name__}, and so has {known.__module__}; networks are "
+                f"read from JSON by these names, so give it another one"
+            )
+        _KINDS[cls.__name__] = cls
+
+    @abstractmethod
+    def entering(self, shape: Shape) -> Shape:
+        """Return the shape in which the layer takes an example of this shape, or raise ValueError."""
+
+    @abstractmethod
+    def output_shape(self, entering: Shape) -> Shape:
+        """Return the shape of an example that leaves the layer, or raise ValueError."""
+
+    @abstractmethod
+    def parameter_shapes(self, entering: Shape) -> dict[str, Shape]:
+        """Return the shapes of `weight` and `bias`, in this order."""
+
+    def positions(self, entering: Shape) -> Shape:
+        """Return the shape of the places where the weight meets an example: () where there is one."""
+        return ()
+
+    def default_init(self, weight: Shape) -> float:
+        """Return the `init` of a weight of this shape, here for sigmoid units.
+
+        It is 4 sqrt(6 / (inputs + outputs)), those of one unit and of one input (Glorot, Bengio 2010).
+        """
+        return 4 * math.sqrt(6 / (sum(weight[:2]) * math.prod(weight[2:])))
+
 
 @dataclass(frozen=True)
-class Dense(Layer):
-    """A fully connected layer: activation(x @ weight + bias), weight of shape (inputs, units)."""
+class FullyConnected(Layer):
+    """A layer of units that each see all of the input, which is flattened, an image channels first.
+
+    Its outputs are a function of x @ weight + bias, weight of shape (inputs, columns).
+    """
 
     units: int
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the weight: one for each unit, unless a subclass says more."""
+        return self.units
+
+    def entering(self, shape: Shape) -> Shape:
+        """Return the shape flattened."""
+        return (math.prod(shape),)
+
+    def output_shape(self, entering: Shape) -> Shape:
+        """Return one number per unit."""
+        return (self.units,)
+
+    def parameter_shapes(self, entering: Shape) -> dict[str, Shape]:
+        """Return the shapes of `weight` and `bias`."""
+        return {"weight": (*entering, self.columns), "bias": (self.columns,)}
+
+
+@dataclass(frozen=True)
+class Dense(FullyConnected):
+    """A fully connected layer: activation(x @ weight + bias), weight of shape (inputs, units)."""
+
     activation: Literal["linear", "sigmoid"] = "linear"
 
 
 @dataclass(frozen=True)
-class Maxout(Layer):
+class Maxout(FullyConnected):
     """A fully connected layer whose units are each the largest of linear pieces (Goodfellow et al. 2013).
 
     The pieces of a unit are consecutive columns of x @ weight + bias, weight of shape (inputs, units *
     pieces). The gradient goes to the first of the largest.
     """
 
-    units: int
     pieces: int
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the weight: one for each piece of each unit."""
+        return self.units * self.pieces
 
 
 @dataclass(frozen=True)
@@ -92,6 +162,34 @@ class ConvMaxout(Layer):
         """Return how many positions are left after pooling."""
         return math.ceil((self.detector(length) - self.pool) / self.stride) + 1
 
+    def entering(self, shape: Shape) -> Shape:
+        """Return the shape of an image, (channels, height, width)."""
+        if len(shape) != 3:
+            raise ValueError(f"is a convolution and needs an image; got shape {shape}")
+        return shape
+
+    def output_shape(self, entering: Shape) -> Shape:
+        """Return (channels, height, width) after pooling."""
+        height, width = map(self.pooled, entering[1:])
+        if min(height, width) < 1 or min(self.positions(entering)) < self.pool:
+            raise ValueError(f"is larger than its input of shape {entering}")
+        if self.stride > self.pool:  # the last window could begin beyond the end
+            raise ValueError(
+                f"has --stride {self.stride} and --pool {self.pool}, so that windows are apart; give a "
+                f"stride of {self.pool} or less"
+            )
+        return (self.channels, height, width)
+
+    def parameter_shapes(self, entering: Shape) -> dict[str, Shape]:
+        """Return the shapes of `weight` and `bias`."""
+        filters = self.channels * self.pieces
+        places = () if self.tied_bias else self.positions(entering)
+        return {"weight": (filters, entering[0], self.kernel, self.kernel), "bias": (filters, *places)}
+
+    def positions(self, entering: Shape) -> Shape:
+        """Return the height and width of what the kernel gives before pooling."""
+        return tuple(map(self.detector, entering[1:]))
+
 
 @dataclass(frozen=True)
 class Network:
@@ -119,9 +217,8 @@ def to_json(network: Network) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Network:
     """Return the network that `to_json` made a value of."""
-    kinds = {kind.__name__: kind for kind in (Dense, Maxout, ConvMaxout)}
     layers = tuple(
-        kinds[layer["kind"]](
+        _KINDS[layer["kind"]](
             **{name: value for name, value in layer.items() if name not in ("kind", "dropout")},
             dropout=Dropout(**layer["dropout"]) if layer["dropout"] else None,
         )
@@ -131,51 +228,27 @@ def from_json(values: dict[str, Any]) -> Network:
 
 
 def shapes(network: Network) -> tuple[Shape, ...]:
-    """Return the shape of an example as it enters each layer, and last that of the logits.
-
-    A dense layer flattens an image, channels first.
-    """
+    """Return the shape of an example as it enters each layer, and last that of the logits."""
     entering: list[Shape] = []
     shape: Shape = network.image or (network.inputs,)
     if math.prod(shape) != network.inputs:
         raise ValueError(f"an image of shape {shape} does not have {network.inputs} entries")
     for index, layer in enumerate(network.layers):
-        if isinstance(layer, ConvMaxout):
-            if len(shape) != 3:
-                raise ValueError(f"layer {index} is a convolution and needs an image; got shape {shape}")
-            entering.append(shape)
-            sides = [layer.pooled(length) for length in shape[1:]]
-            if min(*sides, *(layer.detector(length) - layer.pool + 1 for length in shape[1:])) < 1:
-                raise ValueError(f"layer {index} is larger than its input of shape {shape}")
-            if layer.stride > layer.pool:  # the last window could begin beyond the end
-                raise ValueError(
-                    f"layer {index} has --stride {layer.stride} and --pool {layer.pool}, so that windows are "
-                    f"apart; give a stride of {layer.pool} or less"
-                )
-            shape = (layer.channels, *sides)
-        else:
-            entering.append((math.prod(shape),))
-            shape = (layer.units,)  # type: ignore[attr-defined]
+        try:
+            entering.append(layer.entering(shape))
+            shape = layer.output_shape(entering[-1])
+        except ValueError as cause:
+            raise ValueError(f"layer {index} {cause}") from cause
     return (*entering, shape)
 
 
 def parameter_shapes(network: Network) -> dict[str, Shape]:
     """Return the name and shape of every parameter, in order."""
-    found: dict[str, Shape] = {}
-    for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
-        weight: Shape
-        bias: Shape
-        if isinstance(layer, ConvMaxout):
-            filters = layer.channels * layer.pieces
-            weight = (filters, entering[0], layer.kernel, layer.kernel)
-            positions = () if layer.tied_bias else tuple(layer.detector(length) for length in entering[1:])
-            bias = (filters, *positions)
-        elif isinstance(layer, Maxout):
-            weight, bias = (*entering, layer.units * layer.pieces), (layer.units * layer.pieces,)
-        else:
-            weight, bias = (*entering, layer.units), (layer.units,)  # type: ignore[attr-defined]
-        found[f"layers.{index}.weight"], found[f"layers.{index}.bias"] = weight, bias
-    return found
+    return {
+        f"layers.{index}.{name}": shape
+        for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
+        for name, shape in layer.parameter_shapes(entering).items()
+    }
 
 
 def layer_of(network: Network, name: str) -> Layer:
@@ -192,9 +265,9 @@ def state_shapes(network: Network) -> dict[str, Shape]:
 def initial_state(network: Network, seed: int, dtype: str) -> State:
     """Return the state before the first step: drawn weights, biases and velocities of zero.
 
-    Weights are uniform, in +-4 sqrt(6 / (inputs + units)) where a layer names no other range, scaled down
-    to the norm constraint where they exceed it; drawn in float64, so that a seed means the same network
-    in every dtype and backend.
+    Weights are uniform in +-`Layer.init`, or in the range that their layer has by default, scaled down to
+    the norm constraint where they exceed it; drawn in float64, so that a seed means the same network in
+    every dtype and backend.
     """
     rng = np.random.default_rng(seed)
     state = {}
@@ -203,8 +276,7 @@ def initial_state(network: Network, seed: int, dtype: str) -> State:
             state[name] = np.zeros(shape, dtype)
             continue
         layer = layer_of(network, name)
-        fan = sum(shape[:2]) * math.prod(shape[2:])
-        bound = 4 * math.sqrt(6 / fan) if layer.init is None else layer.init
+        bound = layer.default_init(shape) if layer.init is None else layer.init
         weight = rng.uniform(-bound, bound, shape)
         if layer.max_norm is not None:
             norms = np.sqrt(np.sum(weight**2, axis=layer.norm_axes, keepdims=True))
