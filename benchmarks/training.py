@@ -216,14 +216,14 @@ def _is_product(key: Key) -> bool:
 
 def _flops(model: str) -> dict[str, float]:
     """Return the FLOPs that a step of each objective needs."""
-    from lpfamily.training.networks import ConvMaxout, parameter_shapes, shapes
+    from lpfamily.training.networks import parameter_shapes, shapes
     from lpfamily.training.recipes import network_of
 
     network = network_of(_recipe(model, "plain", False), IMAGE, CLASSES)
     weights, products = parameter_shapes(network), []
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
-        sides = map(layer.detector, entering[1:]) if isinstance(layer, ConvMaxout) else ()
-        products.append(2.0 * BATCH * math.prod(weights[f"layers.{index}.weight"]) * math.prod(sides))
+        shape = weights[f"layers.{index}.weight"] + layer.positions(entering)
+        products.append(2.0 * BATCH * math.prod(shape))
     forward, first = sum(products), products[0]
     return {name: all_ * forward - less * first for name, (all_, less) in FLOORS.items()}
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.workers import Row
 from lpfamily.training.backends import Task
-from lpfamily.training.networks import ConvMaxout, Dense, Network, State
+from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, State
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,21 +71,37 @@ def plain_model(network: Network, state: State) -> nn.Sequential:
     modules: list[nn.Module] = [nn.Unflatten(1, network.image)] if network.image else []
     for index, layer in enumerate(network.layers):
         weight, bias = (torch.tensor(state[f"layers.{index}.{name}"]) for name in ("weight", "bias"))
-        if isinstance(layer, ConvMaxout):
-            product = nn.Conv2d(*weight.shape[1::-1], layer.kernel, padding=layer.padding, bias=False)
-            product.weight = nn.Parameter(weight)
-            pool = nn.MaxPool2d(layer.pool, layer.stride, ceil_mode=True)
-            bias = bias.reshape(-1, 1, 1) if layer.tied_bias else bias
-            modules += [product, _Bias(bias), _Maxout(layer.pieces), pool]
-            continue
-        linear = nn.Linear(*weight.shape)
-        linear.load_state_dict({"weight": weight.T, "bias": bias})
-        modules += [nn.Flatten(), linear]
-        if not isinstance(layer, Dense):
-            modules.append(_Maxout(layer.pieces))
-        elif layer.activation == "sigmoid":
-            modules.append(nn.Sigmoid())
+        modules += _MODULES[type(layer)](layer, weight, bias)
     return nn.Sequential(*modules)
+
+
+def _dense(layer: Dense, weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    return [*_linear(weight, bias), *([nn.Sigmoid()] if layer.activation == "sigmoid" else [])]
+
+
+def _maxout(layer: Maxout, weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    return [*_linear(weight, bias), _Maxout(layer.pieces)]
+
+
+def _linear(weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    linear = nn.Linear(*weight.shape)
+    linear.load_state_dict({"weight": weight.T, "bias": bias})
+    return [nn.Flatten(), linear]
+
+
+def _conv_maxout(layer: ConvMaxout, weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    product = nn.Conv2d(*weight.shape[1::-1], layer.kernel, padding=layer.padding, bias=False)
+    product.weight = nn.Parameter(weight)
+    pool = nn.MaxPool2d(layer.pool, layer.stride, ceil_mode=True)
+    bias = bias.reshape(-1, 1, 1) if layer.tied_bias else bias
+    return [product, _Bias(bias), _Maxout(layer.pieces), pool]
+
+
+_MODULES: dict[type[Layer], Callable[[Any, Tensor, Tensor], list[nn.Module]]] = {
+    Dense: _dense,
+    Maxout: _maxout,
+    ConvMaxout: _conv_maxout,
+}
 
 
 def _loop(model: nn.Module, optimizer: Any, task: Task, attack: Attack | None) -> Callable[[], object]:
