@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.workers import Row
 from lpfamily.training.backends import Task
-from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, State
+from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, Rectifier, State
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,6 +99,7 @@ def _conv_maxout(layer: ConvMaxout, weight: Tensor, bias: Tensor) -> list[nn.Mod
 
 _MODULES: dict[type[Layer], Callable[[Any, Tensor, Tensor], list[nn.Module]]] = {
     Dense: _dense,
+    Rectifier: lambda layer, weight, bias: [*_linear(weight, bias), nn.ReLU()],
     Maxout: _maxout,
     ConvMaxout: _conv_maxout,
 }

@@ -11,11 +11,19 @@ from backends_under_test import NAMES, NETWORK
 from lpfamily.training import backends, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.draws import Draws
-from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network, initial_state
+from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network, Rectifier, initial_state
 from lpfamily.training.testing import WITH_DROPOUT
 
 STEPS = 50
 HALF = Dropout(0.5, 2.0)
+OF_RECTIFIERS = Network(
+    64,
+    (
+        Rectifier(24, max_norm=1.9, dropout=Dropout(0.8, 1.0)),
+        Rectifier(16, max_norm=1.9, dropout=HALF),
+        Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
+    ),
+)
 OF_MAXOUT = Network(
     64,
     (
@@ -84,8 +92,9 @@ def test_backends_follow_numpys_trajectory(name, objective):
 
 @pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
-def test_so_they_do_with_maxout_and_dropout(name, objective):
-    assert_one_trajectory(["numpy", name], OF_MAXOUT, objective)
+@pytest.mark.parametrize("network", [OF_MAXOUT, OF_RECTIFIERS], ids=["maxout", "rectifiers"])
+def test_so_they_do_with_dropout(name, network, objective):
+    assert_one_trajectory(["numpy", name], network, objective)
 
 
 if {"torch", "jax"} <= set(NAMES):

@@ -11,6 +11,7 @@ from lpfamily.training import definitions
 from lpfamily.training.backends import Objective
 from lpfamily.training.networks import parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests
+from lpfamily_numpy.model import _elementwise
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _gradients
 
 PERTURB = Objective("perturb", 2.0)
@@ -60,6 +61,16 @@ class WithoutVelocityOnResume(NumpyTrainer):
                 self._state[name][:] = 0
 
 
+class WithHalfASlopeAtZero(NumpyTrainer):
+    """What automatic differentiation of max(0, z) gives in some libraries."""
+
+    def __init__(self, task, state):
+        super().__init__(task, state)
+        rectified = _elementwise(lambda z: np.maximum(z, 0), lambda y: (1 + np.sign(y)) / 2)
+        *hidden, last = self._layers
+        self._layers = (*((layer, rectified) for layer, _ in hidden), last)
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -79,6 +90,12 @@ CASES = {
     "weight gradients missing": (WithoutWeightGradients, lambda tests, step: step),
     "eps not held constant": (WithEpsilonThatMoves, lambda tests, step: step),
     "sigma applied to the batch": (WithOneBallForTheBatch, lambda tests, step: step),
+    "a slope where a rectifier's is 0": (
+        WithHalfASlopeAtZero,
+        lambda tests, step: functools.partial(
+            tests.test_ties_give_their_gradient_to_the_first, NETWORKS["rectifiers"]
+        ),
+    ),
     "labels shifted": (WithShiftedLabels, lambda tests, step: step),
     "velocity lost on resume": (
         WithoutVelocityOnResume,

@@ -13,7 +13,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from lpfamily.training.backends import check_inputs
-from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, shapes
+from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, Rectifier, shapes
 
 Arrays = dict[str, Array]
 
@@ -88,6 +88,7 @@ def _conv_maxout(layer: ConvMaxout, z: Array) -> Array:
 
 LAYERS: dict[type[Layer], Function] = {
     Dense: Function(_matrix_product, _dense),
+    Rectifier: Function(_matrix_product, lambda layer, z: jax.nn.relu(z)),
     Maxout: Function(_matrix_product, _maxout),
     ConvMaxout: Function(_convolution, _conv_maxout),
 }

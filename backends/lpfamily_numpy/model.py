@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.draws import Masks
-from lpfamily.training.networks import Dense, Layer, Maxout, Network, State
+from lpfamily.training.networks import Dense, Layer, Maxout, Network, Rectifier, State
 
 Floats = NDArray[Any]
 
@@ -83,6 +83,7 @@ def _maxout(layer: Maxout) -> Activation:
 
 LAYERS: dict[type[Layer], Callable[[Any], Activation]] = {
     Dense: lambda layer: _DENSE[layer.activation],
+    Rectifier: lambda layer: _elementwise(lambda z: np.maximum(z, 0), lambda y: y > 0),
     Maxout: _maxout,
 }
 """By layer type, the activation of a layer."""

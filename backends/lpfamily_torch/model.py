@@ -20,6 +20,7 @@ from lpfamily.training.networks import (
     Layer,
     Maxout,
     Network,
+    Rectifier,
     Shape,
     State,
     layer_of,
@@ -138,6 +139,7 @@ def _conv_maxout(layer: ConvMaxout, z: Tensor, largest: Largest) -> Tensor:
 
 LAYERS: dict[type[Layer], Function] = {
     Dense: Function(_matrix_product, _dense),
+    Rectifier: Function(_matrix_product, lambda layer, z, largest: torch.relu(z)),
     Maxout: Function(_matrix_product, _maxout, pieces_axis=-1),
     ConvMaxout: Function(_convolution, _conv_maxout, pieces_axis=0),
 }

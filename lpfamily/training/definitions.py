@@ -22,12 +22,13 @@ from lpfamily.training.networks import (
     Layer,
     Maxout,
     Network,
+    Rectifier,
     State,
     layer_of,
     parameter_shapes,
     shapes,
 )
-from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, sigmoid
+from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, rectifier, sigmoid
 
 Array = NDArray[Any]
 
@@ -51,6 +52,7 @@ def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Arr
 
 LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
     Dense: _dense,
+    Rectifier: lambda layer, x, weight, bias: rectifier(dense(x, weight, bias)),
     Maxout: _maxout,
     ConvMaxout: _conv_maxout,
 }

@@ -118,6 +118,21 @@ class Dense(FullyConnected):
 
 
 @dataclass(frozen=True)
+class Rectifier(FullyConnected):
+    """A fully connected layer: max(0, x @ weight + bias), weight of shape (inputs, units).
+
+    Where both are 0 the gradient goes to the first, which is constant: the derivative at 0 is 0.
+    """
+
+    def default_init(self, weight: Shape) -> float:
+        """Return sqrt(6 / inputs), of variance 2 / inputs.
+
+        So a layer of rectifiers leaves the mean square of its inputs as it is (He et al. 2015).
+        """
+        return math.sqrt(6 / weight[0])
+
+
+@dataclass(frozen=True)
 class Maxout(FullyConnected):
     """A fully connected layer whose units are each the largest of linear pieces (Goodfellow et al. 2013).
 

@@ -44,6 +44,7 @@ from lpfamily.training.networks import (
     Dropout,
     Maxout,
     Network,
+    Rectifier,
     State,
     initial_state,
     state_shapes,
@@ -54,6 +55,14 @@ Array = NDArray[Any]
 HALF = Dropout(0.5, 2.0)
 NETWORKS = {
     "sigmoid": Network(6, (Dense(5, "sigmoid", max_norm=2.0), Dense(4, "sigmoid"), Dense(3, max_norm=1.5))),
+    "rectifiers": Network(
+        6,
+        (
+            Rectifier(5, max_norm=1.2, dropout=Dropout(0.8, 1.0), lr_scale=0.5),
+            Rectifier(5, dropout=HALF),
+            Dense(3, max_norm=1.5, dropout=HALF),
+        ),
+    ),
     "maxout": Network(
         6,
         (

@@ -20,6 +20,11 @@ def sigmoid(z: Array) -> Array:
     return result
 
 
+def rectifier(z: Array) -> Array:
+    """Return max(0, z), the first of the two where they are equal."""
+    return _largest(np.stack([np.zeros_like(z), z]), 0)
+
+
 def dense(x: Array, weight: Array, bias: Array) -> Array:
     """Return x W + b, x of shape (n, inputs) and W of shape (inputs, units)."""
     result: Array = x @ weight + bias
