@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,51 +48,36 @@ def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Any =
         x = x.reshape(len(x), *entering)
         if masks is not None and masks[index] is not None and layer.dropout is not None:
             x = jnp.where(masks[index], layer.dropout.scale * x, 0)
-        function = LAYERS[type(layer)]
-        x = function.activation(layer, function.product(layer, x, weight, bias))
+        x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
 
 
-class Function(NamedTuple):
-    """What JAX computes for a layer: activation(layer, product(layer, x, weight, bias))."""
-
-    product: Callable[[Any, Array, Array, Array], Array]
-    activation: Callable[[Any, Array], Array]
-
-    @property
-    def convolves(self) -> bool:
-        """Whether it is a convolution."""
-        return self.product is _convolution
-
-
-def _matrix_product(layer: Layer, x: Array, weight: Array, bias: Array) -> Array:
-    return x @ weight + bias
-
-
-def _convolution(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
-    z = _correlated(x, weight, layer.padding)
-    return z + (bias[:, None, None] if layer.tied_bias else bias)
-
-
-def _dense(layer: Dense, z: Array) -> Array:
+def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
+    z = x @ weight + bias
     return jax.nn.sigmoid(z) if layer.activation == "sigmoid" else z
 
 
-def _maxout(layer: Maxout, z: Array) -> Array:
-    return _largest(z, layer.units, layer.pieces)
+def _rectifier(layer: Rectifier, x: Array, weight: Array, bias: Array) -> Array:
+    return jax.nn.relu(x @ weight + bias)
 
 
-def _conv_maxout(layer: ConvMaxout, z: Array) -> Array:
+def _maxout(layer: Maxout, x: Array, weight: Array, bias: Array) -> Array:
+    return _largest(x @ weight + bias, layer.units, layer.pieces)
+
+
+def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
+    z = _correlated(x, weight, layer.padding)
+    z = z + (bias[:, None, None] if layer.tied_bias else bias)
     return _pooled(_largest(z, layer.channels, layer.pieces), layer)
 
 
-LAYERS: dict[type[Layer], Function] = {
-    Dense: Function(_matrix_product, _dense),
-    Rectifier: Function(_matrix_product, lambda layer, z: jax.nn.relu(z)),
-    Maxout: Function(_matrix_product, _maxout),
-    ConvMaxout: Function(_convolution, _conv_maxout),
+LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
+    Dense: _dense,
+    Rectifier: _rectifier,
+    Maxout: _maxout,
+    ConvMaxout: _conv_maxout,
 }
-"""By layer type, what JAX computes."""
+"""By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

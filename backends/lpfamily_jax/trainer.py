@@ -22,7 +22,7 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import Network, State, layer_of, parameter_shapes, shapes
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, forward
 from lpfamily_jax.team import ALIKE, devices, join, noticing
@@ -148,7 +148,7 @@ class JaxTrainer:
     @property
     def _most(self) -> int:
         """The most steps at a time."""
-        convolves = any(LAYERS[type(layer)].convolves for layer in self.task.network.layers)
+        convolves = any(len(entering) > 1 for entering in shapes(self.task.network))
         # inside of a scan, convolutions take 12 times as long on a CPU
         return 1 if convolves and self._device.platform == "cpu" else SCANNED
 
