@@ -20,9 +20,10 @@ import numpy as np
 
 from benchmarks.timing import medians
 from lpfamily.training import backends, recipes
-from lpfamily.training.backends import Task
+from lpfamily.training.choices import part
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import initial_state
+from lpfamily.training.tasks import Machine, Objective, Task
 
 GOALS = {"sigmoid-mlp": 60.0, "maxout": 60.0, "conv-maxout": 300.0}
 """Models, and the milliseconds that an epoch shall take on an H200."""
@@ -65,7 +66,7 @@ def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str,
     labels = rng.integers(10, size=len(x))
     recipe = recipes.default(model, "mnist", objective, math.inf, 784)  # type: ignore[arg-type]
     network = recipes.network_of(recipe, (1, 28, 28), 10)
-    task = Task(network, recipes.objective_of(recipe), x, labels, recipe.batch_size)
+    task = Task(network, part(recipe, Objective), x, labels, recipe.batch_size)
     state, draws = initial_state(network, 0, "float32"), Draws(0, 0)
     steps = -(-len(x) // recipe.batch_size)
     rates, order = recipes.rates(recipe, 0, steps), draws.order(len(x))
@@ -78,7 +79,7 @@ def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str,
     for column in _columns(options.backends):
         name = column.partition(" ")[0]
         device = options.device or DEVICES[name]
-        own = dataclasses.replace(task, device=device, tf32=options.tf32, compiled=column != name)
+        own = dataclasses.replace(task, machine=Machine(device, options.tf32, column != name))
         trainer: Any = backends.find(name).trainer(own, state)
         calls[column] = functools.partial(trainer.epoch, order, rates, draws)
     return calls

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.workers import Row
-from lpfamily.training.backends import Task
 from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, Rectifier, State
+from lpfamily.training.tasks import Task
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
+from lpfamily.training.choices import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, PATH, TEXT, Numbers
 from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Progress
-from lpfamily.training.recipes import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, Recipe
+from lpfamily.training.recipes import Recipe
 
 NAME = "python -m lpfamily.evaluate"
 EXAMPLES = 1000
@@ -50,22 +51,21 @@ def _parser() -> commands.Parser:
     )
     result.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, finished or not")
     add = result.group("what is tested")
-    add("--p", "exponents of balls, from 1 to inf", EXPONENT, many=True, default="1,2,inf")
+    add("--p", "exponents of balls, from 1 to inf", Numbers(EXPONENT), default="1,2,inf")
     add(
         "--sigmas",
         "radii, in units of the one whose strength matches that of the run; 0 is always there",
-        NOT_NEGATIVE,
-        many=True,
+        Numbers(NOT_NEGATIVE),
         default=",".join(f"{multiple:g}" for multiple in robustness.MULTIPLES),
     )
     add("--steps", "gradients that the ascent takes in each ball", COUNT, default=STEPS)
     add("--examples", "use the first N test examples; 0 is all", COUNT_OR_NONE, default=EXAMPLES)
     add("--seed", "of the noise", COUNT_OR_NONE, default="that of the run")
-    add("--data-dir", "local data files, as in lpfamily.train", Path, default="that of the run")
+    add("--data-dir", "local data files, as in lpfamily.train", PATH, default="that of the run")
     add = result.group("where and how")
-    add("--backend", f"one of {', '.join(backends.names())}", str, default="that of the run")
-    add("--device", "as in lpfamily.train", str, default="that of the run; cpu with --backend")
-    add("--out", "the JSON file; the curves are beside it, as PNG", Path, default="RUN/robustness.json")
+    add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="that of the run")
+    add("--device", "as in lpfamily.train", TEXT, default="that of the run; cpu with --backend")
+    add("--out", "the JSON file; the curves are beside it, as PNG", PATH, default="RUN/robustness.json")
     add("--quiet", "no progress, only the table at the end")
     return result
 
@@ -83,7 +83,7 @@ def _evaluate(argv: list[str]) -> int:
     ps, multiples = given.get("p", ONE_STEP), given.get("sigmas", robustness.MULTIPLES)
     _check_radii(recipe, ps, multiples, dataset.train.x.shape[1])
     backend: str = given.get("backend") or config.backend
-    device: str = given.get("device") or ("cpu" if "backend" in given else config.device)
+    device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
     trainer = trained.trainer(backend, device)
     count = given.get("examples", EXAMPLES) or None
     seed = given.get("seed", recipe.seed)
@@ -146,7 +146,7 @@ def _with_radius(recipe: Recipe) -> Recipe:
     """Return the recipe, with the published sigma where its own is 0 and so has no multiples."""
     if recipe.sigma:
         return recipe
-    inputs = math.prod(data.SHAPES[recipe.data])
+    inputs = data.source(recipe.data).inputs
     published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
     return replace(recipe, sigma=published.sigma)
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lpfamily.training import backends, commands, runs
+from lpfamily.training.choices import COUNT, PATH, TEXT, Names
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
-from lpfamily.training.recipes import COUNT
 
 NAME = "python -m lpfamily.reproduce"
 MEASURED = "measured"
@@ -59,13 +59,13 @@ def _parser() -> commands.Parser:
         "--budget",
         "quick: fewer epochs and images, and the page says so beside the numbers; paper: the published "
         "recipes, days on two cores",
-        choices=get_args(Budget),
+        Names(get_args(Budget)),
         default="quick",
     )
     add("--seeds", "runs of each network, from seed 0", COUNT, default="3; quick convolutions 1")
-    add("--backend", f"one of {', '.join(backends.names())}", str, default="torch, else jax, else numpy")
-    add("--device", "as in lpfamily.train", str, default="cpu")
-    add("--data-dir", "local data files", Path, default="LPFAMILY_DATA, or a download into the user's cache")
+    add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="torch, else jax, else numpy")
+    add("--device", "as in lpfamily.train", TEXT, default="cpu")
+    add("--data-dir", "local data files", PATH, default="LPFAMILY_DATA, or a download into the user's cache")
     result.add_argument(
         "--runs",
         type=Path,
@@ -75,7 +75,7 @@ def _parser() -> commands.Parser:
     )
     add("--jobs", "networks that are trained at once, one thread each", COUNT, default="one a core")
     add = result.group("the result")
-    add("--out", "the folder of page, files, measurements and runs", Path, default="reproduction")
+    add("--out", "the folder of page, files, measurements and runs", PATH, default="reproduction")
     add("--quiet", "no progress")
     return result
 

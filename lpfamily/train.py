@@ -15,12 +15,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
+from lpfamily.training import backends, choices, commands, configs, data, grid, recipes, runs
+from lpfamily.training.choices import flag, part
 from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.leading import follow, leading
@@ -28,6 +30,7 @@ from lpfamily.training.networks import state_shapes
 from lpfamily.training.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
+from lpfamily.training.tasks import Machine, Objective
 from lpfamily.training.teams import Lost, Team
 
 
@@ -41,10 +44,10 @@ def _train(given: dict[str, Any]) -> int:
     if "resume" in given:
         return _resume(given)
     name, device = given.get("backend", "numpy"), given.get("device", "cpu")
-    return _together(name, device, lambda backend, team: _begin(given, name, device, backend, team))
+    return _together(name, device, lambda backend, team: _begin(given, name, backend, team))
 
 
-def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Backend, team: Team) -> int:
+def _begin(given: dict[str, Any], name: str, backend: backends.Backend, team: Team) -> int:
     which, data_dir = given.get("data", Recipe.data), given.get("data_dir")
     dataset = data.load(which, data_dir)
     candidates = recipes_of(given, dataset)
@@ -52,9 +55,7 @@ def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Back
     config = Config(
         recipe,
         name,
-        device,
-        tf32=given.get("tf32", False),
-        compile=given.get("compile", False),
+        _machine(Machine(), given),
         data_dir=data.folder(which, data_dir),
         data_sha256=dataset.sha256(),
         versions=commands.versions(team.size),
@@ -71,14 +72,15 @@ def _begin(given: dict[str, Any], name: str, device: str, backend: backends.Back
 
 def _resume(given: dict[str, Any]) -> int:
     if fixed := sorted(given.keys() - ON_RESUME):
-        flag = "--" + fixed[0].replace("_", "-")
-        raise BadInput(f"{flag} cannot be changed in a run that has begun; leave it out, or start a new run")
+        raise BadInput(
+            f"{flag(fixed[0])} cannot be changed in a run that has begun; leave it out, or start a new run"
+        )
     if not {"backend", "device"} <= given.keys():  # all that those who follow must know
         run = runs.find(given["resume"])
         if (run.folder / runs.CURVES).exists() and _is_finished(run):
             return 0
         config = configs.read(run)
-        given = {"backend": config.backend, "device": config.device} | given
+        given = {"backend": config.backend, "device": config.machine.device} | given
     return _together(given["backend"], given["device"], functools.partial(_go_on, given))
 
 
@@ -112,11 +114,16 @@ def _is_finished(run: runs.Run) -> bool:
 
 def _others(config: Config, given: dict[str, Any], team: Team) -> list[str]:
     """Return what a run goes on with that it did not begin with, in words."""
-    others = [f"another {name}" for name in ("backend", "device") if given[name] != getattr(config, name)]
+    began = choices.to_json(config.machine) | {"backend": config.backend}
+    others = [f"another {name}" for name in ("backend", "device") if given[name] != began[name]]
     if config.versions != commands.versions(team.size):
         others.append("other versions")
-    added = [name for name in ("tf32", "compile") if name in given and not getattr(config, name)]
-    return others + [f"no --{name}" for name in added]
+    return others + [f"no --{name}" for name in ("tf32", "compile") if name in given and not began[name]]
+
+
+def _machine(machine: Machine, given: dict[str, Any]) -> Machine:
+    """Return a machine with what was given in the place of its choices."""
+    return replace(machine, **{name: given[name] for name in choices.options(Machine) if name in given})
 
 
 def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
@@ -149,17 +156,15 @@ def _go(
     from lpfamily.training.protocol import train
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
-    device, tf32, compiled = (
-        given.get(name, getattr(config, name)) for name in ("device", "tf32", "compile")
-    )
-    if compiled and (problem := backend.compile_problem(device)):
+    machine = _machine(config.machine, given)
+    if machine.compile and (problem := backend.compile_problem(machine.device)):
         progress.warn(f"--compile is without effect: {problem}")
-        compiled = False
+        machine = replace(machine, compile=False)
     trained = functools.partial(
         train,
         dataset=dataset,
         backend=backend,
-        machine=backends.Machine(device, tf32, compiled),
+        machine=machine,
         progress=progress,
     )
     chosen = ""
@@ -214,7 +219,7 @@ def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: bac
     if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
         raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
     backends.check_layers(name, backend, network)
-    backends.check_direction(name, backend, recipes.objective_of(recipe))
+    backends.check_direction(name, backend, part(recipe, Objective))
 
 
 def _title(recipe: Recipe, separator: str = ", ") -> str:

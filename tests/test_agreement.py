@@ -9,7 +9,7 @@ import pytest
 from backends_under_test import NAMES, NETWORK
 
 from lpfamily.training import backends, data
-from lpfamily.training.backends import Objective, Rates, Task
+from lpfamily.training.backends import Objective, Optimiser, Rates, Task
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Network, Rectifier, initial_state
 from lpfamily.training.testing import WITH_DROPOUT
@@ -50,9 +50,14 @@ def trained(name, network, objective):
     """Return the state after 49 steps of 30 on digits and one of 2, in float64, their rates all different."""
     train = data.load("digits").train
     task = Task(
-        network, objective, train.x.astype(np.float64), train.labels, batch_size=30, weight_decay=1e-4,
+        network,
+        objective,
+        train.x.astype(np.float64),
+        train.labels,
+        batch_size=30,
         dtype="float64",
-    )  # fmt: skip
+        optimiser=Optimiser(weight_decay=1e-4),
+    )
     trainer = backends.find(name).trainer(task, initial_state(network, 0, "float64"))
     draws = Draws(0, 0)
     rates = Rates(np.linspace(0.3, 0.1, STEPS), np.linspace(0.5, 0.7, STEPS), np.linspace(0.1, 0.3, STEPS))

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 import lpfamily
 from lpfamily import evaluate
 from lpfamily.report import plots
-from lpfamily.training import checkpoints, files, load, recipes, runs
+from lpfamily.training import checkpoints, choices, files, load, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.runs import Run
 
@@ -433,10 +433,10 @@ def test_a_file_that_lost_its_checksum_is_not_one_of_an_earlier_version(plain, t
 
 def test_fields_that_came_later_have_their_defaults(plain, data, tmp_path, monkeypatch):
     """A version without them is played by one that writes none of them."""
-    to_json, later = recipes.to_json, ("direction_dtype", "penalty_by")
+    to_json, later = choices.to_json, ("direction_dtype", "penalty_by")
     with monkeypatch.context() as patch:
         patch.setattr(
-            recipes, "to_json",
+            choices, "to_json",
             lambda recipe: {name: value for name, value in to_json(recipe).items() if name not in later},
         )  # fmt: skip
         earlier = Recorded(data, "without some fields", "--seed", 3)
@@ -456,7 +456,7 @@ def test_before_there_were_checksums_nothing_lacked(plain, tmp_path):
     result = unchanged(tmp_path, lambda: resumed(folder))
     assert result.returncode == 2
     assert f"{folder / CONFIG}: not the config of a run" in result.stderr
-    assert "the recipe lacks lr" in result.stderr
+    assert "it lacks lr" in result.stderr
 
 
 @pytest.mark.parametrize(

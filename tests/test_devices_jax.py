@@ -16,7 +16,7 @@ from commandline import ENVIRONMENT, python
 from test_agreement import OF_CONVOLUTIONS, OF_MAXOUT
 
 from lpfamily.training import backends, commands
-from lpfamily.training.backends import Objective, Rates, Task
+from lpfamily.training.backends import Objective, Optimiser, Rates, Task
 from lpfamily.training.draws import Draws
 from lpfamily.training.leading import follow, leading
 from lpfamily.training.networks import initial_state, parameter_shapes
@@ -41,7 +41,7 @@ def trained(backend, network, objective, examples):
     """Return a trainer after three epochs, in float64, what it had from them, and its data."""
     rng = np.random.default_rng(0)
     x, labels = rng.uniform(0, 1, (examples, 64)), rng.integers(0, 10, examples)
-    task = Task(network, objective, x, labels, batch_size=10, weight_decay=1e-4, dtype="float64")
+    task = Task(network, objective, x, labels, batch_size=10, optimiser=Optimiser(1e-4), dtype="float64")
     trainer, found = backend.trainer(task, initial_state(network, 0, "float64")), {}
     rates = Rates(*(np.linspace(*ends, -(-examples // 10)) for ends in ((0.3, 0.1), (0.5, 0.7), (0.1, 0.3))))
     for epoch in range(3):

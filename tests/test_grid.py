@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from test_resume import EVERY_INSTANT
 
 from lpfamily.train import main
-from lpfamily.training import backends, data, grid, recipes, runs
+from lpfamily.training import backends, choices, data, grid, runs
 from lpfamily.training.networks import initial_state
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import NotFinite
@@ -146,7 +146,7 @@ def choose(tmp_path):
             name: Recipe(model="softmax", units=(), seed=seed, patience=patience)
             for seed, name in enumerate(errors)
         }
-        config = {"recipe": recipes.to_json(candidates[min(errors)]), "grid": grid.to_json(candidates)}
+        config = {"recipe": choices.to_json(candidates[min(errors)]), "grid": grid.to_json(candidates)}
         run, trained = runs.create(tmp_path / "run", config), []
 
         def train(child, recipe):
@@ -167,7 +167,7 @@ def choose(tmp_path):
         assert grid.choose(run, run.config, train, Progress(quiet=True)) == recipe
         assert trained == list(errors)  # each once, as what is finished is kept
         found = run.read("grid.json", config["grid"])
-        assert recipe == candidates[found["chosen"]] == recipes.from_json(run.config["recipe"])
+        assert recipe == candidates[found["chosen"]] == choices.from_json(Recipe, run.config["recipe"])
         fresh = initial_state(network_of(recipe, (1, 8, 8), 10), recipe.seed, recipe.dtype)
         for name, array in fresh.items():
             np.testing.assert_array_equal(load_file(run.folder / "checkpoint.safetensors")[name], array)
@@ -240,10 +240,11 @@ def test_names_are_those_of_the_flags_or_of_the_recipe(spelling):
 
 
 def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
-    known = recipes.RANGES | recipes.LISTS | recipes.CHOICES
+    known = {name: each.values for name, each in choices.options(Recipe).items() if name != "data"}
+    known = {name: values for name, values in known.items() if values is not choices.SWITCH}
     afterwards = {"second_stage", "second_lr", "second_epochs", "test_examples"}
     for field in known.keys() - afterwards - {"examples", "validation"}:
-        text = recipes.CHOICES.get(field, ("1",))[0]
+        text = getattr(known[field], "names", ("1",))[0]
         (values,) = grid.combinations({"grid": [f"{field}={text}"]}).values()
         assert list(values) == [field]
         Recipe(**values)
@@ -252,7 +253,7 @@ def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
 def test_recipes_come_back_from_a_config_that_holds_any_of_them():
     candidates = {"a": Recipe(p=2, sigma=1), "b": Recipe(p=np.inf, sigma=0.1), "c": Recipe(units=(3,))}
     for recipe in candidates.values():
-        config = json.dumps({"recipe": recipes.to_json(recipe), "grid": grid.to_json(candidates)})
+        config = json.dumps({"recipe": choices.to_json(recipe), "grid": grid.to_json(candidates)})
         assert grid.from_json(json.loads(config)) == candidates
 
 
@@ -277,7 +278,7 @@ def test_recipes_come_back_from_a_config_that_holds_any_of_them():
         ("--grid examples=20/30", ["--grid examples=20/30", "do not compare", "--examples one value"]),
         ("--grid second-epochs=5/6", ["--grid second-epochs=5/6", "no difference", "--second-epochs one"]),
         ("--grid test-examples=5/6", ["--grid test-examples=5/6", "no difference", "--test-examples one"]),
-        ("--grid steps=1/2 --objective plain", ["--grid steps=2", "--steps belongs to --objective perturb"]),
+        ("--grid steps=1/2 --objective plain", ["--grid steps=2", "--steps needs --objective perturb"]),
         ("--grid units=5/5,5,5 --lr-scale 1,1", ["--grid units=5,5,5", "--lr-scale", "or 4; got 2"]),
         ("--grid patience=5/0", ["--grid patience=0", "--patience 1 or more"]),
         ("--grid sigma=1/1e300", ["--grid sigma=1e300", "float32"]),

@@ -8,13 +8,13 @@ import pytest
 from backends_under_test import NAMES
 from numpy.testing import assert_allclose
 
-from lpfamily.training import backends, recipes
+from lpfamily.training import backends, choices
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.definitions import cross_entropy, logits
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state, layer_of, parameter_shapes, shapes
-from lpfamily.training.recipes import MODELS, Recipe, continued_rates, default, network_of, rates
+from lpfamily.training.recipes import PUBLISHED, Recipe, continued_rates, default, network_of, rates
 
 IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8)}
 
@@ -50,7 +50,7 @@ def test_what_enters_the_layers_of_the_convolutions():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PUBLISHED)
 def test_first_weights_keep_to_their_range_and_constraint(model):
     state = initial_state(network(model), 0, "float64")
     for name in parameter_shapes(network(model)):
@@ -133,9 +133,9 @@ def test_numbers_that_do_not_fit_are_named(changes, part):
 
 
 def test_a_recipe_survives_its_file():
-    for model in MODELS:
+    for model in PUBLISHED:
         recipe = recipe_of(model, p=math.inf)
-        assert recipes.from_json(recipes.to_json(recipe)) == recipe
+        assert choices.from_json(Recipe, choices.to_json(recipe)) == recipe
     with pytest.raises(ValueError, match="units must be a whole number"):
         Recipe(units=(3, 1.5))
 
@@ -144,7 +144,7 @@ def test_a_recipe_survives_its_file():
 # differences of the reference, with the dropout of the draws.
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", PUBLISHED)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_step_descends(name, model):
     of = network(model)

@@ -21,8 +21,8 @@ from lpfamily.experiments import catalogue, errors, networks
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, finished, flags, runs_in
 from lpfamily.experiments.pieces import Measurement, Piece, Setting
 from lpfamily.report.contents import Column, Plot, Table
-from lpfamily.training import load, options, recipes
-from lpfamily.training.data import SHAPES, Dataset, Split
+from lpfamily.training import choices, load, options, recipes
+from lpfamily.training.data import SOURCES, Split
 from lpfamily.training.errors import BadInput
 
 QUIET = ("--quiet", "--backend", "numpy")
@@ -37,18 +37,18 @@ def silent(done, of, what=""):
 
 def recipe(name, budget):
     given = options.parser().parse(list(flags(NETWORKS[name], budget, seed=7)))
-    inputs = math.prod(SHAPES[given["data"]])
-    x = type("X", (), {"shape": (60_000, inputs)})
-    return options.recipe_of(given, Dataset(given["data"], Split(x, None), None, 10, SHAPES[given["data"]]))
+    source = SOURCES[given["data"]]
+    x = type("X", (), {"shape": (60_000, source.inputs)})
+    return options.recipe_of(given, source.dataset(Split(x, None), None))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_paper_budget_is_the_published_recipe(name):
-    found = recipes.to_json(recipe(name, "paper"))
+    found = choices.to_json(recipe(name, "paper"))
     model, data, objective, p = (found[key] for key in ("model", "data", "objective", "p"))
-    published = recipes.default(model, data, objective, float(p), math.prod(SHAPES[data]))
+    published = recipes.default(model, data, objective, float(p), SOURCES[data].inputs)
     chosen = {key: found[key] for key in ("sigma", "clean_weight", "second_stage")} | {"seed": 7}
-    assert found == recipes.to_json(published) | chosen
+    assert found == choices.to_json(published) | chosen
 
 
 @pytest.mark.parametrize("name", NETWORKS)

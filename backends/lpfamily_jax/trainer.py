@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, launches
+from lpfamily.training.backends import Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, layer_of, parameter_shapes, shapes
+from lpfamily.training.tasks import DIFFERENCE_STEP, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, forward
 from lpfamily_jax.team import ALIKE, devices, join, noticing
@@ -143,7 +144,7 @@ class JaxTrainer:
 
     @property
     def _settings(self) -> tuple[Any, ...]:
-        return (self.task.network, self.task.objective, self.task.weight_decay)
+        return (self.task.network, self.task.objective, self.task.optimiser)
 
     @property
     def _most(self) -> int:
@@ -193,7 +194,7 @@ def _epoch(
     settings: tuple[Any, ...], state: Arrays, x: Array, labels: Array, steps: Any
 ) -> tuple[Arrays, Array]:
     """Take the steps in order; return the state and the sums of the objective and of the errors."""
-    network, objective, weight_decay = settings
+    network, objective, optimiser = settings
 
     def step(state: Arrays, inputs: Any) -> tuple[Arrays, Array]:
         batch, (lr, momentum, sigma), drawn, counted = inputs
@@ -212,7 +213,7 @@ def _epoch(
         total = jnp.stack([loss, wrong.astype(loss.dtype)])
         if counted is not None:
             gradients, total = _mean_over_devices(gradients, total, counted)
-        return _updated(network, state, gradients, lr, momentum, weight_decay), total
+        return _updated(network, state, gradients, lr, momentum, optimiser), total
 
     if len(steps[0]) == 1:
         return step(state, jax.tree.map(lambda array: array[0], steps))
@@ -325,13 +326,13 @@ def _hessian_products(network: Network, state: Arrays, x: Array, labels: Array, 
 
 
 def _updated(
-    network: Network, state: Arrays, gradients: Arrays, lr: Array, momentum: Array, weight_decay: float
+    network: Network, state: Arrays, gradients: Arrays, lr: Array, momentum: Array, optimiser: Optimiser
 ) -> Arrays:
     new = {}
     for name, gradient in gradients.items():
         layer, is_weight = layer_of(network, name), name.endswith("weight")
-        if is_weight and weight_decay:
-            gradient = gradient + weight_decay * state[name]
+        if is_weight and optimiser.weight_decay:
+            gradient = gradient + optimiser.weight_decay * state[name]
         velocity = momentum * state[f"velocity.{name}"] - lr * layer.lr_scale * gradient
         parameter = state[name] + velocity
         if is_weight and layer.max_norm is not None:

@@ -18,10 +18,11 @@ from threadpoolctl import ThreadpoolController
 
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import DIFFERENCE_STEP, Metrics, Rates, Task, check_inputs
+from lpfamily.training.backends import Metrics, check_inputs
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
+from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
 from lpfamily_numpy.model import LAYERS, Floats, Passed, forward, resolved
 

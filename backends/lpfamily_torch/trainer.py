@@ -17,9 +17,10 @@ from torch.nn.functional import logsigmoid
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
 from lpfamily.classification import softplus
-from lpfamily.training.backends import DIFFERENCE_STEP, SMALLER, Metrics, Rates, Task, launches
+from lpfamily.training.backends import SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
+from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
 from lpfamily_torch.model import LAYERS, Tap, TorchModel, by_piece, largest_by_piece, logits, resolved

@@ -23,11 +23,22 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lpfamily.ascent import ascend
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
+from lpfamily.training.choices import (
+    COUNT,
+    COUNT_OR_NONE,
+    EXPONENT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    part,
+)
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import NotFinite
-from lpfamily.training.recipes import Range, Recipe
+from lpfamily.training.recipes import Recipe
+from lpfamily.training.tasks import Machine, Objective, Task
 from lpfamily_numpy import backend as numpy_backend
 
 SHARE = 0.05
@@ -36,15 +47,15 @@ SHARE = 0.05
 MOMENTUM = 0.9
 
 RANGES = {
-    "pieces": recipes.COUNT_OR_NONE,
-    "p": recipes.EXPONENT,
-    "sigma": recipes.NOT_NEGATIVE,
-    "steps": recipes.COUNT,
-    "clean_weight": recipes.FRACTION,
-    "max_iter": recipes.COUNT,
-    "batch_size": recipes.COUNT,
-    "learning_rate_init": recipes.POSITIVE,
-    "n_iter_no_change": recipes.COUNT,
+    "pieces": COUNT_OR_NONE,
+    "p": EXPONENT,
+    "sigma": NOT_NEGATIVE,
+    "steps": COUNT,
+    "clean_weight": FRACTION,
+    "max_iter": COUNT,
+    "batch_size": COUNT,
+    "learning_rate_init": POSITIVE,
+    "n_iter_no_change": COUNT,
     "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
 }
 """What each number may be, beside the units of the hidden layers."""
@@ -214,8 +225,8 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         found = backends.find(self.backend)
         backends.check_layers(self.backend, found, network)
         found.check_device(self.device)
-        objective, size, dtype = recipes.objective_of(recipe), recipe.batch_size, recipe.dtype
-        task = backends.Task(network, objective, X, labels, size, dtype=dtype, device=self.device)
+        objective, size, dtype = part(recipe, Objective), recipe.batch_size, recipe.dtype
+        task = Task(network, objective, X, labels, size, dtype, machine=Machine(self.device))
         trainer = found.trainer(task, initial_state(network, recipe.seed, dtype))
         state, epoch, lines = _train(trainer, recipe, len(X), held, Progress(quiet=not self.verbose))
         self.n_iter_ = len(lines)
@@ -306,7 +317,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
     def _numbers(self) -> dict[str, Any]:
         """Return the parameters that are numbers, as Python's."""
         name, units = "hidden_layer_sizes", np.atleast_1d(self.hidden_layer_sizes).tolist()
-        found: dict[str, Any] = {name: tuple(_within(recipes.COUNT, name, unit) for unit in units)}
+        found: dict[str, Any] = {name: tuple(_within(COUNT, name, unit) for unit in units)}
         for name, range_ in RANGES.items():
             value = getattr(self, name)
             if not (value is None and name in OPTIONAL):

@@ -130,7 +130,8 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
         result(folder)
     if folder is None:
         recipe = _recipe_of(job.network, setting.budget, setting.data_dir)
-        network = network_of(recipe, data.SHAPES[recipe.data], data.CLASSES)
+        source = data.source(recipe.data)
+        network = network_of(recipe, source.shape, source.classes)
         backends.check_layers(setting.backend, backends.find(setting.backend), network)
 
 

@@ -14,6 +14,7 @@ from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.steepest import epsilon
 from lpfamily.training import data
 from lpfamily.training.backends import Trainer
+from lpfamily.training.data.mnist import MNIST
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
 from lpfamily.training.progress import Tick
@@ -31,7 +32,7 @@ SHOWN = 3
 TRANSFER = ("softmax", "sigmoid-plain", "sigmoid-p2", "maxout-plain", "maxout-pinf", "maxout-p2")
 
 
-def first_of_each(split: data.Split, digits: Sequence[int] = range(data.CLASSES)) -> data.Split:
+def first_of_each(split: data.Split, digits: Sequence[int] = range(MNIST.classes)) -> data.Split:
     """Return the first example of each of the classes, in their order."""
     at = [int(np.flatnonzero(split.labels == digit)[0]) for digit in digits]
     return data.Split(split.x[at], split.labels[at])
@@ -132,7 +133,9 @@ def contributions(trainer: Trainer, x: Floats, labels: NDArray[Any], classes: in
     return coefficients, coefficients[:, :, None] * rows
 
 
-def class_parts(trainer: Trainer, x: Floats, labels: NDArray[Any], classes: int = data.CLASSES) -> list[Json]:
+def class_parts(
+    trainer: Trainer, x: Floats, labels: NDArray[Any], classes: int = MNIST.classes
+) -> list[Json]:
     """Return for each example eq. 12's step at sigma 1 as the sum of what classes contribute (eq. 25).
 
     `shares` are those of the step's length, <part, eps> / <eps, eps>, and sum to 1. The first part is of

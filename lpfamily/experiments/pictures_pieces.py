@@ -24,13 +24,13 @@ from lpfamily.experiments.pictures import (
 )
 from lpfamily.experiments.pieces import Json, Piece, Setting
 from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
-from lpfamily.training import data
+from lpfamily.training.data.mnist import MNIST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CHANCE = 1 - 1 / data.CLASSES
+CHANCE = 1 - 1 / MNIST.classes
 THE_PAPERS = (
     "stays clear",
     "stays clear",
@@ -83,7 +83,7 @@ def _digits_drawing(found: Json, sigma: float, names: Sequence[str]) -> Callable
     """Return what draws x + sigma eps, a row for each network."""
 
     def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(names), data.CLASSES)
+        grid = plain_axes(figure, len(names), MNIST.classes)
         for row, name in zip(grid, names, strict=True):
             each = found["digits"][name]
             images, said = (
@@ -102,7 +102,7 @@ def _digits_drawing(found: Json, sigma: float, names: Sequence[str]) -> Callable
 
 def _magnified_drawing(found: Json) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(PICTURED), data.CLASSES)
+        grid = plain_axes(figure, len(PICTURED), MNIST.classes)
         for row, name in zip(grid, PICTURED, strict=True):
             for axes, eps in zip(row, found["digits"][name]["eps"], strict=True):
                 _grey(axes, 10 * np.array(eps), -1, 1)
@@ -209,7 +209,7 @@ def _led(found: Json) -> Table:
 
 def _exponents_drawing(found: Json) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
-        grid = plain_axes(figure, len(EXPONENTS), data.CLASSES)
+        grid = plain_axes(figure, len(EXPONENTS), MNIST.classes)
         for row, (p, each) in zip(grid, found["steps"].items(), strict=True):
             for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
                 _signed(axes, eps, float(np.max(np.abs(eps))), x)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,89 +19,45 @@ from numpy.typing import NDArray
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State
-from lpfamily.training.teams import ALONE, Team
+from lpfamily.training.tasks import (
+    DIFFERENCE_STEP,
+    Machine,
+    Objective,
+    ObjectiveName,
+    Optimiser,
+    Rates,
+    Task,
+)
+from lpfamily.training.teams import Team
+
+__all__ = [
+    "DIFFERENCE_STEP",
+    "GROUP",
+    "SMALLER",
+    "Backend",
+    "Machine",
+    "Metrics",
+    "Objective",
+    "ObjectiveName",
+    "Optimiser",
+    "Rates",
+    "Task",
+    "Trainer",
+    "check_choices",
+    "check_direction",
+    "check_inputs",
+    "check_layers",
+    "find",
+    "launches",
+    "names",
+]
 
 GROUP = "lpfamily.backends"
 
 Metrics = dict[str, float]
 
-ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
-
 SMALLER = "give a smaller --batch-size, or a smaller network"
 """What a trainer's `MemoryError` says is to be done."""
-
-DIFFERENCE_STEP = 2.0**-10
-"""The step of the finite-difference penalty, in units of eps."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimises, as a mean over the minibatch; L is the cross-entropy of one example.
-
-    - `plain`: L(x).
-    - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
-    - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
-      eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
-      (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
-      `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
-      weights are trained, or an independent one in each. `direction_dtype` is what these passes
-      compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
-    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
-      term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
-
-    A step has one dropout, `draws.masks`, for all L here and for penalty's gradients.
-    """
-
-    name: ObjectiveName = "plain"
-    p: float = 2.0
-    steps: int = 1
-    clean_weight: float = 0.0
-    random_start: bool = False
-    direction_dropout: Literal["none", "same", "independent"] = "none"
-    direction_dtype: Literal["same", "bfloat16"] = "same"
-    penalty_by: Literal["gradient", "difference"] = "gradient"
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What schedules set for each step of an epoch: arrays of one float64 a step."""
-
-    lr: NDArray[Any]
-    momentum: NDArray[Any]
-    sigma: NDArray[Any]
-    """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that a trainer is made from."""
-
-    network: Network
-    objective: Objective
-    x: NDArray[Any]
-    """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
-    labels: NDArray[Any]
-    """int64, (n,), in 0..classes - 1."""
-    batch_size: int
-    weight_decay: float = 0.0
-    """c in the term c/2 |W|^2 of each weight matrix."""
-    dtype: Literal["float32", "float64"] = "float32"
-    device: str = "cpu"
-    tf32: bool = False
-    """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
-    compiled: bool = False
-    """Whether to compile a step, where a library does so if it is asked and `compile_problem` has none."""
-    team: Team = ALONE
-    """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What computes, and how: fields of `Task` that change a run by rounding alone."""
-
-    device: str = "cpu"
-    tf32: bool = False
-    compiled: bool = False
 
 
 class Trainer(Protocol):

@@ -8,18 +8,17 @@ import errno
 import functools
 import importlib.util
 import io
-import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lpfamily import _interrupts
+from lpfamily.training.choices import SWITCH, Names, Values
 from lpfamily.training.errors import BadInput
-from lpfamily.training.recipes import Range
 
 EXTRA = {
     "matplotlib": "matplotlib",
@@ -47,31 +46,17 @@ class Parser(argparse.ArgumentParser):
         )
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options and return what adds one; `many` takes a list of `kind`, a `Range`."""
+        """Start a group of options and return what adds one, by its flag, its help and its values."""
         group = self.add_argument_group(title)
 
-        def add(
-            flag: str,
-            what: str,
-            kind: Any = None,
-            *,
-            many: bool = False,
-            choices: Iterable[str] = (),
-            default: Any = None,
-        ) -> None:
+        def add(flag: str, what: str, values: Values = SWITCH, *, default: Any = None) -> None:
             text = what if default is None else f"{what} (default: {default})"
-            if choices:
-                group.add_argument(flag, choices=list(choices), help=text)
-            elif kind is None:
+            if values is SWITCH:
                 group.add_argument(flag, action="store_true", help=text)
-            elif isinstance(kind, Range):
-                metavar = "N" if kind.kind is int else "X"
-                if many:
-                    group.add_argument(flag, type=numbers(kind), metavar=f"{metavar},...", help=text)
-                else:
-                    group.add_argument(flag, type=number(kind), metavar=metavar, help=text)
+            elif isinstance(values, Names):
+                group.add_argument(flag, choices=list(values.names), help=text)
             else:
-                group.add_argument(flag, type=kind, metavar="PATH" if kind is Path else "NAME", help=text)
+                group.add_argument(flag, type=_type(values), metavar=values.metavar, help=text)
 
         return add
 
@@ -240,22 +225,13 @@ def check_out(out: Path, longest: Path) -> None:
         raise BadInput(f"--out {name}: cannot be written ({problem}); choose another")
 
 
-def number(range_: Range) -> Callable[[str], float]:
-    """Return an option type: a number in a range."""
+def _type(values: Values) -> Callable[[str], Any]:
+    """Return the type of an option with such values, as argparse has it."""
 
-    def convert(text: str) -> float:
+    def convert(text: str) -> Any:
         try:
-            value = range_.kind(text)
-        except ValueError:
-            value = math.nan
-        if not range_.accepts(value):
-            raise argparse.ArgumentTypeError(f"must be {range_.what}; got {text}")
-        return value
+            return values.read(text)
+        except ValueError as cause:
+            raise argparse.ArgumentTypeError(str(cause)) from cause
 
     return convert
-
-
-def numbers(range_: Range) -> Callable[[str], tuple[float, ...]]:
-    """Return an option type: numbers in a range, separated by commas; none is the empty list."""
-    convert = number(range_)
-    return lambda text: () if text == "none" else tuple(convert(part) for part in text.split(","))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily import __version__
-from lpfamily.training import grid, recipes, runs
+from lpfamily.training import choices, grid, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Json, Run
+from lpfamily.training.tasks import Machine
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,7 @@ class Config:
 
     recipe: Recipe
     backend: str
-    device: str
-    tf32: bool
-    compile: bool
+    machine: Machine
     data_dir: Path | None
     """The folder that the examples were read from; None where they were downloaded, or need no files."""
     data_sha256: str
@@ -33,9 +32,10 @@ class Config:
 
 def to_json(config: Config) -> Json:
     """Return the config as JSON values."""
-    values = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "grid"}
-    folder = None if config.data_dir is None else str(config.data_dir.absolute())
-    values |= {"recipe": recipes.to_json(config.recipe), "data_dir": folder}
+    values: Json = {"recipe": choices.to_json(config.recipe), "backend": config.backend}
+    values |= choices.to_json(config.machine)
+    values["data_dir"] = None if config.data_dir is None else str(config.data_dir.absolute())
+    values |= {"data_sha256": config.data_sha256, "versions": config.versions}
     return values | ({"grid": grid.to_json(config.grid)} if config.grid else {})
 
 
@@ -47,7 +47,7 @@ def read(run: Run) -> Config:
     """
     values, path = run.config, run.folder / runs.CONFIG
     try:
-        recipe, known = values["recipe"], {each.name for each in fields(Config)}
+        recipe, known = values["recipe"], {each.name for each in (*fields(Config), *fields(Machine))}
         if unknown := (values.keys() - known) | (recipe.keys() - {each.name for each in fields(Recipe)}):
             wrote = values["versions"].get("lpfamily", "another")
             raise BadInput(
@@ -57,11 +57,15 @@ def read(run: Run) -> Config:
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"{name} is {values[name]!r}")
-        found = {name: values[name] for name in _KINDS}
-        found["recipe"] = recipes.from_json(recipe, complete=not run.is_sealed)
-        if found["data_dir"] is not None:
-            found["data_dir"] = _folder(found["data_dir"])
-        config = Config(**found, grid=grid.from_json(values))
+        config = Config(
+            choices.from_json(Recipe, recipe, complete=not run.is_sealed),
+            values["backend"],
+            choices.from_json(Machine, {name: values[name] for name in choices.options(Machine)}),
+            None if values["data_dir"] is None else _folder(values["data_dir"]),
+            values["data_sha256"],
+            values["versions"],
+            grid.from_json(values),
+        )
         if strange := grid.trained_in(run.folder) - config.grid.keys():
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
         return config
@@ -80,9 +84,6 @@ def _folder(name: str) -> Path:
 
 _KINDS: dict[str, Any] = {
     "backend": str,
-    "device": str,
-    "tf32": bool,
-    "compile": bool,
     "data_dir": str | None,
     "data_sha256": str,
     "versions": dict,

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from lpfamily.norms import dual_exponent, norm
 from lpfamily.steepest import epsilon
-from lpfamily.training.backends import DIFFERENCE_STEP, Task
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.networks import (
     ConvMaxout,
@@ -28,6 +27,7 @@ from lpfamily.training.networks import (
     parameter_shapes,
     shapes,
 )
+from lpfamily.training.tasks import DIFFERENCE_STEP, Task
 from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, rectifier, sigmoid
 
 Array = NDArray[Any]

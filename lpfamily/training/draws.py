@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import sample
 from lpfamily.training.networks import Network, shapes
-
-if TYPE_CHECKING:
-    from lpfamily.training.backends import Task
+from lpfamily.training.tasks import Task
 
 THREADS = 4
 """Which draw at a time while a device waits: more of them wait for Python's lock."""

@@ -6,7 +6,6 @@ chosen by test data. The run that they are for then goes on from the chosen one'
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import itertools
 import os
@@ -15,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lpfamily.training import recipes, runs
-from lpfamily.training.commands import number, numbers
-from lpfamily.training.data import CLASSES, SHAPES
+from lpfamily.training import choices, data, recipes, runs
+from lpfamily.training.choices import Names, Numbers, Range, Values, flag, options
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -51,16 +49,16 @@ def combinations(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for text in given.get("grid", ()):
         field, values = _axis(text)
         if field in axes:
-            raise BadInput(f"--grid {text}: {_flag(field)} is there twice; put all its values in one")
+            raise BadInput(f"--grid {text}: {_name(field)} is there twice; put all its values in one")
         if field in given:
-            raise BadInput(f"--grid {text}: --{_flag(field)} is given too; leave one of the two out")
+            raise BadInput(f"--grid {text}: {flag(field)} is given too; leave one of the two out")
         if given.get("validation") == 0:
             raise BadInput(f"--grid {text}: --validation 0 leaves nothing to choose by; hold some out")
         axes[field] = values
     found = {}
     for texts in itertools.product(*axes.values()):
         pairs = list(zip(axes, texts, strict=True))
-        name = ",".join(f"{_flag(field)}={text}" for field, text in pairs)
+        name = ",".join(f"{_name(field)}={text}" for field, text in pairs)
         if len(name.encode()) > LONGEST:
             raise BadInput(f"--grid: {name} is too long for the name of a folder; choose among fewer options")
         found[name] = {field: axes[field][text] for field, text in pairs}
@@ -74,42 +72,36 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
     if not equals:
         raise BadInput(f"{problem}: must be NAME=VALUE/VALUE/...")
     if field in _FIXED:
-        raise BadInput(f"{problem}: {_FIXED[field]}; give --{_flag(field)} one value")
-    known = recipes.RANGES | recipes.LISTS | recipes.CHOICES
+        raise BadInput(f"{problem}: {_FIXED[field]}; give {flag(field)} one value")
+    known = {each.name: each.values for each in options(Recipe).values() if _can_be_chosen(each.values)}
     if field not in known:
         close = difflib.get_close_matches(field, known.keys() - _FIXED.keys(), n=1)
-        hint = f"did you mean {_flag(close[0])}?" if close else "--help lists the options"
+        hint = f"did you mean {_name(close[0])}?" if close else "--help lists the options"
         raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
     found: dict[str, Any] = {}
     for value in map(str.strip, values.split("/")):
         try:
-            parsed = _parse(field, value)
-        except argparse.ArgumentTypeError as cause:
-            raise BadInput(f"{problem}: {_flag(field)} {cause}") from cause
+            parsed = known[field].read(value)
+        except ValueError as cause:
+            raise BadInput(f"{problem}: {_name(field)} {cause}") from cause
         if parsed in found.values():
             raise BadInput(f"{problem}: {value} is there twice; leave one out")
         found[value] = parsed
     return field, found
 
 
-def _parse(field: str, text: str) -> Any:
-    """Return what the flag of a field makes of a text."""
-    if field in recipes.RANGES:
-        return number(recipes.RANGES[field])(text)
-    if field in recipes.LISTS:
-        return numbers(recipes.LISTS[field])(text)
-    if text not in recipes.CHOICES[field]:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(recipes.CHOICES[field])}; got {text}")
-    return text
+def _can_be_chosen(values: Values) -> bool:
+    """Whether they are numbers, lists or names that are the same for every user."""
+    return isinstance(values, Range | Numbers) or (isinstance(values, Names) and values.closed)
 
 
-def _flag(field: str) -> str:
-    return field.replace("_", "-")
+def _name(field: str) -> str:
+    return flag(field).removeprefix("--")
 
 
 def to_json(candidates: dict[str, Recipe]) -> Json:
     """Return by name what differs among recipes; written into any of them, it makes that one."""
-    values = {name: recipes.to_json(recipe) for name, recipe in candidates.items()}
+    values = {name: choices.to_json(recipe) for name, recipe in candidates.items()}
     first, *others = values.values()
     differing = [field for field in first if any(other[field] != first[field] for other in others)]
     return {name: {field: recipe[field] for field in differing} for name, recipe in values.items()}
@@ -124,7 +116,7 @@ def from_json(config: Json) -> dict[str, Recipe]:
     for name, differing in config.get("grid", {}).items():
         if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > LONGEST:
             raise ValueError(f"{name!r} cannot be the name of a combination")
-        found[name] = recipes.from_json(config["recipe"] | differing)
+        found[name] = choices.from_json(Recipe, config["recipe"] | differing)
     return found
 
 
@@ -143,7 +135,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     from lpfamily.training.protocol import NotFinite, read_position
 
     if (run.folder / runs.CHECKPOINT).exists():
-        return recipes.from_json(config["recipe"])
+        return choices.from_json(Recipe, config["recipe"])
     found: Json = {}
     candidates = from_json(config)
     for name, recipe in candidates.items():
@@ -165,11 +157,12 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     chosen = min(errors, key=errors.__getitem__)  # the first of several
     progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
     first = replace(candidates[chosen], second_stage="none")
-    network = recipes.network_of(first, SHAPES[first.data], CLASSES)
+    source = data.source(first.data)
+    network = recipes.network_of(first, source.shape, source.classes)
     child = Run(run.folder / "grid" / chosen)
     beginning = child.beginning(lambda values: read_position(values, first, network), first.dtype)
     run.write(GRID, {"chosen": chosen, "combinations": found}, config["grid"])
-    run.write(runs.CONFIG, config | {"recipe": recipes.to_json(candidates[chosen])})
+    run.write(runs.CONFIG, config | {"recipe": choices.to_json(candidates[chosen])})
     run.take_over(beginning)
     return candidates[chosen]
 
@@ -182,11 +175,11 @@ def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
             raise BadInput(f"{each}: is a link, by which a run would be written elsewhere; remove it")
     alone = {name: value for name, value in config.items() if name != "grid"}
     if not (folder / runs.CONFIG).exists():
-        return runs.create(folder, alone | {"recipe": recipes.to_json(recipe)})
+        return runs.create(folder, alone | {"recipe": choices.to_json(recipe)})
     child = Run(folder)
     found, expected = child.decisive, {name: alone[name] for name in alone if name in child.decisive}
     try:
-        alike = recipes.from_json(found["recipe"]) == recipe
+        alike = choices.from_json(Recipe, found["recipe"]) == recipe
     except (AttributeError, KeyError, TypeError, ValueError):
         alike = False
     if not alike or found | {"recipe": None} != expected | {"recipe": None}:

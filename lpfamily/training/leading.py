@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training import networks
-from lpfamily.training.backends import Backend, Metrics, Objective, Rates, Task, Trainer
+from lpfamily.training.backends import Backend, Metrics, Trainer
+from lpfamily.training.choices import from_json, to_json
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State
+from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, own
 
 Json = dict[str, Any]
@@ -95,11 +97,10 @@ class _Leading:
 
     def __init__(self, backend: Backend, team: Team, task: Task, state: State) -> None:
         self.team = team
-        rest = {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in _NOT_JSON}
         values = {
             "network": networks.to_json(task.network),
-            "objective": asdict(task.objective),
-            "rest": rest,
+            "parts": {name: to_json(getattr(task, name)) for name in _PARTS},
+            "rest": {"batch_size": task.batch_size, "dtype": task.dtype},
         }
         arrays = {"x": task.x, "labels": task.labels}
         arrays |= {_STATE + name: array for name, array in state.items()}
@@ -139,12 +140,13 @@ class _Leading:
         return _read(self.team.share(_message(values | {"call": call}, arrays)))
 
 
-_NOT_JSON = ("network", "objective", "x", "labels", "team")
+_PARTS = {"objective": Objective, "optimiser": Optimiser, "machine": Machine}
 
 
 def _trainer(backend: Backend, team: Team, values: Json, arrays: State) -> Trainer:
-    network, objective = networks.from_json(values["network"]), Objective(**values["objective"])
-    task = Task(network, objective, arrays["x"], arrays["labels"], team=team, **values["rest"])
+    network = networks.from_json(values["network"])
+    parts: dict[str, Any] = {name: from_json(kind, values["parts"][name]) for name, kind in _PARTS.items()}
+    task = Task(network, x=arrays["x"], labels=arrays["labels"], team=team, **parts, **values["rest"])
     state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
     return backend.trainer(task, state)
 

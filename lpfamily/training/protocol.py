@@ -20,6 +20,7 @@ import numpy as np
 from lpfamily import __version__
 from lpfamily.steepest import epsilon
 from lpfamily.training import backends, evaluation, robustness, runs
+from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
@@ -31,8 +32,9 @@ from lpfamily.training.networks import (
     state_shapes,
 )
 from lpfamily.training.progress import Progress, Report
-from lpfamily.training.recipes import Recipe, continued_rates, network_of, objective_of, rates
+from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates
 from lpfamily.training.runs import Json, Run, Shapes
+from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 
 CHECKED = 50
 """After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
@@ -106,7 +108,7 @@ def train(
     recipe: Recipe,
     dataset: Dataset,
     backend: backends.Backend,
-    machine: backends.Machine,
+    machine: Machine,
     *,
     progress: Progress,
     resume: bool = False,
@@ -136,7 +138,7 @@ class _Training:
         recipe: Recipe,
         dataset: Dataset,
         backend: backends.Backend,
-        machine: backends.Machine,
+        machine: Machine,
         progress: Progress,
         *,
         resume: bool,
@@ -267,22 +269,22 @@ class _Training:
 
     def _trainer_on(self, split: Split, state: State) -> backends.Trainer:
         recipe = self.recipe
-        task = backends.Task(
+        task = Task(
             self.network,
-            objective_of(recipe),
+            part(recipe, Objective),
             self._x(split),
             split.labels,
             recipe.batch_size,
-            recipe.weight_decay,
             recipe.dtype,
-            **asdict(self.machine),
+            part(recipe, Optimiser),
+            self.machine,
         )
         return self.backend.trainer(task, state)
 
     def _x(self, split: Split) -> Any:
         return split.x.astype(self.recipe.dtype, copy=False)
 
-    def _epoch(self, split: Split, scheduled: Callable[[int], backends.Rates]) -> Json:
+    def _epoch(self, split: Split, scheduled: Callable[[int], Rates]) -> Json:
         """Train for an epoch and return its metrics; what is not finite ends the run."""
         recipe, epoch = self.recipe, self.position.epoch
         draws = Draws(recipe.seed, epoch)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lpfamily.steepest import epsilon
 from lpfamily.training import backends
-from lpfamily.training.backends import Backend, Objective, Rates, Task, Trainer
+from lpfamily.training.backends import Backend, Trainer
 from lpfamily.training.definitions import (
     cross_entropy,
     error_log_odds,
@@ -49,6 +49,7 @@ from lpfamily.training.networks import (
     initial_state,
     state_shapes,
 )
+from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 
 Array = NDArray[Any]
 
@@ -241,7 +242,9 @@ class BackendTests:
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""
-        task = replace(_task(network), objective=Objective("perturb", 1.5), batch_size=3, weight_decay=0.01)
+        task = replace(
+            _task(network), objective=Objective("perturb", 1.5), batch_size=3, optimiser=Optimiser(0.01)
+        )
         state, order, draws = _state(network), np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
         rates = Rates(np.array([0.8, 0.5, 0.3]), np.array([0.5, 0.6, 0.9]), np.array([0.1, 0.2, 0.4]))
         trainer = self._trainer(task, state)
@@ -382,10 +385,10 @@ class BackendTests:
         objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="independent", steps=2)
         if network is NETWORKS["sigmoid"]:
             objective = Objective("penalty", 2.0)
-        task = replace(_task(network), objective=objective, weight_decay=0.01)
+        task = replace(_task(network), objective=objective, optimiser=Optimiser(0.01))
         found = []
         for compiled in False, True:
-            trainer = self._trainer(replace(task, compiled=compiled), _state(network))
+            trainer = self._trainer(replace(task, machine=Machine(compile=compiled)), _state(network))
             metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
             found.append((metrics, trainer.state()))
         (metrics, state), (compiled_metrics, compiled_state) = found
@@ -414,7 +417,7 @@ class BackendTests:
             self.called(model, task.x[:, 1:])
 
     def _trainer(self, task: Task, state: State) -> Trainer:
-        return self.find().trainer(replace(task, device=self.device), state)
+        return self.find().trainer(replace(task, machine=replace(task.machine, device=self.device)), state)
 
 
 class _Strange(Dense):

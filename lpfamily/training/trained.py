@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, configs, recipes, runs
-from lpfamily.training.data import CLASSES, SHAPES
+from lpfamily.training import backends, configs, data, recipes, runs
+from lpfamily.training.choices import part
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
 from lpfamily.training.protocol import parted, read_position
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Json
+from lpfamily.training.tasks import Machine, Objective, Task
 
 
 # Compared by identity: an array compared with an array has no single truth value.
@@ -95,8 +96,8 @@ class Trained:
         shapes = state_shapes(self.network)
         rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
         none = np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64)
-        objective = recipes.objective_of(self.recipe)
-        task = backends.Task(self.network, objective, *none, 1, dtype=self.recipe.dtype, device=device)
+        objective = part(self.recipe, Objective)
+        task = Task(self.network, objective, *none, 1, self.recipe.dtype, machine=Machine(device))
         return found.trainer(task, rest | self.parameters)
 
 
@@ -111,8 +112,9 @@ def load(folder: str | Path) -> Trained:
     run = runs.find(Path(folder), option="")
     recipe = configs.read(run).recipe
     try:
-        network = recipes.network_of(recipe, SHAPES[recipe.data], CLASSES)
-    except (KeyError, BadInput) as cause:
+        source = data.source(recipe.data)
+        network = recipes.network_of(recipe, source.shape, source.classes)
+    except BadInput as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
     found = run.load(lambda values: read_position(values, recipe, network), recipe.dtype)

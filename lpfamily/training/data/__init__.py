@@ -1,79 +1,20 @@
 """The data sets by name: examples as float32, labels as integers."""
 
-import hashlib
+from __future__ import annotations
+
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lpfamily.training.data import cifar10, digits, mnist
+from lpfamily.training.data.datasets import Dataset, Source, Split
 from lpfamily.training.errors import BadInput
 
-__all__ = ["CLASSES", "NAMES", "SHAPES", "Dataset", "Split", "folder", "load"]
+__all__ = ["NAMES", "SOURCES", "Dataset", "Source", "Split", "folder", "load", "source"]
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-"""Of an example of each data set as an image, channels first."""
-CLASSES = 10
-"""How many each of them has."""
-NAMES = tuple(SHAPES)
+SOURCES = {each.name: each for each in (digits.DIGITS, mnist.MNIST, cifar10.CIFAR10)}
+"""The data sets that there are, by name; the first is the default."""
 
-
-# Compared by identity: an array compared with an array has no single truth value.
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Examples with their labels.
-
-    Attributes
-    ----------
-    x
-        float32 of shape (n, inputs).
-    labels
-        int64 of shape (n,), values in [0, classes).
-    """
-
-    x: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set by the name it is loaded with.
-
-    Attributes
-    ----------
-    classes
-        How many there are.
-    shape
-        Of an example as an image, channels first; their product is the number of inputs.
-    source_sha256
-        The checksum of what the examples were computed from, where they are not the same on every
-        machine to the last bit.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    classes: int
-    shape: tuple[int, ...]
-    source_sha256: str | None = None
-
-    def first(self, train: int, test: int) -> "Dataset":
-        """Return the data set of so many examples of each split, the first ones; 0 is all."""
-        for flag, count, split in ("--examples", train, self.train), ("--test-examples", test, self.test):
-            if count > len(split.x):
-                raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
-        return replace(self, train=_first(self.train, train), test=_first(self.test, test))
-
-    def sha256(self) -> str:
-        """Return the checksum of everything in it, by which a run knows its data again."""
-        if self.source_sha256 is not None:
-            return self.source_sha256
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            digest.update(split.x.data)
-            digest.update(split.labels.data)
-        return digest.hexdigest()
+NAMES = tuple(SOURCES)
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -102,27 +43,17 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         Unknown name; a file that is missing, unreadable, damaged or not what its name says; a
         download that failed everywhere; scikit-learn missing.
     """
-    # Each loader is imported when asked for: listing the names must not cost an import of scikit-learn.
-    if name == "digits":
-        from lpfamily.training.data import digits
+    return source(name).read(folder(name, data_dir))
 
-        return digits.load()
-    if name == "mnist":
-        from lpfamily.training.data import mnist
 
-        return mnist.load(folder(name, data_dir))
-    if name == "cifar10":
-        from lpfamily.training.data import cifar10
-
-        return cifar10.load(folder(name, data_dir))
-    raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+def source(name: str) -> Source:
+    """Return what is known of a data set without its examples; raise `BadInput` if there is none."""
+    if name not in SOURCES:
+        raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+    return SOURCES[name]
 
 
 def folder(name: str, data_dir: Path | None = None) -> Path | None:
     """Return the folder whose files `load` uses; None if it uses no local ones."""
     chosen = data_dir or os.environ.get("LPFAMILY_DATA")
-    return Path(chosen) if chosen and name != "digits" else None
-
-
-def _first(split: Split, count: int) -> Split:
-    return Split(split.x[: count or None], split.labels[: count or None])
+    return Path(chosen) if chosen and source(name).has_files else None

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
+from lpfamily.training.data.datasets import Dataset, Source, Split
 from lpfamily.training.data.files import (
     Remote,
     cache_folder,
@@ -39,8 +39,9 @@ ARCHIVE = Remote(
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 FOLDER = "cifar-10-batches-bin"
-SHAPE = SHAPES["cifar10"]
+SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
+CLASSES = 10
 FILES = tuple(
     Remote(name, 10_000 * (1 + INPUTS), sha256)
     for name, sha256 in (
@@ -87,7 +88,10 @@ def load(data_dir: Path | None) -> Dataset:
     for values in x, test_x:
         whiten(values, mean=fit[0], matrix=fit[1:])
     source = _checksum(PREPROCESSING, images.data, labels.data, test_images.data, test_labels.data).hex()
-    return Dataset("cifar10", Split(x, labels), Split(test_x, test_labels), CLASSES, SHAPE, source)
+    return CIFAR10.dataset(Split(x, labels), Split(test_x, test_labels), source)
+
+
+CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0)
 
 
 def _official(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.training.data import CLASSES, SHAPES, Dataset, Split
+from lpfamily.training.data.datasets import Dataset, Source, Split
 from lpfamily.training.data.files import Remote, cache_folder, fetch, find, read_at_most, reading
 from lpfamily.training.errors import BadInput
 
@@ -40,7 +40,8 @@ FILES = (
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     ),
 )
-IMAGE = SHAPES["mnist"][1:]
+IMAGE = (28, 28)
+CLASSES = 10
 REMEDY = "copy or download it again"
 
 
@@ -65,7 +66,10 @@ def load(data_dir: Path | None) -> Dataset:
     else:
         folders = (data_dir / "mnist", data_dir)
         paths = [find(remote.name.removesuffix(".gz"), folders) for remote in FILES]
-    return Dataset("mnist", _split(*paths[:2]), _split(*paths[2:]), CLASSES, SHAPES["mnist"])
+    return MNIST.dataset(_split(*paths[:2]), _split(*paths[2:]))
+
+
+MNIST = Source("mnist", (1, *IMAGE), CLASSES, load, radius=1.0)
 
 
 def _split(images_path: Path, labels_path: Path) -> Split:

@@ -1,0 +1,123 @@
+"""A data set: its examples, and what is known of it before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training.errors import BadInput
+
+
+# Compared by identity: an array compared with an array has no single truth value.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples with their labels.
+
+    Attributes
+    ----------
+    x
+        float32 of shape (n, inputs).
+    labels
+        int64 of shape (n,), values in [0, classes).
+    """
+
+    x: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set by the name it is loaded with.
+
+    Attributes
+    ----------
+    classes
+        How many there are.
+    shape
+        Of an example as an image, channels first; their product is the number of inputs.
+    source_sha256
+        The checksum of what the examples were computed from, where they are not the same on every
+        machine to the last bit.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    shape: tuple[int, ...]
+    source_sha256: str | None = None
+
+    def first(self, train: int, test: int) -> Dataset:
+        """Return the data set of so many examples of each split, the first ones; 0 is all."""
+        for flag, count, split in ("--examples", train, self.train), ("--test-examples", test, self.test):
+            if count > len(split.x):
+                raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
+        return replace(self, train=_first(self.train, train), test=_first(self.test, test))
+
+    def sha256(self) -> str:
+        """Return the checksum of everything in it, by which a run knows its data again."""
+        if self.source_sha256 is not None:
+            return self.source_sha256
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(split.x.data)
+            digest.update(split.labels.data)
+        return digest.hexdigest()
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.x[: count or None], split.labels[: count or None])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a data set without its examples, and what reads them.
+
+    Attributes
+    ----------
+    name
+        The name to load it with.
+    shape
+        Of an example as an image, channels first.
+    classes
+        How many there are.
+    radius
+        The published sigma at p = 2, in units of the input; None takes that of MNIST in proportion to the
+        square root of the number of coordinates (section IV-B of the paper).
+    read
+        read(folder) returns the examples, from local files in the folder, or for None from official files
+        that are downloaded once.
+    has_files
+        Whether it needs files.
+    recipe
+        What differs in its recipes from those of other sets.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int
+    read: Callable[[Path | None], Dataset]
+    radius: float | None = None
+    has_files: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> int:
+        """The number of coordinates of an example."""
+        return math.prod(self.shape)
+
+    def dataset(self, train: Split, test: Split, source_sha256: str | None = None) -> Dataset:
+        """Return examples as those of this set."""
+        return Dataset(self.name, train, test, self.classes, self.shape, source_sha256)
+
+
+def published_radius(radius: float | None, inputs: int) -> float:
+    """Return the radius at p = 2: the published one, or that of MNIST for so many coordinates."""
+    return math.sqrt(inputs) / 28 if radius is None else radius

@@ -1,0 +1,83 @@
+"""The network of a recipe."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from lpfamily.training.choices import flag
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import (
+    ConvMaxout,
+    Dense,
+    Dropout,
+    Layer,
+    Maxout,
+    Network,
+    Rectifier,
+    shapes,
+)
+from lpfamily.training.recipes.recipe import Recipe
+
+_UNITS: dict[str, Any] = {"sigmoid": functools.partial(Dense, activation="sigmoid"), "relu": Rectifier}
+
+
+def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
+    """Return the recipe's network for images of a shape, channels first, or raise `BadInput`."""
+    try:
+        network = Network(math.prod(image), _layers(recipe, classes), image)  # type: ignore[arg-type]
+        shapes(network)
+    except ValueError as cause:
+        raise BadInput(f"--model {recipe.model} on {recipe.data}: {cause}") from cause
+    return network
+
+
+def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
+    hidden, convolutions = len(recipe.units), len(recipe.kernel)
+    if convolutions > hidden or (convolutions and not recipe.pieces):
+        raise ValueError(f"{convolutions} kernels need as many layers with units and pieces")
+    units = (*recipe.units, classes)
+    common = {name: _of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")}
+    dropout = _dropout(recipe, hidden + 1)
+    pieces = _of_layers(recipe, "pieces", hidden) if recipe.pieces else ()
+    square = {name: _of_layers(recipe, name, convolutions) for name in ("padding", "pool", "stride")}
+    layers: list[Layer] = []
+    for index, count in enumerate(units):
+        trained: dict[str, Any] = {
+            "max_norm": common["max_norm"][index] or None,
+            "lr_scale": common["lr_scale"][index],
+            "dropout": dropout[index],
+            "init": recipe.init or None,
+        }
+        if index == hidden:
+            layers.append(Dense(count, **trained))
+        elif index < convolutions:
+            shape = {name: values[index] for name, values in square.items()}
+            tied = recipe.bias == "tied"
+            layers.append(
+                ConvMaxout(count, pieces[index], recipe.kernel[index], **shape, tied_bias=tied, **trained)
+            )
+        elif pieces:
+            layers.append(Maxout(count, pieces[index], **trained))
+        else:
+            layers.append(_UNITS[recipe.activation](count, **trained))
+    return tuple(layers)
+
+
+def _dropout(recipe: Recipe, layers: int) -> tuple[Dropout | None, ...]:
+    if not recipe.dropout:
+        return (None,) * layers
+    include = _of_layers(recipe, "dropout", layers)
+    scale = (1.0, *(1 / share for share in include[1:]))
+    if recipe.dropout_scale:
+        scale = _of_layers(recipe, "dropout_scale", layers)
+    return tuple(Dropout(*pair) for pair in zip(include, scale, strict=True))
+
+
+def _of_layers(recipe: Recipe, name: str, layers: int) -> tuple[Any, ...]:
+    """Return the numbers of a list, one a layer."""
+    values: tuple[Any, ...] = getattr(recipe, name)
+    if len(values) not in (1, layers):
+        raise ValueError(f"{flag(name)} must have one number or {layers}; got {len(values)}")
+    return values * layers if len(values) == 1 else values

@@ -1,0 +1,52 @@
+"""The rates of each step, by a recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training.recipes.recipe import Recipe
+from lpfamily.training.tasks import Rates
+
+
+def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
+    """Return the rates of each step of an epoch, counted from 0.
+
+    Exponential decay is by the step, lr_t = max(lr / factor^t, floor); linear decay, momentum and
+    the ramp of sigma are by the epoch.
+    """
+    momentum = np.full(steps, _momentum(recipe, epoch))
+    return Rates(_lr(recipe, epoch, epoch * steps + np.arange(steps)), momentum, _sigma(recipe, epoch, steps))
+
+
+def continued_rates(recipe: Recipe, best: int, steps_before: int, epoch: int, steps: int) -> Rates:
+    """Return the rates of an epoch, counted from 0, of a second stage that continues.
+
+    Momentum stays at its value in the best epoch of the first stage, the `best`-th, of `steps_before`
+    steps each; the learning rate at its value after it, or its decay goes on.
+    """
+    held = recipe.second_lr == "constant"
+    count = best * steps_before + (np.zeros(steps) if held else epoch * steps + np.arange(steps))
+    lr = _lr(recipe, best - 1 if held else best + epoch, count)
+    return Rates(lr, np.full(steps, _momentum(recipe, best - 1)), _sigma(recipe, best + epoch, steps))
+
+
+def _lr(recipe: Recipe, epoch: int, count: NDArray[Any]) -> NDArray[Any]:
+    if recipe.lr_decay == "exponential":
+        decay: NDArray[Any] = np.exp(-count * math.log(recipe.lr_factor))
+        return np.maximum(recipe.lr * decay, recipe.lr_floor)
+    done = min((epoch + 1) / recipe.lr_epochs, 1) if recipe.lr_decay == "linear" else 0
+    return np.full(len(count), recipe.lr * (1 - (1 - recipe.lr_final) * done))
+
+
+def _momentum(recipe: Recipe, epoch: int) -> float:
+    ramp = min(epoch / max(recipe.momentum_epochs - 1, 1), 1)
+    return recipe.momentum + (recipe.momentum_final - recipe.momentum) * ramp
+
+
+def _sigma(recipe: Recipe, epoch: int, steps: int) -> NDArray[Any]:
+    done = min((epoch + 1) / recipe.sigma_ramp, 1) if recipe.sigma_ramp else 1
+    return np.full(steps, recipe.sigma * done)

@@ -1,0 +1,164 @@
+"""What a trainer is made from: an objective, an optimiser, arrays, a machine, and the rates of each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, TEXT, check, option
+from lpfamily.training.networks import Network
+from lpfamily.training.teams import ALONE, Team
+
+ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
+
+DIFFERENCE_STEP = 2.0**-10
+"""The step of the finite-difference penalty, in units of eps."""
+
+PERTURB = {"objective": "perturb"}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises, as a mean over the minibatch; L is the cross-entropy of one example.
+
+    - `plain`: L(x).
+    - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
+    - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
+      eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
+      (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
+      `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
+      weights are trained, or an independent one in each. `direction_dtype` is what these passes
+      compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
+    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
+      term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+
+    A step has one dropout, `draws.masks`, for all L here and for penalty's gradients.
+    """
+
+    objective: ObjectiveName = option(
+        "plain",
+        None,
+        "plain: L(x); noise: L(x + Gaussian); perturb: L(x + eps), eq. 3; "
+        "penalty: L(x) + sigma ||grad L||_p*, eq. 4",
+        group="objective",
+    )
+    p: float = option(2.0, EXPONENT, "the exponent of the ball, from 1 to inf", group="objective")
+    steps: int = option(
+        1,
+        COUNT,
+        "perturb: gradients per perturbation, by Frank-Wolfe",
+        group="objective",
+        needs=PERTURB,
+    )
+    clean_weight: float = option(
+        0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)", group="objective", needs=PERTURB
+    )
+    random_start: bool = option(
+        False,
+        None,
+        "perturb: take the first gradient at a random point of the ball",
+        group="objective",
+        needs=PERTURB,
+    )
+    direction_dropout: Literal["none", "same", "independent"] = option(
+        "none",
+        None,
+        "perturb: the dropout of the passes that find eps",
+        group="objective",
+        needs=PERTURB | {"dropout": ()},
+    )
+    direction_dtype: Literal["same", "bfloat16"] = option(
+        "same", None, "perturb: what these passes compute in", group="objective", needs=PERTURB
+    )
+    penalty_by: Literal["gradient", "difference"] = option(
+        "gradient",
+        None,
+        "penalty: differentiate through the gradient, or take a finite difference along eps",
+        group="objective",
+        needs={"objective": "penalty"},
+    )
+
+    @property
+    def name(self) -> ObjectiveName:
+        """The objective's name."""
+        return self.objective
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How a step goes down: v <- momentum v - lr g, w <- w + v, at the step's `Rates`."""
+
+    weight_decay: float = option(
+        0.0, NOT_NEGATIVE, "C in C/2 |W|^2, on weights, not biases", group="optimiser"
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how: it changes a run by rounding alone."""
+
+    device: str = option(
+        "cpu", TEXT, "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1", group="machine"
+    )
+    tf32: bool = option(
+        False, None, "let a GPU round the factors of float32 products to 10 bits", group="machine"
+    )
+    compile: bool = option(
+        False,
+        None,
+        "torch: make one program of a step, in some 20 s; needs a C++ compiler, or Triton on a GPU",
+        group="machine",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What schedules set for each step of an epoch: arrays of one float64 per step."""
+
+    lr: NDArray[Any]
+    momentum: NDArray[Any]
+    sigma: NDArray[Any]
+    """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a trainer is made from."""
+
+    network: Network
+    objective: Objective
+    x: NDArray[Any]
+    """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
+    labels: NDArray[Any]
+    """int64, (n,), in 0..classes - 1."""
+    batch_size: int
+    dtype: Literal["float32", "float64"] = "float32"
+    optimiser: Optimiser = Optimiser()
+    machine: Machine = Machine()
+    team: Team = ALONE
+    """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
+
+    @property
+    def weight_decay(self) -> float:
+        """C in the term c/2 |W|^2 of each weight matrix."""
+        return self.optimiser.weight_decay
+
+    @property
+    def device(self) -> str:
+        """What computes, as the backend names it."""
+        return self.machine.device
+
+    @property
+    def tf32(self) -> bool:
+        """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
+        return self.machine.tf32
+
+    @property
+    def compiled(self) -> bool:
+        """Whether to compile a step, where the library can and `compile_problem` names no problem."""
+        return self.machine.compile
