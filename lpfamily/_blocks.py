@@ -30,7 +30,7 @@ NEWTON_FROM = 1.05
 """Below this p, too few entries of a row take part in a step of Newton's method."""
 NEWTON_STEPS = 16
 
-PIECE = 4096
+PIECE = 1024
 """How many products NumPy may add one after another: the sum loses a few units in the last place."""
 
 Floats = NDArray[Any]

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from lpfamily.training import backends, commands, runs
+from lpfamily.training import backends, commands, files
 from lpfamily.training.choices import COUNT, PATH, TEXT, Names
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
@@ -178,7 +178,7 @@ def _kept(setting: Any, measurement: Any, progress: Progress) -> dict[str, Any] 
     if not os.path.lexists(path):
         return None
     try:
-        found = runs.Run(path.parent).read(path.name)
+        found = files.read_json(path)
         kind, checksum = found.pop("format", None), found.pop("sha256", None)
         if isinstance(kind, int) and kind > FORMAT:
             raise BadInput(f"{path}: of format {kind}, and this version reads those up to {FORMAT}")
@@ -204,7 +204,7 @@ def _kept(setting: Any, measurement: Any, progress: Progress) -> dict[str, Any] 
 def _keep(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "sha256": _checksum(found)} | found
-    runs.replace(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+    files.replace(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def _checksum(found: dict[str, Any]) -> str:

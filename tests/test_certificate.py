@@ -63,8 +63,15 @@ def certifies_the_maximiser(certify, box):
     assert_allclose(found["norm_used"][free.any(axis=1)], 1, rtol=loose)
 
 
+def room(xp, x, bounds):
+    """Return how far down and up x may move: where rounding put it outside, not at all."""
+    down, up = bounds[0] - x, bounds[1] - x
+    return xp.minimum(down, xp.zeros_like(down)), xp.maximum(up, xp.zeros_like(up))
+
+
 def clip(xp, grad, p, sigma, *, x, bounds):
-    return xp.minimum(xp.maximum(epsilon(grad, p, sigma), bounds[0] - x), bounds[1] - x)
+    down, up = room(xp, x, bounds)
+    return xp.minimum(xp.maximum(epsilon(grad, p, sigma), down), up)
 
 
 def says_what_clipping_wastes(certify, box):
@@ -83,7 +90,8 @@ def says_what_clipping_wastes(certify, box):
 def is_content_where_all_is_at_its_wall(certify, box):
     def to_the_walls(grad, p, sigma, *, x, bounds):
         xp = box.case.lib.xp
-        return xp.where(grad > 0, bounds[1] - x, xp.where(grad < 0, bounds[0] - x, xp.zeros_like(x)))
+        down, up = room(xp, x, bounds)
+        return xp.where(grad > 0, up, xp.where(grad < 0, down, xp.zeros_like(x)))
 
     if np.isfinite(box.low).all() and np.isfinite(box.high).all():
         _, found = of(box, to_the_walls, certify)
