@@ -104,8 +104,6 @@ class Names:
     """Some names."""
 
     names: tuple[str, ...]
-    closed: bool = True
-    """Whether there are no others: what is registered elsewhere, only a command can list."""
 
     @property
     def what(self) -> str:
@@ -119,7 +117,7 @@ class Names:
 
     def admits(self, value: Any) -> bool:
         """Whether it is one of them."""
-        return value in self.names if self.closed else isinstance(value, str)
+        return value in self.names
 
     def read(self, text: str) -> str:
         """Return the name."""

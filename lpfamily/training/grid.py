@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily.training import choices, data, recipes, runs
-from lpfamily.training.choices import Names, Numbers, Range, Values, flag, options
+from lpfamily.training.choices import Names, Numbers, Range, flag, options
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
@@ -73,7 +73,8 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
         raise BadInput(f"{problem}: must be NAME=VALUE/VALUE/...")
     if field in _FIXED:
         raise BadInput(f"{problem}: {_FIXED[field]}; give {flag(field)} one value")
-    known = {each.name: each.values for each in options(Recipe).values() if _can_be_chosen(each.values)}
+    kinds = Range | Numbers | Names
+    known = {name: each.values for name, each in options(Recipe).items() if isinstance(each.values, kinds)}
     if field not in known:
         close = difflib.get_close_matches(field, known.keys() - _FIXED.keys(), n=1)
         hint = f"did you mean {_name(close[0])}?" if close else "--help lists the options"
@@ -88,11 +89,6 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
             raise BadInput(f"{problem}: {value} is there twice; leave one out")
         found[value] = parsed
     return field, found
-
-
-def _can_be_chosen(values: Values) -> bool:
-    """Whether they are numbers, lists or names that are the same for every user."""
-    return isinstance(values, Range | Numbers) or (isinstance(values, Names) and values.closed)
 
 
 def _name(field: str) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lpfamily.training import choices, data
+from lpfamily.training import choices
 from lpfamily.training.choices import (
     COUNT,
     COUNT_OR_NONE,
@@ -14,6 +14,7 @@ from lpfamily.training.choices import (
     INCLUDE,
     NOT_NEGATIVE,
     POSITIVE,
+    TEXT,
     Names,
     Numbers,
     option,
@@ -37,7 +38,7 @@ class Recipe(Optimiser, Objective):
     """A training run without its backend: every choice, with its unit. `default` has the published ones."""
 
     model: str = option("sigmoid-mlp", Names(tuple(PUBLISHED)), "the network", group="data")
-    data: str = option(data.NAMES[0], Names(data.NAMES, closed=False), "the data set", group="data")
+    data: str = option(next(iter(SOURCES)), TEXT, f"the data set: {', '.join(SOURCES)}", group="data")
     examples: int = option(0, COUNT_OR_NONE, "use the first N training examples; 0 is all", group="data")
     test_examples: int = option(0, COUNT_OR_NONE, "use the first N test examples; 0 is all", group="data")
     validation: int = option(10_000, COUNT_OR_NONE, "hold out the last N training examples", group="data")
