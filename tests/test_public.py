@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from backends_under_test import NAMES
 
 import lpfamily
+from lpfamily.training import commands, configs, data, grid, options, protocol, recipes, runs, trained
 
 PUBLIC = [
     "ascend",
@@ -66,6 +68,18 @@ def test_importing_the_mathematics_needs_three_packages():
 def test_no_framework_is_loaded_unasked(statement):
     heavy = {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_torch", "lpfamily_jax"}
     assert not loaded_after(statement) & heavy
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_backend_loads_no_more_of_training_than_its_contract(backend):
+    loaded = loaded_after(f"import lpfamily_{backend}")
+    assert {f"lpfamily_{backend}.trainer", "lpfamily.training.backends"} <= loaded
+    of_runs = {
+        module.__name__
+        for module in (commands, configs, data, grid, options, protocol, recipes, runs, trained)
+    }
+    assert not loaded & of_runs
+    assert not {name.partition(".")[0] for name in loaded} & {"matplotlib", "safetensors", "sklearn"}
 
 
 def test_the_lowest_environment_installs_the_lowest_versions():
