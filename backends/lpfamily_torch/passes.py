@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,46 @@ from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, r
 Model = Callable[..., Any]
 Loss = Callable[[Any, Any], Tensor]
 Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
+DirectionDtype = Literal["same", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Where eps may lie, in the words of `lpfamily.epsilon`."""
+
+    p: float
+    sigma: Any
+    bounds: tuple[Any, Any] | None
+    mask: Tensor | None
+    batch_ndim: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_ndim < 1:
+            raise ValueError(
+                f"batch_ndim must be at least 1, as examples are along the first axis; got {self.batch_ndim}"
+            )
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the passes that find eps are made, and what they differentiate."""
+
+    direction: Direction
+    ignore_index: float | None
+    direction_dropout: DirectionDropout
+    direction_dtype: DirectionDtype
+    batch_norm: Statistics
+    scaler: torch.amp.GradScaler | None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        if not callable(self.direction) and self.direction not in _ODDS and self.direction != "loss":
+            raise ValueError(
+                f"direction must be 'loss', {', '.join(map(repr, _ODDS))} or a function of (outputs, y); "
+                f"got {self.direction!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -29,44 +69,27 @@ class Passes:
     loss: Loss
     call: Callable[[Model, Tensor], Any]
     y: Any
-    direction: Direction
-    ignore_index: float | None
-    dropout: DirectionDropout
-    dtype: str
-    batch_norm: Statistics
-    scaler: torch.amp.GradScaler | None
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("direction_dropout", self.dropout, ("none", "same", "independent")),
-            ("direction_dtype", self.dtype, ("same", "bfloat16")),
-            ("batch_norm", self.batch_norm, ("batch", "running")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        if not callable(self.direction) and self.direction not in _ODDS and self.direction != "loss":
-            raise ValueError(
-                f"direction must be 'loss', {', '.join(map(repr, _ODDS))} or a function of (outputs, y); "
-                f"got {self.direction!r}"
-            )
+    search: Search
 
     def quiet(self, device: torch.device) -> Any:
         """Return the scope in which `value_and_grad` leaves nothing behind."""
-        return quiet(without_team(self.model), device, self.dropout, self.batch_norm)
+        dropout, batch_norm = self.search.direction_dropout, self.search.batch_norm
+        return quiet(without_team(self.model), device, dropout, batch_norm)
 
     def value_and_grad(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        device = at.device
-        again = keeping(without_team(self.model), device) if self.dropout == "same" else nullcontext()
-        half = torch.autocast(device.type, torch.bfloat16) if self.dtype == "bfloat16" else nullcontext()
+        search, device, model = self.search, at.device, without_team(self.model)
+        again = keeping(model, device) if search.direction_dropout == "same" else nullcontext()
+        bfloat16 = search.direction_dtype == "bfloat16"
+        half = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         with again, half, torch.enable_grad():
             at = at.detach().requires_grad_()
-            outputs = self.call(without_team(self.model), at)
+            outputs = self.call(model, at)
             values = self._followed(outputs, len(at))
             gradient = _input_gradient(self._total(values), at)
-            if self.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
+            if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
                 gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-                if self.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
+                if search.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
                     spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
                     gradient.masked_fill_(spoilt.reshape(-1, *[1] * (at.ndim - 1)), math.nan)
             return values.detach(), gradient
@@ -89,26 +112,28 @@ class Passes:
         """
         outputs = self.call(self.model, at)
         losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
-        values = losses if self.direction == "loss" else self._followed(outputs, len(at))
+        values = losses if self.search.direction == "loss" else self._followed(outputs, len(at))
         gradient = _input_gradient(self._total(values), at, create_graph=True)
-        if self.scaler is not None:
-            gradient = gradient * (len(at) / self.scaler.scale(torch.ones((), device=at.device)))
+        if (scaler := self.search.scaler) is not None:
+            gradient = gradient * (len(at) / scaler.scale(torch.ones((), device=at.device)))
         if values is losses:
             return losses, gradient, 1.0
         return losses, gradient, losses * relative_slope(_wide(values))
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
-        if self.direction == "loss":
+        direction = self.search.direction
+        if direction == "loss":
             return _one_an_example(self.loss(outputs, self.y), examples, "loss")
-        if callable(self.direction):
-            values = self.direction(outputs, self.y)
+        if callable(direction):
+            values = direction(outputs, self.y)
         else:
-            values = _ODDS[self.direction](outputs, self.y, self.ignore_index)
+            values = _ODDS[direction](outputs, self.y, self.search.ignore_index)
         return _one_an_example(values, examples, "direction")
 
     def _total(self, values: Tensor) -> Tensor:
+        scaler = self.search.scaler
         # a scaler is made for the mean
-        return values.sum() if self.scaler is None else self.scaler.scale(values.mean())
+        return values.sum() if scaler is None else scaler.scale(values.mean())
 
 
 def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
@@ -213,4 +238,9 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+_CHOICES = {
+    "direction_dropout": get_args(DirectionDropout),
+    "direction_dtype": get_args(DirectionDtype),
+    "batch_norm": get_args(Statistics),
+}
 _ODDS: dict[Any, Callable[..., Tensor]] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lpfamily import ascent, epsilon
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
-from lpfamily_torch.passes import Direction, Loss, Model, Passes, flat, inputs_of
+from lpfamily_torch.passes import Ball, Direction, Loss, Model, Passes, Search, flat, inputs_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 
 
@@ -143,19 +143,9 @@ def regularized_loss(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(
-        model,
-        loss,
-        call,
-        y,
-        direction,
-        ignore_index,
-        direction_dropout,
-        direction_dtype,
-        batch_norm,
-        scaler,
-    )
-    ball = _ball(p, sigma, bounds, mask, batch_ndim)
+    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(model, loss, call, y, search)
+    ball = Ball(p, sigma, bounds, mask, batch_ndim)
     check_choices(
         objective=objective,
         clean_weight=clean_weight,
@@ -224,19 +214,9 @@ def perturb(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(
-        model,
-        loss,
-        call,
-        y,
-        direction,
-        ignore_index,
-        direction_dropout,
-        direction_dtype,
-        batch_norm,
-        scaler,
-    )
-    ball = _ball(p, sigma, bounds, mask, batch_ndim)
+    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(model, loss, call, y, search)
+    ball = Ball(p, sigma, bounds, mask, batch_ndim)
     return _frank_wolfe(passes, at, ball, steps, start)
 
 
@@ -289,33 +269,12 @@ def ascend(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    passes = Passes(
-        model,
-        loss,
-        call,
-        y,
-        direction,
-        ignore_index,
-        direction_dropout,
-        direction_dtype,
-        batch_norm,
-        scaler,
-    )
-    at = at.detach()
+    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    passes = Passes(model, loss, call, y, search)
+    how: dict[str, Any] = {"steps": steps, "step_size": step_size, "start": start, "method": method}
+    at, ball = at.detach(), Ball(p, sigma, bounds, mask)
     with passes.quiet(at.device), torch.no_grad():
-        eps: Tensor = ascent.ascend(
-            passes.value_and_grad,
-            at,
-            p,
-            sigma,
-            steps,
-            step_size,
-            start,
-            bounds,
-            batch_ndim=1,
-            mask=mask,
-            method=method,
-        )
+        eps: Tensor = ascent.ascend(passes.value_and_grad, at, **how, **vars(ball))
     return eps
 
 
@@ -324,27 +283,19 @@ def _may_round_to_tf32(at: Tensor) -> bool:
     return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
 
 
-def _ball(p: float, sigma: Any, bounds: Any, mask: Any, batch_ndim: int) -> dict[str, Any]:
-    if batch_ndim < 1:
-        raise ValueError(
-            f"batch_ndim must be at least 1, as examples are along the first axis; got {batch_ndim}"
-        )
-    return {"p": p, "sigma": sigma, "bounds": bounds, "mask": mask, "batch_ndim": batch_ndim}
-
-
-def _frank_wolfe(passes: Passes, at: Tensor, ball: dict[str, Any], steps: int, start: Any) -> Tensor:
+def _frank_wolfe(passes: Passes, at: Tensor, ball: Ball, steps: int, start: Any) -> Tensor:
     at = at.detach()
     with torch.no_grad():
         if start is not None:
-            start = ascent.starting_point(at, start=start, **ball)
+            start = ascent.starting_point(at, start=start, **vars(ball))
         with passes.quiet(at.device):
             eps: Tensor = ascent.frank_wolfe(
-                lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **ball
+                lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **vars(ball)
             )
     return eps
 
 
-def _penalised(passes: Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
+def _penalised(passes: Passes, at: Tensor, ball: Ball) -> Tensor:
     if is_compiled(passes.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
@@ -360,16 +311,17 @@ def _penalised(passes: Passes, at: Tensor, ball: dict[str, Any]) -> Tensor:
         at = at if at.requires_grad else at.detach().requires_grad_()
         losses, gradient, factor = passes.losses_and_gradient(at)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        box: dict[str, Any] = {} if ball["bounds"] is None else {"x": at.detach()}
+        box: dict[str, Any] = {} if ball.bounds is None else {"x": at.detach()}
         with torch.no_grad():
-            eps = epsilon(gradient, **ball, **box)
+            eps = epsilon(gradient, **vars(ball), **box)
         # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
         result: Tensor = losses + factor * flat(gradient * eps).sum(dim=1)
     return result if differentiable else result.detach()
 
 
-def _penalised_by_difference(passes: Passes, at: Tensor, ball: dict[str, Any], h: float | None) -> Tensor:
-    eps = _frank_wolfe(replace(passes, dropout="same"), at, ball, 1, None)
+def _penalised_by_difference(passes: Passes, at: Tensor, ball: Ball, h: float | None) -> Tensor:
+    repeated = replace(passes, search=replace(passes.search, direction_dropout="same"))
+    eps = _frank_wolfe(repeated, at, ball, 1, None)
     step = DIFFERENCE_STEP if h is None else h
     losses, ahead = passes.losses_of_both(at, at + step * eps)
     half = any(each.dtype in (torch.float16, torch.bfloat16) for each in (at, losses))
