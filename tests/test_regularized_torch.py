@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 import math
 import subprocess
 from collections import namedtuple
@@ -1044,3 +1045,48 @@ def test_torch_outputs_that_are_no_logits_need_a_function():
         model, loss, x, y, sigma=0.5, direction=lambda z, y: lpfamily.error_log_odds(z["logits"], y)
     )
     assert_allclose(odds, perturb(model, loss, x, y, sigma=0.5), rtol=1e-9)
+
+
+SIGNATURES = {
+    regularized_loss: "(model, loss, x, y, *, p=2.0, sigma, objective='perturb', clean_weight=0.0, "
+    "bounds=None, mask=None, batch_ndim=1, leaf=None, direction='loss', ignore_index=-100, steps=1, "
+    "start=None, direction_dropout='none', direction_dtype='same', batch_norm='batch', "
+    "penalty_by='gradient', difference_step=None, scaler=None)",
+    perturb: "(model, loss, x, y, *, p=2.0, sigma, bounds=None, mask=None, batch_ndim=1, leaf=None, "
+    "direction='loss', ignore_index=-100, steps=1, start=None, direction_dropout='none', "
+    "direction_dtype='same', batch_norm='batch', scaler=None)",
+    ascend: "(model, loss, x, y, *, p=2.0, sigma, steps=10, step_size=None, start=None, bounds=None, "
+    "mask=None, method='projected', leaf=None, direction='loss', ignore_index=-100, "
+    "direction_dropout='none', direction_dtype='same', batch_norm='batch', scaler=None)",
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__name__)
+def test_torch_each_function_names_its_arguments(function):
+    signature = inspect.signature(function)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    assert str(inspect.Signature(bare)) == SIGNATURES[function]
+
+
+def said_of_arguments(function):
+    """Return what a docstring says of each argument, in the order in which it names them."""
+    _, _, after = inspect.getdoc(function).partition("Parameters\n----------\n")
+    said, names = {}, []
+    for line in after.partition("\n\n")[0].splitlines():
+        if line.startswith(" "):
+            said |= {name: f"{said[name]}{line}\n" for name in names}
+        else:
+            names = line.split(", ")
+            assert not said.keys() & names
+            said |= dict.fromkeys(names, "")
+    return said
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__name__)
+def test_torch_each_function_says_what_its_arguments_are(function):
+    said, whole = said_of_arguments(function), said_of_arguments(regularized_loss)
+    assert said.keys() == inspect.signature(function).parameters.keys()
+    of_ascent = {"steps", "step_size", "start", "method"} if function is ascend else set()
+    for name in said.keys() - of_ascent:
+        assert said[name] == whole[name]
+    assert "As in `regularized_loss`" not in inspect.getdoc(function)

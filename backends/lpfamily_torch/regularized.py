@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lpfamily import ascent, epsilon
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
+from lpfamily_torch.docstrings import documented_by
 from lpfamily_torch.passes import Ball, Direction, Loss, Model, Passes, Search, flat, inputs_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 
@@ -70,21 +71,30 @@ def regularized_loss(
         Opacus' GradSampleModule, under autocast; not TorchScript, not lazily initialised without a first
         pass, not checkpointed with use_reentrant=True, and not one that changes its input in place.
     loss
-        `loss(outputs, y)` returns one value an example, of shape (n,): `reduction="none"`.
+        `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`.
     x
         A floating tensor whose first axis indexes examples; a tuple, named or not, of the model's positional
         arguments or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
-        embedding's output: what made it is trained too.
+        embedding's output: `regularized_loss` trains what made it too.
     y
         Whatever `loss` takes.
     p, sigma
         As in `lpfamily.epsilon`: an exponent in [1, inf], and a radius in units of the input, a number or
-        one an example.
-    bounds, mask, batch_ndim
-        As in `lpfamily.epsilon`: the box that the input stays in, and in which x must lie, to rounding; what
-        may move; and how many axes, at least 1, index what has a ball of its own; with 2 each token of a
-        sequence. An x further outside is an error on the CPU; on other devices and in compiled code, where
-        it is not looked at, its loss is NaN, and so are the batch's and the statistics of a batch norm.
+        one per example.
+    objective
+        "perturb" or "penalty", as above. Each refuses the options of the other: `clean_weight`, `steps`,
+        `start`, `direction_dropout`, `direction_dtype` and `batch_norm` belong to "perturb", `penalty_by` and
+        `difference_step` to "penalty".
+    clean_weight
+        In [0, 1], the share of L(x) in "perturb".
+    bounds, mask
+        As in `lpfamily.epsilon`: the box that the input stays in, and in which x must lie, to rounding; and
+        what may move. An x further outside is an error on the CPU; on other devices and in compiled code,
+        where it is not looked at, its eps is NaN, and so become its loss, the batch's and the statistics of
+        a batch norm.
+    batch_ndim
+        As in `lpfamily.epsilon`: how many axes, at least 1, index what has a ball of its own; with 2 each
+        token of a sequence.
     leaf
         Which argument to perturb: an index, or a key or the name in a named tuple. None is the only floating
         tensor.
@@ -94,27 +104,28 @@ def regularized_loss(
         direction, which does not round away, whatever the example's weight. Where an example has several
         labels it is that of any error among them, all of one weight. "binary-log-odds" is
         `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1. A function of
-        (outputs, y) gives such odds, one value an example. "penalty" takes the loss for a multiple of
-        softplus(odds), so it may be a mean over labels, but not smoothed.
+        (outputs, y) gives such odds, one value per example. With odds the penalty of `regularized_loss` takes
+        the loss for a multiple of softplus(odds), so it may be a mean over labels, but not smoothed.
     ignore_index
         The label that "log-odds" and "binary-log-odds" leave out, as the loss should: a void pixel's 255, a
         missing target's -1 or NaN, or None. An example that has no other label stays where it is.
     steps, start
-        "perturb": Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
-        `lpfamily.ascend`: a perturbation or a `torch.Generator` that draws one.
+        Frank-Wolfe steps, one gradient each, and where in the ball they start, as in `lpfamily.ascend`: a
+        perturbation or a `torch.Generator` that draws one.
     direction_dropout
-        "perturb": "none" has all modules but norms in evaluation mode in the passes that find eps, "same"
-        draws for them what the next pass draws, "independent" draws anew. A model that returns something
-        else in training, as one with auxiliary outputs does, takes one of the latter.
+        "none" has all modules but norms in evaluation mode in the passes that find eps, "same" draws for them
+        what the next pass draws, "independent" draws anew. A model that returns something else in training,
+        as one with auxiliary outputs does, takes one of the latter.
     direction_dtype
-        "perturb": "bfloat16" finds eps under autocast; it keeps its norm.
+        "bfloat16" finds eps under autocast; it keeps its norm.
     batch_norm
-        "perturb": norms that track statistics take in these passes those of the batch, as in training,
-        which couples its examples; or the "running" ones.
+        "batch" has norms that track statistics take in these passes those of the batch, as in training,
+        which couples its examples; "running" the running ones.
     penalty_by
-        "gradient" differentiates through the gradient. "difference" takes (L(x + h eps) - L(x)) / h, which
-        needs no second derivatives: compiled modules, fused attention (select
-        `torch.nn.attention.SDPBackend.MATH`), cuDNN's recurrent networks and FSDP have none.
+        "gradient" differentiates through the gradient, which a compiled model and one whose hooks take
+        gradients per example do not allow. "difference" takes (L(x + h eps) - L(x)) / h, which needs no
+        second derivatives: compiled modules, fused attention (select `torch.nn.attention.SDPBackend.MATH`),
+        cuDNN's recurrent networks and FSDP have none.
     difference_step
         h. None is 2^-10, which half precision and TF32 round away: an error under autocast, where x or
         the losses are half precision, and on CUDA where TF32 is allowed, as it is for convolutions unless
@@ -131,10 +142,9 @@ def regularized_loss(
     Raises
     ------
     TypeError, ValueError
-        As in `lpfamily.epsilon`; for a loss without one value an example, an unknown option, no leaf or
-        several to choose from, options that the objective does not take, a penalty by gradient of a
-        compiled model or of one whose hooks take gradients per example, and labels that have no odds: no
-        class, or neither 0 nor 1. Where those are on a device, or traced, their example is NaN instead.
+        As in `lpfamily.epsilon`; for a loss without one value per example, an unknown or impossible option,
+        no leaf or several to choose from, and labels that have no odds: no class, or neither 0 nor 1. Where
+        those are on a device, or traced, their example is NaN instead.
     RuntimeError
         In inference mode; for a parameter that the model changes in place and that is not copied.
 
@@ -167,6 +177,7 @@ def regularized_loss(
     return _penalised(passes, at, ball).mean()
 
 
+@documented_by(regularized_loss)
 def perturb(
     model: Model,
     loss: Loss,
@@ -206,7 +217,7 @@ def perturb(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, RuntimeError
         As in `regularized_loss`.
 
     References
@@ -220,6 +231,7 @@ def perturb(
     return _frank_wolfe(passes, at, ball, steps, start)
 
 
+@documented_by(regularized_loss)
 def ascend(
     model: Model,
     loss: Loss,
@@ -249,9 +261,10 @@ def ascend(
 
     Parameters
     ----------
-    model, loss, x, y, leaf, direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler
+    model, loss, x, y, p, sigma, bounds, mask, leaf, direction, ignore_index, direction_dropout, \
+    direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
-    p, sigma, steps, step_size, start, bounds, mask, method
+    steps, step_size, start, method
         As in `lpfamily.ascend`.
 
     Returns
@@ -261,8 +274,10 @@ def ascend(
 
     Raises
     ------
-    TypeError, ValueError
-        As in `regularized_loss` and `lpfamily.ascend`.
+    TypeError, ValueError, RuntimeError
+        As in `regularized_loss`.
+    ValueError
+        As in `lpfamily.ascend`, for steps, step_size and method.
 
     References
     ----------
