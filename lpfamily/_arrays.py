@@ -142,9 +142,9 @@ def as_float(value: Any) -> float:
 
 def beside(lead: Array, value: Array, name: str) -> Array:
     """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
-    value = of_library(lead, value, name)
+    dtype, value = value.dtype, of_library(lead, value, name)
     if not is_dtype(namespace_of(lead), value.dtype, ("integral", "real floating")):
-        raise TypeError(f"{name} must be real; got {value.dtype}")
+        raise TypeError(f"{name} must be real; got {dtype}")
     return value
 
 
@@ -165,6 +165,8 @@ def of_library(lead: Array, value: Array, name: str) -> Array:
 def mask_beside(lead: Array, mask: Any) -> Array:
     """Return a mask as an array of lead's library and device; one that is traced has none, and stays."""
     xp, device = namespace_of(lead), device_of(lead)
+    if isinstance(mask, np.ndarray) and library_name(xp) == "torch" and xp.compiler.is_compiling():
+        return xp.asarray(mask, device=device)  # a tensor by now, in a layout of torch's own
     if hasattr(mask, "dtype"):
         own, mask = admit(mask, "mask")
         if own is xp and device_of(mask) in (None, device):

@@ -9,7 +9,7 @@ import pytest
 from backends_under_test import DEVICE, NAMES
 
 from lpfamily.training import backends
-from lpfamily.training.backends import Objective, Rates
+from lpfamily.training.backends import Machine, Objective, Rates
 from lpfamily.training.draws import Draws
 from lpfamily.training.testing import NETWORKS, BackendTests, _state, _task
 
@@ -90,7 +90,7 @@ if "torch" in NAMES:
             monkeypatch.setattr(module, "logits", watched)
             task, state = (made(NETWORKS["convolutions"], "float32") for made in (_task, _state))
             outer, inner = (
-                self.find().trainer(replace(task, tf32=policy), state) for policy in (before, tf32)
+                self.find().trainer(replace(task, machine=Machine(tf32=policy)), state) for policy in (before, tf32)
             )
             with outer._precision():
                 inner.logits(task.x)

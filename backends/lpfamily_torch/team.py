@@ -29,7 +29,6 @@ def join(device: str) -> Team:
     if size == 1:
         return ALONE
     number("RANK", 0, size, _REMEDY)
-    number("MASTER_PORT", 0, 1 << 16, _REMEDY)
     with usable(device):
         kind = torch.device(device)
     if kind.type == "cuda":
@@ -38,6 +37,7 @@ def join(device: str) -> Team:
         local = number("LOCAL_RANK", 0, size, _REMEDY)
         with usable(device):
             torch.cuda.set_device(local)
+    number("MASTER_PORT", 0, 1 << 16, _REMEDY)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
