@@ -57,7 +57,10 @@ nitpick_ignore = [
 ]
 nitpick_ignore_regex = [
     # other projects'
-    ("py:.*", r"(_pytest|art|collections|contextlib|eagerpy|foolbox|jax|lightning|numpy|pathlib|sklearn|torch)\b.*"),
+    (
+        "py:.*",
+        r"(_pytest|art|collections|contextlib|eagerpy|foolbox|jax|lightning|numpy|pathlib|sklearn|torch)\b.*",
+    ),
 ]
 
 ALIAS = re.compile(r"~?TypeAliasForwardRef\('(\w+)'\)")

@@ -142,7 +142,7 @@ def as_float(value: Any) -> float:
 
 def beside(lead: Array, value: Array, name: str) -> Array:
     """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
-    dtype, value = value.dtype, of_library(lead, value, name)
+    dtype, value = getattr(value, "dtype", None), of_library(lead, value, name)
     if not is_dtype(namespace_of(lead), value.dtype, ("integral", "real floating")):
         raise TypeError(f"{name} must be real; got {dtype}")
     return value

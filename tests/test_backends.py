@@ -90,7 +90,8 @@ if "torch" in NAMES:
             monkeypatch.setattr(module, "logits", watched)
             task, state = (made(NETWORKS["convolutions"], "float32") for made in (_task, _state))
             outer, inner = (
-                self.find().trainer(replace(task, machine=Machine(tf32=policy)), state) for policy in (before, tf32)
+                self.find().trainer(replace(task, machine=Machine(tf32=policy)), state)
+                for policy in (before, tf32)
             )
             with outer._precision():
                 inner.logits(task.x)
