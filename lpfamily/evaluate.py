@@ -24,7 +24,6 @@ import numpy as np
 
 from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, PATH, TEXT, Numbers
-from lpfamily.training.configs import Config
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Progress
@@ -73,10 +72,12 @@ def _parser() -> commands.Parser:
 def _evaluate(argv: list[str]) -> int:
     given = _parser().parse(argv)
     commands.check_extra()
+    from lpfamily.report.tables import robustness_table
     from lpfamily.training import load, robustness
 
     config, trained, out = configs.read(runs.find(given["run"], option="")), load(given["run"]), _out(given)
-    dataset = _dataset(config, given)
+    dataset = configs.dataset(config, given.get("data_dir"), f"{given['run']}: the run has used")
+    dataset = dataset.first(config.recipe.examples, config.recipe.test_examples)
     if (wanted := given.get("examples", 0)) > (there := len(dataset.test.x)):
         raise BadInput(f"--examples {wanted}: the run has {there} test examples; give less, or 0 for all")
     recipe = _with_radius(trained.recipe)
@@ -114,7 +115,7 @@ def _evaluate(argv: list[str]) -> int:
     content = json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n"
     runs.replace(out, content.encode())
     warnings = [textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ") for finding in found]
-    print("\n".join([table(result, recipe.data), *warnings]), flush=True)
+    print("\n".join([robustness_table(result, recipe.data), *warnings]), flush=True)
     _draw(result, out.with_suffix(".png"), progress)
     return 0
 
@@ -131,15 +132,6 @@ def _out(given: dict[str, Any]) -> Path:
     if own & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
         raise BadInput(f"--out {out}: would replace a file of the run in that folder; give another name")
     return out
-
-
-def _dataset(config: Config, given: dict[str, Any]) -> data.Dataset:
-    """Return the examples that the run has used."""
-    recipe = config.recipe
-    dataset = data.load(recipe.data, given.get("data_dir") or config.data_dir)
-    if dataset.sha256() != config.data_sha256:
-        raise BadInput(f"{given['run']}: the run has used other {recipe.data} data; give its --data-dir")
-    return dataset.first(recipe.examples, recipe.test_examples)
 
 
 def _with_radius(recipe: Recipe) -> Recipe:
@@ -167,43 +159,6 @@ def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, 
         raise BadInput(
             f"--sigmas {largest:g}: too small for {recipe.dtype}, in units of {recipe.sigma:g}; give more"
         )
-
-
-def table(result: dict[str, Any], name: str) -> str:
-    """Return the table that ends the command: errors in percent by p and sigma, and smallest radii."""
-    n = result["examples"]
-    lines = [
-        f"robustness ({name}, {n} test examples, a standard error of {0.5 / math.sqrt(n):.2%} at most)",
-        f"  clean {result['clean']:.2%}",
-    ]
-    many = f"up to {result['steps']} steps"
-    for p, ball in result["balls"].items():
-        noise = [each["mean"] for each in ball["noise"]]
-        quantiles = ball["smallest"]["one_step"]["quantiles"]
-        lines += [
-            "",
-            _row(f"p = {p}, sigma", [f"{sigma:.4g}" for sigma in ball["sigma"]]),
-            _row("one step", [f"{error:.2%}" for error in ball["one_step"]]),
-            _row(many, [f"{error:.2%}" for error in ball["multi_step"]]),
-            _row("noise of this norm", [f"{error:.2%}" for error in noise]),
-            _row("smallest sigma, of", [*(f"{float(q):.0%}" for q in quantiles), "never"]),
-        ]
-        for title, key in ("one step", "one_step"), (many, "multi_step"):
-            smallest = ball["smallest"][key]
-            cells = ["-" if value is None else f"{value:.4g}" for value in smallest["quantiles"].values()]
-            never = "-" if smallest["never"] is None else f"{smallest['never']:.2%}"
-            lines.append(_row(title, [*cells, never]))
-    lines += [
-        "",
-        f"  noise: mean of {result['noise_draws']} draws, not clipped",
-        "  smallest sigma: that changes the prediction, quantiles over the examples that are right at first;",
-        "  never: not within the largest sigma; by up to many steps it is an upper bound",
-    ]
-    return "\n".join(lines)
-
-
-def _row(name: str, cells: list[str]) -> str:
-    return f"  {name:<20}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 def _draw(result: dict[str, Any], path: Path, progress: Progress) -> None:

@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
 # isort: split
 
-import difflib
 import hashlib
 import json
 import math
@@ -20,12 +19,16 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lpfamily.training import backends, commands, files
 from lpfamily.training.choices import COUNT, PATH, TEXT, Names
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, nearest
 from lpfamily.training.progress import Progress
+
+if TYPE_CHECKING:
+    from lpfamily.experiments.pieces import Measurement, Piece, Setting
+    from lpfamily.report.contents import Plot, Table
 
 NAME = "python -m lpfamily.reproduce"
 MEASURED = "measured"
@@ -88,8 +91,7 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
     names = list(PIECES) if "all" in given["names"] else given["names"]
     for name in names:
         if name not in PIECES:
-            close = difflib.get_close_matches(name, PIECES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose all, or of {', '.join(PIECES)}"
+            hint = nearest(name, PIECES, f"choose all, or of {', '.join(PIECES)}")
             raise BadInput(f"there is no {name!r}; {hint}")
     setting = Setting(
         out=given.get("out", Path("reproduction")),
@@ -126,7 +128,7 @@ def _backend() -> str:
     return "numpy"
 
 
-def _measured(setting: Any, names: list[str], progress: Progress) -> dict[str, Any]:
+def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Any]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
     from lpfamily.experiments.catalogue import PIECES
     from lpfamily.experiments.networks import check_trainable, checksum
@@ -156,7 +158,7 @@ def _measured(setting: Any, names: list[str], progress: Progress) -> dict[str, A
     return results
 
 
-def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
+def _depends(setting: Setting, measurement: Measurement) -> dict[str, Any]:
     from lpfamily.experiments.networks import NETWORKS, checksum, flags
 
     found = {name: getattr(setting, name) for name in measurement.depends}
@@ -167,7 +169,7 @@ def _depends(setting: Any, measurement: Any) -> dict[str, Any]:
     return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
-def _kept(setting: Any, measurement: Any, progress: Progress) -> dict[str, Any] | None:
+def _kept(setting: Setting, measurement: Measurement, progress: Progress) -> dict[str, Any] | None:
     """Return a measurement that is there, if it was made with the same setting.
 
     It has a checksum, since what is there is not measured again; those of the first format have none.
@@ -212,10 +214,10 @@ def _checksum(found: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
-def _reported(setting: Any, piece: Any, measured: list[dict[str, Any]]) -> list[Any]:
+def _reported(setting: Setting, piece: Piece, measured: list[dict[str, Any]]) -> list[Table | Plot]:
     """Return the items of a piece; raise `BadInput` if it fails on what was kept and not on what is new."""
     try:
-        items: list[Any] = piece.report(setting, *(found["result"] for found in measured))
+        items: list[Table | Plot] = piece.report(setting, *(found["result"] for found in measured))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         if paths := [str(found["path"]) for found in measured if "path" in found]:
             raise BadInput(
@@ -227,7 +229,7 @@ def _reported(setting: Any, piece: Any, measured: list[dict[str, Any]]) -> list[
 
 
 def _write(
-    setting: Any, results: dict[str, Any], argv: list[str], warn: Callable[[str], None] = warnings.warn
+    setting: Setting, results: dict[str, Any], argv: list[str], warn: Callable[[str], None] = warnings.warn
 ) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
     from lpfamily.experiments.catalogue import CHAPTERS, PIECES
@@ -237,7 +239,7 @@ def _write(
     there = {name for name, piece in PIECES.items() if all(m.name in results for m in piece.measurements)}
     sections = []
     for chapter in CHAPTERS:
-        items: list[Any] = []
+        items: list[Table | Plot] = []
         for piece in chapter.pieces:
             if piece.name in there and piece.within not in there:
                 items += _reported(setting, piece, [results[m.name] for m in piece.measurements])

@@ -92,10 +92,8 @@ def _go_on(given: dict[str, Any], backend: backends.Backend, team: Team) -> int:
             if not (run.folder / runs.CURVES).exists():  # the run was stopped before they were drawn
                 _draw(run, config.recipe, Progress())
             return 0
-        which = config.recipe.data
-        dataset = data.load(which, given.get("data_dir") or config.data_dir)
-        if dataset.sha256() != config.data_sha256:
-            raise BadInput(f"--resume {run.folder}: the run began on other {which} data; give its --data-dir")
+        begin = f"--resume {run.folder}: the run began on"
+        dataset = configs.dataset(config, given.get("data_dir"), begin)
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         if others := _others(config, given, team):
             print(
@@ -173,7 +171,7 @@ def _go(
             if config.grid:
                 stage_one = functools.partial(trained, resume=True, test=False)
                 recipe = grid.choose(run, run.config, stage_one, progress)
-                chosen, resume = grid.table(run) + "\n\n", True
+                chosen, resume = tables.grid_table(run) + "\n\n", True
             result = trained(run, recipe, resume=resume)
             run.finish(result)
             print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]), flush=True)

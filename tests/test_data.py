@@ -647,6 +647,25 @@ def test_a_write_that_fails_leaves_nothing(
         assert re.search(r"ubyte\.gz cannot be kept \(No space left.*--data-dir", str(caught.value))
 
 
+def test_who_writes_the_same_file_meanwhile_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when several runs that begin together download the same data: each leaves a whole file."""
+    path, sync, seen = tmp_path / "file", os.fsync, []
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        files.write(path, b"of another")
+        seen.append(path.read_bytes())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    files.write(path, b"mine")
+    assert seen == [b"of another"]
+    assert path.read_bytes() == b"mine"
+    assert listing(tmp_path) == ["file"]
+
+
 def test_a_cache_that_is_no_folder_is_named(cache: Path) -> None:
     """What stands in the way is one line."""
     cache.parent.touch()

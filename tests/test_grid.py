@@ -24,6 +24,7 @@ from commandline import (
 from safetensors.numpy import load_file
 from test_resume import EVERY_INSTANT
 
+from lpfamily.report import tables
 from lpfamily.train import main
 from lpfamily.training import backends, choices, data, grid, runs
 from lpfamily.training.networks import initial_state
@@ -172,7 +173,7 @@ def choose(tmp_path):
         for name, array in fresh.items():
             np.testing.assert_array_equal(load_file(run.folder / "checkpoint.safetensors")[name], array)
         assert run.metrics() == runs.Run(run.folder / "grid" / found["chosen"]).metrics()
-        return found["chosen"], found["combinations"], grid.table(run)
+        return found["chosen"], found["combinations"], tables.grid_table(run)
 
     return act
 

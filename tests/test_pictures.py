@@ -202,7 +202,7 @@ def test_neighbours_agree_in_strokes_and_not_in_noise():
 
 
 def test_the_first_of_each_class():
-    found = pictures.first_of_each(DIGITS.test, (6, 2))
+    found = DIGITS.test.first_of_each((6, 2))
     assert_array_equal(found.labels, [6, 2])
     for image, digit in zip(found.x, (6, 2), strict=True):
         at = DIGITS.test.labels.tolist().index(digit)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lpfamily.training import protocol, runs
+from lpfamily.training import epochs, protocol, runs
 from lpfamily.training.backends import Machine
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, initial_state
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import continued_rates, default, rates
+from lpfamily.training.tasks import Objective, Task
 
 EXAMPLES, HELD_OUT, BATCH = 12, 4, 3
 
@@ -110,6 +111,40 @@ def test_stage_one_ends_without_a_new_least_error_and_stage_two_starts_from_the_
     assert result["epochs"] == 8
     assert "begun with the parameters of epoch 2" in result["parameters"]
     assert "reached the 0.5" in result["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("start", "judged", "until", "bests"),
+    [
+        ((0, 0, None), True, 99, [1, 2, 2, 2, 2]),
+        ((0, 0, None), False, 99, [0] * 7),
+        ((2, 2, 2.5), True, 99, [2, 2, 2]),
+        ((0, 0, None), True, 2, [1, 2]),
+        ((7, 0, None), True, 99, []),
+    ],
+)
+def test_the_loop_ends_by_patience_by_its_caller_or_by_the_last_epoch(start, judged, until, bests):
+    measured = iter([5.0, 3.0, 4.0, 3.0, 3.5, 2.0, 9.0])
+    network, found = protocol.check(RECIPE, dataset()), []
+    task = Task(network, Objective(), np.zeros((EXAMPLES, 2), np.float32), np.zeros(EXAMPLES, int), BATCH)
+    trained = epochs.train(
+        Scripted(Script([]), task, initial_state(network, 0, "float32")),
+        replace(RECIPE, patience=3),
+        EXAMPLES,
+        lambda epoch, batches: rates(RECIPE, epoch, batches),
+        lambda scheduled: {"quantity": next(measured)},
+        last=7,
+        start=epochs.Standing(*start),
+        judged="quantity" if judged else "",
+        until=lambda: len(found) == until,
+        remedy=str,
+    )
+    for epoch in trained:
+        found.append(epoch)  # noqa: PERF402 (`until` looks at it meanwhile)
+    assert [epoch.standing.best for epoch in found] == bests
+    first = start[0] + 1
+    assert [epoch.standing.epoch for epoch in found] == list(range(first, first + len(found)))
+    assert all(epoch.metrics["loss"] == 1 and epoch.metrics["lr"] > 0 for epoch in found)
 
 
 @pytest.mark.parametrize("second_lr", ["decay", "constant"])

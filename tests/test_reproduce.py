@@ -117,7 +117,7 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     assert [load(folder).recipe.seed for folder in folders] == [0, 1]
     found = networks.result(folders[1])
     assert found["clean"] == load(folders[1]).result["test_error"]["clean"]
-    assert (found["seed"], found["epochs"], errors._tested(found)) == (1, 2, 20)
+    assert (found["seed"], found["epochs"], errors.tested(found)) == (1, 2, 20)
 
     marks = [(folder / "result.json").stat().st_mtime_ns for folder in folders]
     assert all_finished(setting, wanted, silent) == folders
@@ -252,7 +252,8 @@ RESULTS = {
     "no seconds": edited(seconds_per_epoch=None),
     "seconds as text": edited(seconds_per_epoch="few"),
     "no parameters": edited(parameters=None),
-    "tested on nothing": edited(tested_on="mnist, 0 test examples"),
+    "tested on nothing": edited(tested_on="mnist, 0 test examples", test_examples=0),
+    "tested on a part of an example": edited(test_examples=0.5),
     "tested on a number": edited(tested_on=20),
     "a list": lambda path: path.write_text("[]"),
     "nothing": lambda path: path.write_text("null"),
@@ -294,6 +295,28 @@ def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypa
     assert (out, len(err.splitlines())) == ("", 1)
     assert f"{run / 'result.json'}: " in err
     assert "restore it from a copy" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "examples"),
+    [
+        ({"tested_on": "mnist, all of them", "test_examples": 20}, 20),
+        ({"tested_on": "mnist, 500 test examples"}, 500),  # as earlier versions said it
+    ],
+)
+def test_how_many_were_tested_is_a_number_of_the_result(said, examples):
+    assert networks.tested(said) == examples
+
+
+@pytest.mark.parametrize("count", [0, -1, 0.5, True, "20", None])
+def test_a_number_that_counts_no_examples_is_refused_whatever_the_sentence_says(count):
+    with pytest.raises(ValueError, match=f"tested on {count!r} examples"):
+        networks.tested({"tested_on": "mnist, 20 test examples", "test_examples": count})
+
+
+def test_a_sentence_without_a_count_is_refused():
+    with pytest.raises(ValueError, match="mnist, 0 test examples"):
+        networks.tested({"tested_on": "mnist, 0 test examples"})
 
 
 # Tables I to V

@@ -92,6 +92,7 @@ def test_the_result_is_what_the_checkpoint_does(run):
         "epochs",
         "parameters",
         "tested_on",
+        "test_examples",
         "checkpoint",
         "format",
         "sha256",
@@ -111,6 +112,7 @@ def test_the_result_is_what_the_checkpoint_does(run):
     assert result["epochs"] == 2
     assert result["parameters"] == "after the last epoch, 2"
     assert result["tested_on"] == "digits, 300 test examples"
+    assert result["test_examples"] == 300
 
 
 def test_the_table_says_what_the_result_does(run):

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
@@ -33,12 +33,11 @@ from lpfamily.training.choices import (
     Range,
     part,
 )
-from lpfamily.training.draws import Draws
+from lpfamily.training.epochs import finite, train
 from lpfamily.training.networks import State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
-from lpfamily.training.protocol import NotFinite
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.tasks import Machine, Objective, Task
+from lpfamily.training.tasks import Machine, Objective, Rates, Task
 from lpfamily_numpy import backend as numpy_backend
 
 SHARE = 0.05
@@ -59,6 +58,8 @@ RANGES = {
     "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
 }
 """What each number may be, beside the units of the hidden layers."""
+
+REMEDY = "bring X to one scale, as StandardScaler does, or lower learning_rate_init or sigma"
 
 OPTIONAL = ("sigma", "n_iter_no_change")
 """Those that may be None."""
@@ -374,24 +375,26 @@ def _train(
     kept: State = {}
     lines: list[backends.Metrics] = []
     best = 0
+
+    def measure(rates: Rates) -> backends.Metrics:
+        if not held:
+            return {}
+        return {"held_out_loss": finite(evaluation.loss(trainer, *held), "the held-out loss", REMEDY)}
+
+    trained = train(
+        trainer,
+        recipe,
+        examples,
+        functools.partial(recipes.rates, recipe),
+        measure,
+        last=recipe.epochs,
+        judged="held_out_loss" if held else "",
+        remedy=lambda: REMEDY,
+    )
     with progress.epochs(recipe.epochs, 0) as report:
-        for epoch in range(recipe.epochs):
-            begin, draws = time.perf_counter(), Draws(recipe.seed, epoch)
-            schedule = recipes.rates(recipe, epoch, math.ceil(examples / recipe.batch_size))
-            line, state = trainer.epoch(draws.order(examples), schedule, draws), trainer.state()
-            if held:
-                line["held_out_loss"] = evaluation.loss(trainer, *held)
-            finite = all(np.isfinite(array).all() for array in state.values())
-            if not (finite and all(map(math.isfinite, line.values()))):
-                raise NotFinite(
-                    f"epoch {epoch + 1} ended with loss {line['loss']} and is not finite; bring X to "
-                    f"one scale, as StandardScaler does, or lower learning_rate_init or sigma"
-                )
-            lines.append(line)
-            losses = [line["held_out_loss"] for line in lines] if held else []
-            if not held or losses[-1] < min(losses[:-1], default=math.inf):
-                kept, best = state, epoch + 1
-            report(line | {"seconds": time.perf_counter() - begin}, examples)
-            if held and epoch + 1 - best >= recipe.patience:
-                break
+        for epoch in trained:
+            lines.append(epoch.metrics)
+            if not held or epoch.is_best:
+                kept, best = epoch.state, epoch.standing.epoch
+            report(epoch.metrics, examples)
     return kept, best, lines

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lpfamily.experiments.networks import NETWORKS, all_finished, cut, result
+from lpfamily.experiments.networks import NETWORKS, all_finished, cut, result, tested
 from lpfamily.experiments.pieces import Json, Measurement, Piece, Setting
 from lpfamily.report.contents import Cell, Column, Plot, Table
 from lpfamily.training.progress import Tick
@@ -74,8 +74,9 @@ def _clean_table(name: str, title: str, paper: Mapping[str, float | None], remar
         rows = []
         for network, published in paper.items():
             errors = [each["clean"] for each in found[network]]
-            plain = [each["clean"] for each in found[_plain(network)]]
-            p_value = None if network == _plain(network) else paired_p_value(errors, plain)
+            reference = NETWORKS[network].plain
+            plain = [each["clean"] for each in found[reference]]
+            p_value = None if network == reference else paired_p_value(errors, plain)
             row: tuple[Cell, ...] = (NETWORKS[network].label, *mean_and_deviation(errors), len(errors))
             rows.append((*row, p_value, published))
         notes = (*remarks, *_notes(setting, found, paper))
@@ -134,7 +135,7 @@ def noisy_error(results: Sequence[Json], std: str) -> tuple[float, float]:
     """Return the mean error under noise of this deviation, and its standard error."""
     if std == "0":
         means = [each["clean"] for each in results]
-        single = resolution(means[0], _tested(results[0]))
+        single = resolution(means[0], tested(results[0]))
     else:
         means = [each["noise"][std]["mean"] for each in results]
         single = results[0]["noise"][std]["standard_error"]
@@ -145,16 +146,6 @@ def noisy_error(results: Sequence[Json], std: str) -> tuple[float, float]:
 def resolution(error: float, examples: int) -> float:
     """Return the deviation of an error that is measured on so many examples: sqrt(e (1 - e) / n)."""
     return math.sqrt(error * (1 - error) / examples)
-
-
-def _plain(network: str) -> str:
-    kind, _, rest = network.partition("-")
-    return f"{kind}-plain-{rest.rpartition('-')[2]}" if kind == "cifar" else f"{kind}-plain"
-
-
-def _tested(found: Json) -> int:
-    """Return how many examples were tested: '..., 10000 test examples'."""
-    return int(found["tested_on"].split()[-3])
 
 
 def _notes(setting: Setting, found: Json, paper: Mapping[str, Any]) -> list[str]:
@@ -173,7 +164,7 @@ def _notes(setting: Setting, found: Json, paper: Mapping[str, Any]) -> list[str]
 
 
 def _resolution_note(found: Json, network: str) -> str:
-    count, error = _tested(found), found["clean"]
+    count, error = tested(found), found["clean"]
     errors = error * count
     deviation = resolution(error, count)
     return (

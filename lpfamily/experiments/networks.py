@@ -38,45 +38,59 @@ class PaperNetwork:
     """A network and an objective, as the paper has them in a row of its tables."""
 
     name: str
+    kind: str
+    """What it shares with others: a key of `QUICK`."""
+    plain: str
+    """The name of the network that is trained alike, but on the plain objective."""
     label: str
     flags: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """What it shares with others, the first part of its name: a key of `QUICK`."""
-        return self.name.partition("-")[0]
 
 
 _CIFAR = "--data cifar10 --model cifar-maxout-small"
 _40K, _50K = "--second-stage none", "--second-stage scratch"
 _SMALL = "Conv. maxout small + dropout"
-_ROWS = (
-    ("softmax", "Softmax", "--model softmax --objective plain"),
-    ("sigmoid-plain", "Sigmoid MLP", "--model sigmoid-mlp --objective plain"),
-    ("sigmoid-p2", "Sigmoid MLP + gradient p = 2", "--model sigmoid-mlp --p 2 --sigma 1"),
-    ("maxout-plain", "Maxout + dropout", "--model maxout --objective plain"),
-    (
-        "maxout-pinf",
-        "Maxout + dropout + gradient p = inf",
-        "--model maxout --p inf --sigma 0.25 --clean-weight 0.5",
+_ROWS = {
+    ("softmax", "softmax"): (("softmax", "Softmax", "--model softmax --objective plain"),),
+    ("sigmoid", "sigmoid-plain"): (
+        ("sigmoid-plain", "Sigmoid MLP", "--model sigmoid-mlp --objective plain"),
+        ("sigmoid-p2", "Sigmoid MLP + gradient p = 2", "--model sigmoid-mlp --p 2 --sigma 1"),
     ),
-    ("maxout-p2", "Maxout + dropout + gradient p = 2", "--model maxout --p 2 --sigma 1"),
-    ("conv-plain", "Conv. maxout + dropout", "--model conv-maxout --objective plain"),
-    *(
+    ("maxout", "maxout-plain"): (
+        ("maxout-plain", "Maxout + dropout", "--model maxout --objective plain"),
         (
-            f"conv-pinf-{sigma}",
-            f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
-            f"--model conv-maxout --p inf --sigma {sigma}",
-        )
-        for sigma in ("0.1", "0.25")
+            "maxout-pinf",
+            "Maxout + dropout + gradient p = inf",
+            "--model maxout --p inf --sigma 0.25 --clean-weight 0.5",
+        ),
+        ("maxout-p2", "Maxout + dropout + gradient p = 2", "--model maxout --p 2 --sigma 1"),
     ),
-    ("conv-p2", "Conv. maxout + dropout + gradient p = 2", "--model conv-maxout --p 2 --sigma 1"),
-    ("cifar-plain-40k", f"{_SMALL} (40K)", f"{_CIFAR} --objective plain {_40K}"),
-    ("cifar-p2-40k", f"{_SMALL} + gradient p = 2 (40K)", f"{_CIFAR} --p 2 --sigma 2 {_40K}"),
-    ("cifar-plain-50k", f"{_SMALL} (50K)", f"{_CIFAR} --objective plain {_50K}"),
-    ("cifar-p2-50k", f"{_SMALL} + gradient p = 2 (50K)", f"{_CIFAR} --p 2 --sigma 2 {_50K}"),
-)
-NETWORKS = {name: PaperNetwork(name, label, tuple(told.split())) for name, label, told in _ROWS}
+    ("conv", "conv-plain"): (
+        ("conv-plain", "Conv. maxout + dropout", "--model conv-maxout --objective plain"),
+        *(
+            (
+                f"conv-pinf-{sigma}",
+                f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
+                f"--model conv-maxout --p inf --sigma {sigma}",
+            )
+            for sigma in ("0.1", "0.25")
+        ),
+        ("conv-p2", "Conv. maxout + dropout + gradient p = 2", "--model conv-maxout --p 2 --sigma 1"),
+    ),
+    ("cifar", "cifar-plain-40k"): (
+        ("cifar-plain-40k", f"{_SMALL} (40K)", f"{_CIFAR} --objective plain {_40K}"),
+        ("cifar-p2-40k", f"{_SMALL} + gradient p = 2 (40K)", f"{_CIFAR} --p 2 --sigma 2 {_40K}"),
+    ),
+    ("cifar", "cifar-plain-50k"): (
+        ("cifar-plain-50k", f"{_SMALL} (50K)", f"{_CIFAR} --objective plain {_50K}"),
+        ("cifar-p2-50k", f"{_SMALL} + gradient p = 2 (50K)", f"{_CIFAR} --p 2 --sigma 2 {_50K}"),
+    ),
+}
+"""By kind and plain network: name, label, and what the command is told."""
+NETWORKS = {
+    name: PaperNetwork(name, kind, plain, label, tuple(told.split()))
+    for (kind, plain), rows in _ROWS.items()
+    for name, label, told in rows
+}
 
 _SHORT_CONVOLUTIONS = (
     *("--examples", "2500", "--validation", "500", "--epochs", "3", "--patience", "3"),
@@ -151,8 +165,9 @@ def result(folder: Path) -> Json:
             raise ValueError(f"not all of {numbers} are finite numbers, 0 or more")
         if max(fractions) > 1 or type(epochs) is not int:
             raise ValueError(f"errors of {fractions} after {epochs} epochs")
-        if not isinstance(ended["parameters"], str) or not _TESTED.fullmatch(ended["tested_on"]):
-            raise ValueError(f"parameters {ended['parameters']!r}, tested on {ended['tested_on']!r}")
+        parameters, sentence, examples = ended["parameters"], ended["tested_on"], tested(ended)
+        if not (isinstance(parameters, str) and isinstance(sentence, str)):
+            raise ValueError(f"parameters {parameters!r}, tested on {sentence!r}")
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise BadInput(
             f"{run.folder / runs.RESULT}: not the result of a run ({cause!r}); restore it from a copy, or "
@@ -166,12 +181,26 @@ def result(folder: Path) -> Json:
         "backend": config.backend,
         "epochs": epochs,
         "seconds_per_epoch": seconds,
-        "parameters": ended["parameters"],
-        "tested_on": ended["tested_on"],
+        "parameters": parameters,
+        "tested_on": sentence,
+        "test_examples": examples,
     }
 
 
-_TESTED = re.compile(r".+, [1-9]\d* test examples")
+def tested(ended: Json) -> int:
+    """Return on how many examples a run was tested; raise `ValueError` if that is not said.
+
+    Results and kept measurements of earlier versions say it in the sentence `tested_on` alone.
+    """
+    if "test_examples" not in ended and (found := _TESTED.fullmatch(ended["tested_on"])):
+        return int(found[1])
+    examples = ended.get("test_examples")
+    if type(examples) is not int or examples < 1:
+        raise ValueError(f"tested on {examples!r} examples, {ended['tested_on']!r}")
+    return examples
+
+
+_TESTED = re.compile(r".+, ([1-9]\d*) test examples")
 
 
 def backends_of(results: Iterable[Json]) -> dict[str, dict[int, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,6 @@ CONFUSED = (2, 3, 6)
 SHOWN = 3
 """How many classes the decomposition shows one by one."""
 TRANSFER = ("softmax", "sigmoid-plain", "sigmoid-p2", "maxout-plain", "maxout-pinf", "maxout-p2")
-
-
-def first_of_each(split: data.Split, digits: Sequence[int] = range(MNIST.classes)) -> data.Split:
-    """Return the first example of each of the classes, in their order."""
-    at = [int(np.flatnonzero(split.labels == digit)[0]) for digit in digits]
-    return data.Split(split.x[at], split.labels[at])
 
 
 def predicted(trainer: Trainer, x: Floats) -> Json:
@@ -213,7 +206,7 @@ def _rounded(values: Floats, digits: int = 5) -> Any:
 def _measured_digits(setting: Setting, tick: Tick) -> Json:
     trainers, ended = opened(setting, PICTURED, tick)
     test = data.load("mnist", setting.data_dir).test
-    ten = first_of_each(test)
+    ten = test.first_of_each(range(MNIST.classes))
     return {
         "runs": ended,
         "examples": len(test.x),
@@ -224,7 +217,7 @@ def _measured_digits(setting: Setting, tick: Tick) -> Json:
 
 def _measured_exponents(setting: Setting, tick: Tick) -> Json:
     trainers, ended = opened(setting, PICTURED[:1], tick)
-    ten = first_of_each(data.load("mnist", setting.data_dir).test)
+    ten = data.load("mnist", setting.data_dir).test.first_of_each(range(MNIST.classes))
     found: Json = {"runs": ended, "x": _rounded(ten.x), "steps": {}}
     for done, p in enumerate(EXPONENTS):
         tick(done, len(EXPONENTS), f"p = {p:g}")
@@ -236,7 +229,7 @@ def _measured_exponents(setting: Setting, tick: Tick) -> Json:
 
 def _measured_classes(setting: Setting, tick: Tick) -> Json:
     trainers, ended = opened(setting, PICTURED[:1], tick)
-    some = first_of_each(data.load("mnist", setting.data_dir).test, CONFUSED)
+    some = data.load("mnist", setting.data_dir).test.first_of_each(CONFUSED)
     return {"runs": ended, "digits": class_parts(trainers[PICTURED[0]], some.x, some.labels)}
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lpfamily.report.contents import Plot, Table
+from lpfamily.training.files import Json as Json
 from lpfamily.training.progress import Tick
-
-Json = dict[str, Any]
 
 Budget = Literal["quick", "paper"]
 

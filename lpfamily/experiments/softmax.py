@@ -340,8 +340,7 @@ def pictures(setting: Setting, tick: Tick) -> Json:
     """Return the first training image of each digit, and the same under noise of standard deviation SMALL."""
     tick(0, 1, "images")
     data = load("mnist", setting.data_dir)
-    first = [int(np.argmax(data.train.labels == digit)) for digit in range(data.classes)]
-    clean = data.train.x[first]
+    clean = data.train.first_of_each(range(data.classes)).x
     noisy = clean + SMALL * evaluation_noise(0, 0, clean.shape, "float64")
     _, *shape = data.shape
     return {

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Iterable
 from typing import Any
 
+from lpfamily.training import grid
+from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE_DRAWS
 from lpfamily.training.recipes import Recipe, matched_radius
+from lpfamily.training.runs import Run
 
 
 def result_table(result: dict[str, Any], recipe: Recipe, inputs: int) -> str:
@@ -17,8 +23,71 @@ def result_table(result: dict[str, Any], recipe: Recipe, inputs: int) -> str:
     for p, value in errors["one_step"].items():
         radius = matched_radius(recipe, float(p), inputs)
         rows.append((f"one step, p = {p}, sigma {radius:.4g}", f"{value:.2%}"))
-    width = max(len(name) for name, _ in rows)
+    first = max(len(name) for name, _ in rows)
     lines = [f"test error ({result['tested_on']})", f"  parameters {result['parameters']}"]
-    lines += [f"  {name:<{width}}  {value:>8}" for name, value in rows]
+    lines += [_row(name, [value], first, 8) for name, value in rows]
     lines.append(f"  noise: mean and standard error of {NOISE_DRAWS} draws, not clipped")
     return "\n".join(lines)
+
+
+def grid_table(run: Run) -> str:
+    """Return the table of what `--grid` chose from."""
+    values = run.read(grid.GRID, run.config.get("grid"))
+    try:
+        rows = [
+            (
+                name,
+                "not finite" if kept == grid.NOT_FINITE else f"{kept['validation_error']:.2%}",
+                kept["epoch"],
+            )
+            for name, kept in values["combinations"].items()
+        ]
+        chosen = values["chosen"]
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        path = run.folder / grid.GRID
+        raise BadInput(f"{path}: not what was chosen from ({cause!r}); restore it from a copy") from cause
+    first = max((len(name) for name, _, _ in rows), default=0)
+    lines = ["validation error (of stage one, in the epoch that it keeps)"]
+    for name, error, epoch in rows:
+        line = _row(name, [error], first, 10)
+        line += f"  epoch {epoch}" if epoch else ""
+        lines.append(line + (", chosen" if name == chosen else ""))
+    return "\n".join(lines)
+
+
+def robustness_table(result: dict[str, Any], name: str) -> str:
+    """Return the table that ends `lpfamily.evaluate`: percent by p and sigma, and smallest radii."""
+    n, row = result["examples"], functools.partial(_row, first=20, width=10, gap="")
+    lines = [
+        f"robustness ({name}, {n} test examples, a standard error of {0.5 / math.sqrt(n):.2%} at most)",
+        f"  clean {result['clean']:.2%}",
+    ]
+    many = f"up to {result['steps']} steps"
+    for p, ball in result["balls"].items():
+        noise = [each["mean"] for each in ball["noise"]]
+        quantiles = ball["smallest"]["one_step"]["quantiles"]
+        lines += [
+            "",
+            row(f"p = {p}, sigma", [f"{sigma:.4g}" for sigma in ball["sigma"]]),
+            row("one step", [f"{error:.2%}" for error in ball["one_step"]]),
+            row(many, [f"{error:.2%}" for error in ball["multi_step"]]),
+            row("noise of this norm", [f"{error:.2%}" for error in noise]),
+            row("smallest sigma, of", [*(f"{float(q):.0%}" for q in quantiles), "never"]),
+        ]
+        for title, key in ("one step", "one_step"), (many, "multi_step"):
+            smallest = ball["smallest"][key]
+            cells = ["-" if value is None else f"{value:.4g}" for value in smallest["quantiles"].values()]
+            never = "-" if smallest["never"] is None else f"{smallest['never']:.2%}"
+            lines.append(row(title, [*cells, never]))
+    lines += [
+        "",
+        f"  noise: mean of {result['noise_draws']} draws, not clipped",
+        "  smallest sigma: that changes the prediction, quantiles over the examples that are right at first;",
+        "  never: not within the largest sigma; by up to many steps it is an upper bound",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: Iterable[str], first: int, width: int, gap: str = "  ") -> str:
+    """Return a line: the name in `first` columns, then each cell to the right of `width` columns."""
+    return f"  {name:<{first}}" + "".join(f"{gap}{cell:>{width}}" for cell in cells)

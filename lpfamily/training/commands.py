@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import functools
 import importlib.util
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 
 from lpfamily import _interrupts
 from lpfamily.training.choices import SWITCH, Names, Values
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, nearest, printable
 
 EXTRA = {
     "matplotlib": "matplotlib",
@@ -69,8 +68,7 @@ class Parser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-            hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+            hint = nearest(unknown[0].partition("=")[0], flags, "--help lists the options")
             raise BadInput(f"unknown option {unknown[0]}; {hint}")
         return vars(values)
 
@@ -102,20 +100,14 @@ def run(name: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except BadInput as problem:
-        print(f"{name}: {one_line(problem)}", file=sys.stderr)
+        print(f"{name}: {printable(str(problem))}", file=sys.stderr)
         return 2
     except (ArithmeticError, OSError, MemoryError) as problem:
-        print(f"{name}: {one_line(problem) or type(problem).__name__}", file=sys.stderr)
+        print(f"{name}: {printable(str(problem)) or type(problem).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return _interrupts.EXIT_CODE
-
-
-def one_line(problem: BaseException) -> str:
-    """Return the message of an exception in one line that any terminal can show and none obeys."""
-    line = " ".join(str(problem).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class _Output(io.RawIOBase):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily import __version__
-from lpfamily.training import choices, grid, runs
+from lpfamily.training import choices, data, grid, runs
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Json, Run
+from lpfamily.training.runs import Run
 from lpfamily.training.tasks import Machine
 
 
@@ -73,6 +74,18 @@ def read(run: Run) -> Config:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
+
+
+def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
+    """Return the data of a run, from another folder if one is given.
+
+    If these are other data, raise `BadInput`, whose message has a beginning such as "RUN: the run has used".
+    """
+    which = config.recipe.data
+    found = data.load(which, data_dir or config.data_dir)
+    if found.sha256() != config.data_sha256:
+        raise BadInput(f"{begin} other {which} data; give its --data-dir")
+    return found
 
 
 def _folder(name: str) -> Path:

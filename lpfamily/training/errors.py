@@ -1,4 +1,7 @@
-"""The one exception that the commands turn into a line on stderr."""
+"""The one exception that the commands turn into a line on stderr, and what its messages are made of."""
+
+import difflib
+from collections.abc import Iterable
 
 
 def printable(text: str) -> str:
@@ -21,3 +24,9 @@ class BadInput(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the question whether the known name that is most alike was meant; without one, `otherwise`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise

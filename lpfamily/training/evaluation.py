@@ -40,6 +40,18 @@ def error(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
     return float(np.mean(in_parts(trainer.logits, x).argmax(axis=1) != labels))
 
 
+def noisy_error(
+    trainer: Trainer, x: NDArray[Any], labels: NDArray[Any], std: float, seed: int
+) -> dict[str, float]:
+    """Return `mean` and `standard_error` of the error under `NOISE_DRAWS` draws of Gaussian noise."""
+    drawn = [
+        error(trainer, x + x.dtype.type(std) * evaluation_noise(seed, draw, x.shape, x.dtype.name), labels)
+        for draw in range(NOISE_DRAWS)
+    ]
+    spread = float(np.std(drawn, ddof=1)) / math.sqrt(NOISE_DRAWS)
+    return {"mean": float(np.mean(drawn)), "standard_error": spread}
+
+
 def loss(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
     """Return the mean cross-entropy."""
     return float(np.mean(in_parts(trainer.losses, x, labels), dtype=np.float64))
@@ -80,17 +92,6 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
         eps = epsilon(gradients, p, sigma)
         one_step[f"{p:g}"] = error(trainer, x + np.nan_to_num(eps), labels)
         one_step_unused[f"{p:g}"] = unused(gradients, eps, p, sigma) / len(x)
-    noise = {}
-    for std in NOISE:
-        drawn = [
-            error(
-                trainer,
-                x + x.dtype.type(std) * evaluation_noise(recipe.seed, draw, x.shape, recipe.dtype),
-                labels,
-            )
-            for draw in range(NOISE_DRAWS)
-        ]
-        spread = float(np.std(drawn, ddof=1)) / math.sqrt(NOISE_DRAWS)
-        noise[f"{std:g}"] = {"mean": float(np.mean(drawn)), "standard_error": spread}
+    noise = {f"{std:g}": noisy_error(trainer, x, labels, std, recipe.seed) for std in NOISE}
     errors = {"clean": error(trainer, x, labels), "noise": noise, "one_step": one_step}
     return {"test_error": errors, "one_step_unused": one_step_unused}

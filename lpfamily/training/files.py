@@ -92,12 +92,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def replace(path: Path, *blocks: bytes | memoryview) -> None:
+def replace(path: Path, *blocks: bytes | memoryview, new: Path | None = None) -> None:
     """Write blocks to a file so that at every instant its old or its new content is there, whole.
 
-    What is at the path is replaced, be it a link: what that points to stays as it is.
+    What is at the path is replaced, be it a link: what that points to stays as it is. The blocks are first
+    written to `new`, by default `beside(path)`: several writers of one path need one each.
     """
-    new = beside(path)
+    new = new or beside(path)
     new.unlink(missing_ok=True)
     try:
         with new.open("xb") as file:  # that is, with O_EXCL: a link that appears meanwhile is not followed

@@ -6,7 +6,6 @@ chosen by test data. The run that they are for then goes on from the chosen one'
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections.abc import Callable
@@ -16,10 +15,11 @@ from typing import Any
 
 from lpfamily.training import choices, data, recipes, runs
 from lpfamily.training.choices import Names, Numbers, Range, flag, options
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, nearest
+from lpfamily.training.files import Json
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Json, Run
+from lpfamily.training.runs import Run
 
 GRID = "grid.json"
 """The file that says what was chosen, and the folder beside it the combinations."""
@@ -39,7 +39,7 @@ _FIXED = {
 }
 """What cannot be chosen, and why."""
 
-_NOT_FINITE = {"validation_error": None, "epoch": None}
+NOT_FINITE = {"validation_error": None, "epoch": None}
 """The result of a combination whose loss did not stay finite: it is not chosen."""
 
 
@@ -76,8 +76,8 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
     kinds = Range | Numbers | Names
     known = {name: each.values for name, each in options(Recipe).items() if isinstance(each.values, kinds)}
     if field not in known:
-        close = difflib.get_close_matches(field, known.keys() - _FIXED.keys(), n=1)
-        hint = f"did you mean {_name(close[0])}?" if close else "--help lists the options"
+        others = map(_name, known.keys() - _FIXED.keys())
+        hint = nearest(_name(field), others, "--help lists the options")
         raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
     found: dict[str, Any] = {}
     for value in map(str.strip, values.split("/")):
@@ -143,9 +143,9 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
                     child.finish(train(child, first) | _kept(child, first))
                 except NotFinite as cause:
                     progress.warn(f"{name} is not chosen: {cause}")
-                    child.finish(_NOT_FINITE)
+                    child.finish(NOT_FINITE)
         found[name] = _chosen_by(child)
-    errors = {name: kept["validation_error"] for name, kept in found.items() if kept != _NOT_FINITE}
+    errors = {name: kept["validation_error"] for name, kept in found.items() if kept != NOT_FINITE}
     if not errors:
         raise NotFinite(
             "no combination of --grid stays finite; start a new run with a smaller --lr or --sigma"
@@ -189,9 +189,9 @@ def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
 def _chosen_by(child: Run) -> Json:
     """Return what the result of a combination says that decides whether it is chosen."""
     result = child.result or {}
-    found = {name: result.get(name) for name in _NOT_FINITE}
+    found = {name: result.get(name) for name in NOT_FINITE}
     kinds = type(found["validation_error"]), type(found["epoch"])
-    if found != _NOT_FINITE and kinds not in ((float, int), (int, int)):
+    if found != NOT_FINITE and kinds not in ((float, int), (int, int)):
         path = child.folder / runs.RESULT
         raise BadInput(f"{path}: lacks a validation error and its epoch; restore it from a copy")
     return found
@@ -206,24 +206,3 @@ def _kept(child: Run, recipe: Recipe) -> Json:
     except (KeyError, IndexError, TypeError, ValueError) as cause:
         path = child.folder / runs.METRICS
         raise BadInput(f"{path}: lacks validation errors ({cause!r}); restore it from a copy") from cause
-
-
-def table(run: Run) -> str:
-    """Return the table of what was chosen from."""
-    values = run.read(GRID, run.config.get("grid"))
-    try:
-        rows = [
-            (name, "not finite" if kept == _NOT_FINITE else f"{kept['validation_error']:.2%}", kept["epoch"])
-            for name, kept in values["combinations"].items()
-        ]
-        chosen = values["chosen"]
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        path = run.folder / GRID
-        raise BadInput(f"{path}: not what was chosen from ({cause!r}); restore it from a copy") from cause
-    width = max((len(name) for name, _, _ in rows), default=0)
-    lines = ["validation error (of stage one, in the epoch that it keeps)"]
-    for name, error, epoch in rows:
-        line = f"  {name:<{width}}  {error:>10}"
-        line += f"  epoch {epoch}" if epoch else ""
-        lines.append(line + (", chosen" if name == chosen else ""))
-    return "\n".join(lines)

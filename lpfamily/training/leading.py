@@ -21,11 +21,10 @@ from lpfamily.training.backends import Backend, Metrics, Trainer
 from lpfamily.training.choices import from_json, to_json
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json
 from lpfamily.training.networks import Network, State
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, own
-
-Json = dict[str, Any]
 
 _BY_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
 """What a trainer computes for each example by itself, so that each process can take some."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -19,11 +18,12 @@ import numpy as np
 
 from lpfamily import __version__
 from lpfamily.steepest import epsilon
-from lpfamily.training import backends, evaluation, robustness, runs
+from lpfamily.training import backends, epochs, evaluation, robustness, runs
 from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split
-from lpfamily.training.draws import Draws
+from lpfamily.training.epochs import NotFinite as NotFinite
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json
 from lpfamily.training.networks import (
     Network,
     State,
@@ -31,9 +31,9 @@ from lpfamily.training.networks import (
     parameter_shapes,
     state_shapes,
 )
-from lpfamily.training.progress import Progress, Report
+from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates
-from lpfamily.training.runs import Json, Run, Shapes
+from lpfamily.training.runs import Run, Shapes
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 
 CHECKED = 50
@@ -44,10 +44,6 @@ MONITORED = 200
 
 BEST = "best."
 """What precedes the names of the parameters that early stopping keeps."""
-
-
-class NotFinite(ArithmeticError):
-    """A loss or a parameter is no longer a finite number; the last finite checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -170,26 +166,23 @@ class _Training:
 
     def first_stage(self) -> None:
         """Train on what is not held out, until the patience or the epochs end."""
-        recipe = self.recipe
-        with self.progress.epochs(recipe.epochs, self.position.epoch) as report:
-            while self.position.epoch < recipe.epochs and not self._is_out_of_patience:
-                epoch = self.position.epoch
-                line = self._epoch(self.held_in, functools.partial(rates, recipe, epoch))
-                position = replace(self.position, epoch=epoch + 1)
-                if recipe.validation:
-                    error = evaluation.error(self.trainer, self._x(self.held_out), self.held_out.labels)
-                    line["validation_error"] = error
-                    if recipe.patience and (position.best_error is None or error < position.best_error):
-                        position = replace(position, best=epoch + 1, best_error=error)
-                        self.best = self._parameters(self.trainer.state())
-                self._end_epoch(line, position, report, len(self.held_in.x))
+        recipe, position = self.recipe, self.position
+
+        def reached(epoch: epochs.Epoch) -> Position:
+            at = epoch.standing
+            if epoch.is_best:
+                self.best = {name: epoch.state[name] for name in parameter_shapes(self.network)}
+            return replace(self.position, epoch=at.epoch, best=at.best, best_error=at.least)
+
+        start = epochs.Standing(position.epoch, position.best, position.best_error)
+        scheduled = functools.partial(rates, recipe)
+        self._train(self.held_in, scheduled, reached, recipe.epochs, start=start, judged="validation_error")
 
     def begin_second_stage(self) -> None:
         """Record the loss to reach, and begin with the best parameters, or with fresh ones."""
         recipe, fresh = self.recipe, initial_state(self.network, self.recipe.seed, self.recipe.dtype)
         self.trainer.load(fresh | self.best)
-        target = evaluation.loss(self.trainer, self._x(self.held_in), self.held_in.labels)
-        self._check_finite(target, "the loss that the second stage is to reach")
+        target = self._loss(self.held_in, "the loss that the second stage is to reach")
         state = fresh if recipe.second_stage == "scratch" else fresh | self.best  # at rest, either way
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
@@ -205,20 +198,18 @@ class _Training:
             f"second stage, on all {len(train.x)} examples, until the loss of the held-out ones is at most "
             f"{position.target:.4g}; it begins {self._beginning}"
         )
-        with self.progress.epochs(recipe.second_epochs, position.epoch - first, "stage 2") as report:
-            while self.position.epoch - first < recipe.second_epochs and not self.position.is_reached:
-                done = self.position.epoch - first
-                scheduled = (
-                    functools.partial(rates, recipe, done)
-                    if recipe.second_stage == "scratch"
-                    else functools.partial(continued_rates, recipe, position.best, before, done)
-                )
-                line = self._epoch(train, scheduled)
-                loss = evaluation.loss(self.trainer, self._x(self.held_out), self.held_out.labels)
-                self._check_finite(loss, "the held-out loss")
-                line["held_out_loss"] = loss
-                reached = replace(self.position, epoch=self.position.epoch + 1, held_out_loss=loss)
-                self._end_epoch(line, reached, report, len(train.x))
+
+        def scheduled(epoch: int, batches: int) -> Rates:
+            if recipe.second_stage == "scratch":
+                return rates(recipe, epoch - first, batches)
+            return continued_rates(recipe, position.best, before, epoch - first, batches)
+
+        def reached(epoch: epochs.Epoch) -> Position:
+            loss = epoch.metrics["held_out_loss"]
+            return replace(self.position, epoch=epoch.standing.epoch, held_out_loss=loss)
+
+        start, count = epochs.Standing(position.epoch), recipe.second_epochs
+        self._train(train, scheduled, reached, count, start=start, until=lambda: self.position.is_reached)
 
     def tested(self) -> Json:
         """Test the parameters that the protocol ends with, and return what that gives."""
@@ -230,7 +221,8 @@ class _Training:
         counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
         if any(counts.values()):
             self.progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
-        return tested | {"tested_on": f"{self.dataset.name}, {examples} test examples"}
+        on = f"{self.dataset.name}, {examples} test examples"
+        return tested | {"tested_on": on, "test_examples": examples}
 
     def ended(self) -> Json:
         """Return where the protocol has come to its end."""
@@ -240,11 +232,6 @@ class _Training:
             "epochs": self.position.epoch,
             "checkpoint": self.checkpoint,
         }
-
-    @property
-    def _is_out_of_patience(self) -> bool:
-        patience = self.recipe.patience
-        return bool(patience) and self.position.epoch - self.position.best >= patience
 
     @property
     def _beginning(self) -> str:
@@ -281,37 +268,68 @@ class _Training:
         )
         return self.backend.trainer(task, state)
 
+    def _train(
+        self,
+        split: Split,
+        scheduled: Callable[[int, int], Rates],
+        reached: Callable[[epochs.Epoch], Position],
+        count: int,
+        **ends: Any,
+    ) -> None:
+        """Train a stage of `count` epochs at most, and keep each; `ends` are arguments of `epochs.train`."""
+        first, stage = self.position.first or 0, "" if self.position.first is None else "stage 2"
+        examples = len(split.x)
+        trained = epochs.train(
+            self.trainer,
+            self.recipe,
+            examples,
+            functools.partial(self._rates, scheduled),
+            functools.partial(self._measured, split),
+            last=first + count,
+            remedy=self._kept,
+            **ends,
+        )
+        with self.progress.epochs(count, self.position.epoch - first, stage) as report:
+            for epoch in trained:
+                position = reached(epoch)
+                line = {"epoch": position.epoch, "stage": 2 if stage else 1} | epoch.metrics
+                self.run.log(line)
+                runs.add_metrics(self.digest, line)
+                self.position = replace(position, metrics=self.digest.hexdigest())
+                self._save(epoch.state)
+                self.metrics.append(line)
+                report(line, examples)
+
     def _x(self, split: Split) -> Any:
         return split.x.astype(self.recipe.dtype, copy=False)
 
-    def _epoch(self, split: Split, scheduled: Callable[[int], Rates]) -> Json:
-        """Train for an epoch and return its metrics; what is not finite ends the run."""
-        recipe, epoch = self.recipe, self.position.epoch
-        draws = Draws(recipe.seed, epoch)
-        schedule = scheduled(math.ceil(len(split.x) / recipe.batch_size))
-        largest = float(np.max(schedule.lr)) * max(recipe.lr_scale) * max(1.0, recipe.weight_decay)
+    def _rates(self, scheduled: Callable[[int, int], Rates], epoch: int, batches: int) -> Rates:
+        """Return the rates of an epoch; a learning rate beyond the dtype ends the run."""
+        recipe, found = self.recipe, scheduled(epoch, batches)
+        largest = float(np.max(found.lr)) * max(recipe.lr_scale) * max(1.0, recipe.weight_decay)
         if not largest <= float(np.finfo(recipe.dtype).max):
             raise NotFinite(
                 f"epoch {epoch + 1} has a learning rate, with --lr-scale and --weight-decay, beyond "
-                f"{recipe.dtype}; {self._kept}"
+                f"{recipe.dtype}; {self._kept()}"
             )
-        begin = time.perf_counter()
-        line: Json = {"epoch": epoch + 1, "stage": 1 if self.position.first is None else 2}
-        line |= self.trainer.epoch(draws.order(len(split.x)), schedule, draws)
-        line |= {"lr": float(schedule.lr[-1]), "seconds": time.perf_counter() - begin}
-        arrays = self.trainer.state().values()
-        if not (math.isfinite(line["loss"]) and all(np.isfinite(array).all() for array in arrays)):
-            raise NotFinite(
-                f"epoch {epoch + 1} ended with loss {line['loss']} and is not finite; {self._kept}"
-            )
+        return found
+
+    def _measured(self, split: Split, scheduled: Rates) -> Json:
+        """Return what is known of the epoch that has just been trained on a split."""
+        recipe, measured = self.recipe, Json()
         if recipe.objective in ("perturb", "penalty"):
-            count, of = self._unused(split, float(schedule.sigma[-1]))
-            line["unused"] = count / of
+            count, of = self._unused(split, float(scheduled.sigma[-1]))
+            measured["unused"] = count / of
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
             if recipe.validation:
-                line |= self._monitored()
-        return line
+                measured |= self._monitored()
+        if self.position.first is not None:
+            measured["held_out_loss"] = self._loss(self.held_out, "the held-out loss")
+        elif recipe.validation:
+            error = evaluation.error(self.trainer, self._x(self.held_out), self.held_out.labels)
+            measured["validation_error"] = error
+        return measured
 
     def _monitored(self) -> Json:
         """Return errors in the ball on a few held-out examples; the last healthy checkpoint is kept."""
@@ -332,11 +350,10 @@ class _Training:
             )
         return {f"monitor_{name}": value for name, value in found.items()}
 
-    def _check_finite(self, loss: float, what: str) -> None:
-        if not math.isfinite(loss):
-            raise NotFinite(f"{what} is {loss}; {self._kept}")
+    def _loss(self, split: Split, what: str) -> float:
+        loss = evaluation.loss(self.trainer, self._x(split), split.labels)
+        return epochs.finite(loss, what, self._kept())
 
-    @property
     def _kept(self) -> str:
         folder, epoch = self.run.folder, self.position.epoch
         return f"{folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"
@@ -348,20 +365,9 @@ class _Training:
         gradients = evaluation.in_parts(self.trainer.input_gradients, x, labels)
         return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
 
-    def _end_epoch(self, line: Json, position: Position, report: Report, examples: int) -> None:
-        self.run.log(line)
-        runs.add_metrics(self.digest, line)
-        self.position = replace(position, metrics=self.digest.hexdigest())
-        self._save(self.trainer.state())
-        self.metrics.append(line)
-        report(line, examples)
-
     def _save(self, state: State) -> None:
         best = {BEST + name: array for name, array in self.best.items()}
         self.checkpoint = self.run.save(state | best, asdict(self.position), self.decisive)
-
-    def _parameters(self, state: State) -> State:
-        return {name: state[name] for name in parameter_shapes(self.network)}
 
 
 def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:

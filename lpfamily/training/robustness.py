@@ -19,12 +19,11 @@ from lpfamily.classification import error_log_odds
 from lpfamily.margins import flip_distance
 from lpfamily.steepest import epsilon
 from lpfamily.training.backends import Trainer
-from lpfamily.training.draws import evaluation_noise
-from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts
+from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
+from lpfamily.training.files import Json
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe, matched_radius
 
-Json = dict[str, Any]
 Mask = NDArray[np.bool_]
 
 MULTIPLES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -122,7 +121,7 @@ def measure(
             "one_step": [float(np.mean(mask)) for mask in stepped],
             "repaired": [float(np.mean(~right & ~mask)) for mask in stepped],
             "multi_step": [float(np.mean(mask)) for mask in fooled],
-            "noise": [_noise(trainer, x, labels, std, seed) for std in stds],
+            "noise": [noisy_error(trainer, x, labels, std, seed) for std in stds],
             "noise_std": stds,
             "smallest": {
                 "one_step": _quantiles(along[right]),
@@ -326,15 +325,6 @@ def _climb(
 def _finite(gradients: NDArray[Any]) -> NDArray[Any]:
     """Return the gradients, and 0, which has no direction, for those that are not finite."""
     return np.where(np.isfinite(gradients).all(axis=1, keepdims=True), gradients, gradients.dtype.type(0))
-
-
-def _noise(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any], std: float, seed: int) -> Json:
-    drawn = [
-        error(trainer, x + x.dtype.type(std) * evaluation_noise(seed, draw, x.shape, x.dtype.name), labels)
-        for draw in range(NOISE_DRAWS)
-    ]
-    spread = float(np.std(drawn, ddof=1)) / math.sqrt(NOISE_DRAWS)
-    return {"mean": float(np.mean(drawn)), "standard_error": spread}
 
 
 def _quantiles(smallest: NDArray[Any]) -> Json:

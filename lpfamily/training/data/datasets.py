@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class Split:
 
     x: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+    def first_of_each(self, classes: Iterable[int]) -> Split:
+        """Return the first example of each of some classes, in their order."""
+        at = [int(np.flatnonzero(self.labels == each)[0]) for each in classes]
+        return Split(self.x[at], self.labels[at])
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ import gzip
 import hashlib
 import http.client
 import os
+import secrets
 import stat
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily.training.errors import BadInput, printable
+from lpfamily.training.files import replace
 
 SECONDS_OF_SILENCE = 30.0
 SECONDS_IN_ALL = 600.0
@@ -167,16 +168,8 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; one already there is replaced."""
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file whole, whatever other processes write to it meanwhile; one already there is replaced."""
+    replace(path, content, new=path.with_name(f".{path.name}.{secrets.token_hex(4)}.new"))
 
 
 def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
