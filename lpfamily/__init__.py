@@ -5,7 +5,7 @@ from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
 from lpfamily.classification import binary_error_log_odds, cross_entropy, error_log_odds
 from lpfamily.norms import dual_exponent, norm, penalty
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 
 __all__ = [
     "ascend",

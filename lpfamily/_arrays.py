@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+from collections.abc import Callable
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -103,6 +105,18 @@ def _remedy(kind: type) -> str:
     return "convert it first, for example with numpy.asarray"
 
 
+def constant_when_traced(function: Callable[..., bool]) -> Callable[..., bool]:
+    """Let torch.compile call a function while it traces, and take the result for a constant.
+
+    This is what torch.compiler.assume_constant_result sets, without torch, which the core does not load.
+    Such a function fills a table of the process, by imports that a graph cannot hold: it returns True, and
+    traced code reads the table.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_traced  # array_namespace itself makes torch.compile warn
 def _look_up(kind: type) -> bool:
     """Find the namespace that array-api-compat has for a type, from the library the type is from."""
     if kind in _namespaces or _is_refused(kind):
@@ -115,10 +129,6 @@ def _look_up(kind: type) -> bool:
                     _namespaces[kind] = xp
                     break
     return True
-
-
-# What torch.compiler.assume_constant_result sets: array_namespace itself makes torch.compile warn.
-_look_up._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def library_name(xp: Any) -> str:
@@ -138,6 +148,19 @@ def as_float(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def check_p(p: float) -> float:
+    """Return p as a float; raise if it is not a number in [1, inf]."""
+    if not isinstance(p, Real) or isinstance(p, bool):
+        raise TypeError(f"p must be a Python number in [1, inf]; got {p!r}")
+    value = as_float(p)
+    if not value >= 1:
+        raise ValueError(
+            f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex and eq. 3 is not its maximiser"
+        )
+    # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
+    return value if value == math.inf else min(value, 2.0**100)
 
 
 def beside(lead: Array, value: Array, name: str) -> Array:
@@ -172,6 +195,21 @@ def mask_beside(lead: Array, mask: Any) -> Array:
         if own is xp and device_of(mask) in (None, device):
             return mask
     return xp.asarray(carried(mask), device=device)
+
+
+def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
+    """Return grad with 0 where the mask is False."""
+    xp = namespace_of(grad)
+    mask = mask_beside(grad, mask)
+    if not xp.isdtype(mask.dtype, "bool"):
+        raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
+    try:
+        mask = xp.broadcast_to(mask, grad.shape)
+    except Exception as cause:  # each library has its own type for this
+        raise ValueError(
+            f"mask must broadcast to the shape of {name}, {tuple(grad.shape)}; got {tuple(mask.shape)}"
+        ) from cause
+    return xp.where(mask, grad, xp.zeros_like(grad))
 
 
 def device_of(x: Array) -> Any:

@@ -18,7 +18,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.balls import project, sample
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 
 
 def ascend(

@@ -27,16 +27,18 @@ from lpfamily._arrays import (
     Array,
     admit,
     broadcast_sigma,
+    check_p,
     compute_dtype,
     example_shape,
+    masked,
     namespace_of,
     reshape,
     sign,
 )
-from lpfamily.boxed import boxed, last_affordable, walls
+from lpfamily.box import boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
-from lpfamily.steepest import check_p, dual_norm, masked, ratio_scale, steepest
+from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
 """Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
@@ -393,5 +395,5 @@ def _nearest_vjp(p: float, operands: tuple[Array, ...], u: Array) -> tuple[Array
     return moved, dsigma, xp.where(at_wall, sign(operands[0]) * u - c * dsigma, 0.0)
 
 
-nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, iterates=True)
+nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, "(n),(1),(n)->(n)", iterates=True)
 """nearest(p, v, sigma[, wall]): the projection on examples as rows, `wall` how far each entry may move."""

@@ -12,16 +12,16 @@ from lpfamily._arrays import (
     admit,
     beside,
     broadcast_sigma,
+    check_p,
     compute_dtype,
     example_shape,
     finfo,
     namespace_of,
     reshape,
 )
-from lpfamily.boxed import entries, walls
+from lpfamily.box import entries, walls
 from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty
-from lpfamily.steepest import check_p
 
 HALVINGS = 64
 """Of an interval of logarithms, until its ends are the same number."""

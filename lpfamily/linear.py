@@ -22,6 +22,7 @@ from lpfamily._arrays import (
     Array,
     admit,
     broadcast_sigma,
+    check_p,
     compute_dtype,
     device_of,
     known_shape,
@@ -29,7 +30,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.kernels import constant, library_of
-from lpfamily.steepest import check_p, dual_norm, ratio_scale, steepest
+from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
 MOST_CORNERS = 20
 """The number of inputs up to which p = inf is enumerated: a million corners an example."""

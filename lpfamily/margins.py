@@ -15,6 +15,7 @@ from lpfamily._arrays import (
     admit,
     as_float,
     beside,
+    check_p,
     compute_dtype,
     is_number,
     known_shape,
@@ -22,7 +23,7 @@ from lpfamily._arrays import (
 )
 from lpfamily.classification import check_logits
 from lpfamily.kernels import constant, library_of
-from lpfamily.steepest import check_p, dual_norm
+from lpfamily.steepest import dual_norm
 
 
 def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: float) -> Array:

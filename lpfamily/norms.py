@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lpfamily._arrays import Array, admit, broadcast_sigma, compute_dtype, example_shape, reshape
-from lpfamily.steepest import check_p, dual_norm
+from lpfamily._arrays import Array, admit, broadcast_sigma, check_p, compute_dtype, example_shape, reshape
+from lpfamily.steepest import dual_norm
 
 
 def dual_exponent(p: float) -> float:

@@ -9,159 +9,17 @@ So: divide by the largest entry first, take one power u = r ** (1/(p-1)) of each
 
 from __future__ import annotations
 
-import functools
 import math
-from numbers import Real
 from typing import Any
 
-from lpfamily._arrays import (
-    Array,
-    admit,
-    as_float,
-    broadcast_sigma,
-    compute_dtype,
-    example_shape,
-    mask_beside,
-    namespace_of,
-    reshape,
-)
-from lpfamily.kernels import Primitive, library_of
-
-
-def check_p(p: float) -> float:
-    """Return p as a float; raise if it is not a number in [1, inf]."""
-    if not isinstance(p, Real) or isinstance(p, bool):
-        raise TypeError(f"p must be a Python number in [1, inf]; got {p!r}")
-    value = as_float(p)
-    if not value >= 1:
-        raise ValueError(
-            f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex and eq. 3 is not its maximiser"
-        )
-    # a finite p that overflows in float32 must not act as inf; beyond 2^100 no digit changes
-    return value if value == math.inf else min(value, 2.0**100)
+from lpfamily._arrays import Array, namespace_of
+from lpfamily.kernels import Primitive
 
 
 def is_close(exponent: float, target: float, dtype: Any) -> bool:
     """Whether x**target is x**exponent to rounding in `dtype`, for 1/(p-1) with a rounded p."""
     rounding = 2.0**-52 if "64" in str(dtype) else 2.0**-30
     return abs(exponent - target) <= 1.5 * rounding * target
-
-
-def epsilon(
-    grad: Array,
-    p: float,
-    sigma: Any,
-    *,
-    batch_ndim: int | None = None,
-    mask: Array | None = None,
-    x: Any = None,
-    bounds: tuple[Any, Any] | None = None,
-) -> Array:
-    """Return the step of Lp norm sigma that raises the linearised loss most.
-
-    The maximiser of <grad, eps> subject to ||eps||_p <= sigma, for each example (eq. 2, solved in
-    Appendix A)::
-
-        eps = sigma * sign(grad) * (|grad| / ||grad||_{p*}) ** (1 / (p - 1))     (3)
-
-    p = inf is sigma * sign(grad), the fast gradient sign method (eq. 8); p = 2 is sigma * grad /
-    ||grad||_2 (eq. 12); p = 1 puts the budget on the largest |grad|, shared equally by ties (eq. 11,
-    corrected), which is the limit of eq. 3.
-
-    The step depends on the direction of grad alone, from subnormal to the largest finite entries.
-    sign(0) = 0, so that a zero entry, and a zero example, stays zero. Infinite entries share the
-    budget of their example for p < inf. A NaN makes its example NaN; at p = inf, where coordinates
-    do not depend on each other, its entry. Derivatives are those of eq. 3 where it has them, and 0
-    where it has none (p = 1 and inf; zero examples; zero entries for p > 2).
-
-    With `x` and `bounds` it is the maximiser subject to low <= x + eps <= high as well, to one unit
-    in the last place of these: for some t, every entry is the smaller of t * |grad| ** (1 / (p - 1))
-    and the way to its wall (p = 1: the largest |grad| go to their walls until the budget is spent;
-    p = inf: eq. 8 and clipping). Budget that the walls save goes to other entries, so this gains more
-    than clipping eq. 3 afterwards; without finite bounds it is eq. 3.
-
-    Parameters
-    ----------
-    grad
-        The gradient of the loss with respect to the input, a floating array of any library; its
-        first `batch_ndim` axes index examples, each of which has its own ball.
-    p
-        A number in [1, inf].
-    sigma
-        The radius, in units of the input: a number >= 0, or an array that broadcasts to
-        `grad.shape[:batch_ndim]`.
-    batch_ndim
-        None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
-        treats each token of a sequence as an example.
-    mask
-        Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget, and x may
-        be anything.
-    x
-        The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
-    bounds
-        (low, high), the box that x + eps stays in: each a number, infinity included, or an array that
-        broadcasts to grad's shape. They round to grad's dtype, and so does x. Where x is outside by
-        rounding, at most 4 eps (the largest `finfo(...).eps` of grad, x and bounds) times the larger
-        finite |bound|, it stands at its wall: it moves inwards only, and nothing is spent to bring it back,
-        so that x + eps is outside by no more than x was. Clip x + eps where that is too much.
-
-    Returns
-    -------
-    Array
-        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32, in NumPy
-        also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing: whatever the byte
-        order and strides of the arguments, eps is that of native arrays, and native as NumPy's results are.
-
-    Raises
-    ------
-    TypeError
-        If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, or
-        one of the arrays not dense: sparse, nested or quantised.
-    ValueError
-        If p < 1 or NaN, a shape does not fit, x comes without bounds or they without x, or if sigma
-        is visibly outside [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy
-        arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there is (JAX,
-        devices, traces) is not looked at, and a bad value makes its example NaN.
-
-    References
-    ----------
-    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
-    eq. 2-12 and Appendix A.
-    """
-    p = check_p(p)
-    xp, grad = admit(grad, "grad")
-    if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
-        function = functools.partial(epsilon, p=p, sigma=sigma, batch_ndim=batch_ndim)
-        if (eps := library_of(grad).detour(function, grad)) is not None:
-            return eps
-    dtype = compute_dtype(grad, "grad")
-    batch, size = example_shape(grad, batch_ndim, "grad")
-    kept = grad if mask is None else masked(grad, mask)
-    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
-    radius = broadcast_sigma(sigma, rows, xp)
-    if x is None and bounds is None:
-        eps = steepest(p, rows, radius)
-    else:
-        from lpfamily.boxed import boxed, walls  # which is built on the closed form
-
-        wall = walls(kept, x, bounds, mask, dtype)
-        eps = boxed(p, rows, radius, reshape(wall, rows.shape))
-    return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)
-
-
-def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
-    """Return grad with 0 where the mask is False."""
-    xp = namespace_of(grad)
-    mask = mask_beside(grad, mask)
-    if not xp.isdtype(mask.dtype, "bool"):
-        raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
-    try:
-        mask = xp.broadcast_to(mask, grad.shape)
-    except Exception as cause:  # each library has its own type for this
-        raise ValueError(
-            f"mask must broadcast to the shape of {name}, {tuple(grad.shape)}; got {tuple(mask.shape)}"
-        ) from cause
-    return xp.where(mask, grad, xp.zeros_like(grad))
 
 
 # The definitions. `x` holds examples as rows, (..., d), in float32 or float64; `sigma` is (..., 1).
@@ -303,8 +161,8 @@ def _dual_norm_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Arr
     return steepest(p, x, sigma) * v[..., None], (v * _norm(p, x))[..., None]
 
 
-steepest = Primitive("steepest", _steepest, _steepest_jvp, _steepest_vjp)
+steepest = Primitive("steepest", _steepest, _steepest_jvp, _steepest_vjp, "(n),(1)->(n)", splits=True)
 """steepest(p, x, sigma): eq. 3 on examples as rows."""
 
-dual_norm = Primitive("dual_norm", _dual_norm, _dual_norm_jvp, _dual_norm_vjp)
+dual_norm = Primitive("dual_norm", _dual_norm, _dual_norm_jvp, _dual_norm_vjp, "(n),(1)->()", splits=True)
 """dual_norm(p, x, sigma): sigma * ||x||_{p*} of each row, whose derivative is steepest(p, x, sigma)."""

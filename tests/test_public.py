@@ -1,9 +1,11 @@
 """What the package shows, and what it needs."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,28 @@ def test_a_backend_loads_no_more_of_training_than_its_contract(backend):
     }
     assert not loaded & of_runs
     assert not {name.partition(".")[0] for name in loaded} & {"matplotlib", "safetensors", "sklearn"}
+
+
+def imported_by(source, modules):
+    """Return which of the modules a source imports, at the top of the file or inside a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in modules else node.module
+
+
+def test_arrows_point_one_way():
+    """Files that import each other in a circle raise a CycleError here."""
+    root = Path(lpfamily.__file__).parent
+    paths = list(root.rglob("*.py"))
+    parts = [path.relative_to(root.parent).with_suffix("").parts for path in paths]
+    modules = dict(zip((".".join(p).removesuffix(".__init__") for p in parts), paths, strict=True))
+    arrows = {name: {*imported_by(path.read_text(), modules)} for name, path in modules.items()}
+    assert "lpfamily.kernels" in arrows["lpfamily.steepest"]
+    TopologicalSorter(arrows).prepare()
 
 
 def test_the_lowest_environment_installs_the_lowest_versions():

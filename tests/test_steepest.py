@@ -13,7 +13,8 @@ from laws import LAWS, Case, assert_rows_close, cases, closed_form
 from libraries import P, numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lpfamily import _blocks, certify, epsilon, error_log_odds
+from lpfamily import certify, epsilon, error_log_odds
+from lpfamily.kernels import on_numpy
 from lpfamily.steepest import steepest
 from lpfamily_reference.definitions import maximise_on_ball
 
@@ -255,7 +256,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block):
     rows = case.rows.astype(case.floats.compute)
     sigma = case.radii.astype(rows.dtype)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "CACHE_BYTES", 3 * per_block * rows[0].nbytes)
+        patch.setattr(on_numpy, "CACHE_BYTES", 3 * per_block * rows[0].nbytes)
         blocks = steepest(case.p, rows, sigma)
     with np.errstate(all="ignore"):
         definition = steepest.value(case.p, rows, sigma)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lpfamily._arrays import check_p
 from lpfamily.ascent import frank_wolfe, starting_point
 from lpfamily.classification import relative_slope
-from lpfamily.steepest import check_p
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 
 Loss = Callable[..., Any]

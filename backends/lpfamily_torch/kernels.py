@@ -23,12 +23,12 @@ class TorchLibrary(Library):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
         return _value(primitive, p, *operands)
 
-    def detour(self, function: Callable[[Any], Any], x: torch.Tensor) -> torch.Tensor | None:
+    def detour(self, function: Callable[[Any], Any], x: torch.Tensor) -> Any:
         """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
         if not _is_plain(x) or x.requires_grad or x.dtype not in (torch.float32, torch.float64):
-            return None
-        if forward_ad._current_level >= 0:  # x may carry a tangent
-            return None
+            return function(x)
+        if x.layout is not torch.strided or x.is_nested or forward_ad._current_level >= 0:
+            return function(x)  # which refuses what is not dense; at a level x may carry a tangent
         return torch.from_numpy(function(x.numpy()))
 
     def by_examples(
@@ -91,7 +91,8 @@ def _whole(name: str, p: float, operands: Sequence[torch.Tensor]) -> torch.Tenso
 
 @_whole.register_fake
 def _(name: str, p: float, operands: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.empty_like(operands[0])
+    x = operands[0]
+    return x.new_empty(x.shape[:-1] if primitives[name].reduces else x.shape)
 
 
 class _ReverseOnly(torch.autograd.Function):

@@ -20,7 +20,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.norms import penalty
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 
 
 class Loss(Protocol):

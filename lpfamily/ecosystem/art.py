@@ -17,8 +17,8 @@ from art.estimators.pytorch import PyTorchEstimator
 from art.utils import check_and_transform_label_format
 
 import lpfamily
+from lpfamily._arrays import check_p
 from lpfamily.ecosystem._attacks import checked, start_of
-from lpfamily.steepest import check_p
 
 
 class LpGradientMethod(EvasionAttack):

@@ -12,9 +12,8 @@ from foolbox.attacks.base import FixedEpsilonAttack, T, get_criterion, raise_if_
 from foolbox.devutils import atleast_kd
 
 import lpfamily
-from lpfamily._arrays import Array
+from lpfamily._arrays import Array, check_p
 from lpfamily.ecosystem._attacks import checked, start_of
-from lpfamily.steepest import check_p
 
 
 class LpDistance(foolbox.distances.LpDistance):

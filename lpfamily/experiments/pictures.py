@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lpfamily.experiments.networks import opened
 from lpfamily.experiments.pieces import Json, Measurement, Setting
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training import data
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST

@@ -20,7 +20,7 @@ from lpfamily.curvature.derivatives import logit_gradient
 from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.margins import boundary_distance, flip_distance
 from lpfamily.noise import error_from_distances, linear_density, union_bound
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training.data import Split, load
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import NOISE, NOISE_DRAWS, in_parts

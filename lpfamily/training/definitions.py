@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.norms import dual_exponent, norm
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.networks import (
     ConvMaxout,

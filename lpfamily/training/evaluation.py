@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.certificate import certify
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data import Split
 from lpfamily.training.draws import evaluation_noise

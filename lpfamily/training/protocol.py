@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lpfamily import __version__
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training import backends, epochs, evaluation, robustness, runs
 from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split

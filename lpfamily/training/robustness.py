@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lpfamily.ascent import ascend
 from lpfamily.classification import error_log_odds
 from lpfamily.margins import flip_distance
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
 from lpfamily.training.files import Json

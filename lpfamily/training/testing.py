@@ -25,7 +25,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from lpfamily.steepest import epsilon
+from lpfamily.step import epsilon
 from lpfamily.training import backends
 from lpfamily.training.backends import Backend, Trainer
 from lpfamily.training.definitions import (

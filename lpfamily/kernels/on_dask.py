@@ -18,19 +18,17 @@ class DaskLibrary(Library):
 
         A kernel sees an example's coordinates together. That costs memory only where they come in
         several chunks, and an example that is larger than dask's own limit for a chunk is left in
-        its pieces: the definition takes its sums and maxima chunk by chunk. A box and a
-        projection sort, so that they need their examples whole in any case.
+        its chunks where the primitive `splits`. One that sorts needs its examples whole in any case.
         """
         from dask import config
         from dask.utils import parse_bytes
 
         x = operands[0]
         too_large = x.shape[-1] * x.dtype.itemsize > parse_bytes(config.get("array.chunk-size"))
-        in_pieces = x.numblocks[-1] > 1 and primitive.name in ("steepest", "dual_norm")
+        in_pieces = x.numblocks[-1] > 1 and primitive.splits
         if x.shape[-1] == 0 or (too_large and in_pieces):
             return super().apply(primitive, p, *operands)
-        axes = [f"(axis{k})" for k in range(len(operands))]
-        signature = f"{','.join(axes)}->{'()' if primitive.name == 'dual_norm' else axes[0]}"
+        signature = primitive.signature_of(len(operands))
         return self.by_examples(functools.partial(_apply, primitive, p), signature, x.dtype, *operands)
 
     def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
@@ -51,6 +49,9 @@ class DaskLibrary(Library):
 
         computed: tuple[Array, ...] = compute(*arrays)  # type: ignore[no-untyped-call]
         return computed
+
+
+library = DaskLibrary()
 
 
 def _by_examples(function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:

@@ -3,34 +3,43 @@
 Every function has one definition, in the array API, and that definition serves every library. The
 functions at the bottom of everything, the dual norm, the steepest step, that in a box and the nearest
 point, are `Primitive`s: a definition together with its derivative, which `Library.apply` evaluates. A
-library that can do better (NumPy: in blocks that stay in the cache) or that must be told more (torch,
-JAX: the derivative) registers a `Library` of its own under its name in the entry-point group
-`lpfamily.kernels`; it is loaded when the first array of that library arrives.
+library that can do better (NumPy: in blocks that stay in the cache) maps primitives to implementations
+of its own; one that must be told more (torch, JAX: the derivative) overrides `apply`. Such a `Library`
+is registered under the library's name in the entry-point group `lpfamily.kernels`, and loaded when the
+first array of that library arrives. `lpfamily.kernels.testing.LibraryTests` holds the laws for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lpfamily._arrays import Array, device_of, library_name, namespace_of
+from lpfamily._arrays import Array, constant_when_traced, device_of, library_name, namespace_of
+
+GROUP = "lpfamily.kernels"
+"""The group of entry points, named after the module whose arrays a `Library` serves."""
+
+BUILT_IN = {"numpy": "lpfamily.kernels.on_numpy:library", "dask": "lpfamily.kernels.on_dask:library"}
+"""Those that need no entry point, so that a copy of this package without metadata has them."""
 
 primitives: dict[str, Primitive] = {}
 """All there are, by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Primitive:
-    """A function of arrays with a parameter p, and its first derivative in closed form.
+    """A function of arrays with a parameter p, its first derivative in closed form, and its shape.
 
     `value(p, *operands)` is the definition. `jvp(p, operands, tangents)` is the directional
-    derivative, `vjp(p, operands, cotangent)` its transpose, one cotangent an operand; both are built
+    derivative, `vjp(p, operands, cotangent)` its transpose, one cotangent per operand; both are built
     from primitives, so that they can be differentiated again.
     """
 
@@ -38,28 +47,55 @@ class Primitive:
     value: Callable[..., Array]
     jvp: Callable[[float, tuple[Array, ...], tuple[Array, ...]], Array]
     vjp: Callable[[float, tuple[Array, ...], Array], tuple[Array, ...]]
+    signature: str
+    """What it makes of one example, as for NumPy's generalized ufuncs: "(n),(1)->()" makes a number of
+    a row and its radius. A caller may leave out trailing operands."""
     iterates: bool = False
     """Whether the definition repeats steps: a compiler that unrolls them had better call it whole."""
+    splits: bool = False
+    """Whether one example may lie in several chunks: the definition takes its sums and maxima alone."""
 
     def __post_init__(self) -> None:
         primitives[self.name] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a name: libraries look primitives up by identity."""
+        return _primitive, (self.value.__module__, self.name)
+
+    def signature_of(self, operands: int) -> str:
+        """Return the signature of a call with this many operands."""
+        taken, made = self.signature.split("->")
+        return f"{','.join(taken.split(',')[:operands])}->{made}"
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the result is one number per example."""
+        return self.signature.endswith("->()")
 
     def __call__(self, p: float, *operands: Array) -> Array:
         """Evaluate on the library that the operands belong to."""
         return library_of(operands[0]).apply(self, p, *operands)
 
 
+def _primitive(module: str, name: str) -> Primitive:
+    import_module(module)
+    return primitives[name]
+
+
 class Library:
     """What one array library knows: by default, that it follows the array API and no more."""
+
+    implementations: Mapping[Primitive, Callable[..., Array]] = MappingProxyType({})
+    """What evaluates a primitive, as function(p, *operands); by default its definition."""
 
     def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
         """Evaluate `primitive`, so that the library's automatic differentiation sees its derivative."""
         with np.errstate(all="ignore"):  # log 0 = -inf and overflow to inf are steps of the definition
-            return primitive.value(p, *operands)
+            return self.implementations.get(primitive, primitive.value)(p, *operands)
 
-    def detour(self, function: Callable[[Array], Array], x: Array) -> Array | None:
-        """Return `function` of x by a faster library that shares x's memory, or None if there is none."""
-        return None
+    def detour(self, function: Callable[[Array], Array], x: Array) -> Array:
+        """Return `function` of x, by a faster library that shares x's memory where there is one."""
+        return function(x)
 
     def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
         """Evaluate a `function` of many steps that takes each example by itself.
@@ -131,11 +167,11 @@ class Library:
 _libraries: dict[str, Library] = {}
 
 
-def library_of(x: Array) -> Library:
-    """Return the `Library` that serves `x`."""
-    name = library_name(namespace_of(x))
-    _load(name)
-    return _libraries[name]
+def library_of(x: Array, name: str = "x") -> Library:
+    """Return the `Library` that serves `x`; `name` is what an error calls it."""
+    library = library_name(namespace_of(x, name))
+    _load(library)
+    return _libraries[library]
 
 
 def library_of_generator(rng: Any) -> Library:
@@ -152,27 +188,15 @@ def constant(x: Array) -> Array:
     return library_of(x).constant(x)
 
 
+@constant_when_traced  # entry points cannot be read in a traced function
 def _load(name: str) -> bool:
     if name in _libraries:
         return True
     library: Any = Library()
-    if name == "numpy":
-        from lpfamily._blocks import NumpyLibrary
-
-        library = NumpyLibrary()
-    elif name == "dask":
-        from lpfamily._lazy import DaskLibrary
-
-        library = DaskLibrary()
-    for entry in entry_points(group="lpfamily.kernels", name=name):
+    built_in = [EntryPoint(name, BUILT_IN[name], GROUP)] if name in BUILT_IN else []
+    for entry in (*built_in, *entry_points(group=GROUP, name=name)):
         library = entry.load()
         if not isinstance(library, Library):
-            raise TypeError(
-                f"entry point {entry.value!r} of lpfamily.kernels must be a Library; got {library!r}"
-            )
+            raise TypeError(f"entry point {entry.value!r} of {GROUP} must be a Library; got {library!r}")
     _libraries[name] = library
     return True
-
-
-# What torch.compiler.assume_constant_result sets: entry points cannot be read in a traced function.
-_load._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.box import boxed
 from lpfamily.kernels import Library, Primitive
 from lpfamily.steepest import is_close, steepest
 
@@ -42,48 +43,37 @@ class Kernel:
     """How blocks of rows are done, and what it takes."""
 
     fill: Callable[..., tuple[Any, ...]]
-    """fill(x, sigma, out, t) fills out, t being scratch like x, and returns numbers of each row."""
-    right: Callable[..., Rows]
-    """right(sigma, *numbers) says for all rows which are right."""
+    """fill(x, sigma, out, t) fills out, t being scratch like x, and returns statistics of each row."""
+    valid: Callable[..., Rows]
+    """valid(sigma, *statistics) is a mask of the rows whose result is exact."""
     scratch: bool = True
     """Whether it uses t."""
-    held: int = 3
+    arrays: int = 3
     """How many arrays of a block's size it comes back to."""
-    blank: bool = False
+    zeroed: bool = False
     """Whether it needs out to be 0."""
-
-
-Power = Callable[[Floats, Floats, Floats], tuple[Floats, Any, int]]
 
 
 class NumpyLibrary(Library):
     """NumPy, which has no derivatives to be told of."""
 
+    def __init__(self) -> None:
+        self.implementations = {steepest: _steepest, boxed: functools.partial(_by_blocks, _boxed)}
+
     def apply(self, primitive: Primitive, p: float, *operands: Floats) -> Floats:
-        """Evaluate `primitive` block by block."""
+        """Evaluate `primitive` on rows, by default the definition block by block."""
         x = operands[0]
         if x.size == 0:
             return np.asarray(primitive.value(p, *operands))
-        rows = x.reshape(-1, x.shape[-1])
+        batch = x.shape[:-1]
+        evaluate = self.implementations.get(primitive)
+        if evaluate is None:
+            evaluate = functools.partial(_by_blocks, primitive.value)
         with np.errstate(all="ignore"):
             # NumPy would first copy a column operand that is wider than this buffer.
             np.setbufsize(16)
-            sigma = operands[1]
-            if sigma.shape != (*x.shape[:-1], 1):
-                sigma = np.broadcast_to(sigma, (*x.shape[:-1], 1))
-            sigma = sigma.reshape(-1, 1)
-            if primitive.name == "dual_norm":
-                norms = [primitive.value(p, rows[block], sigma[block]) for block in _blocks(rows)]
-                return np.concatenate(norms).reshape(x.shape[:-1])
-            if primitive.name == "nearest":
-                parts = [rows, sigma, *(wall.reshape(rows.shape) for wall in operands[2:])]
-                points = [primitive.value(p, *(part[b] for part in parts)) for b in _blocks(rows)]
-                return np.concatenate(points).reshape(x.shape)
-            if primitive.name == "boxed":
-                wall = operands[2].reshape(rows.shape)
-                steps = [_boxed(primitive, p, rows[b], sigma[b], wall[b]) for b in _blocks(rows)]
-                return np.concatenate(steps).reshape(x.shape)
-            return _steepest(primitive, p, rows, sigma).reshape(x.shape)
+            result = evaluate(p, *[_rows(operand, batch) for operand in operands])
+            return result.reshape(batch + result.shape[1:])
 
     def unwarned(self) -> AbstractContextManager[Any]:
         """Ignore what NumPy warns of."""
@@ -107,41 +97,51 @@ class NumpyLibrary(Library):
         )
 
 
-def _blocks(rows: Floats, held: int = 4) -> list[slice]:
-    step = max(1, CACHE_BYTES // (held * rows[0].nbytes))
+def _blocks(rows: Floats, arrays: int = 4) -> list[slice]:
+    step = max(1, CACHE_BYTES // (arrays * rows[0].nbytes))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def _steepest(primitive: Primitive, p: float, x: Floats, sigma: Floats) -> Floats:
+def _rows(operand: Floats, batch: tuple[int, ...]) -> Floats:
+    if operand.shape[:-1] != batch:
+        operand = np.broadcast_to(operand, (*batch, operand.shape[-1]))
+    return operand if len(batch) == 1 else operand.reshape(-1, operand.shape[-1])
+
+
+def _by_blocks(function: Callable[..., Floats], p: float, *rows: Floats) -> Floats:
+    return np.concatenate([function(p, *(each[block] for each in rows)) for block in _blocks(rows[0])])
+
+
+def _steepest(p: float, x: Floats, sigma: Floats) -> Floats:
     kernel = _kernel(p, x.dtype)
-    blocks = _blocks(x, kernel.held)
-    out = np.zeros(x.shape, x.dtype) if kernel.blank else np.empty(x.shape, x.dtype)
+    blocks = _blocks(x, kernel.arrays)
+    out = np.zeros(x.shape, x.dtype) if kernel.zeroed else np.empty(x.shape, x.dtype)
     t = np.empty(x[blocks[0]].shape if kernel.scratch else (0, 0), x.dtype)
     numbers = []
     for block in blocks:
         rows = x[block]
         numbers.append(kernel.fill(rows, sigma[block], out[block], t[: len(rows)]))
     whole = numbers[0] if len(blocks) == 1 else map(np.concatenate, zip(*numbers, strict=True))
-    right = kernel.right(sigma, *whole)
+    right = kernel.valid(sigma, *whole)
     if not right.all():
         for block in blocks:
             wrong = np.flatnonzero(~right[block]) + block.start
             if wrong.size:
-                out[wrong] = _repaired(primitive, p, kernel, x[wrong], sigma[wrong])
+                out[wrong] = _repaired(p, kernel, x[wrong], sigma[wrong])
     return out
 
 
-def _repaired(primitive: Primitive, p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
+def _repaired(p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
     out: Floats
     out, t, scaled = np.zeros((3, *x.shape), x.dtype)
     exact = _scale(x, scaled, p)
-    wrong = ~(kernel.right(sigma, *kernel.fill(scaled, sigma, out, t)) & exact)
+    wrong = ~(kernel.valid(sigma, *kernel.fill(scaled, sigma, out, t)) & exact)
     if wrong.any():
-        out[wrong] = primitive.value(p, x[wrong], sigma[wrong])
+        out[wrong] = steepest.value(p, x[wrong], sigma[wrong])
     return out
 
 
-def _boxed(primitive: Primitive, p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
+def _boxed(p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
     out = np.empty(x.shape, x.dtype)
     solve = _fill_in_order if p == 1 else _newton if NEWTON_FROM <= p < math.inf else None
     right: Rows = np.zeros(len(x), bool)
@@ -151,7 +151,7 @@ def _boxed(primitive: Primitive, p: float, x: Floats, sigma: Floats, wall: Float
         right &= ~np.isnan(sigma[:, 0])
     if not right.all():
         wrong = ~right
-        out[wrong] = primitive.value(p, x[wrong], sigma[wrong], wall[wrong])
+        out[wrong] = boxed.value(p, x[wrong], sigma[wrong], wall[wrong])
     return out
 
 
@@ -161,7 +161,7 @@ def _newton(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats) -> Ro
     Who passes a wall with a part of the budget does so with all of it, so none ever returns.
     """
     right = np.zeros(len(x), bool)
-    rows, inside, step = np.arange(len(x)), x, _steepest(steepest, p, x, sigma)
+    rows, inside, step = np.arange(len(x)), x, _steepest(p, x, sigma)
     power = np.exp(p * np.log(np.minimum(wall, sigma) / sigma))
     free: Rows = np.ones(x.shape, bool)
     for _ in range(NEWTON_STEPS):
@@ -175,7 +175,7 @@ def _newton(p: float, x: Floats, sigma: Floats, wall: Floats, out: Floats) -> Ro
             break
         inside = inside[more] * free
         left = np.maximum(1 - _dots(power, (~free).astype(x.dtype)), 0).astype(x.dtype)[:, None]
-        step = _steepest(steepest, p, inside, sigma[rows] * left ** x.dtype.type(1 / p))
+        step = _steepest(p, inside, sigma[rows] * left ** x.dtype.type(1 / p))
     return right
 
 
@@ -236,26 +236,27 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
         return _signs(dtype)
     if p == 1:
         return Kernel(
-            _fill_largest, lambda sigma, top: (top > 0) & ~np.isnan(sigma[:, 0]), held=2, blank=True
+            _fill_largest, lambda sigma, top: (top > 0) & ~np.isnan(sigma[:, 0]), arrays=2, zeroed=True
         )
-    power, e, scratch, held = _power(1 / (p - 1), dtype)
+    power = _power(1 / (p - 1), dtype)
     info = np.finfo(dtype)
     normal, largest = float(info.tiny), float(info.max)
     # without scaling down, log|x| and its rounding may be large
     most = 2.0**40 if p >= 5 else largest * 2.0**-26
+    e = power.exact
     exact_root = -e / (e + 1) if e else -1 / Fraction(p)
     root = float(exact_root)
     # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
     lost = float(exact_root - Fraction(root)) if dtype.itemsize == 8 else 0.0
 
     def fill(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats, ...]:
-        u, unit, carried = power(x, out, t)
+        u, unit = power.take(x, out, t)
         total = _dots(u, x)
-        own = total if unit is None else total / unit ** (1 + carried)
+        own = total if unit is None else total / unit ** (1 + power.carries)
         factor = own**root
         if lost:
             factor *= 1 + lost * np.log(own)
-        if carried:
+        if power.carries:
             factor /= unit
         factor *= sigma[:, 0]
         np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
@@ -265,118 +266,154 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
         found: Rows = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
         return found & (total >= normal * 2.0**26) & (total <= most)
 
-    return Kernel(fill, right, scratch, held)
+    return Kernel(fill, right, power.scratch, power.arrays)
 
 
-def _power(e: float, dtype: np.dtype[Any]) -> tuple[Power, Fraction | None, bool, int]:
-    """Return power(x, u, t), its exponent if that is a fraction, whether it uses t, and what it holds.
+class Powers(NamedTuple):
+    """An array, sign(x) |x|^e times a number per row, and what that number is."""
 
-    power returns an array, x or u, a unit of each row, and whether the array carries it: it is
-    unit * sign(x) |x / unit|^e, or without the first factor. None is a unit of 1.
-    """
-    tiny = float(np.finfo(dtype).tiny)
-    bits = np.dtype(f"u{dtype.itemsize}")
-    sign = bits.type(1 << (8 * dtype.itemsize - 1))
-    # A small power of an entry that scaling down takes to zero may be large.
-    most_unit = 1.0 if e <= 0.25 else math.inf
+    u: Floats
+    unit: Any = None
+    """u is unit * sign(x) |x / unit|^e where the power carries its unit, else without the first factor;
+    None is a unit of 1."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """One way to take the power e of the entries of a block."""
+
+    take: Callable[[Floats, Floats, Floats], Powers]
+    """take(x, u, t) may fill u, t being scratch like x."""
+    exact: Fraction | None = None
+    """The exponent, if it is a fraction."""
+    scratch: bool = True
+    """Whether it uses t."""
+    arrays: int = 3
+    """How many arrays of a block's size it comes back to."""
+    carries: bool = False
+    """Whether the result carries its unit."""
+
+
+def _power(e: float, dtype: np.dtype[Any]) -> Power:
     whole = round(e) if e < 13 and is_close(e, round(e), dtype) else 0
-
-    def sizes(x: Floats, t: Floats) -> Floats:
-        """Fill t with |x| and return the largest of each row: numbers are in the order of their bits."""
-        np.abs(x, out=t)
-        top: Floats = t.view(f"i{dtype.itemsize}").max(axis=1).view(dtype)
-        return top
-
-    def scale(x: Floats, t: Floats, most: float = math.inf) -> Floats:
-        """Fill t with |x| / unit, below 1 where `most` allows it, and return the units, powers of two."""
-        unit = np.minimum(np.ldexp(1.0, np.frexp(sizes(x, t))[1]), most)
-        np.multiply(t, (1 / unit).astype(dtype)[:, None], out=t)
-        return unit
-
-    def copy_sign(x: Floats, u: Floats, t: Floats) -> None:
-        np.bitwise_and(x.view(bits), sign, out=t.view(bits))
-        np.bitwise_or(u.view(bits), t.view(bits), out=u.view(bits))
-
-    def identity(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        return x, None, 0
-
-    def square(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        np.abs(x, out=t)
-        np.multiply(x, t, out=u)
-        return u, None, 0
-
-    def cube(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        np.multiply(x, x, out=t)
-        np.multiply(x, t, out=u)
-        return u, None, 0
-
-    def cube_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        np.cbrt(x, out=u)
-        return u, None, 0
-
-    def ninth_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        np.cbrt(x, out=u)
-        np.cbrt(u, out=u)
-        return u, None, 0
-
-    def square_root(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        np.abs(x, out=u)
-        np.sqrt(u, out=u)
-        copy_sign(x, u, t)
-        return u, None, 0
-
-    def whole_power(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
-        unit = scale(x, t)
-        np.maximum(t, tiny ** (0.75 / e), out=t)
-        n = whole - 1
-        while n % 2 == 0:
-            t *= t
-            n //= 2
-        if n > 1:
-            np.multiply(t, t, out=u)
-        while n := n // 2:
-            if n % 2:
-                t *= u
-            if n > 1:
-                u *= u
-        np.multiply(t, x, out=u)
-        return u, unit, 1
-
-    def steep(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
-        top = sizes(x, t)
-        t -= top[:, None]
-        t *= (1 / top)[:, None]
-        np.maximum(t, float(np.finfo(dtype).epsneg) - 1, out=t)
-        np.log1p(t, out=t)
-        t *= e - 1
-        np.maximum(t, 0.9 * math.log(tiny), out=t)
-        np.exp(t, out=t)
-        np.multiply(t, x, out=u)
-        return u, top.astype(np.float64), 1
-
-    def general(x: Floats, u: Floats, t: Floats) -> tuple[Floats, Any, int]:
-        unit = scale(x, u, most_unit)
-        np.log(u, out=u)
-        u *= e
-        np.exp(u, out=u)
-        copy_sign(x, u, t)
-        return u, unit, 0
-
-    for n, power, scratch, held in (1, identity, False, 1), (2, square, True, 3), (3, cube, True, 3):
-        if whole == n:
-            return power, Fraction(n), scratch, held
-    for n, power, scratch, held in (
-        (2, square_root, True, 3),
-        (3, cube_root, False, 2),
-        (9, ninth_root, False, 2),
-    ):
-        if is_close(e, 1 / n, dtype):
-            return power, Fraction(1, n), scratch, held
+    root = round(1 / e)
+    if whole in _POWERS:
+        return _POWERS[whole]
+    if root in _ROOTS and is_close(e, 1 / root, dtype):
+        return _ROOTS[root]
     if whole:
-        return whole_power, Fraction(whole), True, 3
-    return steep if e > 2 else general, None, True, 3
+        return Power(functools.partial(_by_squaring, whole, e), Fraction(whole), carries=True)
+    if e > 2:
+        return Power(functools.partial(_steep, e), carries=True)
+    return Power(functools.partial(_by_logarithm, e))
+
+
+def _itself(x: Floats, u: Floats, t: Floats) -> Powers:
+    return Powers(x)
+
+
+def _square(x: Floats, u: Floats, t: Floats) -> Powers:
+    np.abs(x, out=t)
+    return Powers(np.multiply(x, t, out=u))
+
+
+def _cube(x: Floats, u: Floats, t: Floats) -> Powers:
+    np.multiply(x, x, out=t)
+    return Powers(np.multiply(x, t, out=u))
+
+
+def _square_root(x: Floats, u: Floats, t: Floats) -> Powers:
+    np.abs(x, out=u)
+    np.sqrt(u, out=u)
+    return Powers(_with_sign_of(x, u, t))
+
+
+def _cube_root(x: Floats, u: Floats, t: Floats) -> Powers:
+    return Powers(np.cbrt(x, out=u))
+
+
+def _ninth_root(x: Floats, u: Floats, t: Floats) -> Powers:
+    np.cbrt(x, out=u)
+    return Powers(np.cbrt(u, out=u))
+
+
+_POWERS = {
+    1: Power(_itself, Fraction(1), scratch=False, arrays=1),
+    2: Power(_square, Fraction(2)),
+    3: Power(_cube, Fraction(3)),
+}
+_ROOTS = {
+    2: Power(_square_root, Fraction(1, 2)),
+    3: Power(_cube_root, Fraction(1, 3), scratch=False, arrays=2),
+    9: Power(_ninth_root, Fraction(1, 9), scratch=False, arrays=2),
+}
+
+
+def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Powers:
+    # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
+    unit = _scale_down(x, t)
+    np.maximum(t, float(np.finfo(x.dtype).tiny) ** (0.75 / e), out=t)
+    n = whole - 1
+    while n % 2 == 0:
+        t *= t
+        n //= 2
+    if n > 1:
+        np.multiply(t, t, out=u)
+    while n := n // 2:
+        if n % 2:
+            t *= u
+        if n > 1:
+            u *= u
+    return Powers(np.multiply(t, x, out=u), unit)
+
+
+def _steep(e: float, x: Floats, u: Floats, t: Floats) -> Powers:
+    # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
+    info = np.finfo(x.dtype)
+    top = _sizes(x, t)
+    t -= top[:, None]
+    t *= (1 / top)[:, None]
+    np.maximum(t, float(info.epsneg) - 1, out=t)
+    np.log1p(t, out=t)
+    t *= e - 1
+    np.maximum(t, 0.9 * math.log(float(info.tiny)), out=t)
+    np.exp(t, out=t)
+    return Powers(np.multiply(t, x, out=u), top.astype(np.float64))
+
+
+def _by_logarithm(e: float, x: Floats, u: Floats, t: Floats) -> Powers:
+    # a small power of an entry that scaling down takes to zero may be large
+    unit = _scale_down(x, u, 1.0 if e <= 0.25 else math.inf)
+    np.log(u, out=u)
+    u *= e
+    np.exp(u, out=u)
+    return Powers(_with_sign_of(x, u, t), unit)
+
+
+def _sizes(x: Floats, t: Floats) -> Floats:
+    """Fill t with |x| and return the largest of each row: numbers are in the order of their bits."""
+    np.abs(x, out=t)
+    top: Floats = t.view(f"i{x.itemsize}").max(axis=1).view(x.dtype)
+    return top
+
+
+def _scale_down(x: Floats, t: Floats, most: float = math.inf) -> Floats:
+    """Fill t with |x| / unit, below 1 where `most` allows it, and return the units, powers of two."""
+    unit = np.minimum(np.ldexp(1.0, np.frexp(_sizes(x, t))[1]), most)
+    np.multiply(t, (1 / unit).astype(x.dtype)[:, None], out=t)
+    return unit
+
+
+_SIGN_BITS: dict[int, Any] = {4: np.uint32(1 << 31), 8: np.uint64(1 << 63)}
+
+
+def _with_sign_of(x: Floats, u: Floats, t: Floats) -> Floats:
+    """Give the entries of u, which are not negative, the signs of x."""
+    sign = _SIGN_BITS[x.itemsize]
+    bits = sign.dtype
+    np.bitwise_and(x.view(bits), sign, out=t.view(bits))
+    np.bitwise_or(u.view(bits), t.view(bits), out=u.view(bits))
+    return u
 
 
 def _fill_largest(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats]:
@@ -403,4 +440,7 @@ def _signs(dtype: np.dtype[Any]) -> Kernel:
         out *= factor
         return (factor[:, 0],)
 
-    return Kernel(fill, lambda sigma, factor: np.isfinite(factor), scratch=False, held=1)
+    return Kernel(fill, lambda sigma, factor: np.isfinite(factor), scratch=False, arrays=1)
+
+
+library = NumpyLibrary()

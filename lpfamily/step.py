@@ -1,0 +1,128 @@
+"""The steepest step inside a ball, and inside a box too: the public form of `steepest` and `boxed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lpfamily._arrays import (
+    Array,
+    admit,
+    broadcast_sigma,
+    check_p,
+    compute_dtype,
+    example_shape,
+    masked,
+    reshape,
+)
+from lpfamily.box import boxed, walls
+from lpfamily.kernels import library_of
+from lpfamily.steepest import steepest
+
+
+def epsilon(
+    grad: Array,
+    p: float,
+    sigma: Any,
+    *,
+    batch_ndim: int | None = None,
+    mask: Array | None = None,
+    x: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> Array:
+    """Return the step of Lp norm sigma that raises the linearised loss most.
+
+    The maximiser of <grad, eps> subject to ||eps||_p <= sigma, for each example (eq. 2, solved in
+    Appendix A)::
+
+        eps = sigma * sign(grad) * (|grad| / ||grad||_{p*}) ** (1 / (p - 1))     (3)
+
+    p = inf is sigma * sign(grad), the fast gradient sign method (eq. 8); p = 2 is sigma * grad /
+    ||grad||_2 (eq. 12); p = 1 puts the budget on the largest |grad|, shared equally by ties (eq. 11,
+    corrected), which is the limit of eq. 3.
+
+    The step depends on the direction of grad alone, from subnormal to the largest finite entries.
+    sign(0) = 0, so that a zero entry, and a zero example, stays zero. Infinite entries share the
+    budget of their example for p < inf. A NaN makes its example NaN; at p = inf, where coordinates
+    do not depend on each other, its entry. Derivatives are those of eq. 3 where it has them, and 0
+    where it has none (p = 1 and inf; zero examples; zero entries for p > 2).
+
+    With `x` and `bounds` it is the maximiser subject to low <= x + eps <= high as well, to one unit
+    in the last place of these: for some t, every entry is the smaller of t * |grad| ** (1 / (p - 1))
+    and the way to its wall (p = 1: the largest |grad| go to their walls until the budget is spent;
+    p = inf: eq. 8 and clipping). Budget that the walls save goes to other entries, so this gains more
+    than clipping eq. 3 afterwards; without finite bounds it is eq. 3.
+
+    Parameters
+    ----------
+    grad
+        The gradient of the loss with respect to the input, a floating array of any library; its
+        first `batch_ndim` axes index examples, each of which has its own ball.
+    p
+        A number in [1, inf].
+    sigma
+        The radius, in units of the input: a number >= 0, or an array that broadcasts to
+        `grad.shape[:batch_ndim]`.
+    batch_ndim
+        None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
+        treats each token of a sequence as an example.
+    mask
+        Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget, and x may
+        be anything.
+    x
+        The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
+    bounds
+        (low, high), the box that x + eps stays in: each a number, infinity included, or an array that
+        broadcasts to grad's shape. They round to grad's dtype, and so does x. Where x is outside by
+        rounding, at most 4 eps (the largest `finfo(...).eps` of grad, x and bounds) times the larger
+        finite |bound|, it stands at its wall: it moves inwards only, and nothing is spent to bring it back,
+        so that x + eps is outside by no more than x was. Clip x + eps where that is too much.
+
+    Returns
+    -------
+    Array
+        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32, in NumPy
+        also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing: whatever the byte
+        order and strides of the arguments, eps is that of native arrays, and native as NumPy's results are.
+
+    Raises
+    ------
+    TypeError
+        If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, or
+        one of the arrays not dense: sparse, nested or quantised.
+    ValueError
+        If p < 1 or NaN, a shape does not fit, x comes without bounds or they without x, or if sigma
+        is visibly outside [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy
+        arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there is (JAX,
+        devices, traces) is not looked at, and a bad value makes its example NaN.
+
+    References
+    ----------
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    eq. 2-12 and Appendix A.
+    """
+    p = check_p(p)
+    if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
+        return library_of(grad, "grad").detour(lambda grad: _step(grad, p, sigma, batch_ndim), grad)
+    return _step(grad, p, sigma, batch_ndim, mask, x, bounds)
+
+
+def _step(
+    grad: Array,
+    p: float,
+    sigma: Any,
+    batch_ndim: int | None,
+    mask: Array | None = None,
+    x: Any = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> Array:
+    xp, grad = admit(grad, "grad")
+    dtype = compute_dtype(grad, "grad")
+    batch, size = example_shape(grad, batch_ndim, "grad")
+    kept = grad if mask is None else masked(grad, mask)
+    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
+    radius = broadcast_sigma(sigma, rows, xp)
+    if x is None and bounds is None:
+        eps = steepest(p, rows, radius)
+    else:
+        eps = boxed(p, rows, radius, reshape(walls(kept, x, bounds, mask, dtype), rows.shape))
+    return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)

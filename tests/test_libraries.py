@@ -1,0 +1,102 @@
+"""This project's own kernels, and the definitions alone, under the laws for any library."""
+
+import numpy as np
+import pytest
+from conftest import NAMES
+
+from lpfamily.balls import nearest
+from lpfamily.box import boxed
+from lpfamily.kernels import on_numpy
+from lpfamily.kernels.testing import LibraryTests
+from lpfamily.steepest import dual_norm, steepest
+
+if "numpy" in NAMES:
+
+    @pytest.mark.numpy
+    class TestNumpy(LibraryTests):
+        from_numpy = staticmethod(np.asarray)
+
+
+def clipped(p, x, sigma, wall):
+    """Clip the step of the ball, which leaves budget unspent."""
+    return np.clip(steepest.value(p, x, sigma), -wall, wall)
+
+
+def short(p, x, sigma):
+    return 0.999 * steepest.value(p, x, sigma)
+
+
+def blind(p, x, sigma, *walls):
+    """Return the step instead of the nearest point."""
+    return steepest.value(p, x, sigma)
+
+
+@pytest.mark.parametrize(
+    ("primitive", "wrong", "law"),
+    [
+        (steepest, short, "test_the_step_is_the_closed_form"),
+        (steepest, short, "test_the_step_depends_on_the_direction_alone"),
+        (
+            dual_norm,
+            lambda p, x, sigma: sigma[:, 0] * np.abs(x).sum(axis=1),
+            "test_the_penalty_is_what_the_step_gains",
+        ),
+        (boxed, clipped, "test_the_step_in_a_box_is_the_maximiser"),
+        (nearest, blind, "test_the_projection_is_the_nearest_point"),
+    ],
+)
+def test_wrong_kernels_break_a_law(monkeypatch, primitive, wrong, law):
+    class Tests(LibraryTests):
+        from_numpy = staticmethod(np.asarray)
+
+    monkeypatch.setattr(on_numpy.library, "implementations", {primitive: wrong})
+    with pytest.raises(AssertionError):
+        getattr(Tests(), law)(1.5, *([1e290] if "direction" in law else []))
+
+
+if "array-api-strict" in NAMES:
+    import array_api_strict
+
+    @getattr(pytest.mark, "array-api-strict")
+    class TestStrict(LibraryTests):
+        from_numpy = staticmethod(array_api_strict.asarray)
+
+
+if "torch" in NAMES:
+    import torch
+
+    @pytest.mark.torch
+    class TestTorch(LibraryTests):
+        from_numpy = staticmethod(torch.tensor)
+        to_numpy = staticmethod(torch.Tensor.numpy)
+        gradient = staticmethod(torch.func.grad)
+
+
+if "jax" in NAMES:
+    import jax
+
+    @pytest.mark.jax
+    class TestJax(LibraryTests):
+        from_numpy = staticmethod(jax.numpy.asarray)
+        gradient = staticmethod(jax.grad)
+
+        @pytest.fixture(autouse=True)
+        def in_float64(self):
+            with jax.enable_x64(True):
+                yield
+
+
+if "dask" in NAMES:
+    import dask
+    import dask.array
+
+    @pytest.mark.dask
+    class TestDask(LibraryTests):
+        from_numpy = staticmethod(lambda x: dask.array.from_array(x, chunks=2))
+        to_numpy = staticmethod(lambda x: x.compute(scheduler="synchronous"))
+
+        @pytest.fixture(autouse=True)
+        def computed(self):
+            """`Library.repeat` looks at values."""
+            with dask.config.set(scheduler="synchronous"):
+                yield
