@@ -1,14 +1,14 @@
 """The published recipes: their networks, schedules, and the gradients of their first steps."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
 from numpy.testing import assert_allclose
 
-from lpfamily.training import backends, choices
+from lpfamily.training import backends, choices, commands
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.definitions import cross_entropy, logits
 from lpfamily.training.draws import Draws
@@ -174,3 +174,32 @@ def test_the_first_step_descends(name, model):
         slope = np.mean(ends[0] - ends[1]) / 2e-5
         moved = np.vdot(state[parameter] - after[parameter], direction)
         assert_allclose(moved, slope, rtol=1e-5, atol=1e-8, err_msg=parameter)
+
+
+def test_an_option_is_one_field():
+    """Its flag, help, range, dependency, JSON and default are made from it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(Recipe):
+        damping: float = choices.option(
+            0.25, choices.FRACTION, "of steps", group="optimiser", needs={"objective": "penalty"}
+        )
+
+    (option,) = (each for each in choices.in_group("optimiser", Extended) if each.name == "damping")
+    parser = commands.Parser(prog="extended")
+    parser.group("the optimiser")(option.flag, option.help, option.values, default=option.default)
+    assert parser.parse(["--damping", "0.5"]) == {"damping": 0.5}
+    assert "--damping X" in parser.format_help()
+    assert "of steps (default: 0.25)" in parser.format_help()
+    with pytest.raises(BadInput, match="--damping: must be a number from 0 to 1; got 2"):
+        parser.parse(["--damping", "2"])
+    with pytest.raises(ValueError, match="damping must be a number from 0 to 1; got -1"):
+        Extended(damping=-1)
+    assert (option.needed, option.has_effect(Extended())) == ("--objective penalty", False)
+    assert option.has_effect(Extended(objective="penalty"))
+    values = choices.to_json(Extended(damping=1, p=math.inf))
+    assert choices.from_json(Extended, values) == Extended(damping=1, p=math.inf)
+    del values["damping"]
+    assert choices.from_json(Extended, values).damping == 0.25
+    with pytest.raises(ValueError, match="lacks damping"):
+        choices.from_json(Extended, values, complete=True)
