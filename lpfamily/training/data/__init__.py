@@ -49,7 +49,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 def source(name: str) -> Source:
     """Return what is known of a data set without its examples; raise `BadInput` if there is none."""
     if name not in SOURCES:
-        raise BadInput(f"there is no data set called {name!r}: choose one of {', '.join(NAMES)}")
+        raise BadInput(f"--data {name!r}: there is no such data set; choose one of {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
