@@ -12,7 +12,7 @@ first array of that library arrives. `lpfamily.kernels.testing.LibraryTests` hol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -90,7 +90,7 @@ class Library:
 
     def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
         """Evaluate `primitive`, so that the library's automatic differentiation sees its derivative."""
-        with np.errstate(all="ignore"):  # log 0 = -inf and overflow to inf are steps of the definition
+        with self.unwarned():
             return self.implementations.get(primitive, primitive.value)(p, *operands)
 
     def detour(self, function: Callable[[Array], Array], x: Array) -> Array:
@@ -103,7 +103,7 @@ class Library:
         `signature` says which axes are an example's, as for NumPy's generalized ufuncs: "(m,n),(m)->(n)"
         is a matrix for all and a vector for each; `dtypes` are those of the results.
         """
-        with np.errstate(all="ignore"):  # as in `apply`
+        with self.unwarned():
             return function(*operands)
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
@@ -111,8 +111,8 @@ class Library:
         return arrays
 
     def unwarned(self) -> AbstractContextManager[Any]:
-        """Return the scope in which inf, and inf - inf, are results like any other."""
-        return nullcontext()
+        """Return the scope in which log 0, overflow and inf - inf are results like any other."""
+        return np.errstate(all="ignore")  # what stands on NumPy warns as it does
 
     def visible(self, x: Array) -> bool:
         """Whether the values of x can be looked at without waiting for a device or a computation."""

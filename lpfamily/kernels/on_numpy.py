@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -69,15 +68,11 @@ class NumpyLibrary(Library):
         evaluate = self.implementations.get(primitive)
         if evaluate is None:
             evaluate = functools.partial(_by_blocks, primitive.value)
-        with np.errstate(all="ignore"):
+        with self.unwarned():
             # NumPy would first copy a column operand that is wider than this buffer.
             np.setbufsize(16)
             result = evaluate(p, *[_rows(operand, batch) for operand in operands])
             return result.reshape(batch + result.shape[1:])
-
-    def unwarned(self) -> AbstractContextManager[Any]:
-        """Ignore what NumPy warns of."""
-        return np.errstate(all="ignore")
 
     def visible(self, x: Floats) -> bool:
         """They are in memory."""
