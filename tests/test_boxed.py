@@ -436,7 +436,8 @@ def test_what_is_outside_by_more_than_rounding(lib, p, function):
                     with pytest.raises(ValueError, match=r"low = .*, x = .*, high = .* at \(1, 1\): clip x"):
                         function(g, p, 0.25, x=at, bounds=tuple(sides))
                     continue
-                found = lib.to_numpy(function(g, p, 0.25, x=at, bounds=tuple(sides)))
+                with np.errstate(invalid="ignore"):  # dask computes inf - inf in its caller's error state
+                    found = lib.to_numpy(function(g, p, 0.25, x=at, bounds=tuple(sides)))
             spoilt = np.isnan(found).reshape(4, -1)
             assert_array_equal(spoilt, np.broadcast_to([[False], [True], [False], [False]], spoilt.shape))
 
