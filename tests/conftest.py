@@ -1,4 +1,6 @@
 import os
+import re
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +12,13 @@ NAMES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").spli
 UNDER_TEST = [LIBRARIES[name]() for name in NAMES]  # one that cannot be imported stops the run
 DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not None]
 
+# NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
 EXAMPLES = min(
-    10 if library.slow else 100 if library.compiles else 200  # compiled ones have fewer cases to draw from
+    10 if library.slow else 30 if library.compiles else 200 if library.name == "numpy" else 100
     for library in UNDER_TEST
 )
+
+SAMPLED = "p", "objective"
 
 np.set_printoptions(threshold=300)  # a case is printed when it fails, and Hypothesis objects to 30 kB
 
@@ -24,6 +29,7 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("more", settings.get_profile("laws"), max_examples=10 * EXAMPLES, derandomize=False)
 settings.load_profile("laws")
 
 
@@ -34,12 +40,28 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {name} makes a difference to what is tested")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark a test with the libraries among its parameters, by which test environments choose."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-case", action="store_true", help="compiled libraries run all cases of a test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark a test with the libraries among its parameters, by which test environments choose.
+
+    Where each case is compiled, those of a test that differ in p or objective alone are the
+    first, the middle and the last: all of them run on what is not compiled, by the same definition.
+    """
+    cases = defaultdict(list)
     for item in items:
-        for value in getattr(item, "callspec", SimpleNamespace(params={})).params.values():
+        params = getattr(item, "callspec", SimpleNamespace(params={})).params
+        for value in params.values():
             if (name := str(value)) in LIBRARIES:
                 item.add_marker(name)
+        others = [re.sub(r", [\d.]+$|, inf$", "", str(params[key])) for key in params if key not in SAMPLED]
+        cases[item.nodeid.partition("[")[0], *others].append(item)
+    if NAMES == ["jax"] and not config.getoption("every_case"):
+        kept = {id(group[k]) for group in cases.values() for k in (0, (len(group) - 1) // 2, -1)}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+        items[:] = [item for item in items if id(item) in kept]
 
 
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)

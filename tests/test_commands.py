@@ -79,11 +79,11 @@ for k in range(of):
     [
         (
             "train",
-            12,
+            7,
             "--model softmax --epochs 1 --data mnist --validation 5 --quiet --data-dir DATA --out OUT",
         ),
-        ("evaluate", 5, "RUN --quiet --steps 2 --examples 20 --out OUT.json"),
-        ("reproduce", 5, "figure6 --data-dir DATA --backend numpy --quiet --out OUT"),
+        ("evaluate", 3, "RUN --quiet --steps 2 --examples 20 --out OUT.json"),
+        ("reproduce", 3, "figure6 --data-dir DATA --backend numpy --quiet --out OUT"),
     ],
 )
 def test_ctrl_c_is_130_and_no_traceback_from_the_first_line_to_the_end(tmp_path, module, instants, flags):

@@ -372,6 +372,7 @@ def cubic(rng):
     ), (a, b, c)
 
 
+@settings(max_examples=50)  # each draws 1,500 points
 @given(seed=seeds)
 def test_gaps_are_the_terms_left_out(seed):
     """With a cubic loss, eq. 13 leaves out sum c eps^3, and Remark 1 nothing but the noise of its draws."""

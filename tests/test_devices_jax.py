@@ -30,10 +30,8 @@ pytestmark = pytest.mark.jax
 CASES = [
     (NETWORK, Objective("plain"), 22),
     (OF_MAXOUT, Objective("perturb", math.inf, 2, random_start=True, direction_dropout="independent"), 22),
-    (OF_MAXOUT, Objective("noise"), 20),
     (OF_MAXOUT, Objective("penalty", 2.0), 20),
     (OF_CONVOLUTIONS, Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same"), 22),
-    (OF_CONVOLUTIONS, Objective("penalty", 1.0, penalty_by="difference"), 20),
 ]
 
 
