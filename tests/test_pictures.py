@@ -17,7 +17,8 @@ from scipy.special import log_softmax, softmax
 
 from lpfamily import epsilon
 from lpfamily.experiments import networks as trained_networks
-from lpfamily.experiments import pictures, pictures_pieces
+from lpfamily.experiments.pictures import measure as pictures
+from lpfamily.experiments.pictures.report import CHAPTER
 from lpfamily.experiments.pieces import Setting
 from lpfamily.report import page
 from lpfamily.report.contents import COLOURS, INK, Plot, Table
@@ -244,9 +245,9 @@ def contents(tmp_path_factory):
         patch.setattr(
             trained_networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted]
         )
-        patch.setattr(pictures.data, "load", lambda name, data_dir: DIGITS)
+        patch.setattr(data, "load", lambda name, data_dir: DIGITS)
         setting, kept, found = Setting(folder.parent, None), {}, []
-        for piece in pictures_pieces.PIECES:
+        for piece in CHAPTER.pieces:
             for each in piece.measurements:
                 if each.name not in kept:
                     kept[each.name] = json.loads(
@@ -298,7 +299,7 @@ def test_a_network_that_has_not_learned_is_not_in_the_averages():
         "maxout-p2": {"softmax": 0.2, "sigmoid-p2": 0.3, "maxout-p2": 0.9},
     }
     found = {"runs": runs, "examples": 9, "clean": clean, "noise": clean, "perturbed": perturbed}
-    (piece,) = (each for each in pictures_pieces.PIECES if each.name == "table-transfer")
+    (piece,) = (each for each in CHAPTER.pieces if each.name == "table-transfer")
     averages, left_out = piece.report(Setting(None, None), found)[0].notes[:2]
     assert "20.00% clean" in averages
     assert "35.00% under another network's perturbations" in averages

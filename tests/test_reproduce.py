@@ -9,19 +9,21 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import python, small_mnist, unchanged
+from commandline import of_an_earlier_version, python, small_mnist, unchanged
 
 from lpfamily import reproduce
-from lpfamily.experiments import catalogue, errors, networks
-from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, finished, flags, runs_in
-from lpfamily.experiments.pieces import Measurement, Piece, Setting
+from lpfamily.experiments import catalogue, networks
+from lpfamily.experiments.errors import measure, report
+from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, flags, runs_in
+from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
 from lpfamily.report.contents import Column, Plot, Table
-from lpfamily.training import choices, load, options, recipes
+from lpfamily.training import choices, load, options, recipes, runs
 from lpfamily.training.data import SOURCES, Split
 from lpfamily.training.errors import BadInput
 
@@ -78,7 +80,24 @@ def test_the_perturbations_are_the_papers(name, p, sigma, clean_weight):
     assert told == ("perturb", p, sigma, clean_weight)
 
 
+def test_what_measures_loads_nothing_that_reports(tmp_path):
+    folder = Path(catalogue.__file__).parent
+    chapters = sorted(path.parent.name for path in folder.glob("*/measure.py"))
+    assert len(chapters) == len(catalogue.CHAPTERS)
+    assert chapters == sorted(path.parent.name for path in folder.glob("*/report.py"))
+    imports = "".join(f"import lpfamily.experiments.{chapter}.measure\n" for chapter in chapters)
+    loaded = python(f"{imports}import sys\nprint(*sys.modules)", cwd=tmp_path).stdout.split()
+    assert f"lpfamily.experiments.{chapters[-1]}.measure" in loaded
+    ours = [name for name in loaded if name.startswith("lpfamily.")]
+    assert not [name for name in ours if "report" in name or "catalogue" in name]
+    assert "matplotlib" not in loaded
+
+
 # Runs
+
+
+def finished(setting, name, seed, tick):
+    return all_finished(setting, [(name, seed)], tick)[0]
 
 
 @pytest.fixture
@@ -115,9 +134,9 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     folders = all_finished(setting, wanted, silent)
     assert [folder.name for folder in folders] == ["softmax-0", "softmax-1"]
     assert [load(folder).recipe.seed for folder in folders] == [0, 1]
-    found = networks.result(folders[1])
+    found = networks.result(setting, "softmax", folders[1])
     assert found["clean"] == load(folders[1]).result["test_error"]["clean"]
-    assert (found["seed"], found["epochs"], errors.tested(found)) == (1, 2, 20)
+    assert (found["seed"], found["epochs"], found["test_examples"]) == (1, 2, 20)
 
     marks = [(folder / "result.json").stat().st_mtime_ns for folder in folders]
     assert all_finished(setting, wanted, silent) == folders
@@ -282,9 +301,9 @@ def once(tmp_path_factory):
 def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypatch, capsys, damage, where):
     networks._recipe_of.cache_clear()
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "there/runs/softmax-0")
-    measurement = replace(errors._measurement("some", ["softmax"], 0.1), seeds=lambda setting: 1)
+    measurement = replace(measure.measurement("some", ("softmax",), 0.1), seeds=lambda setting: 1)
     piece = Piece("some", (measurement,), lambda setting, found: [])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (catalogue.Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", (), (piece,)),))
     monkeypatch.setattr(catalogue, "PIECES", {"some": piece})
     there = tmp_path / "there"
     places = ["--out", there] if where == "--out" else ["--runs", there / "runs", "--out", tmp_path / "out"]
@@ -297,26 +316,45 @@ def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypa
     assert "restore it from a copy" in err
 
 
-@pytest.mark.parametrize(
-    ("said", "examples"),
-    [
-        ({"tested_on": "mnist, all of them", "test_examples": 20}, 20),
-        ({"tested_on": "mnist, 500 test examples"}, 500),  # as earlier versions said it
-    ],
-)
-def test_how_many_were_tested_is_a_number_of_the_result(said, examples):
-    assert networks.tested(said) == examples
-
-
 @pytest.mark.parametrize("count", [0, -1, 0.5, True, "20", None])
-def test_a_number_that_counts_no_examples_is_refused_whatever_the_sentence_says(count):
-    with pytest.raises(ValueError, match=f"tested on {count!r} examples"):
-        networks.tested({"tested_on": "mnist, 20 test examples", "test_examples": count})
+def test_a_number_that_counts_no_examples_is_refused_whatever_the_sentence_says(once, tmp_path, count):
+    run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "run")
+    values = json.loads((run / "result.json").read_text()) | {"test_examples": count}
+    seal = ("format", "sha256")
+    ended = {name: value for name, value in values.items() if name not in seal}
+    runs.Run(run).finish(ended | {"tested_on": "mnist, 20 test examples"})
+    with pytest.raises(BadInput, match=f"tested on {count!r} examples"):
+        networks.result(Setting(tmp_path, once / "data"), "softmax", run)
 
 
-def test_a_sentence_without_a_count_is_refused():
-    with pytest.raises(ValueError, match="mnist, 0 test examples"):
-        networks.tested({"tested_on": "mnist, 0 test examples"})
+@pytest.mark.parametrize(
+    "said", ["mnist, 20 test examples", "mnist, 5 test examples", "as many as there are"]
+)
+def test_what_earlier_versions_said_in_a_sentence_is_counted_on_the_data(once, tmp_path, said):
+    run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "run")
+    setting = Setting(tmp_path, once / "data")
+    expected = networks.result(setting, "softmax", run)
+    of_an_earlier_version(run)
+    edited(test_examples=None, tested_on=said)(run / "result.json")
+    found = networks.result(setting, "softmax", run)
+    assert found == expected | {"tested_on": said}
+    assert found["test_examples"] == 20  # of `small_mnist`
+
+
+@pytest.mark.parametrize("budget", ["quick", "paper"])
+def test_a_kept_measurement_without_a_count_is_of_the_recipe_s_test_examples(monkeypatch, tmp_path, budget):
+    """As earlier versions have kept it; the quick convolutional networks take the first 500 examples."""
+    small_mnist(tmp_path / "mnist")
+    monkeypatch.setitem(QUICK, "conv", ("--test-examples", "15"))
+    networks._recipe_of.cache_clear()
+    found = {name: [result(0.4)] for name in report.TABLE_2}
+    for (run,) in found.values():
+        run["tested_on"] = f"mnist, {run.pop('test_examples')} test examples"
+    setting = Setting(tmp_path / "out", tmp_path, budget=budget)
+    (table,) = catalogue.PIECES["table2"].report(setting, found)
+    count = 15 if budget == "quick" else 20
+    assert any(f"Tested on {count} examples: a single run with {0.4 * count:.0f}" in n for n in table.notes)
+    networks._recipe_of.cache_clear()
 
 
 # Tables I to V
@@ -326,7 +364,7 @@ def result(clean, seed=0, examples=10_000, **noise):
     return {
         "clean": clean,
         "noise": {std: {"mean": mean, "standard_error": 0.001} for std, mean in noise.items()},
-        "tested_on": f"mnist, {examples} test examples",
+        "test_examples": examples,
         "seed": seed,
     }
 
@@ -335,37 +373,37 @@ def test_a_paired_test_is_students():
     # differences 1, 2, 3: t = 2 sqrt(3), two degrees of freedom; their tail is 1/2 - t / (2 sqrt(t^2 + 2))
     t = 2 * math.sqrt(3)
     expected = 2 * (0.5 - t / (2 * math.sqrt(t**2 + 2)))
-    assert errors.paired_p_value([11, 22, 33], [10, 20, 30]) == pytest.approx(expected, rel=1e-9)
-    assert errors.paired_p_value([1], [2]) is None
+    assert report.paired_p_value([11, 22, 33], [10, 20, 30]) == pytest.approx(expected, rel=1e-9)
+    assert report.paired_p_value([1], [2]) is None
 
 
 def test_equal_differences_say_nothing_and_others_what_their_counts_say():
-    assert errors.paired_p_value([0.0094, 0.0095, 0.0096], [0.0093, 0.0094, 0.0095]) is None
-    assert errors.paired_p_value([0.01, 0.02], [0.01, 0.02]) is None
+    assert report.paired_p_value([0.0094, 0.0095, 0.0096], [0.0093, 0.0094, 0.0095]) is None
+    assert report.paired_p_value([0.01, 0.02], [0.01, 0.02]) is None
     rng = np.random.default_rng(0)
     for examples in (300, 1_000, 9_999, 10_000, 60_000):
         for _ in range(50):
             plain, apart = rng.integers(examples // 2, size=3), rng.integers(100)
-            assert errors.paired_p_value((plain + apart) / examples, plain / examples) is None
+            assert report.paired_p_value((plain + apart) / examples, plain / examples) is None
             counts = plain + apart + [0, 0, 1]
-            expected = errors.paired_p_value(counts, plain)
-            assert errors.paired_p_value(counts / examples, plain / examples) == pytest.approx(expected)
+            expected = report.paired_p_value(counts, plain)
+            assert report.paired_p_value(counts / examples, plain / examples) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("measurement", "budget", "given", "count"),
     [
-        (errors.DENSE, "quick", None, 3),
-        (errors.DENSE, "quick", 1, 1),
-        (errors.CONV, "quick", None, 1),
-        (errors.CONV, "quick", 2, 2),
-        (errors.CIFAR, "quick", 3, 3),
-        (errors.CIFAR, "paper", None, 3),
+        (measure.DENSE, "quick", None, 3),
+        (measure.DENSE, "quick", 1, 1),
+        (measure.CONV, "quick", None, 1),
+        (measure.CONV, "quick", 2, 2),
+        (measure.CIFAR, "quick", 3, 3),
+        (measure.CIFAR, "paper", None, 3),
     ],
 )
 def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, budget, given, count):
-    monkeypatch.setattr(errors, "all_finished", lambda setting, wanted, tick: wanted)
-    monkeypatch.setattr(errors, "result", lambda folder: folder)
+    monkeypatch.setattr(measure, "all_finished", lambda setting, wanted, tick: wanted)
+    monkeypatch.setattr(measure, "result", lambda setting, name, folder: folder)
     setting = Setting(None, None, budget=budget, seeds=given)
     found = measurement.measure(setting, silent)
     assert found == {name: [(name, seed) for seed in range(count)] for name in found}
@@ -373,19 +411,22 @@ def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, b
 
 
 def test_78_errors_have_a_deviation_of_8_point_8():
-    assert errors.resolution(0.0078, 10_000) * 10_000 == pytest.approx(8.8, abs=0.05)
+    assert report.resolution(0.0078, 10_000) * 10_000 == pytest.approx(8.8, abs=0.05)
 
 
 def test_the_error_under_noise_is_that_of_the_seeds():
     one = [result(0.01, **{"0.1": 0.02})]
-    assert errors.noisy_error(one, "0.1") == (0.02, 0.001)
-    assert errors.noisy_error(one, "0") == (0.01, pytest.approx(math.sqrt(0.01 * 0.99 / 10_000)))
+    assert report.noisy_error(one, "0.1", 10_000) == (0.02, 0.001)
+    assert report.noisy_error(one, "0", 10_000) == (0.01, pytest.approx(math.sqrt(0.01 * 0.99 / 10_000)))
     three = [result(0.01, **{"0.1": mean}) for mean in (0.02, 0.03, 0.04)]
-    assert errors.noisy_error(three, "0.1") == (pytest.approx(0.03), pytest.approx(0.01 / math.sqrt(3)))
+    assert report.noisy_error(three, "0.1", 10_000) == (
+        pytest.approx(0.03),
+        pytest.approx(0.01 / math.sqrt(3)),
+    )
 
 
 def test_table_1_shows_what_was_measured(tmp_path):
-    found = {name: [result(0.02, 0), result(0.03, 1)] for name in errors.TABLE_1}
+    found = {name: [result(0.02, 0), result(0.03, 1)] for name in report.TABLE_1}
     found["maxout-p2"] = [result(0.01, 0), result(0.024, 1)]
     piece = catalogue.PIECES["table1"]
     (table,) = piece.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
@@ -403,7 +444,7 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
     noise = {"0.1": 0.05, "0.3": 0.25}
     dense, conv = (
         {name: [result(clean, **noise)] for name in part}
-        for clean, part in ((0.02, errors.TABLE_1), (0.01, errors.TABLE_2))
+        for clean, part in ((0.02, report.TABLE_1), (0.01, report.TABLE_2))
     )
     (table,) = catalogue.PIECES["table4"].report(Setting(tmp_path, None), conv, dense)
     assert [row[1] for row in table.rows] == [0.01, 0.01, 0.02, 0.02]
@@ -431,7 +472,7 @@ def counted(monkeypatch):
         return setting.seeds or 3
 
     piece = Piece("count", (Measurement("counted", measure, seeds=seeds, data=()),), report)
-    chapter = catalogue.Chapter("Counting", ("So often.",), (piece,))
+    chapter = Chapter("Counting", ("So often.",), (piece,))
     monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
     return calls
@@ -461,7 +502,7 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
         one, two = (
             reproduce._depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2)
         )
-        assert (one != two) == (measurement in (errors.DENSE, errors.CONV, errors.CIFAR))
+        assert (one != two) == (measurement in (measure.DENSE, measure.CONV, measure.CIFAR))
 
 
 @pytest.mark.parametrize(
@@ -608,7 +649,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monke
 
     piece = catalogue.PIECES["count"]
     piece = replace(piece, report=lambda setting, found: [Plot("drawn", "Drawn", "Nothing, in words.", fail)])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (catalogue.Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", (), (piece,)),))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
     out, err = capsys.readouterr()

@@ -15,10 +15,10 @@ from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
 from test_pictures import readable
 
-from lpfamily.experiments import softmax
 from lpfamily.experiments.pieces import Setting
-from lpfamily.experiments.softmax import MODELS, STDS, Fit, Model, fit, objective
-from lpfamily.experiments.softmax_pieces import PIECES
+from lpfamily.experiments.softmax import measure as softmax
+from lpfamily.experiments.softmax.measure import MODELS, STDS, Fit, Model, fit, objective
+from lpfamily.experiments.softmax.report import CHAPTER
 from lpfamily.margins import boundary_distance
 from lpfamily.report.contents import Plot, Table
 from lpfamily.training.data import Dataset, Split, load
@@ -226,7 +226,9 @@ def synthetic(seed=0):
 
 def reported(result):
     """Return tables by name as {head: column}, with plots, of the pieces that one result makes."""
-    made = [item for piece in PIECES if piece.name != "figure6" for item in piece.report(SETTING, result)]
+    made = [
+        item for piece in CHAPTER.pieces if piece.name != "figure6" for item in piece.report(SETTING, result)
+    ]
     columns = {}
     for table in made:
         if isinstance(table, Table):
@@ -324,7 +326,7 @@ def test_figure_6_shows_images_beside_their_noisy_ones(monkeypatch, tmp_path):
     assert_allclose(np.reshape(result["clean"], (10, 784)), x[::3], atol=5.1e-4)
     noise = np.subtract(result["noisy"], result["clean"])
     assert abs(noise.std() / 0.01 - 1) < 0.05
-    (piece,) = (piece for piece in PIECES if piece.name == "figure6")
+    (piece,) = (piece for piece in CHAPTER.pieces if piece.name == "figure6")
     (plot,) = piece.report(SETTING, json.loads(json.dumps(result)))
     figure = readable(plot, tmp_path)
     shown = np.array([axes.images[0].get_array() for axes in figure.axes])

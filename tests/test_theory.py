@@ -12,8 +12,10 @@ from test_pictures import readable
 
 from lpfamily import epsilon
 from lpfamily.curvature import LossFunctions, loss_of
-from lpfamily.experiments import networks, theory, theory_pieces
+from lpfamily.experiments import networks
 from lpfamily.experiments.pieces import Setting
+from lpfamily.experiments.theory import measure as theory
+from lpfamily.experiments.theory.report import CHAPTER
 from lpfamily.training import data
 
 DIGITS = data.load("digits")
@@ -114,11 +116,11 @@ def contents(tmp_path_factory):
     """The result and what is said of it, of one network under all names."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
-    (piece,) = theory_pieces.PIECES
+    (piece,) = CHAPTER.pieces
     (measurement,) = piece.measurements
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
-        patch.setattr(theory.data, "load", lambda name, data_dir: DIGITS)
+        patch.setattr(data, "load", lambda name, data_dir: DIGITS)
         setting = Setting(folder.parent, None)
         found = json.loads(json.dumps(measurement.measure(setting, lambda *said: None), allow_nan=False))
     return found, *piece.report(setting, found)
@@ -139,7 +141,7 @@ def test_the_sentence_says_what_was_found(contents):
     bent = json.loads(json.dumps(found))
     for each in bent["steps"][theory.NAMES[0]]["2"]:
         each["predicted"]["eq4"] = 2 * each["measured"]
-    said = theory_pieces.PIECES[0].report(Setting(None, None), bent)[0].notes[0]
+    said = CHAPTER.pieces[0].report(Setting(None, None), bent)[0].notes[0]
     assert "at p = 2 nowhere" in said
     assert said != plot.notes[0]
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
 from lpfamily.training import backends, configs, data, load, options, runs
 from lpfamily.training.backends import Trainer
+from lpfamily.training.data import Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE, ONE_STEP
 from lpfamily.training.progress import Tick
@@ -43,53 +43,62 @@ class PaperNetwork:
     plain: str
     """The name of the network that is trained alike, but on the plain objective."""
     label: str
+    data: str
     flags: tuple[str, ...]
+    """What the command is told, without budget, seed, backend and folders."""
 
 
-_CIFAR = "--data cifar10 --model cifar-maxout-small"
+class Ended(TypedDict):
+    """What a run ended with, of what `result.json` and `config.json` say; errors are fractions."""
+
+    clean: float
+    noise: dict[str, dict[str, float]]
+    """By standard deviation, `mean` and `standard_error`."""
+    one_step: dict[str, float]
+    """By p."""
+    seed: int
+    backend: str
+    epochs: int
+    seconds_per_epoch: float
+    parameters: str
+    tested_on: str
+    """A sentence for readers."""
+    test_examples: int
+
+
+_PLAIN, _L2, _LINF = "--objective plain", " + gradient p = 2", " + gradient p = inf"
 _40K, _50K = "--second-stage none", "--second-stage scratch"
-_SMALL = "Conv. maxout small + dropout"
 _ROWS = {
-    ("softmax", "softmax"): (("softmax", "Softmax", "--model softmax --objective plain"),),
-    ("sigmoid", "sigmoid-plain"): (
-        ("sigmoid-plain", "Sigmoid MLP", "--model sigmoid-mlp --objective plain"),
-        ("sigmoid-p2", "Sigmoid MLP + gradient p = 2", "--model sigmoid-mlp --p 2 --sigma 1"),
+    ("softmax", "Softmax", "mnist", "softmax"): (("softmax", "softmax", "", _PLAIN),),
+    ("sigmoid", "Sigmoid MLP", "mnist", "sigmoid-mlp"): (
+        ("sigmoid-plain", "sigmoid-plain", "", _PLAIN),
+        ("sigmoid-p2", "sigmoid-plain", _L2, "--p 2 --sigma 1"),
     ),
-    ("maxout", "maxout-plain"): (
-        ("maxout-plain", "Maxout + dropout", "--model maxout --objective plain"),
-        (
-            "maxout-pinf",
-            "Maxout + dropout + gradient p = inf",
-            "--model maxout --p inf --sigma 0.25 --clean-weight 0.5",
-        ),
-        ("maxout-p2", "Maxout + dropout + gradient p = 2", "--model maxout --p 2 --sigma 1"),
+    ("maxout", "Maxout + dropout", "mnist", "maxout"): (
+        ("maxout-plain", "maxout-plain", "", _PLAIN),
+        ("maxout-pinf", "maxout-plain", _LINF, "--p inf --sigma 0.25 --clean-weight 0.5"),
+        ("maxout-p2", "maxout-plain", _L2, "--p 2 --sigma 1"),
     ),
-    ("conv", "conv-plain"): (
-        ("conv-plain", "Conv. maxout + dropout", "--model conv-maxout --objective plain"),
-        *(
-            (
-                f"conv-pinf-{sigma}",
-                f"Conv. maxout + dropout + gradient p = inf, sigma {sigma}",
-                f"--model conv-maxout --p inf --sigma {sigma}",
-            )
-            for sigma in ("0.1", "0.25")
-        ),
-        ("conv-p2", "Conv. maxout + dropout + gradient p = 2", "--model conv-maxout --p 2 --sigma 1"),
+    ("conv", "Conv. maxout + dropout", "mnist", "conv-maxout"): (
+        ("conv-plain", "conv-plain", "", _PLAIN),
+        ("conv-pinf-0.1", "conv-plain", f"{_LINF}, sigma 0.1", "--p inf --sigma 0.1"),
+        ("conv-pinf-0.25", "conv-plain", f"{_LINF}, sigma 0.25", "--p inf --sigma 0.25"),
+        ("conv-p2", "conv-plain", _L2, "--p 2 --sigma 1"),
     ),
-    ("cifar", "cifar-plain-40k"): (
-        ("cifar-plain-40k", f"{_SMALL} (40K)", f"{_CIFAR} --objective plain {_40K}"),
-        ("cifar-p2-40k", f"{_SMALL} + gradient p = 2 (40K)", f"{_CIFAR} --p 2 --sigma 2 {_40K}"),
-    ),
-    ("cifar", "cifar-plain-50k"): (
-        ("cifar-plain-50k", f"{_SMALL} (50K)", f"{_CIFAR} --objective plain {_50K}"),
-        ("cifar-p2-50k", f"{_SMALL} + gradient p = 2 (50K)", f"{_CIFAR} --p 2 --sigma 2 {_50K}"),
+    ("cifar", "Conv. maxout small + dropout", "cifar10", "cifar-maxout-small"): (
+        ("cifar-plain-40k", "cifar-plain-40k", " (40K)", f"{_PLAIN} {_40K}"),
+        ("cifar-p2-40k", "cifar-plain-40k", f"{_L2} (40K)", f"--p 2 --sigma 2 {_40K}"),
+        ("cifar-plain-50k", "cifar-plain-50k", " (50K)", f"{_PLAIN} {_50K}"),
+        ("cifar-p2-50k", "cifar-plain-50k", f"{_L2} (50K)", f"--p 2 --sigma 2 {_50K}"),
     ),
 }
-"""By kind and plain network: name, label, and what the command is told."""
+"""By kind, its label, data set and model: name, plain network, what the label adds, and other flags."""
 NETWORKS = {
-    name: PaperNetwork(name, kind, plain, label, tuple(told.split()))
-    for (kind, plain), rows in _ROWS.items()
-    for name, label, told in rows
+    name: PaperNetwork(
+        name, kind, plain, label + added, source, ("--data", source, "--model", model, *told.split())
+    )
+    for (kind, label, source, model), rows in _ROWS.items()
+    for name, plain, added, told in rows
 }
 
 _SHORT_CONVOLUTIONS = (
@@ -106,16 +115,15 @@ QUICK = {
 """What the quick budget adds to the recipe; from the published first weights nothing is learned so soon."""
 
 
+def of_kinds(*kinds: str) -> tuple[str, ...]:
+    """Return the names of the networks of some kinds."""
+    return tuple(name for name, network in NETWORKS.items() if network.kind in kinds)
+
+
 def flags(network: PaperNetwork, budget: Budget, seed: int) -> tuple[str, ...]:
     """Return what the command is told, without backend and folders."""
-    own = network.flags if "--data" in network.flags else ("--data", "mnist", *network.flags)
     short = QUICK[network.kind] if budget == "quick" else ()
-    return *own, *short, "--seed", str(seed)
-
-
-def finished(setting: Setting, name: str, seed: int, tick: Tick) -> Path:
-    """Return the folder of a finished run of a network, by its name in `NETWORKS`; trains it if need be."""
-    return all_finished(setting, [(name, seed)], tick)[0]
+    return *network.flags, *short, "--seed", str(seed)
 
 
 def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick) -> list[Path]:
@@ -141,7 +149,7 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
     job = _Job(setting, NETWORKS[name], seed)
     folder = job.begun()
     if folder is not None and (folder / runs.RESULT).exists():
-        result(folder)
+        result(setting, name, folder)
     if folder is None:
         recipe = _recipe_of(job.network, setting.budget, setting.data_dir)
         source = data.source(recipe.data)
@@ -149,13 +157,12 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
         backends.check_layers(setting.backend, backends.find(setting.backend), network)
 
 
-def result(folder: Path) -> Json:
-    """Return what tables need of a finished run; raise `BadInput` if its result is not one."""
+def result(setting: Setting, name: str, folder: Path) -> Ended:
+    """Return what a finished run of a network ended with; raise `BadInput` if its result is not one."""
     run = runs.find(folder, option="")
-    config = configs.read(run)
-    ended: Any = run.result
+    config, ended = configs.read(run), run.result or {}
     try:
-        errors = ended["test_error"]
+        errors, examples = ended["test_error"], ended.get("test_examples")
         noise, one_step = errors["noise"], errors["one_step"]
         fractions = [errors["clean"], *(one_step[f"{p:g}"] for p in ONE_STEP)]
         fractions += [noise[f"{std:g}"][what] for std in NOISE for what in ("mean", "standard_error")]
@@ -165,7 +172,9 @@ def result(folder: Path) -> Json:
             raise ValueError(f"not all of {numbers} are finite numbers, 0 or more")
         if max(fractions) > 1 or type(epochs) is not int:
             raise ValueError(f"errors of {fractions} after {epochs} epochs")
-        parameters, sentence, examples = ended["parameters"], ended["tested_on"], tested(ended)
+        if "test_examples" in ended and (type(examples) is not int or examples < 1):
+            raise ValueError(f"tested on {examples!r} examples")
+        parameters, sentence = ended["parameters"], ended["tested_on"]
         if not (isinstance(parameters, str) and isinstance(sentence, str)):
             raise ValueError(f"parameters {parameters!r}, tested on {sentence!r}")
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
@@ -183,24 +192,14 @@ def result(folder: Path) -> Json:
         "seconds_per_epoch": seconds,
         "parameters": parameters,
         "tested_on": sentence,
-        "test_examples": examples,
+        "test_examples": examples or tested(setting, name),
     }
 
 
-def tested(ended: Json) -> int:
-    """Return on how many examples a run was tested; raise `ValueError` if that is not said.
-
-    Results and kept measurements of earlier versions say it in the sentence `tested_on` alone.
-    """
-    if "test_examples" not in ended and (found := _TESTED.fullmatch(ended["tested_on"])):
-        return int(found[1])
-    examples = ended.get("test_examples")
-    if type(examples) is not int or examples < 1:
-        raise ValueError(f"tested on {examples!r} examples, {ended['tested_on']!r}")
-    return examples
-
-
-_TESTED = re.compile(r".+, ([1-9]\d*) test examples")
+def tested(setting: Setting, name: str) -> int:
+    """Return on how many examples a network is tested: earlier versions did not keep it with the errors."""
+    recipe = _recipe_of(NETWORKS[name], setting.budget, setting.data_dir)
+    return recipe.test_examples or len(data.load(recipe.data, setting.data_dir).test.x)
 
 
 def backends_of(results: Iterable[Json]) -> dict[str, dict[int, str]]:
@@ -345,16 +344,19 @@ def longest_path(out: Path) -> Path:
     return out / "runs" / f"{max(NETWORKS, key=len)}-{10**9}" / f".{runs.CHECKPOINT}.new"
 
 
-def opened(setting: Setting, names: Sequence[str], tick: Tick) -> tuple[dict[str, Trainer], Json]:
-    """Return trainers of finished networks of seed 0, and what their runs ended with."""
+def opened(
+    setting: Setting, names: Sequence[str], tick: Tick
+) -> tuple[dict[str, Trainer], dict[str, Ended], Split]:
+    """Return trainers of finished networks of seed 0, what their runs ended with, and their test set."""
     folders = dict(zip(names, all_finished(setting, [(name, 0) for name in names], tick), strict=True))
     trainers = {
         name: load(folder).trainer(setting.backend, setting.device) for name, folder in folders.items()
     }
-    return trainers, {name: result(folder) for name, folder in folders.items()}
+    ended = {name: result(setting, name, folder) for name, folder in folders.items()}
+    return trainers, ended, data.load(NETWORKS[names[0]].data, setting.data_dir).test
 
 
-def network_notes(setting: Setting, ended: Json) -> list[str]:
+def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
     """Return what must be known of the networks: seed, epochs, error, and what the budget cut."""
     each = "; ".join(
         f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lpfamily.report.contents import Plot, Table
 from lpfamily.training.files import Json as Json
 from lpfamily.training.progress import Tick
+
+if TYPE_CHECKING:  # what measures loads nothing of the report
+    from lpfamily.report.contents import Item
 
 Budget = Literal["quick", "paper"]
 
@@ -56,7 +58,16 @@ class Piece:
     name: str
     """As in the command, such as table6."""
     measurements: tuple[Measurement, ...]
-    report: Callable[..., list[Table | Plot]]
+    report: Callable[..., list[Item]]
     """report(setting, *results) says what the results of the measurements are."""
     within: str = ""
     """Another piece that says all of it, where both are on the page."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A section of the page."""
+
+    title: str
+    text: tuple[str, ...]
+    pieces: tuple[Piece, ...]

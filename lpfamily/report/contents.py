@@ -51,6 +51,10 @@ class Plot:
     notes: tuple[str, ...] = ()
 
 
+Item = Table | Plot
+
+PERCENT = "{:.2%}"
+"""The format of a fraction in most columns."""
 INK = "#010203"
 """Black, and in the page whatever the colour of the text is."""
 COLOURS = ("#2f7ed8", "#e0603f", "#3a9e5c", "#a064c8", "#c08a1e", "#5f8a9c", "#d14f8b")

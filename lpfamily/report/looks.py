@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lpfamily.report.contents import COLOURS, INK
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LOOKS = {
@@ -45,6 +46,12 @@ def drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Iterator
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         yield figure
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, size: float | None = 8) -> None:
+    """Put the legend of one of the axes below all of them, in so many columns."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
 
 
 def rendered(

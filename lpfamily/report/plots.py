@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lpfamily.report.contents import COLOURS, INK
+from lpfamily.report.looks import legend_below
+from lpfamily.training.files import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def training_curves(figure: Figure, metrics: list[dict[str, Any]], title: str) -> None:
+def training_curves(figure: Figure, metrics: list[Json], title: str) -> None:
     """Draw on an empty figure the loss, and the errors in training and on held-out examples, by epoch."""
     loss, errors = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=10)
@@ -40,7 +42,7 @@ def training_curves(figure: Figure, metrics: list[dict[str, Any]], title: str) -
         axes.grid()
 
 
-def robustness_curves(figure: Figure, result: dict[str, Any]) -> None:
+def robustness_curves(figure: Figure, result: Json) -> None:
     """Draw on an empty figure, for each p, error against sigma, of what `robustness.measure` returns."""
     n, balls = result["examples"], result["balls"]
     all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
@@ -60,5 +62,4 @@ def robustness_curves(figure: Figure, result: dict[str, Any]) -> None:
             axes.axvline(ball["matched"], color=INK, lw=0.8, ls=":", label="sigma of the recipe")
         axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
     all_axes[0].set_ylabel("test error (%)")
-    handles, names = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4 if len(balls) > 1 else 2)
+    legend_below(figure, all_axes[0], 4 if len(balls) > 1 else 2, None)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from lpfamily.training import grid
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE_DRAWS
+from lpfamily.training.files import Json
 from lpfamily.training.recipes import Recipe, matched_radius
 from lpfamily.training.runs import Run
 
 
-def result_table(result: dict[str, Any], recipe: Recipe, inputs: int) -> str:
+def result_table(result: Json, recipe: Recipe, inputs: int) -> str:
     """Return the table that ends `lpfamily.train`: test errors in percent and what was tested."""
     errors = result["test_error"]
     rows = [("clean", f"{errors['clean']:.2%}")]
@@ -55,7 +55,7 @@ def grid_table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def robustness_table(result: dict[str, Any], name: str) -> str:
+def robustness_table(result: Json, name: str) -> str:
     """Return the table that ends `lpfamily.evaluate`: percent by p and sigma, and smallest radii."""
     n, row = result["examples"], functools.partial(_row, first=20, width=10, gap="")
     lines = [

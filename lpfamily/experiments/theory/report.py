@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lpfamily.experiments.networks import NETWORKS, network_notes
-from lpfamily.experiments.pieces import Json, Piece, Setting
-from lpfamily.experiments.theory import EXPONENTS, MODELS, NAMES, THEORY, TOLERANCE, holds_to, ratios
-from lpfamily.report.contents import COLOURS, INK, Cell, Column, Plot, Table
+from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
+from lpfamily.experiments.theory.measure import (
+    EXPONENTS,
+    MODELS,
+    NAMES,
+    THEORY,
+    TOLERANCE,
+    Increase,
+    holds_to,
+    ratios,
+)
+from lpfamily.report.contents import COLOURS, INK, Cell, Column, Item, Plot, Table
+from lpfamily.report.looks import legend_below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABELS = {
-    "eq4": "first order (eq. 4)",
-    "eq13": "Hessian (eq. 13)",
-    "eq17": "rank one (eq. 17)",
-    "eq20": "trace (eq. 20)",
-    "remark1": "trace (Remark 1)",
+LOOKS = {
+    "eq4": ("first order (eq. 4)", COLOURS[0], "o"),
+    "eq13": ("Hessian (eq. 13)", COLOURS[1], "s"),
+    "eq17": ("rank one (eq. 17)", COLOURS[2], "D"),
+    "eq20": ("trace (eq. 20)", COLOURS[3], "^"),
+    "remark1": ("trace (Remark 1)", COLOURS[3], "^"),
 }
+"""The label, colour and marker of each of `MODELS`."""
 
 
-def _models(p: str) -> list[str]:
-    return ["eq4", "eq13", "eq17", *(["eq20"] if p == "2" else [])]
-
-
-def _panels(found: Json, name: str) -> dict[str, tuple[list[Json], list[str]]]:
-    """Return what is drawn for a network by title: the measurements, and the models that speak of them."""
-    panels = {f"p = {p}": (each, _models(p)) for p, each in found["steps"][name].items()}
-    return panels | {"noise": (found["noise"][name], ["remark1"])}
+def _panels(found: Json, name: str) -> Iterator[tuple[str, list[Increase], Sequence[str]]]:
+    """Give what is drawn for a network: a title, the measurements, and the models that speak of them."""
+    for p, each in found["steps"][name].items():
+        yield f"p = {p}", each, MODELS[:4] if p == "2" else MODELS[:3]
+    yield "noise", found["noise"][name], MODELS[4:]
 
 
 def _draw(found: Json, figure: Figure) -> None:
     grid = figure.subplots(len(NAMES), len(EXPONENTS) + 1, sharey=True, sharex="col")
-    colours = dict(zip(MODELS, (*COLOURS[:4], COLOURS[3]), strict=True))
-    markers = dict(zip(MODELS, "osD^^", strict=True))
     for row, name in zip(grid, NAMES, strict=True):
-        for axes, (title, (each, models)) in zip(row, _panels(found, name).items(), strict=True):
+        for axes, (title, each, models) in zip(row, _panels(found, name), strict=True):
             sigmas = [one["sigma"] for one in each]
             axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=INK, alpha=0.12, linewidth=0)
             for model in models:
-                shown = [math.nan if ratio is None else ratio for ratio in ratios(each, model)]
-                style = {"marker": markers[model], "markersize": 3, "linewidth": 1.3}
-                axes.plot(sigmas, shown, color=colours[model], label=LABELS[model], **style)
+                label, colour, marker = LOOKS[model]
+                style = {"marker": marker, "markersize": 3, "linewidth": 1.3}
+                axes.plot(sigmas, np.array(ratios(each, model), float), color=colour, label=label, **style)
             axes.set(xscale="log", yscale="log", ylim=(0.03, 3))
             axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
             axes.set_yticks([], minor=True)
@@ -55,11 +62,10 @@ def _draw(found: Json, figure: Figure) -> None:
             axes.tick_params(which="both", labelsize=7)
         row[0].set_ylabel(NETWORKS[name].label, fontsize=8)
     figure.supylabel("predicted / measured increase of L", fontsize=9)
-    handles, labels = grid[0, 1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    legend_below(figure, grid[0, 1], 4)
 
 
-def _limit(found: Sequence[Json], model: str) -> str:
+def _limit(found: Sequence[Increase], model: str) -> str:
     last = holds_to(found, model)
     return "nowhere" if last is None else f"to {last:.2g}"
 
@@ -91,35 +97,25 @@ def _second(found: Json, name: str) -> str:
     )
 
 
-def _report(setting: Setting, found: Json) -> list[Table | Plot]:
+def _report(setting: Setting, found: Json) -> list[Item]:
     said = [_reach(found, name) for name in NAMES]
     method = (
         f"Means over the first {found['examples']} test examples; {found['probes']} probes for eq. 20, "
         f"{found['draws']} pairs of noise. A bound lies between the sigma that is named and the table's next."
     )
+    numbers = "sigma", "L increases by", *(label for label, _, _ in LOOKS.values())
     columns = (
-        Column("network"),
-        Column("step"),
-        Column("sigma", "{:.3g}"),
-        Column("L increases by", "{:.3g}"),
-        *(Column(model, "{:.3g}") for model in LABELS.values()),
+        *(Column("network"), Column("step")),
+        *(Column(head, "{:.3g}") for head in numbers),
         Column(f"examples to {TOLERANCE:.0%}", "{:.0%}"),
     )
     rows: list[tuple[Cell, ...]] = []
     for name in NAMES:
-        for title, (measured, models) in _panels(found, name).items():
+        for title, measured, models in _panels(found, name):
             for each in measured:
-                predicted = [each["predicted"][model] if model in models else None for model in MODELS]
-                rows.append(
-                    (
-                        NETWORKS[name].label,
-                        title,
-                        each["sigma"],
-                        each["measured"],
-                        *predicted,
-                        each.get("within"),
-                    )
-                )
+                predicted = (each["predicted"][model] if model in models else None for model in MODELS)
+                row = NETWORKS[name].label, title, each["sigma"], each["measured"]
+                rows.append((*row, *predicted, each.get("within")))
     paper = (
         "The paper does not measure its approximation. In eq. 14 it puts g g', of rank one, for the Hessian, "
         "which holds on average over the model's own labels and not for an example."
@@ -140,4 +136,11 @@ def _report(setting: Setting, found: Json) -> list[Table | Plot]:
     ]
 
 
-PIECES = (Piece("figure-theory", (THEORY,), _report),)
+CHAPTER = Chapter(
+    "How far the first-order theory holds (section II)",
+    (
+        "The family maximises the linearised loss. Here is how much the loss of trained networks does "
+        "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
+    ),
+    (Piece("figure-theory", (THEORY,), _report),),
+)

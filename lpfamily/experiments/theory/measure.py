@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from lpfamily.curvature import Loss, hutchinson, loss_of, measure
 from lpfamily.experiments.networks import opened
 from lpfamily.experiments.pieces import Json, Measurement, Setting
-from lpfamily.training import data
 from lpfamily.training.progress import Tick
 
-Floats = NDArray[Any]
+Floats = NDArray[np.floating]
 
 NAMES = ("sigmoid-plain", "sigmoid-p2")
 EXPONENTS = (1.0, 2.0, math.inf)
@@ -27,6 +26,18 @@ TOLERANCE = 0.1
 MODELS = ("eq4", "eq13", "eq17", "eq20", "remark1")
 
 
+class Increase(TypedDict):
+    """How much the mean loss rises at a sigma: `measured`, and `predicted` by each model."""
+
+    sigma: float
+    measured: float
+    predicted: dict[str, float]
+    within: NotRequired[float]
+    """The fraction of examples whose own increase eq. 4 predicts to `TOLERANCE`."""
+    trace_error: NotRequired[float | None]
+    """The standard error of what eq. 20 adds to eq. 4, from the probes, None for a single one."""
+
+
 def radii(p: float, inputs: int) -> list[float]:
     """Return the sigmas at which eq. 3's step of p = 1, 2 or inf has the L2 norms `LENGTHS`.
 
@@ -35,13 +46,9 @@ def radii(p: float, inputs: int) -> list[float]:
     return [length / math.sqrt(inputs) if p == math.inf else length for length in LENGTHS]
 
 
-def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], probes: int) -> list[Json]:
-    """Return by sigma the mean increase of the loss, `measured`, and `predicted` by eq. 4, 13, 17 and 20.
-
-    `within` is the fraction of examples whose own increase eq. 4 predicts to `TOLERANCE`; `trace_error`
-    the standard error of what eq. 20 adds to eq. 4, from the probes, None for a single one.
-    """
-    found = []
+def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], probes: int) -> list[Increase]:
+    """Return by sigma how the loss rises by eq. 3's step, and what eq. 4, 13, 17 and 20 predict."""
+    found: list[Increase] = []
     for each in measure(loss, x, [p], sigmas, probes=probes, draws=1):
         increase, gaps = each.perturbed - each.terms.loss, each.gaps()
         spread = np.sqrt(np.sum(np.square(each.terms.trace_error, dtype=np.float64))) / len(x)
@@ -57,7 +64,7 @@ def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], pr
     return found
 
 
-def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> list[Json]:
+def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> list[Increase]:
     """Return by deviation the mean of E L(x + eta) - L(x), `measured`, and of sigma^2/2 Tr H, `predicted`.
 
     Both are means over the same `draws` of eta and -eta: Tr H is E eta' H eta / sigma^2. What they differ
@@ -65,7 +72,8 @@ def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> 
     """
     eta = np.random.default_rng(0).standard_normal((draws, *x.shape)).astype(x.dtype)
     trace, _ = hutchinson(lambda v: loss.hessian_products(x, v), eta)
-    clean, found = loss.losses(x), []
+    clean = loss.losses(x)
+    found: list[Increase] = []
     for std in stds:
         pairs = [(loss.losses(x + std * each) + loss.losses(x - std * each)) / 2 for each in eta]
         measured = float(np.mean([_mean(pair - clean) for pair in pairs]))
@@ -74,12 +82,12 @@ def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> 
     return found
 
 
-def ratios(found: Sequence[Json], model: str) -> list[float | None]:
+def ratios(found: Sequence[Increase], model: str) -> list[float | None]:
     """Return predicted / measured of a model; None where the loss does not rise."""
     return [each["predicted"][model] / each["measured"] if each["measured"] > 0 else None for each in found]
 
 
-def holds_to(found: Sequence[Json], model: str) -> float | None:
+def holds_to(found: Sequence[Increase], model: str) -> float | None:
     """Return the largest sigma up to which every ratio is 1 to `TOLERANCE`; None if the least is not."""
     last = None
     for each, ratio in zip(found, ratios(found, model), strict=True):
@@ -93,28 +101,22 @@ def _mean(values: Floats) -> float:
     return float(np.mean(values, dtype=np.float64))
 
 
-def _measured(setting: Setting, tick: Tick) -> Json:
-    trainers, ended = opened(setting, NAMES, tick)
+def measure_theory(setting: Setting, tick: Tick) -> Json:
+    """Return by network what `first_to_second` finds by p, and `noise_to_trace`."""
+    trainers, ended, test = opened(setting, NAMES, tick)
     examples, probes, draws = (300, 64, 16) if setting.budget == "quick" else (1000, 128, 32)
-    test = data.load("mnist", setting.data_dir).test
     x, labels = test.x[:examples], test.labels[:examples]
-    found: Json = {
-        "runs": ended,
-        "examples": len(x),
-        "probes": probes,
-        "draws": draws,
-        "steps": {},
-        "noise": {},
-    }
+    steps, noise = {}, {}
     for done, (name, trainer) in enumerate(trainers.items()):
         tick(done, len(trainers), name)
         loss = loss_of(trainer, labels)
-        found["steps"][name] = {
+        steps[name] = {
             f"{p:g}": first_to_second(loss, x, p, radii(p, x.shape[1]), probes if p == 2 else 1)
             for p in EXPONENTS
         }
-        found["noise"][name] = noise_to_trace(loss, x, STDS, draws)
-    return found
+        noise[name] = noise_to_trace(loss, x, STDS, draws)
+    counts = {"examples": len(x), "probes": probes, "draws": draws}
+    return {"runs": ended, **counts, "steps": steps, "noise": noise}
 
 
-THEORY = Measurement("theory", _measured, 0.4, networks=NAMES)
+THEORY = Measurement("theory", measure_theory, 0.4, networks=NAMES)

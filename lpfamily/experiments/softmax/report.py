@@ -1,77 +1,93 @@
-"""Section V said: Tables VI to IX and figures 5 to 7 of what `softmax` measures."""
+"""Section V said: Tables VI to IX and figures 5 to 7."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpfamily.experiments.pieces import Json, Piece, Setting
-from lpfamily.experiments.softmax import CUT, MODELS, PICTURES, SMALL, SMALL_DRAWS, SOFTMAX, STDS, Printed
+from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
+from lpfamily.experiments.softmax.measure import CUT, PICTURES, SMALL, SMALL_DRAWS, SOFTMAX, STDS
 from lpfamily.noise import additional_error, error_under_noise, two_sided_error
-from lpfamily.report.contents import COLOURS, Cell, Column, Plot, Table
+from lpfamily.report.contents import COLOURS, PERCENT, Cell, Column, Item, Plot, Table
+from lpfamily.report.looks import legend_below
 from lpfamily.training.evaluation import NOISE_DRAWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LENGTH, FINE = "{:.4f}", "{:.3%}"
+BOTH = "training", "test"
+MOMENTS = {"mean": "mean", "deviation": "std"}
+"""Heads of columns, and what is measured."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What the paper has of a model: distances in units of the input, errors as fractions."""
+
+    mean: float | None = None
+    std: float | None = None
+    actual: tuple[float | None, ...] = (None,) * len(STDS)
+    """Table VII, by STDS."""
+    predicted: tuple[float | None, ...] = (None,) * len(STDS)
+    """Table VIII, by STDS."""
+    added: float | None = None
+    """Table IX, measured."""
+    added_predicted: float | None = None
+
+
+PAPER = (
+    Printed(1.2718, 0.6654, (0.0893, 0.0916, 0.1133), (0.0893, 0.1161, 0.1263), 1e-4, 1e-4),
+    Printed(0.4722, 0.2531, (0.0629, 0.0822, 0.2244), (0.0629, 0.1016, 0.1701), 1e-4, 2e-4),
+    Printed(0.2744, 0.1511, (0.0602, 0.1199, 0.4007), (0.0602, 0.1212, 0.2547), 7e-4, 4e-4),
+    Printed(),
+)
+"""Of each of `measure.MODELS`; the last is not the paper's."""
+
 
 def _table(
-    name: str,
-    title: str,
-    heads: Sequence[tuple[str, str]],
-    rows: Iterable[tuple[Cell, ...]],
-    *notes: str,
+    name: str, title: str, heads: Iterable[tuple[str, str]], rows: Iterable[tuple[Cell, ...]], *notes: str
 ) -> Table:
-    columns = (Column("model"), *(Column(head, shown) for head, shown in heads))
-    return Table(name, title, columns, tuple(rows), notes)
+    return Table(name, title, (Column("model"), *(Column(*head) for head in heads)), tuple(rows), notes)
 
 
 def _models(result: Json) -> list[tuple[Printed, Json]]:
-    return [(model.paper, found) for model, found in zip(MODELS, result["models"], strict=True)]
+    return list(zip(PAPER, result["models"], strict=True))
 
 
-LENGTH, PERCENT, FINE = "{:.4f}", "{:.2%}", "{:.3%}"
-BOTH = tuple((what, LENGTH) for what in ("mean", "deviation"))
-
-
-def _table6(_setting: Setting, result: Json) -> list[Table | Plot]:
+def _table6(_: Setting, result: Json) -> list[Item]:
+    models, counts = _models(result), result["examples"]
     *_, imitated, converged = result["models"]
     worst = max(found["gradient"] for found in result["models"])
     off = max(
-        abs(found["training"]["along"][what] / getattr(paper, what) - 1)
-        for paper, found in _models(result)[:2]
-        for what in ("mean", "std")
+        abs(found["training"]["along"][what] / printed - 1)
+        for paper, found in models[:2]
+        for what, printed in (("mean", paper.mean), ("std", paper.std))
+        if printed
     )
-    counts = result["examples"]
+
+    def row(paper: Printed, found: Json) -> tuple[Cell, ...]:
+        means, stds = ([found[name]["along"][what] for name in BOTH] for what in MOMENTS.values())
+        return found["name"], found["decay"], paper.mean, *means, paper.std, *stds
+
+    def margins(name: str, found: Json) -> tuple[Cell, ...]:
+        here = found[name]
+        nearest = (here["nearest"][p][what] for p in ("2", "1", "inf") for what in MOMENTS.values())
+        return f"{found['name']}, {name}", here["along"]["mean"], *nearest
+
+    along = (f"{what}, {whose}" for what in MOMENTS for whose in ("paper", *BOTH))
+    exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
     return [
         _table(
             "table6",
             "Table VI: minimum perturbations of softmax models on MNIST along the gradient of the loss",
-            (
-                ("c", "{:g}"),
-                *(
-                    (f"{what}, {whose}", shown)
-                    for what, shown in BOTH
-                    for whose in ("paper", "training", "test")
-                ),
-            ),
-            (
-                (
-                    found["name"],
-                    found["decay"],
-                    paper.mean,
-                    found["training"]["along"]["mean"],
-                    found["test"]["along"]["mean"],
-                    paper.std,
-                    found["training"]["along"]["std"],
-                    found["test"]["along"]["std"],
-                )
-                for paper, found in _models(result)
-            ),
+            (("c", "{:g}"), *((head, LENGTH) for head in along)),
+            (row(*each) for each in models),
             "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
             f"{counts['training']:,} training and {counts['test']:,} test images. The paper's are of the "
             "training images, from a search in steps; ours are exact.",
@@ -88,19 +104,8 @@ def _table6(_setting: Setting, result: Json) -> list[Table | Plot]:
         _table(
             "table6-margins",
             "Distances to the nearest boundary of the same models",
-            (
-                ("L2 along the gradient", LENGTH),
-                *((f"{norm}, {what}", shown) for norm in ("L2", "L1", "Linf") for what, shown in BOTH),
-            ),
-            (
-                (
-                    f"{found['name']}, {name}",
-                    found[name]["along"]["mean"],
-                    *(found[name]["nearest"][p][what] for p in ("2", "1", "inf") for what in ("mean", "std")),
-                )
-                for name in counts
-                for _, found in _models(result)
-            ),
+            ((head, LENGTH) for head in ("L2 along the gradient", *exact)),
+            (margins(name, found) for name in counts for found in result["models"]),
             "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
             "than to the nearest boundary, whose distance a linear model has in closed form in every Lp "
             "norm.",
@@ -108,11 +113,11 @@ def _table6(_setting: Setting, result: Json) -> list[Table | Plot]:
     ]
 
 
-def _noise(found: Json, name: str, std: float) -> tuple[float, float | None]:
+def _noise(here: Json, std: float) -> tuple[float, float | None]:
     """Return the error under noise and its standard error; without noise it has none."""
     if std == 0:
-        return found[name]["error"], None
-    drawn = found[name]["noise"][f"{std:g}"]
+        return here["error"], None
+    drawn = here["noise"][f"{std:g}"]
     return drawn["error"], drawn["standard_error"]
 
 
@@ -122,29 +127,20 @@ DRAWN = (
 )
 
 
-def _table7(_setting: Setting, result: Json) -> list[Table | Plot]:
+def _table7(_: Setting, result: Json) -> list[Item]:
     return [
         _table(
             "table7",
             "Table VII: error of softmax models on MNIST under Gaussian noise",
             (
-                ("sigma", "{:g}"),
-                ("paper", PERCENT),
-                ("training", PERCENT),
-                ("standard error, training", FINE),
-                ("test", PERCENT),
-                ("standard error, test", FINE),
+                *(("sigma", "{:g}"), ("paper", PERCENT)),
+                *(("training", PERCENT), ("standard error, training", FINE)),
+                *(("test", PERCENT), ("standard error, test", FINE)),
             ),
             (
-                (
-                    found["name"],
-                    std,
-                    paper.actual[index],
-                    *_noise(found, "training", std),
-                    *_noise(found, "test", std),
-                )
+                (found["name"], std, actual, *_noise(found["training"], std), *_noise(found["test"], std))
                 for paper, found in _models(result)
-                for index, std in enumerate(STDS)
+                for std, actual in zip(STDS, paper.actual, strict=True)
             ),
             f"Mean and standard error of {NOISE_DRAWS} draws. " + DRAWN,
             "The paper does not say of which images its errors are; without noise they are those of the "
@@ -153,47 +149,37 @@ def _table7(_setting: Setting, result: Json) -> list[Table | Plot]:
     ]
 
 
-def _eq33(error: float, mean: float, std: float, sigma: float) -> float:
+def _eq33(error: float | None, mean: float | None, std: float | None, sigma: float) -> float | None:
+    """Return the error that eq. 33 says; None without the numbers of a model."""
+    if error is None or mean is None or std is None:
+        return None
     return float(error_under_noise(error, mean, std, sigma))
 
 
-def _table8(_setting: Setting, result: Json) -> list[Table | Plot]:
-    def row(index: int, sigma: float, paper: Printed, found: Json) -> tuple[Cell, ...]:
+def _table8(_: Setting, result: Json) -> list[Item]:
+    def row(paper: Printed, found: Json, index: int, sigma: float) -> tuple[Cell, ...]:
         here = found["training"]
         normal = here["error"], here["along"]["mean"], here["along"]["std"]
-        printed = paper.actual[0], paper.mean, paper.std
-        corrected = here["beyond"]["mean"], here["beyond"]["std"]
         return (
             found["name"],
             sigma,
             paper.predicted[index],
-            None if None in printed else _eq33(*cast("tuple[float, float, float]", printed), sigma),
+            _eq33(paper.actual[0], paper.mean, paper.std, sigma),
             _eq33(*normal, sigma),
-            float(two_sided_error(*normal, *corrected, sigma)),
+            float(two_sided_error(*normal, here["beyond"]["mean"], here["beyond"]["std"], sigma)),
             here["at_least"][f"{sigma:g}"],
             here["at_most"][f"{sigma:g}"],
-            _noise(found, "training", sigma)[0],
+            _noise(here, sigma)[0],
         )
 
-    heads = (
-        "paper",
-        "eq. 33, paper's Table VI",
-        "eq. 33, ours",
-        "two-sided",
-        "at least",
-        "at most",
-        "measured",
-    )
+    of_paper = "paper", "eq. 33, paper's Table VI"
+    heads = *of_paper, "eq. 33, ours", "two-sided", "at least", "at most", "measured"
     return [
         _table(
             "table8",
             "Table VIII: error under Gaussian noise as estimated from the distances, training images",
             (("sigma", "{:g}"), *((head, PERCENT) for head in heads)),
-            (
-                row(index, sigma, paper, found)
-                for paper, found in _models(result)
-                for index, sigma in enumerate(STDS)
-            ),
+            (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
             "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
             "sigma = 0 the paper has the measured error instead: eq. 33 adds what the normal distribution "
             "has below zero.",
@@ -208,7 +194,7 @@ def _table8(_setting: Setting, result: Json) -> list[Table | Plot]:
     ]
 
 
-def _table9(_setting: Setting, result: Json) -> list[Table | Plot]:
+def _table9(_: Setting, result: Json) -> list[Item]:
     def row(name: str, paper: Printed, found: Json) -> tuple[Cell, ...]:
         here = found[name]
         error, line, drawn = here["error"], here["line"], here["noise"][f"{SMALL:g}"]
@@ -216,29 +202,24 @@ def _table9(_setting: Setting, result: Json) -> list[Table | Plot]:
             f"{found['name']}, {name}",
             paper.added,
             drawn["error"] - error,
-            drawn["standard_error"],
-            drawn["spoiled"],
-            drawn["corrected"],
+            *(drawn[what] for what in ("standard_error", "spoiled", "corrected")),
             paper.added_predicted,
             float(additional_error(error, line["through_zero"], SMALL)),
             float(additional_error(error, line["slope"], SMALL, line["intercept"])),
             float(additional_error(error, line["slope"], SMALL, two_sided=True)),
         )
 
+    measured = "actual", "standard error", "right to wrong", "wrong to right"
+    predicted = (f"predicted, {line}" for line in ("through zero", "one-sided", "two-sided"))
     return [
         _table(
             "table9",
             f"Table IX: error that Gaussian noise of sigma = {SMALL} adds",
             (
-                ("actual, paper", PERCENT),
-                ("actual", FINE),
-                ("standard error", FINE),
-                ("right to wrong", FINE),
-                ("wrong to right", FINE),
-                ("predicted, paper", PERCENT),
-                *tuple((f"predicted, {line}", FINE) for line in ("through zero", "one-sided", "two-sided")),
+                *(("actual, paper", PERCENT), *((head, FINE) for head in measured)),
+                *(("predicted, paper", PERCENT), *((head, FINE) for head in predicted)),
             ),
-            (row(name, paper, found) for name in result["examples"] for paper, found in _models(result)),
+            (row(name, *model) for name in result["examples"] for model in _models(result)),
             f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
             "The paper's prediction takes the density of the distances as a line through zero, here fitted "
             f"up to {CUT}. But the density is not zero at zero. With its intercept, 'one-sided' is what "
@@ -247,22 +228,6 @@ def _table9(_setting: Setting, result: Json) -> list[Table | Plot]:
             "with it, having left it out.",
         )
     ]
-
-
-def _panels(figure: Figure, models: Sequence[Json]) -> list[Axes]:
-    """Return axes, one for each model and named after it."""
-    panels = list(figure.subplots(1, len(models)))
-    for axes, model in zip(panels, models, strict=True):
-        axes.tick_params(labelsize=8)
-        axes.set_title(model["name"], fontsize=9)
-        axes.set_xlabel("L2 distance", fontsize=8)
-    panels[0].set_ylabel("density, per unit", fontsize=8)
-    return panels
-
-
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
 
 
 def _bars(axes: Axes, histogram: Json, examples: int, colour: str, label: str) -> None:
@@ -276,19 +241,31 @@ def _as_printed(result: Json) -> list[Json]:
     return [found for paper, found in _models(result) if paper.mean is not None][::-1]
 
 
-def _figure5(_setting: Setting, result: Json) -> list[Table | Plot]:
-    models = _as_printed(result)
+def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Callable[[Figure], None]:
+    """Return what draws axes, one for each model and named after it, and fills them with its numbers."""
 
     def draw(figure: Figure) -> None:
-        for axes, model in zip(_panels(figure, models), models, strict=True):
-            here = model["training"]
-            mean, std, most = here["along"]["mean"], here["along"]["std"], here["histogram"]["high"]
-            _bars(axes, here["histogram"], here["right"], COLOURS[0], "right training images")
-            at = np.linspace(mean - 3 * std, most, 200)
-            normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
-            axes.plot(at, normal, color=COLOURS[1], linewidth=1.3, label="normal distribution of eq. 30")
-        _legend(figure)
+        panels = figure.subplots(1, len(models))
+        for axes, model in zip(panels, models, strict=True):
+            axes.tick_params(labelsize=8)
+            axes.set_title(model["name"], fontsize=9)
+            axes.set_xlabel("L2 distance", fontsize=8)
+            fill(axes, model["training"])
+        panels[0].set_ylabel("density, per unit", fontsize=8)
+        legend_below(figure, panels[0], 5)
 
+    return draw
+
+
+def _figure5(_: Setting, result: Json) -> list[Item]:
+    def fill(axes: Axes, here: Json) -> None:
+        mean, std, most = here["along"]["mean"], here["along"]["std"], here["histogram"]["high"]
+        _bars(axes, here["histogram"], here["right"], COLOURS[0], "right training images")
+        at = np.linspace(mean - 3 * std, most, 200)
+        normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
+        axes.plot(at, normal, color=COLOURS[1], linewidth=1.3, label="normal distribution of eq. 30")
+
+    models = _as_printed(result)
     first = models[0]["training"]
     mean, std, most = first["along"]["mean"], first["along"]["std"], first["histogram"]["high"]
     counts = first["histogram"]["counts"]
@@ -301,29 +278,25 @@ def _figure5(_setting: Setting, result: Json) -> list[Table | Plot]:
             f"tail. For {models[0]['name']}, the peak is near {peak:.2f}, the mean is {mean:.3f}, the "
             f"largest {most:.2f}. The normal distribution of the same mean and deviation has "
             f"{_eq33(0.0, mean, std, 0.0):.1%} below 0.",
-            draw,
+            _panels(models, fill),
             (7.6, 3.0),
             ("The paper shows lambda = 1e-4, and says that the others have the same shape: they do.",),
         )
     ]
 
 
-def _figure7(_setting: Setting, result: Json) -> list[Table | Plot]:
+def _figure7(_: Setting, result: Json) -> list[Item]:
+    def fill(axes: Axes, here: Json) -> None:
+        at, line = np.array([0.0, CUT]), here["line"]
+        _bars(axes, here["near"], here["right"], COLOURS[0], "right")
+        _bars(axes, here["near_wrong"], here["right"], COLOURS[4], "wrong, to the left")
+        for side, style, label in ((at, "-", "line with intercept"), (-at, ":", "the same below zero")):
+            density = line["intercept"] + line["slope"] * side
+            axes.plot(side, density, color=COLOURS[3], linestyle=style, label=label)
+        axes.plot(at, line["through_zero"] * at, color=COLOURS[1], label="line through zero")
+        axes.set_ylim(bottom=0)
+
     models = _as_printed(result)
-
-    def draw(figure: Figure) -> None:
-        at = np.array([0.0, CUT])
-        for axes, model in zip(_panels(figure, models), models, strict=True):
-            here, line = model["training"], model["training"]["line"]
-            _bars(axes, here["near"], here["right"], COLOURS[0], "right")
-            _bars(axes, here["near_wrong"], here["right"], COLOURS[4], "wrong, to the left")
-            for side, style, label in ((at, "-", "line with intercept"), (-at, ":", "the same below zero")):
-                density = line["intercept"] + line["slope"] * side
-                axes.plot(side, density, color=COLOURS[3], linestyle=style, label=label)
-            axes.plot(at, line["through_zero"] * at, color=COLOURS[1], label="line through zero")
-            axes.set_ylim(bottom=0)
-        _legend(figure)
-
     lines = "; ".join(
         "{}: {intercept:.2f} + {slope:.2f} a, and {through_zero:.2f} a through zero".format(
             model["name"], **model["training"]["line"]
@@ -337,7 +310,7 @@ def _figure7(_setting: Setting, result: Json) -> list[Table | Plot]:
             "Histograms of the distances of right images, and to the left of zero of wrong ones. The "
             "density is nearly a line, but not one through zero, and it goes on below. Lines for a "
             f"distance a: {lines}.",
-            draw,
+            _panels(models, fill),
             (7.6, 3.2),
             (
                 "The paper shows lambda = 1e-4 for right images alone, and takes the line as going through "
@@ -349,7 +322,7 @@ def _figure7(_setting: Setting, result: Json) -> list[Table | Plot]:
     ]
 
 
-def _figure6(_setting: Setting, result: Json) -> list[Table | Plot]:
+def _figure6(_: Setting, result: Json) -> list[Item]:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(2, len(result["clean"]))
         for row, name, label in zip(grid, ("clean", "noisy"), ("clean", f"sigma = {SMALL}"), strict=True):
@@ -372,12 +345,19 @@ def _figure6(_setting: Setting, result: Json) -> list[Table | Plot]:
     ]
 
 
-PIECES: tuple[Piece, ...] = (
-    Piece("table6", (SOFTMAX,), _table6),
-    Piece("table7", (SOFTMAX,), _table7),
-    Piece("table8", (SOFTMAX,), _table8),
-    Piece("table9", (SOFTMAX,), _table9),
-    Piece("figure5", (SOFTMAX,), _figure5),
-    Piece("figure6", (PICTURES,), _figure6),
-    Piece("figure7", (SOFTMAX,), _figure7),
+CHAPTER = Chapter(
+    "Minimum perturbations and Gaussian noise (section V)",
+    (
+        "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
+        "the gradient, and what that says of the errors under Gaussian noise.",
+    ),
+    (
+        Piece("table6", (SOFTMAX,), _table6),
+        Piece("table7", (SOFTMAX,), _table7),
+        Piece("table8", (SOFTMAX,), _table8),
+        Piece("table9", (SOFTMAX,), _table9),
+        Piece("figure5", (SOFTMAX,), _figure5),
+        Piece("figure6", (PICTURES,), _figure6),
+        Piece("figure7", (SOFTMAX,), _figure7),
+    ),
 )

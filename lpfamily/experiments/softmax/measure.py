@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,8 @@ from lpfamily.training.evaluation import NOISE, NOISE_DRAWS, in_parts
 from lpfamily.training.progress import Tick
 
 Floats = NDArray[np.float64]
+Inputs = NDArray[np.floating]
+Labels = NDArray[np.int64]
 
 SMALL = 0.01
 """The standard deviation of Table IX's noise."""
@@ -39,27 +40,11 @@ ROWS_AT_ONCE = 5000
 
 
 @dataclass(frozen=True)
-class Printed:
-    """What the paper has of a model: distances in units of the input, errors as fractions."""
-
-    mean: float | None = None
-    std: float | None = None
-    actual: tuple[float | None, ...] = (None,) * len(STDS)
-    """Table VII, by STDS."""
-    predicted: tuple[float | None, ...] = (None,) * len(STDS)
-    """Table VIII, by STDS."""
-    added: float | None = None
-    """Table IX, measured."""
-    added_predicted: float | None = None
-
-
-@dataclass(frozen=True)
 class Model:
     """A row of Tables VI to IX, and the weight decay c that it is trained with here."""
 
     name: str
     decay: float
-    paper: Printed = Printed()
 
 
 def weight_decay(penalty: float) -> float:
@@ -74,21 +59,9 @@ IMITATING = 9e-6
 """A c whose minimum is near Table VI for lambda = 1e-4, from which the minimum at lambda / 200 is far."""
 
 MODELS = (
-    Model(
-        "lambda = 1",
-        weight_decay(1.0),
-        Printed(1.2718, 0.6654, (0.0893, 0.0916, 0.1133), (0.0893, 0.1161, 0.1263), 1e-4, 1e-4),
-    ),
-    Model(
-        "lambda = 1e-2",
-        weight_decay(1e-2),
-        Printed(0.4722, 0.2531, (0.0629, 0.0822, 0.2244), (0.0629, 0.1016, 0.1701), 1e-4, 2e-4),
-    ),
-    Model(
-        "lambda = 1e-4, imitated",
-        IMITATING,
-        Printed(0.2744, 0.1511, (0.0602, 0.1199, 0.4007), (0.0602, 0.1212, 0.2547), 7e-4, 4e-4),
-    ),
+    Model("lambda = 1", weight_decay(1.0)),
+    Model("lambda = 1e-2", weight_decay(1e-2)),
+    Model("lambda = 1e-4, imitated", IMITATING),
     Model("lambda = 1e-4, converged", weight_decay(1e-4)),
 )
 """The strongest regularisation first: each starts from the one before."""
@@ -104,7 +77,7 @@ class Fit:
 
 
 def objective(
-    weights: Floats, bias: Floats, x: NDArray[Any], labels: NDArray[np.int64], decay: float
+    weights: Floats, bias: Floats, x: Inputs, labels: Labels, decay: float
 ) -> tuple[float, Floats, Floats]:
     """Return the mean cross-entropy + (decay / 2) |weights|^2, and its gradients in weights and bias.
 
@@ -123,7 +96,7 @@ def objective(
     return loss / len(x) + penalty, slope / len(x) + decay * weights, bias_slope / len(x)
 
 
-def principal(x: NDArray[Any]) -> tuple[Floats, Floats]:
+def principal(x: Inputs) -> tuple[Floats, Floats]:
     """Return the eigenvalues and eigenvectors of the inputs' second moments, x' x / n."""
     moments = np.zeros((x.shape[1],) * 2)
     for begin in range(0, len(x), ROWS_AT_ONCE):
@@ -138,14 +111,7 @@ CURVATURE = 0.1
 GRADIENT_TOLERANCE = 1e-5
 
 
-def fit(
-    x: NDArray[Any],
-    labels: NDArray[np.int64],
-    decay: float,
-    start: Fit,
-    sizes: Floats,
-    axes: Floats,
-) -> Fit:
+def fit(x: Inputs, labels: Labels, decay: float, start: Fit, sizes: Floats, axes: Floats) -> Fit:
     """Return the minimum of `objective`, by L-BFGS from `start`.
 
     The second derivative of the loss is nearly CURVATURE x' x / n + decay, whose eigenvalues are decades
@@ -171,18 +137,18 @@ def fit(
     return Fit(*split(found.x), int(found.nit))
 
 
-def logits(model: Fit, x: NDArray[Any]) -> Floats:
+def logits(model: Fit, x: Inputs) -> Floats:
     """Return the logits in float64."""
     return in_parts(lambda rows: rows @ model.weights + model.bias, x)
 
 
-def along_gradient(model: Fit, x: NDArray[Any], labels: NDArray[np.int64]) -> Floats:
+def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
     """Return the L2 distance to a changed prediction along the gradient of the loss (V-A); 0 if wrong.
 
     It has a closed form, where the paper walks in steps.
     """
 
-    def distance(rows: NDArray[Any], right: NDArray[np.int64]) -> Floats:
+    def distance(rows: Inputs, right: Labels) -> Floats:
         # the gradient of the error log-odds is this one, but for a positive factor
         gradient = logit_gradient(rows @ model.weights + model.bias, right) @ model.weights.T
         rows = rows.astype(np.float64)
@@ -192,7 +158,7 @@ def along_gradient(model: Fit, x: NDArray[Any], labels: NDArray[np.int64]) -> Fl
     return in_parts(distance, x, labels)
 
 
-def signed_distances(weights: Floats, z: Floats, labels: NDArray[np.int64]) -> Floats:
+def signed_distances(weights: Floats, z: Floats, labels: Labels) -> Floats:
     """Return the L2 distance from each example to its boundary with each class, negative beyond it.
 
     Of the shape of the logits z; inf for the right class. Noise of standard deviation sigma crosses a
@@ -204,7 +170,7 @@ def signed_distances(weights: Floats, z: Floats, labels: NDArray[np.int64]) -> F
     return np.where(own, math.inf, gaps / np.where(own, 1.0, lengths))
 
 
-def flips(before: Floats, after: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
+def flips(before: Floats, after: Floats, labels: Labels) -> tuple[float, float]:
     """Return which fraction of the examples went from right to wrong, and from wrong to right."""
     right, still = (z.argmax(axis=1) == labels for z in (before, after))
     return float(np.mean(right & ~still)), float(np.mean(still & ~right))
@@ -256,7 +222,7 @@ def distances(model: Fit, split: Split) -> Json:
     intercept, slope = linear_density(along, CUT)
 
     def exact(p: float) -> Json:
-        def distance(rows: NDArray[Any], right: NDArray[np.int64]) -> Floats:
+        def distance(rows: Inputs, right: Labels) -> Floats:
             found: Floats = boundary_distance(model.weights, model.bias, rows.astype(np.float64), right, p)
             return found
 
@@ -297,43 +263,29 @@ def measure(setting: Setting, tick: Tick) -> Json:
     """Train MODELS on the training images of MNIST, and measure them on those and on the test images."""
     data = load("mnist", setting.data_dir)
     sets = {"training": data.train, "test": data.test}
-    inputs = data.train.x.shape[1]
-    training_share = 20
-    of = training_share * len(MODELS) + SMALL_DRAWS * len(sets)
-    sizes, axes = principal(data.train.x)
-    fits = [Fit(np.zeros((inputs, data.classes)), np.zeros(data.classes))]
-    gradients = []
+    train, share = data.train, 20
+    done, of = share * len(MODELS), share * len(MODELS) + SMALL_DRAWS * len(sets)
+    curvature = principal(train.x)
+    fits = [Fit(np.zeros((train.x.shape[1], data.classes)), np.zeros(data.classes))]
+    models: list[Json] = []
     for index, model in enumerate(MODELS):
-        tick(index * training_share, of, f"training {model.name}")
-        fits.append(fit(data.train.x, data.train.labels, model.decay, fits[-1], sizes, axes))
-        _, *slopes = objective(fits[-1].weights, fits[-1].bias, data.train.x, data.train.labels, model.decay)
-        gradients.append(max(float(np.abs(slope).max()) for slope in slopes))
-    done = training_share * len(MODELS)
+        tick(index * share, of, f"training {model.name}")
+        found = fit(train.x, train.labels, model.decay, fits[-1], *curvature)
+        fits.append(found)
+        _, *slopes = objective(found.weights, found.bias, train.x, train.labels, model.decay)
+        gradient = max(float(np.abs(slope).max()) for slope in slopes)
+        models.append(asdict(model) | {"iterations": found.iterations, "gradient": gradient})
 
     def drawn() -> None:
         nonlocal done
         done += 1
         tick(done, of, "noise")
 
-    noise = {
-        name: under_noise(fits[1:], split, seed, drawn) for seed, (name, split) in enumerate(sets.items())
-    }
-    return {
-        "examples": {name: len(split.x) for name, split in sets.items()},
-        "models": [
-            {
-                "name": model.name,
-                "decay": model.decay,
-                "iterations": found.iterations,
-                "gradient": gradient,
-                **{
-                    name: {**distances(found, split), "noise": noise[name][index]}
-                    for name, split in sets.items()
-                },
-            }
-            for index, (model, found, gradient) in enumerate(zip(MODELS, fits[1:], gradients, strict=True))
-        ],
-    }
+    for seed, (name, split) in enumerate(sets.items()):
+        noise = under_noise(fits[1:], split, seed, drawn)
+        for here, found, errors in zip(models, fits[1:], noise, strict=True):
+            here[name] = distances(found, split) | {"noise": errors}
+    return {"examples": {name: len(split.x) for name, split in sets.items()}, "models": models}
 
 
 def pictures(setting: Setting, tick: Tick) -> Json:
@@ -342,9 +294,8 @@ def pictures(setting: Setting, tick: Tick) -> Json:
     data = load("mnist", setting.data_dir)
     clean = data.train.first_of_each(range(data.classes)).x
     noisy = clean + SMALL * evaluation_noise(0, 0, clean.shape, "float64")
-    _, *shape = data.shape
     return {
-        name: np.round(images.astype(np.float64), 3).reshape(-1, *shape).tolist()
+        name: np.round(images.astype(np.float64), 3).reshape(-1, *data.shape[1:]).tolist()
         for name, images in (("clean", clean), ("noisy", noisy))
     }
 

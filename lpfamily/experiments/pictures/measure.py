@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lpfamily.experiments.networks import opened
+from lpfamily.experiments.networks import of_kinds, opened
 from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.step import epsilon
-from lpfamily.training import data
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
 from lpfamily.training.progress import Tick
 
-Floats = NDArray[Any]
+Floats = NDArray[np.floating]
+Labels = NDArray[np.integer]
 
 SIGMAS = (1.0, 10.0)
 """Of Figures 2 and 4, at p = 2, in units of the pixels, which are in [0, 1]."""
@@ -28,7 +28,7 @@ CONFUSED = (2, 3, 6)
 """The digits of which III-A says into what they turn."""
 SHOWN = 3
 """How many classes the decomposition shows one by one."""
-TRANSFER = ("softmax", "sigmoid-plain", "sigmoid-p2", "maxout-plain", "maxout-pinf", "maxout-p2")
+TRANSFER = of_kinds("softmax", "sigmoid", "maxout")
 
 
 def predicted(trainer: Trainer, x: Floats) -> Json:
@@ -37,7 +37,7 @@ def predicted(trainer: Trainer, x: Floats) -> Json:
     return {"label": labels.tolist(), "probability": _rounded(np.exp(-trainer.losses(x, labels)), 6)}
 
 
-def perturbed_digits(trainer: Trainer, x: Floats, labels: NDArray[Any]) -> Json:
+def perturbed_digits(trainer: Trainer, x: Floats, labels: Labels) -> Json:
     """Return the steps of eq. 12 at sigma 1, and the predictions at sigma 0 and `SIGMAS`, by sigma."""
     eps = epsilon(trainer.input_gradients(x, labels), 2.0, 1.0)
     return {
@@ -49,7 +49,7 @@ def perturbed_digits(trainer: Trainer, x: Floats, labels: NDArray[Any]) -> Json:
     }
 
 
-def led_to(trainer: Trainer, x: Floats, labels: NDArray[Any]) -> Json:
+def led_to(trainer: Trainer, x: Floats, labels: Labels) -> Json:
     """Return into what the steps of eq. 12 turn examples, as fractions of all, by sigma.
 
     `right` stay what they are, `runner_up` go to the wrong class that was most probable before (III-B),
@@ -65,7 +65,7 @@ def led_to(trainer: Trainer, x: Floats, labels: NDArray[Any]) -> Json:
     return found
 
 
-def matched_steps(trainer: Trainer, x: Floats, labels: NDArray[Any], p: float) -> tuple[Floats, Floats]:
+def matched_steps(trainer: Trainer, x: Floats, labels: Labels, p: float) -> tuple[Floats, Floats]:
     """Return the radii at which eq. 3's step of p raises the loss as that of p = 2, sigma 1, and the steps.
 
     The least radius that a search by doubling, then halving, finds on the measured loss; NaN where none
@@ -92,7 +92,7 @@ def matched_steps(trainer: Trainer, x: Floats, labels: NDArray[Any], p: float) -
     return high, np.nan_to_num(high)[:, None] * direction
 
 
-def contributions(trainer: Trainer, x: Floats, labels: NDArray[Any], classes: int) -> tuple[Floats, Floats]:
+def contributions(trainer: Trainer, x: Floats, labels: Labels, classes: int) -> tuple[Floats, Floats]:
     """Return the decomposition of eq. 25: the coefficients (y - t)_j, and (y - t)_j J_j of each class.
 
     J_j is the input gradient of logit j. As the coefficients sum to 0, only differences of the J_j are in
@@ -126,9 +126,7 @@ def contributions(trainer: Trainer, x: Floats, labels: NDArray[Any], classes: in
     return coefficients, coefficients[:, :, None] * rows
 
 
-def class_parts(
-    trainer: Trainer, x: Floats, labels: NDArray[Any], classes: int = MNIST.classes
-) -> list[Json]:
+def class_parts(trainer: Trainer, x: Floats, labels: Labels, classes: int = MNIST.classes) -> list[Json]:
     """Return for each example eq. 12's step at sigma 1 as the sum of what classes contribute (eq. 25).
 
     `shares` are those of the step's length, <part, eps> / <eps, eps>, and sum to 1. The first part is of
@@ -145,14 +143,13 @@ def class_parts(
         rest = [j for j in range(classes) if j not in shown]
         steps = np.stack([*part[shown], part[rest].sum(axis=0)])
         eps = steps.sum(axis=0)
-        weights = [*coefficient[shown].tolist(), float(coefficient[rest].sum())]
         found.append(
             {
                 "x": _rounded(image),
                 "label": label,
                 "eps": _rounded(eps),
                 "classes": [*shown, None],
-                "coefficients": weights,
+                "coefficients": [*coefficient[shown].tolist(), float(coefficient[rest].sum())],
                 "parts": [_rounded(step) for step in steps],
                 "shares": _rounded(steps @ eps, 4),
             }
@@ -160,52 +157,54 @@ def class_parts(
     return found
 
 
-def transfer(trainers: dict[str, Trainer], x: Floats, labels: NDArray[Any], tick: Tick) -> Json:
+def transfer(trainers: dict[str, Trainer], x: Floats, labels: Labels, tick: Tick) -> Json:
     """Return errors of each network: `clean`, under `noise` of L2 norm 1, and `perturbed` by source.
 
     The noise is Gaussian, of each example scaled to the norm that eq. 12's steps at sigma 1 have.
     """
     noise = evaluation_noise(0, 0, x.shape, str(x.dtype))
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    found: Json = {
-        "clean": {name: error(trainer, x, labels) for name, trainer in trainers.items()},
-        "noise": {name: error(trainer, x + noise, labels) for name, trainer in trainers.items()},
-        "perturbed": {},
-    }
+
+    def errors(x: Floats) -> dict[str, float]:
+        return {name: error(trainer, x, labels) for name, trainer in trainers.items()}
+
+    found: Json = {"clean": errors(x), "noise": errors(x + noise), "perturbed": {}}
     for done, (source, trainer) in enumerate(trainers.items()):
         tick(done, len(trainers), f"perturbations of {source}")
-        moved = x + epsilon(in_parts(trainer.input_gradients, x, labels), 2.0, 1.0)
-        found["perturbed"][source] = {
-            target: error(other, moved, labels) for target, other in trainers.items()
-        }
+        steps = epsilon(in_parts(trainer.input_gradients, x, labels), 2.0, 1.0)
+        found["perturbed"][source] = errors(x + steps)
     return found
 
 
-def neighbours_agree(perturbations: Any) -> float:
+def neighbours_agree(perturbations: Iterable[ArrayLike]) -> float:
     """Return the mean correlation, about 0, of pixels beside each other; images are square, (n, pixels)."""
     images = np.stack([square(each) for each in perturbations])
-    products = [
-        np.mean(images[:, :, 1:] * images[:, :, :-1]),
-        np.mean(images[:, 1:] * images[:, :-1]),
-    ]
-    return float(np.mean(products) / np.mean(images**2))
+    across, down = images[:, :, 1:] * images[:, :, :-1], images[:, 1:] * images[:, :-1]
+    return float(np.mean([across.mean(), down.mean()]) / np.mean(images**2))
 
 
-def _runner_up(trainer: Trainer, x: Floats, labels: NDArray[Any]) -> NDArray[Any]:
+def _runner_up(trainer: Trainer, x: Floats, labels: Labels) -> Labels:
     """Return the most probable wrong class of each example."""
     logits = trainer.logits(x)
     right = np.arange(logits.shape[1]) == labels[:, None]
-    found: NDArray[Any] = np.where(right, -np.inf, logits).argmax(axis=1)
+    found: Labels = np.where(right, -np.inf, logits).argmax(axis=1)
     return found
 
 
-def _rounded(values: Floats, digits: int = 5) -> Any:
+def _rounded(values: Floats, digits: int = 5) -> object:
+    """Return lists of numbers, as JSON has arrays."""
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
-def _measured_digits(setting: Setting, tick: Tick) -> Json:
-    trainers, ended = opened(setting, PICTURED, tick)
-    test = data.load("mnist", setting.data_dir).test
+def square(values: ArrayLike) -> Floats:
+    """Return an image as rows of pixels."""
+    image = np.asarray(values, float)
+    return image.reshape(math.isqrt(image.size), -1)
+
+
+def measure_digits(setting: Setting, tick: Tick) -> Json:
+    """Return `perturbed_digits` of the first of each class, and `led_to` of all, by network."""
+    trainers, ended, test = opened(setting, PICTURED, tick)
     ten = test.first_of_each(range(MNIST.classes))
     return {
         "runs": ended,
@@ -215,37 +214,33 @@ def _measured_digits(setting: Setting, tick: Tick) -> Json:
     }
 
 
-def _measured_exponents(setting: Setting, tick: Tick) -> Json:
-    trainers, ended = opened(setting, PICTURED[:1], tick)
-    ten = data.load("mnist", setting.data_dir).test.first_of_each(range(MNIST.classes))
-    found: Json = {"runs": ended, "x": _rounded(ten.x), "steps": {}}
+def measure_exponents(setting: Setting, tick: Tick) -> Json:
+    """Return `matched_steps` of the first of each class, by p; None for a radius where there is none."""
+    trainers, ended, test = opened(setting, PICTURED[:1], tick)
+    ten = test.first_of_each(range(MNIST.classes))
+    steps = {}
     for done, p in enumerate(EXPONENTS):
         tick(done, len(EXPONENTS), f"p = {p:g}")
         sigma, eps = matched_steps(trainers[PICTURED[0]], ten.x, ten.labels, p)
         radii = [None if math.isnan(each) else each for each in sigma.tolist()]
-        found["steps"][f"{p:g}"] = {"sigma": radii, "eps": _rounded(eps)}
-    return found
+        steps[f"{p:g}"] = {"sigma": radii, "eps": _rounded(eps)}
+    return {"runs": ended, "x": _rounded(ten.x), "steps": steps}
 
 
-def _measured_classes(setting: Setting, tick: Tick) -> Json:
-    trainers, ended = opened(setting, PICTURED[:1], tick)
-    some = data.load("mnist", setting.data_dir).test.first_of_each(CONFUSED)
+def measure_classes(setting: Setting, tick: Tick) -> Json:
+    """Return `class_parts` of the first of each of `CONFUSED`."""
+    trainers, ended, test = opened(setting, PICTURED[:1], tick)
+    some = test.first_of_each(CONFUSED)
     return {"runs": ended, "digits": class_parts(trainers[PICTURED[0]], some.x, some.labels)}
 
 
-def _measured_transfer(setting: Setting, tick: Tick) -> Json:
-    trainers, ended = opened(setting, TRANSFER, tick)
-    test = data.load("mnist", setting.data_dir).test
+def measure_transfer(setting: Setting, tick: Tick) -> Json:
+    """Return `transfer` on all test examples."""
+    trainers, ended, test = opened(setting, TRANSFER, tick)
     return transfer(trainers, test.x, test.labels, tick) | {"runs": ended, "examples": len(test.x)}
 
 
-def square(values: Any) -> Floats:
-    """Return an image as rows of pixels."""
-    image = np.asarray(values, float)
-    return image.reshape(math.isqrt(image.size), -1)
-
-
-DIGITS = Measurement("perturbed-digits", _measured_digits, 0.2, networks=PICTURED)
-EXPONENT_STEPS = Measurement("exponents", _measured_exponents, 0.1, networks=PICTURED[:1])
-CLASS_PARTS = Measurement("class-parts", _measured_classes, 0.1, networks=PICTURED[:1])
-TRANSFERRED = Measurement("transfer", _measured_transfer, 0.6, networks=TRANSFER)
+DIGITS = Measurement("perturbed-digits", measure_digits, 0.2, networks=PICTURED)
+EXPONENT_STEPS = Measurement("exponents", measure_exponents, 0.1, networks=PICTURED[:1])
+CLASS_PARTS = Measurement("class-parts", measure_classes, 0.1, networks=PICTURED[:1])
+TRANSFERRED = Measurement("transfer", measure_transfer, 0.6, networks=TRANSFER)

@@ -1,0 +1,1 @@
+"""Tables I to V: test errors, clean and under Gaussian noise."""

@@ -1,0 +1,1 @@
+"""Section III: what perturbations look like, what they are made of, and how far they transfer."""

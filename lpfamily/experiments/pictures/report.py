@@ -1,0 +1,307 @@
+"""Section III said: figures 1 to 4 and what goes with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lpfamily.experiments.networks import NETWORKS, network_notes
+from lpfamily.experiments.pictures.measure import (
+    CLASS_PARTS,
+    DIGITS,
+    EXPONENT_STEPS,
+    EXPONENTS,
+    PICTURED,
+    SHOWN,
+    TRANSFERRED,
+    neighbours_agree,
+    square,
+)
+from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
+from lpfamily.report.contents import COLOURS, INK, PERCENT, Cell, Column, Item, Plot, Table
+from lpfamily.training.data.mnist import MNIST
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CHANCE = 1 - 1 / MNIST.classes
+FUZZY, CLEAR = "becomes fuzzy", "stays clear"
+THE_PAPERS = (
+    *(CLEAR, CLEAR, "becomes a 7", "becomes an 8", FUZZY),
+    *(FUZZY, "becomes a 5", FUZZY, FUZZY, CLEAR),
+)
+SHORT = {"sigmoid-p2": "p = 2", "sigmoid-plain": "plain"}
+
+
+def plain_axes(figure: Figure, rows: int, columns: int = MNIST.classes) -> Sequence[Sequence[Axes]]:
+    """Return rows of axes without ticks, of thin lines and close to one another."""
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    grid: Sequence[Sequence[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
+    for axes in figure.axes:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, linewidth=0.4)
+    return grid
+
+
+def _network_rows(
+    figure: Figure, found: Json, names: Sequence[str] = PICTURED
+) -> Iterator[tuple[Sequence[Axes], Json]]:
+    """Give for each network a row of axes, one a digit, and what was measured."""
+    for row, name in zip(plain_axes(figure, len(names)), names, strict=True):
+        row[0].set_ylabel(SHORT[name], fontsize=8)
+        yield row, found["digits"][name]
+
+
+def _grey(axes: Axes, values: ArrayLike, low: float = 0.0) -> None:
+    axes.imshow(square(values), cmap="gray", vmin=low, vmax=1, interpolation="nearest")
+
+
+def _signed(axes: Axes, values: ArrayLike, most: float, outline: ArrayLike) -> None:
+    """Draw a perturbation: blue is less ink, red more, nothing is transparent; the digit as an outline."""
+    from matplotlib.colors import to_rgba
+
+    image = square(values) / (most or 1.0)
+    less, more = (np.array(to_rgba(colour)) for colour in COLOURS[:2])
+    pixels = np.where((image < 0)[..., None], less, more)
+    pixels[..., 3] = np.minimum(1, np.abs(image)) ** 0.7
+    axes.imshow(pixels, interpolation="nearest")
+    axes.contour(square(outline), levels=[0.5], colors=INK, linewidths=0.5)
+
+
+def _say(axes: Axes, label: int, probability: float, right: int) -> None:
+    colour, weight = (INK, "normal") if label == right else (COLOURS[1], "bold")
+    axes.set_xlabel(f"{label}: {probability:.0%}", fontsize=7.5, color=colour, weight=weight, labelpad=2)
+
+
+_PERTURBED = (
+    "The paper shows one sigmoid network and does not say whether it was trained with gradient perturbation: "
+    "the row p = 2 was, plain was not. Each image is perturbed for the network of its row.",
+    "Shown between black, 0, and white, 1; what lies beyond is shown as these.",
+)
+_INK = "Red adds ink and blue takes it away; "
+
+
+def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Piece:
+    """Return the figure of x + sigma eps, a row for each network."""
+
+    def report(setting: Setting, found: Json) -> list[Item]:
+        def draw(figure: Figure) -> None:
+            for row, each in _network_rows(figure, found, names):
+                images = np.array(each["x"]) + sigma * np.array(each["eps"])
+                said = each["predicted"][f"{sigma:g}"]
+                shown = zip(row, images, said["label"], said["probability"], each["labels"], strict=True)
+                for axes, image, label, probability, right in shown:
+                    _grey(axes, image)
+                    _say(axes, label, probability, right)
+
+        counts = []
+        for network in names:
+            each = found["digits"][network]
+            right = np.sum(np.equal(each["predicted"][f"{sigma:g}"]["label"], each["labels"]))
+            counts.append(f"{right} of 10 are right for {NETWORKS[network].label}")
+        alt = f"The digits 0 to 9 and their predictions: {', '.join(counts)}."
+        notes = (
+            "The digits are the first test example of each class; the paper picked its own at random.",
+            "Below each image: the prediction and its probability, coloured and bold where it is wrong.",
+            *remarks,
+            *network_notes(setting, found["runs"]),
+        )
+        return [Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)]
+
+    return Piece(name, (DIGITS,), report)
+
+
+def _figure3(setting: Setting, found: Json) -> list[Item]:
+    def draw(figure: Figure) -> None:
+        for row, each in _network_rows(figure, found):
+            for axes, eps in zip(row, each["eps"], strict=True):
+                _grey(axes, 10 * np.array(eps), -1)
+
+    notes = (
+        _PERTURBED[0],
+        "Mid-grey is 0, white +1 and black -1 after magnification.",
+        *network_notes(setting, found["runs"]),
+    )
+    smooth = ", ".join(
+        f"{neighbours_agree(found['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
+        for name in PICTURED
+    )
+    alt = (
+        f"The perturbations of ten digits. The correlation of neighbouring pixels, 1 for strokes and "
+        f"0 for noise, is {smooth}."
+    )
+    title = "Figure 3. The perturbations of Figure 2, ten times as large"
+    return [Plot("figure3", title, alt, draw, (7.0, 1.5), notes)]
+
+
+def _figure4(setting: Setting, found: Json) -> list[Item]:
+    return [*FIGURE_4.report(setting, found), _turned(found), _led(found)]
+
+
+def _turned(found: Json) -> Table:
+    heads = (f"{SHORT[name]}: {what}" for name in PICTURED for what in ("runner-up", "becomes"))
+    columns = Column("digit"), Column("in the paper"), *map(Column, heads)
+    digits = [found["digits"][name] for name in PICTURED]
+    pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
+    rows = tuple(
+        (str(k), said, *(str(label) for pair in labels for label in pair))
+        for k, (said, *labels) in enumerate(zip(THE_PAPERS, *pairs, strict=True))
+    )
+    notes = (
+        "Runner-up: the most probable wrong class of the clean image. Becomes: the prediction at sigma 10.",
+        "The paper's digits are other images, and it says what a reader sees, not what a network does.",
+    )
+    return Table("figure4-digits", "Figure 4 in words", columns, rows, notes)
+
+
+def _led(found: Json) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for name in PICTURED:
+        for sigma, each in found["led_to"][name].items():
+            right, led, other = each["right"], each["runner_up"], each["other"]
+            changed = led + other
+            of_changed = led / changed if changed else None
+            rows.append((NETWORKS[name].label, sigma, right, led, other, of_changed))
+    columns = (
+        *(Column("network"), Column("sigma")),
+        *(Column(head, PERCENT) for head in ("still right", "the runner-up", "another")),
+        Column("runner-up of the wrong ones", "{:.1%}"),
+    )
+    notes = (
+        f"All {found['examples']:,} test examples, p = 2. The paper argues that a perturbation injects the "
+        f"class that the network confuses an image with (III-B), and measures nothing.",
+    )
+    return Table("figure4-classes", "What perturbed digits are taken for", columns, tuple(rows), notes)
+
+
+def _mean_radius(radii: Sequence[float | None]) -> float | None:
+    known = [each for each in radii if each is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _exponents(setting: Setting, found: Json) -> list[Item]:
+    means = {p: _mean_radius(each["sigma"]) for p, each in found["steps"].items()}
+
+    def draw(figure: Figure) -> None:
+        for row, (p, each) in zip(plain_axes(figure, len(EXPONENTS)), found["steps"].items(), strict=True):
+            for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
+                _signed(axes, eps, float(np.max(np.abs(eps))), x)
+                if sigma is None:
+                    axes.set_xlabel("none", fontsize=7)
+            said = "" if means[p] is None else f"mean $\\sigma$ {means[p]:.2g}"
+            row[0].set_ylabel(f"p = {p}\n{said}", fontsize=8)
+
+    said = ", ".join(f"{mean:.2g} at p = {p}" for p, mean in means.items() if mean is not None)
+    notes = (
+        "Every step raises the loss of its image by as much as that of p = 2, sigma 1 does. The radius is "
+        "searched for by halving, on the loss itself.",
+        _INK + "each image has a scale of its own. The line is the digit.",
+        "The paper shows p = 2 only.",
+        *network_notes(setting, found["runs"]),
+    )
+    alt = (
+        f"Perturbations of ten digits for five p, from a single pixel at p = 1 to all pixels alike at p = "
+        f"inf. Mean sigma: {said}."
+    )
+    return [Plot("figure-p", "Perturbations that raise the loss alike, by p", alt, draw, (7.0, 4.0), notes)]
+
+
+def _draw_classes(found: Json, figure: Figure) -> None:
+    grid = plain_axes(figure, len(found["digits"]), SHOWN + 3)
+    for row, each in zip(grid, found["digits"], strict=True):
+        most = max(float(np.max(np.abs(step))) for step in (each["eps"], *each["parts"]))
+        _grey(row[0], each["x"])
+        _signed(row[1], each["eps"], most, each["x"])
+        missing = -each["coefficients"][0]
+        row[0].set_xlabel(f"$1 - y_{each['label']}$ = {missing:.2g}", fontsize=8)
+        row[1].set_xlabel("all classes", fontsize=8)
+        whats = zip(each["classes"], each["coefficients"], each["parts"], each["shares"], strict=True)
+        for k, (axes, (label, coefficient, part, share)) in enumerate(zip(row[2:], whats, strict=True)):
+            _signed(axes, part, most, each["x"])
+            name = "the others" if label is None else f"class {label}"
+            said = f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}"
+            axes.set_xlabel(said, fontsize=8)
+            sign = "=" if k == 0 else "+"
+            axes.annotate(sign, (-0.13, 0.5), xycoords="axes fraction", ha="center", va="center")
+
+
+def _classes(setting: Setting, found: Json) -> list[Item]:
+    said = "; ".join(
+        f"of the {each['label']}, {each['shares'][0]:.0%} is its own class and {each['shares'][1]:.0%} class "
+        f"{each['classes'][1]}"
+        for each in found["digits"]
+    )
+    notes = (
+        "p = 2, sigma 1. Below a part: its share of the step's length, and (y - t) of its class in units of "
+        f"1 - y of the digit's own. {_INK}the line is the digit.",
+        "The gradient fixes only differences of the rows of J: their mean over the classes is taken as 0.",
+        "The paper calls y - t negative on a right prediction; only the true class's component is, and the "
+        "components sum to 0.",
+        *network_notes(setting, found["runs"]),
+    )
+    return [
+        Plot(
+            "figure-classes",
+            "What classes contribute to a perturbation (eq. 25)",
+            f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
+            lambda figure: _draw_classes(found, figure),
+            (7.0, 4.3),
+            notes,
+        )
+    ]
+
+
+def _transfer(setting: Setting, found: Json) -> list[Item]:
+    clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
+    rows = (
+        ("none (clean)", *clean.values()),
+        ("noise of the same norm", *noise.values()),
+        *((NETWORKS[source].label, *each.values()) for source, each in perturbed.items()),
+    )
+    learned = [name for name in perturbed if clean[name] < CHANCE / 2]
+    foreign = [perturbed[a][b] for a in learned for b in learned if a != b]
+    own = [perturbed[name][name] for name in learned]
+    groups = ([clean[name] for name in learned], [noise[name] for name in learned], foreign, own)
+    means = [float(np.mean(each)) if each else math.nan for each in groups]
+    labels = {name: NETWORKS[name].label for name in perturbed}
+    notes = (
+        f"On average over networks the error is {means[0]:.2%} clean, {means[1]:.2%} under noise of the same "
+        f"norm, {means[2]:.2%} under another network's perturbations, and {means[3]:.2%} under a network's "
+        f"own.",
+        *(
+            f"{label} has learned too little at this budget, and is not in the averages."
+            for name, label in labels.items()
+            if name not in learned
+        ),
+        f"All {found['examples']:,} test examples; p = 2, sigma 1. A row is whose perturbation it is, a "
+        "column which network is tested.",
+        "The paper says that perturbations transfer (III-C) and has no numbers.",
+        *network_notes(setting, found["runs"]),
+    )
+    columns = (Column("perturbation of"), *(Column(label, PERCENT) for label in labels.values()))
+    title = "III-C. Errors under the perturbations of other networks"
+    return [Table("table-transfer", title, columns, rows, notes)]
+
+
+FIGURE_4 = _figure("figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, PICTURED, *_PERTURBED)
+CHAPTER = Chapter(
+    "What a perturbation looks like (section III)",
+    (
+        "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
+        "why perturbations carry over from one network to another.",
+    ),
+    (
+        _figure("figure1", "Figure 1. Digits as they are", 0.0, PICTURED[:1]),
+        _figure("figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, PICTURED, *_PERTURBED),
+        Piece("figure3", (DIGITS,), _figure3),
+        Piece("figure4", (DIGITS,), _figure4),
+        Piece("figure-p", (EXPONENT_STEPS,), _exponents),
+        Piece("figure-classes", (CLASS_PARTS,), _classes),
+        Piece("table-transfer", (TRANSFERRED,), _transfer),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Section II: how far the first-order theory holds on trained networks."""
