@@ -9,31 +9,24 @@ if __name__ == "__main__":
 
 # isort: split
 
-import hashlib
-import json
-import math
-import os
 import shlex
 import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-from lpfamily.training import backends, commands, files
+from lpfamily.experiments import catalogue, kept, networks
+from lpfamily.experiments.kept import Kept
+from lpfamily.experiments.pieces import Budget, Piece, Setting
+from lpfamily.report import page
+from lpfamily.report.contents import Item
+from lpfamily.training import backends, commands
 from lpfamily.training.choices import COUNT, PATH, TEXT, Names
 from lpfamily.training.errors import BadInput, nearest
 from lpfamily.training.progress import Progress
 
-if TYPE_CHECKING:
-    from lpfamily.experiments.pieces import Measurement, Piece, Setting
-    from lpfamily.report.contents import Plot, Table
-
 NAME = "python -m lpfamily.reproduce"
-MEASURED = "measured"
-FORMAT = 1
-"""Of the kept measurements."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,11 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> commands.Parser:
     commands.check_extra()
-    from lpfamily.experiments.catalogue import CHAPTERS
-    from lpfamily.experiments.pieces import Budget
-
     listed = "; ".join(
-        f"{chapter.title}: {' '.join(piece.name for piece in chapter.pieces)}" for chapter in CHAPTERS
+        f"{each.title}: {' '.join(piece.name for piece in each.pieces)}" for each in catalogue.CHAPTERS
     )
     result = commands.Parser(
         prog=NAME,
@@ -84,14 +74,11 @@ def _parser() -> commands.Parser:
 
 
 def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
-    from lpfamily.experiments.catalogue import PIECES
-    from lpfamily.experiments.networks import longest_path, runs_in
-    from lpfamily.experiments.pieces import Setting
-
-    names = list(PIECES) if "all" in given["names"] else given["names"]
+    pieces = catalogue.PIECES
+    names = list(pieces) if "all" in given["names"] else given["names"]
     for name in names:
-        if name not in PIECES:
-            hint = nearest(name, PIECES, f"choose all, or of {', '.join(PIECES)}")
+        if name not in pieces:
+            hint = nearest(name, pieces, f"choose all, or of {', '.join(pieces)}")
             raise BadInput(f"there is no {name!r}; {hint}")
     setting = Setting(
         out=given.get("out", Path("reproduction")),
@@ -101,10 +88,10 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
         budget=given.get("budget", "quick"),
         seeds=given.get("seeds"),
         jobs=given.get("jobs", commands.cores()),
-        runs=runs_in(given.get("runs", ())),
+        runs=networks.runs_in(given.get("runs", ())),
     )
     backends.find(setting.backend).check_device(setting.device)
-    commands.check_out(setting.out, longest_path(setting.out))
+    commands.check_out(setting.out, networks.longest_path(setting.out))
     progress = Progress(given.get("quiet", False))
     try:
         with _interrupts.interruptible():
@@ -128,130 +115,68 @@ def _backend() -> str:
     return "numpy"
 
 
-def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Any]:
+def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Kept]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
-    from lpfamily.experiments.catalogue import PIECES
-    from lpfamily.experiments.networks import check_trainable, checksum
-
-    wanted = {m.name: m for name in names for m in PIECES[name].measurements}
+    pieces = catalogue.PIECES
+    wanted = {m.name: m for name in names for m in pieces[name].measurements}
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
-        checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
-    measurements = {m.name: m for name in PIECES for m in PIECES[name].measurements}
-    kept = {name: _kept(setting, m, progress) for name, m in measurements.items()}
-    results = {name: found for name, found in kept.items() if found is not None}
+        networks.checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
+    measurements = {m.name: m for piece in pieces.values() for m in piece.measurements}
+    there = {name: kept.read(setting, m, progress.note) for name, m in measurements.items()}
+    results = {name: found for name, found in there.items() if found is not None}
     missing = [m for name, m in wanted.items() if name not in results]
     for measurement in missing:
         for seed in range(measurement.seeds(setting) if measurement.seeds else 1):
             for name in measurement.networks:
-                check_trainable(setting, name, seed)
+                networks.check_trainable(setting, name, seed)
     with progress.parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
             begun = time.perf_counter()
             with part(measurement.name) as tick:
                 result = measurement.measure(setting, tick)
-            results[measurement.name] = {
-                "setting": _depends(setting, measurement),
-                "seconds": time.perf_counter() - begun,
-                "result": result,
-            }
-            _keep(setting.out / MEASURED / f"{measurement.name}.json", results[measurement.name])
+            found = Kept(kept.depends(setting, measurement), time.perf_counter() - begun, result)
+            kept.write(kept.path_of(setting, measurement), found)
+            results[measurement.name] = found
     return results
 
 
-def _depends(setting: Setting, measurement: Measurement) -> dict[str, Any]:
-    from lpfamily.experiments.networks import NETWORKS, checksum, flags
-
-    found = {name: getattr(setting, name) for name in measurement.depends}
-    if measurement.seeds is not None:
-        found["seeds"] = measurement.seeds(setting)
-    for name in measurement.networks:
-        found[name] = shlex.join(flags(NETWORKS[name], setting.budget, 0))
-    return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
-
-
-def _kept(setting: Setting, measurement: Measurement, progress: Progress) -> dict[str, Any] | None:
-    """Return a measurement that is there, if it was made with the same setting.
-
-    It has a checksum, since what is there is not measured again; those of the first format have none.
-    """
-    from lpfamily.experiments.networks import backends_of
-
-    path = setting.out / MEASURED / f"{measurement.name}.json"
-    if not os.path.lexists(path):
-        return None
-    try:
-        found = files.read_json(path)
-        kind, checksum = found.pop("format", None), found.pop("sha256", None)
-        if isinstance(kind, int) and kind > FORMAT:
-            raise BadInput(f"{path}: of format {kind}, and this version reads those up to {FORMAT}")
-        if (kind, checksum) not in ((None, None), (FORMAT, _checksum(found))):
-            raise ValueError("its checksum is another")
-        made_with, seconds = found["setting"], found["seconds"]
-        if not (type(seconds) in (int, float) and 0 <= seconds < math.inf):
-            raise ValueError(f"it took {seconds!r} seconds")
-        backends_of([found["result"]])
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as cause:
-        reason = str(cause) if isinstance(cause, BadInput) else f"{path}: cannot be read ({cause!r})"
-        raise BadInput(f"{reason}; or remove it, to measure anew") from cause
-    try:
-        if made_with != _depends(setting, measurement):
-            return None
-    except BadInput:  # it is of data that are not there, and was not asked for
-        return None
-    if checksum is None:
-        progress.note(f"{path}: has no checksum, as it is of an earlier version; it is taken as it is")
-    return found | {"path": path}
-
-
-def _keep(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "sha256": _checksum(found)} | found
-    files.replace(path, (json.dumps(content, allow_nan=False) + "\n").encode())
-
-
-def _checksum(found: dict[str, Any]) -> str:
-    read = json.loads(json.dumps(found, allow_nan=False))  # whose keys are strings, and sorted as such
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
-
-
-def _reported(setting: Setting, piece: Piece, measured: list[dict[str, Any]]) -> list[Table | Plot]:
+def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> list[Item]:
     """Return the items of a piece; raise `BadInput` if it fails on what was kept and not on what is new."""
     try:
-        items: list[Table | Plot] = piece.report(setting, *(found["result"] for found in measured))
+        return list(piece.report(setting, *(found.result for found in measured)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
-        if paths := [str(found["path"]) for found in measured if "path" in found]:
+        if paths := [str(found.path) for found in measured if found.path]:
             raise BadInput(
                 f"{' and '.join(paths)}: not what this version measures ({cause!r}); remove it, to measure "
                 "anew"
             ) from cause
         raise
-    return items
 
 
 def _write(
-    setting: Setting, results: dict[str, Any], argv: list[str], warn: Callable[[str], None] = warnings.warn
+    setting: Setting, results: Mapping[str, Kept], argv: list[str], warn: Callable[[str], None]
 ) -> Path:
     """Write the page of all pieces whose measurements are there, and return its path."""
-    from lpfamily.experiments.catalogue import CHAPTERS, PIECES
-    from lpfamily.experiments.networks import NETWORKS, backends_of, flags
-    from lpfamily.report import page
-
-    there = {name for name, piece in PIECES.items() if all(m.name in results for m in piece.measurements)}
+    pieces = catalogue.PIECES.values()
+    there = {piece.name for piece in pieces if all(m.name in results for m in piece.measurements)}
     sections = []
-    for chapter in CHAPTERS:
-        items: list[Table | Plot] = []
+    for chapter in catalogue.CHAPTERS:
+        items: list[Item] = []
         for piece in chapter.pieces:
             if piece.name in there and piece.within not in there:
                 items += _reported(setting, piece, [results[m.name] for m in piece.measurements])
         if items:
-            sections.append(page.Section(chapter.title, chapter.text, tuple(items)))
-    facts = [("command", f"`{NAME} {shlex.join(argv)}`"), ("budget", setting.budget)]
-    facts.append(("backend", f"{setting.backend} on {setting.device}"))
-    facts.append(("seconds", ", ".join(f"{name} {found['seconds']:.0f}" for name, found in results.items())))
-    facts.append(("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())))
-    for name, trained in backends_of(found["result"] for found in results.values()).items():
+            sections.append(page.Section(chapter.title, (chapter.text,), tuple(items)))
+    facts = [
+        ("command", f"`{NAME} {shlex.join(argv)}`"),
+        ("budget", setting.budget),
+        ("backend", f"{setting.backend} on {setting.device}"),
+        ("seconds", ", ".join(f"{name} {found.seconds:.0f}" for name, found in results.items())),
+        ("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())),
+    ]
+    for name, trained in networks.trained_by(found.result for found in results.values()).items():
         first, *others = trained
-        told = shlex.join(flags(NETWORKS[name], setting.budget, first))
+        told = shlex.join(networks.flags(name, setting.budget, first))
         alike = f", and seeds {', '.join(map(str, others))}" if others else ""
         elsewhere = "".join(
             f"; seed {seed} was trained by {backend}"

@@ -300,7 +300,8 @@ def test_a_network_that_has_not_learned_is_not_in_the_averages():
     }
     found = {"runs": runs, "examples": 9, "clean": clean, "noise": clean, "perturbed": perturbed}
     (piece,) = (each for each in CHAPTER.pieces if each.name == "table-transfer")
-    averages, left_out = piece.report(Setting(None, None), found)[0].notes[:2]
+    (table,) = piece.report(Setting(None, None), found)
+    averages, left_out = table.notes[:2]
     assert "20.00% clean" in averages
     assert "35.00% under another network's perturbations" in averages
     assert "70.00% under a network's own" in averages

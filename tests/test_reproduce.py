@@ -20,6 +20,7 @@ from commandline import of_an_earlier_version, python, small_mnist, unchanged
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, networks
 from lpfamily.experiments.errors import measure, report
+from lpfamily.experiments.kept import Kept, depends, write
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, flags, runs_in
 from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
 from lpfamily.report.contents import Column, Plot, Table
@@ -38,7 +39,7 @@ def silent(done, of, what=""):
 
 
 def recipe(name, budget):
-    given = options.parser().parse(list(flags(NETWORKS[name], budget, seed=7)))
+    given = options.parser().parse(list(flags(name, budget, seed=7)))
     source = SOURCES[given["data"]]
     x = type("X", (), {"shape": (60_000, source.inputs)})
     return options.recipe_of(given, source.dataset(Split(x, None), None))
@@ -120,7 +121,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch)
 def test_what_is_kept_is_of_these_recipes(tmp_path):
     dense = catalogue.PIECES["table1"].measurements[0]
     quick, paper = (
-        reproduce._depends(Setting(tmp_path, None, budget=budget), replace(dense, data=()))
+        depends(Setting(tmp_path, None, budget=budget), replace(dense, data=()))
         for budget in ("quick", "paper")
     )
     assert paper["maxout-pinf"].startswith(
@@ -303,7 +304,7 @@ def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypa
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "there/runs/softmax-0")
     measurement = replace(measure.measurement("some", ("softmax",), 0.1), seeds=lambda setting: 1)
     piece = Piece("some", (measurement,), lambda setting, found: [])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (piece,)),))
     monkeypatch.setattr(catalogue, "PIECES", {"some": piece})
     there = tmp_path / "there"
     places = ["--out", there] if where == "--out" else ["--runs", there / "runs", "--out", tmp_path / "out"]
@@ -407,7 +408,7 @@ def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, b
     setting = Setting(None, None, budget=budget, seeds=given)
     found = measurement.measure(setting, silent)
     assert found == {name: [(name, seed) for seed in range(count)] for name in found}
-    assert reproduce._depends(setting, replace(measurement, data=()))["seeds"] == count
+    assert depends(setting, replace(measurement, data=()))["seeds"] == count
 
 
 def test_78_errors_have_a_deviation_of_8_point_8():
@@ -472,7 +473,7 @@ def counted(monkeypatch):
         return setting.seeds or 3
 
     piece = Piece("count", (Measurement("counted", measure, seeds=seeds, data=()),), report)
-    chapter = Chapter("Counting", ("So often.",), (piece,))
+    chapter = Chapter("Counting", "So often.", (piece,))
     monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
     return calls
@@ -499,9 +500,7 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
     for measurement in {
         m.name: m for piece in catalogue.PIECES.values() for m in piece.measurements
     }.values():
-        one, two = (
-            reproduce._depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2)
-        )
+        one, two = (depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2))
         assert (one != two) == (measurement in (measure.DENSE, measure.CONV, measure.CIFAR))
 
 
@@ -523,8 +522,8 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
 def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, found, said):
     monkeypatch.setattr(catalogue, "CHAPTERS", ())
     monkeypatch.setattr(catalogue, "PIECES", {})
-    kept = {"some": {"seconds": 1.0, "result": found}, "none": {"seconds": 1.0, "result": {"models": []}}}
-    page = reproduce._write(Setting(tmp_path, None, budget="paper"), kept, []).read_text()
+    results = {"some": Kept({}, 1.0, found), "none": Kept({}, 1.0, {"models": []})}
+    page = reproduce._write(Setting(tmp_path, None, budget="paper"), results, [], pytest.fail).read_text()
     rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', page))
     told = "--data mnist --model sigmoid-mlp --p 2 --sigma 1 --seed 0"
     assert rows.pop("sigmoid-p2") == f"<code>python -m lpfamily.train {told}</code>{said}"
@@ -547,7 +546,7 @@ def test_data_that_are_not_there_are_bad_input(tmp_path, capsys, name):
 def test_what_was_measured_of_data_that_are_not_there_is_left_out(counted, monkeypatch, tmp_path, capsys):
     other = Piece("other", (Measurement("others", None),), lambda setting, found: [])
     monkeypatch.setitem(catalogue.PIECES, "other", other)
-    reproduce._keep(tmp_path / "measured" / "others.json", {"setting": {}, "seconds": 1.0, "result": {}})
+    write(kept(tmp_path, "others"), Kept({}, 1.0, {}))
     flags = ["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path), *QUIET]
     assert reproduce.main(["count", *flags]) == 0
     assert "others" not in (tmp_path / "index.html").read_text()
@@ -649,7 +648,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monke
 
     piece = catalogue.PIECES["count"]
     piece = replace(piece, report=lambda setting, found: [Plot("drawn", "Drawn", "Nothing, in words.", fail)])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", (), (piece,)),))
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (piece,)),))
     monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
     out, err = capsys.readouterr()
@@ -712,7 +711,7 @@ def test_bad_input_is_one_line(counted, tmp_path, monkeypatch, capsys, flags, pa
 
 def test_measurements_are_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        reproduce._keep(tmp_path / "x.json", {"result": math.nan})
+        write(tmp_path / "x.json", Kept({}, 1.0, {"error": math.nan}))
     assert not (tmp_path / "x.json").exists()
-    reproduce._keep(tmp_path / "x.json", {"result": 1})
-    assert json.loads((tmp_path / "x.json").read_text())["result"] == 1
+    write(tmp_path / "x.json", Kept({}, 1.0, {"error": 1}))
+    assert json.loads((tmp_path / "x.json").read_text())["result"] == {"error": 1}

@@ -141,7 +141,7 @@ def test_the_sentence_says_what_was_found(contents):
     bent = json.loads(json.dumps(found))
     for each in bent["steps"][theory.NAMES[0]]["2"]:
         each["predicted"]["eq4"] = 2 * each["measured"]
-    said = CHAPTER.pieces[0].report(Setting(None, None), bent)[0].notes[0]
+    said = next(CHAPTER.pieces[0].report(Setting(None, None), bent)).notes[0]
     assert "at p = 2 nowhere" in said
     assert said != plot.notes[0]
 

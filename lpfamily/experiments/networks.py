@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -120,15 +120,16 @@ def of_kinds(*kinds: str) -> tuple[str, ...]:
     return tuple(name for name, network in NETWORKS.items() if network.kind in kinds)
 
 
-def flags(network: PaperNetwork, budget: Budget, seed: int) -> tuple[str, ...]:
-    """Return what the command is told, without backend and folders."""
+def flags(name: str, budget: Budget, seed: int) -> tuple[str, ...]:
+    """Return what the command is told to train a network, without backend and folders."""
+    network = NETWORKS[name]
     short = QUICK[network.kind] if budget == "quick" else ()
     return *network.flags, *short, "--seed", str(seed)
 
 
 def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick) -> list[Path]:
     """Return the folders of finished runs of networks and seeds, in this order; trains what is missing."""
-    jobs = [_Job(setting, NETWORKS[name], seed) for name, seed in wanted]
+    jobs = [_Job(setting, name, seed) for name, seed in wanted]
     stop = threading.Event()
     with ThreadPoolExecutor(setting.jobs) as pool:
         futures = [pool.submit(job.finish, stop) for job in jobs]
@@ -146,63 +147,62 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
 
 def check_trainable(setting: Setting, name: str, seed: int) -> None:
     """Raise `BadInput` if a network has to be trained and the backend cannot, or if its result is none."""
-    job = _Job(setting, NETWORKS[name], seed)
+    job = _Job(setting, name, seed)
     folder = job.begun()
-    if folder is not None and (folder / runs.RESULT).exists():
-        result(setting, name, folder)
     if folder is None:
-        recipe = _recipe_of(job.network, setting.budget, setting.data_dir)
-        source = data.source(recipe.data)
-        network = network_of(recipe, source.shape, source.classes)
+        source = data.source(job.recipe.data)
+        network = network_of(job.recipe, source.shape, source.classes)
         backends.check_layers(setting.backend, backends.find(setting.backend), network)
+    elif (folder / runs.RESULT).exists():
+        result(setting, name, folder)
 
 
 def result(setting: Setting, name: str, folder: Path) -> Ended:
     """Return what a finished run of a network ended with; raise `BadInput` if its result is not one."""
     run = runs.find(folder, option="")
     config, ended = configs.read(run), run.result or {}
+    examples = ended["test_examples"] if "test_examples" in ended else tested(setting, name)
     try:
-        errors, examples = ended["test_error"], ended.get("test_examples")
-        noise, one_step = errors["noise"], errors["one_step"]
-        fractions = [errors["clean"], *(one_step[f"{p:g}"] for p in ONE_STEP)]
-        fractions += [noise[f"{std:g}"][what] for std in NOISE for what in ("mean", "standard_error")]
-        epochs, seconds = ended["epochs"], ended["seconds_per_epoch"]
-        numbers = [*fractions, epochs, seconds]
+        errors, texts = ended["test_error"], (ended["parameters"], ended["tested_on"])
+        found: Ended = {
+            "clean": errors["clean"],
+            "noise": errors["noise"],
+            "one_step": errors["one_step"],
+            "seed": config.recipe.seed,
+            "backend": config.backend,
+            "epochs": ended["epochs"],
+            "seconds_per_epoch": ended["seconds_per_epoch"],
+            "parameters": texts[0],
+            "tested_on": texts[1],
+            "test_examples": examples,
+        }
+        fractions = [found["clean"], *(found["one_step"][f"{p:g}"] for p in ONE_STEP)]
+        for std in NOISE:
+            fractions += [found["noise"][f"{std:g}"][what] for what in ("mean", "standard_error")]
+        numbers = [*fractions, found["epochs"], found["seconds_per_epoch"]]
         if any(type(number) not in (int, float) or not 0 <= number < math.inf for number in numbers):
             raise ValueError(f"not all of {numbers} are finite numbers, 0 or more")
-        if max(fractions) > 1 or type(epochs) is not int:
-            raise ValueError(f"errors of {fractions} after {epochs} epochs")
-        if "test_examples" in ended and (type(examples) is not int or examples < 1):
+        if max(fractions) > 1 or type(found["epochs"]) is not int:
+            raise ValueError(f"errors of {fractions} after {found['epochs']} epochs")
+        if type(examples) is not int or examples < 1:
             raise ValueError(f"tested on {examples!r} examples")
-        parameters, sentence = ended["parameters"], ended["tested_on"]
-        if not (isinstance(parameters, str) and isinstance(sentence, str)):
-            raise ValueError(f"parameters {parameters!r}, tested on {sentence!r}")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"parameters {texts[0]!r}, tested on {texts[1]!r}")
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise BadInput(
             f"{run.folder / runs.RESULT}: not the result of a run ({cause!r}); restore it from a copy, or "
             f"remove it and go on with python -m lpfamily.train --resume {run.folder}"
         ) from cause
-    return {
-        "clean": errors["clean"],
-        "noise": noise,
-        "one_step": one_step,
-        "seed": config.recipe.seed,
-        "backend": config.backend,
-        "epochs": epochs,
-        "seconds_per_epoch": seconds,
-        "parameters": parameters,
-        "tested_on": sentence,
-        "test_examples": examples or tested(setting, name),
-    }
+    return found
 
 
 def tested(setting: Setting, name: str) -> int:
     """Return on how many examples a network is tested: earlier versions did not keep it with the errors."""
-    recipe = _recipe_of(NETWORKS[name], setting.budget, setting.data_dir)
+    recipe = _recipe_of(name, setting.budget, setting.data_dir, 0)
     return recipe.test_examples or len(data.load(recipe.data, setting.data_dir).test.x)
 
 
-def backends_of(results: Iterable[Json]) -> dict[str, dict[int, str]]:
+def trained_by(results: Iterable[Json]) -> dict[str, dict[int, str]]:
     """Return what has trained the runs that measurements are of, by network and seed; "" if none says it."""
     found: dict[str, dict[int, str]] = {}
     for each in results:
@@ -231,19 +231,24 @@ def cut(names: Iterable[str]) -> str:
 class _Job:
     """A run to be finished, and how far it is."""
 
-    def __init__(self, setting: Setting, network: PaperNetwork, seed: int) -> None:
+    def __init__(self, setting: Setting, network: str, seed: int) -> None:
         self.setting, self.network, self.seed = setting, network, seed
-        self.name = f"{network.name}-{seed}"
+        self.name = f"{network}-{seed}"
+        self.here = setting.out / "runs" / self.name
         self.share = 0.0
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it is trained by."""
+        return _recipe_of(self.network, self.setting.budget, self.setting.data_dir, self.seed)
 
     def begun(self) -> Path | None:
         """Return the folder of a finished run elsewhere, or of one here, if there is one."""
-        here = self.setting.out / "runs" / self.name
-        return self._elsewhere() or (here if (here / runs.CONFIG).exists() else None)
+        return self._elsewhere() or (self.here if (self.here / runs.CONFIG).exists() else None)
 
     def finish(self, stop: threading.Event) -> Path:
         """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
-        folder = self.begun() or self.setting.out / "runs" / self.name
+        folder = self.begun() or self.here
         self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)
@@ -287,30 +292,23 @@ class _Job:
         config = configs.read(runs.find(folder, option=""))
         if config.data_sha256 != checksum(config.recipe.data, self.setting.data_dir):
             raise BadInput(f"{folder} was trained on other data; give its --data-dir, or another --out")
-        if config.recipe != self._recipe():
+        if config.recipe != self.recipe:
             raise BadInput(f"{folder} was trained by another recipe or budget; give another --out")
-
-    def _recipe(self) -> Recipe:
-        recipe = _recipe_of(self.network, self.setting.budget, self.setting.data_dir)
-        return replace(recipe, seed=self.seed)
 
     def _elsewhere(self) -> Path | None:
         """Return the folder of a finished run of the same recipe, if one was given."""
-        if not self.setting.runs:
-            return None
-        recipe = self._recipe()
-        wanted = recipe, checksum(recipe.data, self.setting.data_dir)
         for folder in self.setting.runs:
             run = runs.find(folder, option="")
             config = configs.read(run)
+            wanted = self.recipe, checksum(self.recipe.data, self.setting.data_dir)
             if (config.recipe, config.data_sha256) == wanted and run.result is not None:
                 return folder
         return None
 
 
 @functools.cache
-def _recipe_of(network: PaperNetwork, budget: Budget, data_dir: Path | None) -> Recipe:
-    given = options.parser().parse(list(flags(network, budget, 0)))
+def _recipe_of(name: str, budget: Budget, data_dir: Path | None, seed: int) -> Recipe:
+    given = options.parser().parse(list(flags(name, budget, seed)))
     return options.recipe_of(given, data.load(given["data"], data_dir))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -58,8 +58,8 @@ class Piece:
     name: str
     """As in the command, such as table6."""
     measurements: tuple[Measurement, ...]
-    report: Callable[..., list[Item]]
-    """report(setting, *results) says what the results of the measurements are."""
+    report: Callable[..., Iterable[Item]]
+    """report(setting, *results) gives what the results of the measurements are."""
     within: str = ""
     """Another piece that says all of it, where both are on the page."""
 
@@ -69,5 +69,6 @@ class Chapter:
     """A section of the page."""
 
     title: str
-    text: tuple[str, ...]
+    text: str
+    """A paragraph, marked up like those of a `page.Section`."""
     pieces: tuple[Piece, ...]

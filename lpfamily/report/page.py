@@ -75,34 +75,15 @@ def write(
         *(_section(number, section, shown) for number, section in enumerate(sections, 1)),
         _facts(facts),
     ]
-    page = _PAGE.format(
-        title=escape(title),
-        css=files("lpfamily.report").joinpath("page.css").read_text("utf-8"),
-        body="\n".join(filter(None, body)),
-    )
+    style, template = (_resource(name) for name in ("page.css", "page.html"))
+    page = template.format(title=escape(title), css=style, body="\n".join(filter(None, body)))
     path = folder / "index.html"
     runs.replace(path, page.encode(errors="backslashreplace"))  # what a command names may be no Unicode
     return path
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-{css}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+def _resource(name: str) -> str:
+    return files("lpfamily.report").joinpath(name).read_text("utf-8")
 
 
 def _check(items: Sequence[Table | Plot]) -> None:
@@ -188,15 +169,13 @@ def _item(item: Table | Plot, caption: str, inner: str, *suffixes: str, heading:
 
 def _prose(text: str) -> str:
     """Return text as HTML, in which nothing but `code` and links is markup."""
-    parts, end = [], 0
-    for found in _MARKUP.finditer(text):
-        parts.append(escape(text[end : found.start()]))
-        if found["code"]:
-            parts.append(f"<code>{escape(found['code'])}</code>")
-        else:
-            parts.append(f'<a href="{escape(found["link"])}">{escape(found["text"])}</a>')
-        end = found.end()
-    return "".join([*parts, escape(text[end:])])
+    return _MARKUP.sub(_marked, escape(text))
+
+
+def _marked(found: re.Match[str]) -> str:
+    if found["code"]:
+        return f"<code>{found['code']}</code>"
+    return f'<a href="{found["link"]}">{found["text"]}</a>'
 
 
 def _csv(table: Table) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -50,13 +50,13 @@ def _clean_table(
         Column("the paper", PERCENT),
     )
 
-    def report(setting: Setting, found: Runs) -> list[Item]:
+    def report(setting: Setting, found: Runs) -> Iterator[Item]:
         rows = []
         for network, published in paper.items():
             errors, plain = (_clean(found[each]) for each in (network, NETWORKS[network].plain))
             row = NETWORKS[network].label, *mean_and_deviation(errors), len(errors)
             rows.append((*row, paired_p_value(errors, plain), published))
-        return [Table(name, title, columns, tuple(rows), (*remarks, *_notes(setting, found, paper)))]
+        yield Table(name, title, columns, tuple(rows), (*remarks, *_notes(setting, found, paper)))
 
     return Piece(name, (measurement,), report)
 
@@ -69,7 +69,7 @@ def _noise_table(
         columns += [Column(head, PERCENT) for head in (f"std {std}", "standard error", "the paper")]
     measurements, papers = zip(*parts, strict=True)
 
-    def report(setting: Setting, *found: Runs) -> list[Item]:
+    def report(setting: Setting, *found: Runs) -> Iterator[Item]:
         rows: list[tuple[Cell, ...]] = []
         notes = [
             "Noise is not clipped and drawn ten times for each network. The standard error is that of the "
@@ -84,7 +84,7 @@ def _noise_table(
                     row += [*noisy_error(measured[network], std, examples), number]
                 rows.append(tuple(row))
             notes += _notes(setting, measured, paper)
-        return [Table(name, title, tuple(columns), tuple(rows), tuple(dict.fromkeys(notes)))]
+        yield Table(name, title, tuple(columns), tuple(rows), tuple(dict.fromkeys(notes)))
 
     return Piece(name, measurements, report, within)
 
@@ -157,10 +157,8 @@ def _notes(setting: Setting, found: Runs, networks: Iterable[str]) -> list[str]:
 
 CHAPTER = Chapter(
     "Test errors (section IV)",
-    (
-        "Networks trained on x + eps, where eps is the steepest step of the loss in an Lp ball, beside "
-        "the same networks trained without. Each row is runs of lpfamily.train, one a seed.",
-    ),
+    "Networks trained on x + eps, where eps is the steepest step of the loss in an Lp ball, beside "
+    "the same networks trained without. Each row is runs of lpfamily.train, one a seed.",
     (
         _clean_table(
             "table1",

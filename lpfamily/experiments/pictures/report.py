@@ -89,7 +89,7 @@ _INK = "Red adds ink and blue takes it away; "
 def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Piece:
     """Return the figure of x + sigma eps, a row for each network."""
 
-    def report(setting: Setting, found: Json) -> list[Item]:
+    def report(setting: Setting, found: Json) -> Iterator[Item]:
         def draw(figure: Figure) -> None:
             for row, each in _network_rows(figure, found, names):
                 images = np.array(each["x"]) + sigma * np.array(each["eps"])
@@ -111,12 +111,12 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
             *remarks,
             *network_notes(setting, found["runs"]),
         )
-        return [Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)]
+        yield Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)
 
     return Piece(name, (DIGITS,), report)
 
 
-def _figure3(setting: Setting, found: Json) -> list[Item]:
+def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
     def draw(figure: Figure) -> None:
         for row, each in _network_rows(figure, found):
             for axes, eps in zip(row, each["eps"], strict=True):
@@ -136,11 +136,13 @@ def _figure3(setting: Setting, found: Json) -> list[Item]:
         f"0 for noise, is {smooth}."
     )
     title = "Figure 3. The perturbations of Figure 2, ten times as large"
-    return [Plot("figure3", title, alt, draw, (7.0, 1.5), notes)]
+    yield Plot("figure3", title, alt, draw, (7.0, 1.5), notes)
 
 
-def _figure4(setting: Setting, found: Json) -> list[Item]:
-    return [*FIGURE_4.report(setting, found), _turned(found), _led(found)]
+def _figure4(setting: Setting, found: Json) -> Iterator[Item]:
+    yield from FIGURE_4.report(setting, found)
+    yield _turned(found)
+    yield _led(found)
 
 
 def _turned(found: Json) -> Table:
@@ -184,7 +186,7 @@ def _mean_radius(radii: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _exponents(setting: Setting, found: Json) -> list[Item]:
+def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
     means = {p: _mean_radius(each["sigma"]) for p, each in found["steps"].items()}
 
     def draw(figure: Figure) -> None:
@@ -208,7 +210,7 @@ def _exponents(setting: Setting, found: Json) -> list[Item]:
         f"Perturbations of ten digits for five p, from a single pixel at p = 1 to all pixels alike at p = "
         f"inf. Mean sigma: {said}."
     )
-    return [Plot("figure-p", "Perturbations that raise the loss alike, by p", alt, draw, (7.0, 4.0), notes)]
+    yield Plot("figure-p", "Perturbations that raise the loss alike, by p", alt, draw, (7.0, 4.0), notes)
 
 
 def _draw_classes(found: Json, figure: Figure) -> None:
@@ -230,7 +232,7 @@ def _draw_classes(found: Json, figure: Figure) -> None:
             axes.annotate(sign, (-0.13, 0.5), xycoords="axes fraction", ha="center", va="center")
 
 
-def _classes(setting: Setting, found: Json) -> list[Item]:
+def _classes(setting: Setting, found: Json) -> Iterator[Item]:
     said = "; ".join(
         f"of the {each['label']}, {each['shares'][0]:.0%} is its own class and {each['shares'][1]:.0%} class "
         f"{each['classes'][1]}"
@@ -244,19 +246,17 @@ def _classes(setting: Setting, found: Json) -> list[Item]:
         "components sum to 0.",
         *network_notes(setting, found["runs"]),
     )
-    return [
-        Plot(
-            "figure-classes",
-            "What classes contribute to a perturbation (eq. 25)",
-            f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
-            lambda figure: _draw_classes(found, figure),
-            (7.0, 4.3),
-            notes,
-        )
-    ]
+    yield Plot(
+        "figure-classes",
+        "What classes contribute to a perturbation (eq. 25)",
+        f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
+        lambda figure: _draw_classes(found, figure),
+        (7.0, 4.3),
+        notes,
+    )
 
 
-def _transfer(setting: Setting, found: Json) -> list[Item]:
+def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
     clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
     rows = (
         ("none (clean)", *clean.values()),
@@ -285,16 +285,14 @@ def _transfer(setting: Setting, found: Json) -> list[Item]:
     )
     columns = (Column("perturbation of"), *(Column(label, PERCENT) for label in labels.values()))
     title = "III-C. Errors under the perturbations of other networks"
-    return [Table("table-transfer", title, columns, rows, notes)]
+    yield Table("table-transfer", title, columns, rows, notes)
 
 
 FIGURE_4 = _figure("figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, PICTURED, *_PERTURBED)
 CHAPTER = Chapter(
     "What a perturbation looks like (section III)",
-    (
-        "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
-        "why perturbations carry over from one network to another.",
-    ),
+    "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
+    "why perturbations carry over from one network to another.",
     (
         _figure("figure1", "Figure 1. Digits as they are", 0.0, PICTURED[:1]),
         _figure("figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, PICTURED, *_PERTURBED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 from lpfamily.experiments.networks import NETWORKS
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
@@ -14,7 +15,7 @@ from lpfamily.training.robustness import MULTIPLES, findings
 AT = MULTIPLES.index(1.0)
 
 
-def _report(_: Setting, found: Json) -> list[Item]:
+def _report(_: Setting, found: Json) -> Iterator[Item]:
     heads = (f"p = {p}, {what}" for p in ("1", "2", "inf") for what in ("one", "many", "noise"))
     columns = Column("network"), *(Column(head, "{:.1%}") for head in ("clean", *heads))
     rows = []
@@ -32,8 +33,8 @@ def _report(_: Setting, found: Json) -> list[Item]:
         "that norm.",
         "The networks are those of Table I, of seed 0.",
     )
-    table = Table("table-robustness", "Robust errors at matched strength", columns, tuple(rows), notes)
-    return [table, *(_plot(name, result) for name, result in found.items())]
+    yield Table("table-robustness", "Robust errors at matched strength", columns, tuple(rows), notes)
+    yield from (_plot(name, result) for name, result in found.items())
 
 
 def _plot(name: str, result: Json) -> Plot:
@@ -53,9 +54,7 @@ def _plot(name: str, result: Json) -> Plot:
 
 CHAPTER = Chapter(
     "Robustness, as it is measured today",
-    (
-        "One step measures the step that a network was trained with. Many steps find what one has "
-        "missed: where the two differ much, robustness to one step means nothing.",
-    ),
+    "One step measures the step that a network was trained with. Many steps find what one has "
+    "missed: where the two differ much, robustness to one step means nothing.",
     (Piece("figure-robustness", (ROBUSTNESS,), _report),),
 )

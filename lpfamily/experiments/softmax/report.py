@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ def _models(result: Json) -> list[tuple[Printed, Json]]:
     return list(zip(PAPER, result["models"], strict=True))
 
 
-def _table6(_: Setting, result: Json) -> list[Item]:
+def _table6(_: Setting, result: Json) -> Iterator[Item]:
     models, counts = _models(result), result["examples"]
     *_, imitated, converged = result["models"]
     worst = max(found["gradient"] for found in result["models"])
@@ -82,35 +82,33 @@ def _table6(_: Setting, result: Json) -> list[Item]:
 
     along = (f"{what}, {whose}" for what in MOMENTS for whose in ("paper", *BOTH))
     exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
-    return [
-        _table(
-            "table6",
-            "Table VI: minimum perturbations of softmax models on MNIST along the gradient of the loss",
-            (("c", "{:g}"), *((head, LENGTH) for head in along)),
-            (row(*each) for each in models),
-            "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
-            f"{counts['training']:,} training and {counts['test']:,} test images. The paper's are of the "
-            "training images, from a search in steps; ours are exact.",
-            "The paper does not say how lambda enters its loss. Here the loss is mean cross-entropy + "
-            "(c / 2) |W|^2 with free biases, and c = lambda / 200, which comes within "
-            f"{off:.1%} of the paper's numbers for lambda = 1 and 1e-2.",
-            f"For lambda = 1e-4 it does not: the minimum at c = {converged['decay']:g} is the row "
-            "'converged'. Most likely the paper's training stopped before it. The row 'imitated' is the "
-            f"minimum at c = {imitated['decay']:g}, chosen to come near the paper's numbers, and stands for "
-            "the paper's model elsewhere.",
-            "The paper does not state how it trained. Here L-BFGS went on until no entry of the gradient "
-            f"was above {worst:.0e}. There is one minimum, so there are no seeds.",
-        ),
-        _table(
-            "table6-margins",
-            "Distances to the nearest boundary of the same models",
-            ((head, LENGTH) for head in ("L2 along the gradient", *exact)),
-            (margins(name, found) for name in counts for found in result["models"]),
-            "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
-            "than to the nearest boundary, whose distance a linear model has in closed form in every Lp "
-            "norm.",
-        ),
-    ]
+    yield _table(
+        "table6",
+        "Table VI: minimum perturbations of softmax models on MNIST along the gradient of the loss",
+        (("c", "{:g}"), *((head, LENGTH) for head in along)),
+        (row(*each) for each in models),
+        "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
+        f"{counts['training']:,} training and {counts['test']:,} test images. The paper's are of the "
+        "training images, from a search in steps; ours are exact.",
+        "The paper does not say how lambda enters its loss. Here the loss is mean cross-entropy + "
+        "(c / 2) |W|^2 with free biases, and c = lambda / 200, which comes within "
+        f"{off:.1%} of the paper's numbers for lambda = 1 and 1e-2.",
+        f"For lambda = 1e-4 it does not: the minimum at c = {converged['decay']:g} is the row "
+        "'converged'. Most likely the paper's training stopped before it. The row 'imitated' is the "
+        f"minimum at c = {imitated['decay']:g}, chosen to come near the paper's numbers, and stands for "
+        "the paper's model elsewhere.",
+        "The paper does not state how it trained. Here L-BFGS went on until no entry of the gradient "
+        f"was above {worst:.0e}. There is one minimum, so there are no seeds.",
+    )
+    yield _table(
+        "table6-margins",
+        "Distances to the nearest boundary of the same models",
+        ((head, LENGTH) for head in ("L2 along the gradient", *exact)),
+        (margins(name, found) for name in counts for found in result["models"]),
+        "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
+        "than to the nearest boundary, whose distance a linear model has in closed form in every Lp "
+        "norm.",
+    )
 
 
 def _noise(here: Json, std: float) -> tuple[float, float | None]:
@@ -127,26 +125,24 @@ DRAWN = (
 )
 
 
-def _table7(_: Setting, result: Json) -> list[Item]:
-    return [
-        _table(
-            "table7",
-            "Table VII: error of softmax models on MNIST under Gaussian noise",
-            (
-                *(("sigma", "{:g}"), ("paper", PERCENT)),
-                *(("training", PERCENT), ("standard error, training", FINE)),
-                *(("test", PERCENT), ("standard error, test", FINE)),
-            ),
-            (
-                (found["name"], std, actual, *_noise(found["training"], std), *_noise(found["test"], std))
-                for paper, found in _models(result)
-                for std, actual in zip(STDS, paper.actual, strict=True)
-            ),
-            f"Mean and standard error of {NOISE_DRAWS} draws. " + DRAWN,
-            "The paper does not say of which images its errors are; without noise they are those of the "
-            "training images. Its label lambda = 1e-4 of the third row is a misprint for 1.",
-        )
-    ]
+def _table7(_: Setting, result: Json) -> Iterator[Item]:
+    yield _table(
+        "table7",
+        "Table VII: error of softmax models on MNIST under Gaussian noise",
+        (
+            *(("sigma", "{:g}"), ("paper", PERCENT)),
+            *(("training", PERCENT), ("standard error, training", FINE)),
+            *(("test", PERCENT), ("standard error, test", FINE)),
+        ),
+        (
+            (found["name"], std, actual, *_noise(found["training"], std), *_noise(found["test"], std))
+            for paper, found in _models(result)
+            for std, actual in zip(STDS, paper.actual, strict=True)
+        ),
+        f"Mean and standard error of {NOISE_DRAWS} draws. " + DRAWN,
+        "The paper does not say of which images its errors are; without noise they are those of the "
+        "training images. Its label lambda = 1e-4 of the third row is a misprint for 1.",
+    )
 
 
 def _eq33(error: float | None, mean: float | None, std: float | None, sigma: float) -> float | None:
@@ -156,7 +152,7 @@ def _eq33(error: float | None, mean: float | None, std: float | None, sigma: flo
     return float(error_under_noise(error, mean, std, sigma))
 
 
-def _table8(_: Setting, result: Json) -> list[Item]:
+def _table8(_: Setting, result: Json) -> Iterator[Item]:
     def row(paper: Printed, found: Json, index: int, sigma: float) -> tuple[Cell, ...]:
         here = found["training"]
         normal = here["error"], here["along"]["mean"], here["along"]["std"]
@@ -174,27 +170,25 @@ def _table8(_: Setting, result: Json) -> list[Item]:
 
     of_paper = "paper", "eq. 33, paper's Table VI"
     heads = *of_paper, "eq. 33, ours", "two-sided", "at least", "at most", "measured"
-    return [
-        _table(
-            "table8",
-            "Table VIII: error under Gaussian noise as estimated from the distances, training images",
-            (("sigma", "{:g}"), *((head, PERCENT) for head in heads)),
-            (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
-            "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
-            "sigma = 0 the paper has the measured error instead: eq. 33 adds what the normal distribution "
-            "has below zero.",
-            "Eq. 33 takes distances as normal, and wrong images as staying wrong. 'Two-sided' lets noise "
-            "correct them, taking as normal also how far they are beyond the boundary that they are "
-            "farthest beyond.",
-            "'At least' and 'at most' take no distribution, and bound the error of a linear model: Q(d / "
-            "sigma) of each image's nearest boundary, d negative where it is wrong; and eq. 27 over all "
-            "nine boundaries, with wrong images staying wrong. The paper calls eq. 27 a lower bound, but "
-            "it is an upper one.",
-        )
-    ]
+    yield _table(
+        "table8",
+        "Table VIII: error under Gaussian noise as estimated from the distances, training images",
+        (("sigma", "{:g}"), *((head, PERCENT) for head in heads)),
+        (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
+        "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
+        "sigma = 0 the paper has the measured error instead: eq. 33 adds what the normal distribution "
+        "has below zero.",
+        "Eq. 33 takes distances as normal, and wrong images as staying wrong. 'Two-sided' lets noise "
+        "correct them, taking as normal also how far they are beyond the boundary that they are "
+        "farthest beyond.",
+        "'At least' and 'at most' take no distribution, and bound the error of a linear model: Q(d / "
+        "sigma) of each image's nearest boundary, d negative where it is wrong; and eq. 27 over all "
+        "nine boundaries, with wrong images staying wrong. The paper calls eq. 27 a lower bound, but "
+        "it is an upper one.",
+    )
 
 
-def _table9(_: Setting, result: Json) -> list[Item]:
+def _table9(_: Setting, result: Json) -> Iterator[Item]:
     def row(name: str, paper: Printed, found: Json) -> tuple[Cell, ...]:
         here = found[name]
         error, line, drawn = here["error"], here["line"], here["noise"][f"{SMALL:g}"]
@@ -211,23 +205,21 @@ def _table9(_: Setting, result: Json) -> list[Item]:
 
     measured = "actual", "standard error", "right to wrong", "wrong to right"
     predicted = (f"predicted, {line}" for line in ("through zero", "one-sided", "two-sided"))
-    return [
-        _table(
-            "table9",
-            f"Table IX: error that Gaussian noise of sigma = {SMALL} adds",
-            (
-                *(("actual, paper", PERCENT), *((head, FINE) for head in measured)),
-                *(("predicted, paper", PERCENT), *((head, FINE) for head in predicted)),
-            ),
-            (row(name, *model) for name in result["examples"] for model in _models(result)),
-            f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
-            "The paper's prediction takes the density of the distances as a line through zero, here fitted "
-            f"up to {CUT}. But the density is not zero at zero. With its intercept, 'one-sided' is what "
-            "noise turns from right to wrong; the paper excludes that noise corrects, which it does nearly "
-            "as often. The net change is 'two-sided', where the intercept cancels: so the paper agrees "
-            "with it, having left it out.",
-        )
-    ]
+    yield _table(
+        "table9",
+        f"Table IX: error that Gaussian noise of sigma = {SMALL} adds",
+        (
+            *(("actual, paper", PERCENT), *((head, FINE) for head in measured)),
+            *(("predicted, paper", PERCENT), *((head, FINE) for head in predicted)),
+        ),
+        (row(name, *model) for name in result["examples"] for model in _models(result)),
+        f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
+        "The paper's prediction takes the density of the distances as a line through zero, here fitted "
+        f"up to {CUT}. But the density is not zero at zero. With its intercept, 'one-sided' is what "
+        "noise turns from right to wrong; the paper excludes that noise corrects, which it does nearly "
+        "as often. The net change is 'two-sided', where the intercept cancels: so the paper agrees "
+        "with it, having left it out.",
+    )
 
 
 def _bars(axes: Axes, histogram: Json, examples: int, colour: str, label: str) -> None:
@@ -257,7 +249,7 @@ def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Calla
     return draw
 
 
-def _figure5(_: Setting, result: Json) -> list[Item]:
+def _figure5(_: Setting, result: Json) -> Iterator[Item]:
     def fill(axes: Axes, here: Json) -> None:
         mean, std, most = here["along"]["mean"], here["along"]["std"], here["histogram"]["high"]
         _bars(axes, here["histogram"], here["right"], COLOURS[0], "right training images")
@@ -270,22 +262,20 @@ def _figure5(_: Setting, result: Json) -> list[Item]:
     mean, std, most = first["along"]["mean"], first["along"]["std"], first["histogram"]["high"]
     counts = first["histogram"]["counts"]
     peak = (np.argmax(counts) + 0.5) * most / len(counts)
-    return [
-        Plot(
-            "figure5",
-            "Figure 5: minimum perturbations of softmax models on MNIST",
-            "Histograms of three models, of one shape on three scales: a peak below the mean and a long "
-            f"tail. For {models[0]['name']}, the peak is near {peak:.2f}, the mean is {mean:.3f}, the "
-            f"largest {most:.2f}. The normal distribution of the same mean and deviation has "
-            f"{_eq33(0.0, mean, std, 0.0):.1%} below 0.",
-            _panels(models, fill),
-            (7.6, 3.0),
-            ("The paper shows lambda = 1e-4, and says that the others have the same shape: they do.",),
-        )
-    ]
+    yield Plot(
+        "figure5",
+        "Figure 5: minimum perturbations of softmax models on MNIST",
+        "Histograms of three models, of one shape on three scales: a peak below the mean and a long "
+        f"tail. For {models[0]['name']}, the peak is near {peak:.2f}, the mean is {mean:.3f}, the "
+        f"largest {most:.2f}. The normal distribution of the same mean and deviation has "
+        f"{_eq33(0.0, mean, std, 0.0):.1%} below 0.",
+        _panels(models, fill),
+        (7.6, 3.0),
+        ("The paper shows lambda = 1e-4, and says that the others have the same shape: they do.",),
+    )
 
 
-def _figure7(_: Setting, result: Json) -> list[Item]:
+def _figure7(_: Setting, result: Json) -> Iterator[Item]:
     def fill(axes: Axes, here: Json) -> None:
         at, line = np.array([0.0, CUT]), here["line"]
         _bars(axes, here["near"], here["right"], COLOURS[0], "right")
@@ -303,26 +293,24 @@ def _figure7(_: Setting, result: Json) -> list[Item]:
         )
         for model in models
     )
-    return [
-        Plot(
-            "figure7",
-            f"Figure 7: minimum perturbations up to {CUT}",
-            "Histograms of the distances of right images, and to the left of zero of wrong ones. The "
-            "density is nearly a line, but not one through zero, and it goes on below. Lines for a "
-            f"distance a: {lines}.",
-            _panels(models, fill),
-            (7.6, 3.2),
-            (
-                "The paper shows lambda = 1e-4 for right images alone, and takes the line as going through "
-                "zero. The gaps in its figure are the steps of its search.",
-                "A wrong image is to the left by how far it is beyond the boundary that it is farthest "
-                "beyond. Densities are per right image.",
-            ),
-        )
-    ]
+    yield Plot(
+        "figure7",
+        f"Figure 7: minimum perturbations up to {CUT}",
+        "Histograms of the distances of right images, and to the left of zero of wrong ones. The "
+        "density is nearly a line, but not one through zero, and it goes on below. Lines for a "
+        f"distance a: {lines}.",
+        _panels(models, fill),
+        (7.6, 3.2),
+        (
+            "The paper shows lambda = 1e-4 for right images alone, and takes the line as going through "
+            "zero. The gaps in its figure are the steps of its search.",
+            "A wrong image is to the left by how far it is beyond the boundary that it is farthest "
+            "beyond. Densities are per right image.",
+        ),
+    )
 
 
-def _figure6(_: Setting, result: Json) -> list[Item]:
+def _figure6(_: Setting, result: Json) -> Iterator[Item]:
     def draw(figure: Figure) -> None:
         grid = figure.subplots(2, len(result["clean"]))
         for row, name, label in zip(grid, ("clean", "noisy"), ("clean", f"sigma = {SMALL}"), strict=True):
@@ -332,25 +320,21 @@ def _figure6(_: Setting, result: Json) -> list[Item]:
             row[0].set_ylabel(label, fontsize=8)
 
     change = np.abs(np.array(result["noisy"]) - np.array(result["clean"])).max()
-    return [
-        Plot(
-            "figure6",
-            f"Figure 6: images corrupted by Gaussian noise of sigma = {SMALL}",
-            "The first training image of each digit, above as it is and below with noise. No pixel changes "
-            f"by more than {change:.3f} of the range from black to white: the rows look the same.",
-            draw,
-            (7.6, 1.8),
-            ("What noise puts below black or above white is shown as black and white.",),
-        )
-    ]
+    yield Plot(
+        "figure6",
+        f"Figure 6: images corrupted by Gaussian noise of sigma = {SMALL}",
+        "The first training image of each digit, above as it is and below with noise. No pixel changes "
+        f"by more than {change:.3f} of the range from black to white: the rows look the same.",
+        draw,
+        (7.6, 1.8),
+        ("What noise puts below black or above white is shown as black and white.",),
+    )
 
 
 CHAPTER = Chapter(
     "Minimum perturbations and Gaussian noise (section V)",
-    (
-        "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
-        "the gradient, and what that says of the errors under Gaussian noise.",
-    ),
+    "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
+    "the gradient, and what that says of the errors under Gaussian noise.",
     (
         Piece("table6", (SOFTMAX,), _table6),
         Piece("table7", (SOFTMAX,), _table7),

@@ -97,7 +97,7 @@ def _second(found: Json, name: str) -> str:
     )
 
 
-def _report(setting: Setting, found: Json) -> list[Item]:
+def _report(setting: Setting, found: Json) -> Iterator[Item]:
     said = [_reach(found, name) for name in NAMES]
     method = (
         f"Means over the first {found['examples']} test examples; {found['probes']} probes for eq. 20, "
@@ -123,24 +123,20 @@ def _report(setting: Setting, found: Json) -> list[Item]:
     networks = network_notes(setting, found["runs"])
     second = (_second(found, name) for name in NAMES)
     band = f"The band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
-    return [
-        Plot(
-            "figure-theory",
-            "How far the loss is what eq. 4 to 20 say",
-            f"Predicted over measured increases of the loss, by sigma. {' '.join(said)}",
-            lambda figure: _draw(found, figure),
-            (7.0, 4.4),
-            (*said, *second, paper, band, method, *networks),
-        ),
-        Table("figure-theory-numbers", "The numbers of it", columns, tuple(rows), (method, *networks)),
-    ]
+    yield Plot(
+        "figure-theory",
+        "How far the loss is what eq. 4 to 20 say",
+        f"Predicted over measured increases of the loss, by sigma. {' '.join(said)}",
+        lambda figure: _draw(found, figure),
+        (7.0, 4.4),
+        (*said, *second, paper, band, method, *networks),
+    )
+    yield Table("figure-theory-numbers", "The numbers of it", columns, tuple(rows), (method, *networks))
 
 
 CHAPTER = Chapter(
     "How far the first-order theory holds (section II)",
-    (
-        "The family maximises the linearised loss. Here is how much the loss of trained networks does "
-        "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
-    ),
+    "The family maximises the linearised loss. Here is how much the loss of trained networks does "
+    "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
     (Piece("figure-theory", (THEORY,), _report),),
 )
