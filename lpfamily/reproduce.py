@@ -99,8 +99,7 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on: {NAME} {shlex.join(argv)}", file=sys.stderr)
         raise
-    page = _write(setting, results, argv, progress.warn)
-    print(page, flush=True)
+    print(_write(setting, results, argv, progress.warn), flush=True)
     return 0
 
 

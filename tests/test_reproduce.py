@@ -111,7 +111,7 @@ def setting(tmp_path, monkeypatch):
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch):
     all_finished(setting, [("softmax", 0)], silent)
     monkeypatch.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "3", "--batch-size", "10"))
-    networks._recipe_of.cache_clear()
+    networks.recipe_of.cache_clear()
     with pytest.raises(
         BadInput, match="softmax-0 was trained by another recipe or budget; give another --out"
     ):
@@ -291,16 +291,16 @@ def once(tmp_path_factory):
     small_mnist(root / "data" / "mnist")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "2", "--batch-size", "10"))
-        networks._recipe_of.cache_clear()
+        networks.recipe_of.cache_clear()
         finished(Setting(root / "out", root / "data"), "softmax", 0, silent)
-    networks._recipe_of.cache_clear()
+    networks.recipe_of.cache_clear()
     return root
 
 
 @pytest.mark.parametrize("where", ["--runs", "--out"])
 @pytest.mark.parametrize("damage", RESULTS.values(), ids=RESULTS)
 def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypatch, capsys, damage, where):
-    networks._recipe_of.cache_clear()
+    networks.recipe_of.cache_clear()
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "there/runs/softmax-0")
     measurement = replace(measure.measurement("some", ("softmax",), 0.1), seeds=lambda setting: 1)
     piece = Piece("some", (measurement,), lambda setting, found: [])
@@ -347,15 +347,15 @@ def test_a_kept_measurement_without_a_count_is_of_the_recipe_s_test_examples(mon
     """As earlier versions have kept it; the quick convolutional networks take the first 500 examples."""
     small_mnist(tmp_path / "mnist")
     monkeypatch.setitem(QUICK, "conv", ("--test-examples", "15"))
-    networks._recipe_of.cache_clear()
-    found = {name: [result(0.4)] for name in report.TABLE_2}
+    networks.recipe_of.cache_clear()
+    found = {name: [result(0.4)] for name in measure.CONV.networks}
     for (run,) in found.values():
         run["tested_on"] = f"mnist, {run.pop('test_examples')} test examples"
     setting = Setting(tmp_path / "out", tmp_path, budget=budget)
     (table,) = catalogue.PIECES["table2"].report(setting, found)
     count = 15 if budget == "quick" else 20
     assert any(f"Tested on {count} examples: a single run with {0.4 * count:.0f}" in n for n in table.notes)
-    networks._recipe_of.cache_clear()
+    networks.recipe_of.cache_clear()
 
 
 # Tables I to V
@@ -427,7 +427,7 @@ def test_the_error_under_noise_is_that_of_the_seeds():
 
 
 def test_table_1_shows_what_was_measured(tmp_path):
-    found = {name: [result(0.02, 0), result(0.03, 1)] for name in report.TABLE_1}
+    found = {name: [result(0.02, 0), result(0.03, 1)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(0.01, 0), result(0.024, 1)]
     piece = catalogue.PIECES["table1"]
     (table,) = piece.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
@@ -445,7 +445,7 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
     noise = {"0.1": 0.05, "0.3": 0.25}
     dense, conv = (
         {name: [result(clean, **noise)] for name in part}
-        for clean, part in ((0.02, report.TABLE_1), (0.01, report.TABLE_2))
+        for clean, part in ((0.02, measure.DENSE.networks), (0.01, measure.CONV.networks))
     )
     (table,) = catalogue.PIECES["table4"].report(Setting(tmp_path, None), conv, dense)
     assert [row[1] for row in table.rows] == [0.01, 0.01, 0.02, 0.02]

@@ -13,9 +13,8 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -127,6 +126,13 @@ def flags(name: str, budget: Budget, seed: int) -> tuple[str, ...]:
     return *network.flags, *short, "--seed", str(seed)
 
 
+@functools.cache
+def recipe_of(setting: Setting, name: str, seed: int = 0) -> Recipe:
+    """Return what a network is trained by."""
+    given = options.parser().parse(list(flags(name, setting.budget, seed)))
+    return options.recipe_of(given, data.load(given["data"], setting.data_dir))
+
+
 def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick) -> list[Path]:
     """Return the folders of finished runs of networks and seeds, in this order; trains what is missing."""
     jobs = [_Job(setting, name, seed) for name, seed in wanted]
@@ -134,12 +140,11 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
     with ThreadPoolExecutor(setting.jobs) as pool:
         futures = [pool.submit(job.finish, stop) for job in jobs]
         try:
-            while not all(future.done() for future in futures):
-                if any(future.done() and future.exception() for future in futures):
+            while (state := wait(futures, 0.2, FIRST_EXCEPTION)).not_done:
+                if any(future.exception() for future in state.done):
                     break
                 running = ", ".join(job.name for job in jobs if 0 < job.share < 1)
                 tick(sum(job.share for job in jobs), len(jobs), running)
-                time.sleep(0.2)
         finally:
             stop.set()
     return [future.result() for future in futures]
@@ -150,8 +155,9 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
     job = _Job(setting, name, seed)
     folder = job.begun()
     if folder is None:
-        source = data.source(job.recipe.data)
-        network = network_of(job.recipe, source.shape, source.classes)
+        recipe = recipe_of(setting, name, seed)
+        source = data.source(recipe.data)
+        network = network_of(recipe, source.shape, source.classes)
         backends.check_layers(setting.backend, backends.find(setting.backend), network)
     elif (folder / runs.RESULT).exists():
         result(setting, name, folder)
@@ -198,7 +204,7 @@ def result(setting: Setting, name: str, folder: Path) -> Ended:
 
 def tested(setting: Setting, name: str) -> int:
     """Return on how many examples a network is tested: earlier versions did not keep it with the errors."""
-    recipe = _recipe_of(name, setting.budget, setting.data_dir, 0)
+    recipe = recipe_of(setting, name)
     return recipe.test_examples or len(data.load(recipe.data, setting.data_dir).test.x)
 
 
@@ -236,11 +242,6 @@ class _Job:
         self.name = f"{network}-{seed}"
         self.here = setting.out / "runs" / self.name
         self.share = 0.0
-
-    @property
-    def recipe(self) -> Recipe:
-        """What it is trained by."""
-        return _recipe_of(self.network, self.setting.budget, self.setting.data_dir, self.seed)
 
     def begun(self) -> Path | None:
         """Return the folder of a finished run elsewhere, or of one here, if there is one."""
@@ -292,7 +293,7 @@ class _Job:
         config = configs.read(runs.find(folder, option=""))
         if config.data_sha256 != checksum(config.recipe.data, self.setting.data_dir):
             raise BadInput(f"{folder} was trained on other data; give its --data-dir, or another --out")
-        if config.recipe != self.recipe:
+        if config.recipe != recipe_of(self.setting, self.network, self.seed):
             raise BadInput(f"{folder} was trained by another recipe or budget; give another --out")
 
     def _elsewhere(self) -> Path | None:
@@ -300,16 +301,11 @@ class _Job:
         for folder in self.setting.runs:
             run = runs.find(folder, option="")
             config = configs.read(run)
-            wanted = self.recipe, checksum(self.recipe.data, self.setting.data_dir)
+            recipe = recipe_of(self.setting, self.network, self.seed)
+            wanted = recipe, checksum(recipe.data, self.setting.data_dir)
             if (config.recipe, config.data_sha256) == wanted and run.result is not None:
                 return folder
         return None
-
-
-@functools.cache
-def _recipe_of(name: str, budget: Budget, data_dir: Path | None, seed: int) -> Recipe:
-    given = options.parser().parse(list(flags(name, budget, seed)))
-    return options.recipe_of(given, data.load(given["data"], data_dir))
 
 
 def _share(folder: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from lpfamily.report.contents import INK, Cell, Column, Plot, Table
+from lpfamily.report.contents import INK, Cell, Column, Item, Plot, Table
 from lpfamily.report.looks import rendered
 from lpfamily.training import runs
 
@@ -31,7 +31,7 @@ class Section:
 
     title: str
     text: tuple[str, ...] = ()
-    items: tuple[Table | Plot, ...] = ()
+    items: tuple[Item, ...] = ()
 
 
 def write(
@@ -86,7 +86,7 @@ def _resource(name: str) -> str:
     return files("lpfamily.report").joinpath(name).read_text("utf-8")
 
 
-def _check(items: Sequence[Table | Plot]) -> None:
+def _check(items: Sequence[Item]) -> None:
     names = [item.name for item in items]
     for item in items:
         if not _NAME.fullmatch(item.name):
@@ -105,8 +105,14 @@ def _check(items: Sequence[Table | Plot]) -> None:
                     )
 
 
+def _titled(tag: str, name: str, title: str, parts: Iterable[str]) -> str:
+    """Return parts of the page below a heading, which is their label too."""
+    heading = f'<h2 id="section.{name}">{escape(title)}</h2>'
+    return "\n".join([f'<{tag} aria-labelledby="section.{name}">', heading, *parts, f"</{tag}>"])
+
+
 def _contents(sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
-    lines = ['<nav aria-labelledby="section.contents">', '<h2 id="section.contents">Contents</h2>', "<ol>"]
+    lines = []
     for number, section in enumerate(sections, 1):
         items = "".join(
             f'\n<li><a href="#{item.name}">{escape(item.title)}</a></li>' for item in section.items
@@ -115,34 +121,23 @@ def _contents(sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> 
         lines.append(f'<li><a href="#section.{number}">{escape(section.title)}</a>{inner}</li>')
     if facts:
         lines.append('<li><a href="#section.facts">How this was made</a></li>')
-    return "\n".join([*lines, "</ol>", "</nav>"])
+    return _titled("nav", "contents", "Contents", ["<ol>", *lines, "</ol>"])
 
 
 def _section(number: int, section: Section, shown: dict[str, str]) -> str:
-    return "\n".join(
-        [
-            f'<section aria-labelledby="section.{number}">',
-            f'<h2 id="section.{number}">{escape(section.title)}</h2>',
-            *(f"<p>{_prose(paragraph)}</p>" for paragraph in section.text),
-            *(shown[item.name] for item in section.items),
-            "</section>",
-        ]
+    text = (f"<p>{_prose(paragraph)}</p>" for paragraph in section.text)
+    return _titled(
+        "section", f"{number}", section.title, [*text, *(shown[item.name] for item in section.items)]
     )
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    if not facts:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{_prose(value)}</td></tr>' for name, value in facts
-    )
-    return (
-        '<section aria-labelledby="section.facts">\n<h2 id="section.facts">How this was made</h2>\n'
-        f'<table class="facts">\n<tbody>\n{rows}\n</tbody>\n</table>\n</section>'
-    )
+    rows = (f'<tr><th scope="row">{escape(name)}</th><td>{_prose(value)}</td></tr>' for name, value in facts)
+    parts = ['<table class="facts">', "<tbody>", *rows, "</tbody>", "</table>"]
+    return _titled("section", "facts", "How this was made", parts) if facts else ""
 
 
-def _put(item: Table | Plot, folder: Path, warn: Callable[[str], None]) -> str:
+def _put(item: Item, folder: Path, warn: Callable[[str], None]) -> str:
     """Write the files of a table or figure and return its HTML."""
     caption = f"{item.name}.caption"
     if isinstance(item, Table):
@@ -156,7 +151,7 @@ def _put(item: Table | Plot, folder: Path, warn: Callable[[str], None]) -> str:
     return _item(item, caption, inner, *drawn, heading=heading)
 
 
-def _item(item: Table | Plot, caption: str, inner: str, *suffixes: str, heading: str = "") -> str:
+def _item(item: Item, caption: str, inner: str, *suffixes: str, heading: str = "") -> str:
     # the box scrolls, so that a keyboard must reach it
     links = ", ".join(f'<a href="{item.name}.{suffix}">{suffix.upper()}</a>' for suffix in suffixes)
     notes = "".join(f"<p>{_prose(note)}</p>\n" for note in item.notes)
@@ -181,26 +176,21 @@ def _marked(found: re.Match[str]) -> str:
 def _csv(table: Table) -> str:
     """Return a table as RFC 4180 has it."""
     text = StringIO()
-    writer = csv.writer(text)
-    writer.writerow([column.head for column in table.columns])
-    writer.writerows(table.rows)
+    csv.writer(text).writerows([[column.head for column in table.columns], *table.rows])
     return text.getvalue()
 
 
 def _table(table: Table) -> str:
     classes = [
-        ' class="number"' if number and any(_is_number(row[number]) for row in table.rows) else ""
-        for number in range(len(table.columns))
+        ' class="number"' if any(not isinstance(row[k], str | None) for row in table.rows) and k else ""
+        for k in range(len(table.columns))
     ]
-    lines = [
-        "<table>",
-        f'<caption><span id="{table.name}.caption">{escape(table.title)}</span></caption>',
-        "<thead>",
-        "<tr>",
-    ]
-    for column, aligned in zip(table.columns, classes, strict=True):
-        lines.append(f'<th scope="col"{aligned}>{escape(column.head)}</th>')
-    lines += ["</tr>", "</thead>", "<tbody>"]
+    heads = (
+        f'<th scope="col"{aligned}>{escape(column.head)}</th>'
+        for column, aligned in zip(table.columns, classes, strict=True)
+    )
+    caption = f'<caption><span id="{table.name}.caption">{escape(table.title)}</span></caption>'
+    lines = ["<table>", caption, "<thead>", "<tr>", *heads, "</tr>", "</thead>", "<tbody>"]
     for row in table.rows:
         first, *others = (_shown(cell, column) for cell, column in zip(row, table.columns, strict=True))
         cells = (f"<td{aligned}>{cell}</td>" for cell, aligned in zip(others, classes[1:], strict=True))
@@ -212,10 +202,6 @@ def _shown(cell: Cell, column: Column) -> str:
     if cell is None:
         return ""
     return escape(cell if isinstance(cell, str) else column.format.format(cell))
-
-
-def _is_number(cell: Cell) -> bool:
-    return not isinstance(cell, str | None)
 
 
 def _inline(svg: str, plot: Plot) -> str:

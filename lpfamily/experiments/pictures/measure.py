@@ -77,8 +77,7 @@ def matched_steps(trainer: Trainer, x: Floats, labels: Labels, p: float) -> tupl
 
     def enough(sigma: Floats) -> NDArray[np.bool_]:
         stepped = x + sigma[:, None].astype(x.dtype) * direction
-        found: NDArray[np.bool_] = trainer.losses(stepped, labels) >= goal
-        return found
+        return np.asarray(trainer.losses(stepped, labels) >= goal)
 
     low, high = np.zeros(len(x)), np.full(len(x), 2.0**-10)
     for _ in range(20):
@@ -187,8 +186,7 @@ def _runner_up(trainer: Trainer, x: Floats, labels: Labels) -> Labels:
     """Return the most probable wrong class of each example."""
     logits = trainer.logits(x)
     right = np.arange(logits.shape[1]) == labels[:, None]
-    found: Labels = np.where(right, -np.inf, logits).argmax(axis=1)
-    return found
+    return np.asarray(np.where(right, -np.inf, logits).argmax(axis=1))
 
 
 def _rounded(values: Floats, digits: int = 5) -> object:

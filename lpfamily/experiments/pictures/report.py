@@ -10,17 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lpfamily.experiments.networks import NETWORKS, network_notes
-from lpfamily.experiments.pictures.measure import (
-    CLASS_PARTS,
-    DIGITS,
-    EXPONENT_STEPS,
-    EXPONENTS,
-    PICTURED,
-    SHOWN,
-    TRANSFERRED,
-    neighbours_agree,
-    square,
-)
+from lpfamily.experiments.pictures import measure
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.report.contents import COLOURS, INK, PERCENT, Cell, Column, Item, Plot, Table
 from lpfamily.training.data.mnist import MNIST
@@ -49,7 +39,7 @@ def plain_axes(figure: Figure, rows: int, columns: int = MNIST.classes) -> Seque
 
 
 def _network_rows(
-    figure: Figure, found: Json, names: Sequence[str] = PICTURED
+    figure: Figure, found: Json, names: Sequence[str] = measure.PICTURED
 ) -> Iterator[tuple[Sequence[Axes], Json]]:
     """Give for each network a row of axes, one a digit, and what was measured."""
     for row, name in zip(plain_axes(figure, len(names)), names, strict=True):
@@ -58,19 +48,19 @@ def _network_rows(
 
 
 def _grey(axes: Axes, values: ArrayLike, low: float = 0.0) -> None:
-    axes.imshow(square(values), cmap="gray", vmin=low, vmax=1, interpolation="nearest")
+    axes.imshow(measure.square(values), cmap="gray", vmin=low, vmax=1, interpolation="nearest")
 
 
 def _signed(axes: Axes, values: ArrayLike, most: float, outline: ArrayLike) -> None:
     """Draw a perturbation: blue is less ink, red more, nothing is transparent; the digit as an outline."""
     from matplotlib.colors import to_rgba
 
-    image = square(values) / (most or 1.0)
+    image = measure.square(values) / (most or 1.0)
     less, more = (np.array(to_rgba(colour)) for colour in COLOURS[:2])
     pixels = np.where((image < 0)[..., None], less, more)
     pixels[..., 3] = np.minimum(1, np.abs(image)) ** 0.7
     axes.imshow(pixels, interpolation="nearest")
-    axes.contour(square(outline), levels=[0.5], colors=INK, linewidths=0.5)
+    axes.contour(measure.square(outline), levels=[0.5], colors=INK, linewidths=0.5)
 
 
 def _say(axes: Axes, label: int, probability: float, right: int) -> None:
@@ -113,7 +103,7 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
         )
         yield Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)
 
-    return Piece(name, (DIGITS,), report)
+    return Piece(name, (measure.DIGITS,), report)
 
 
 def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
@@ -128,8 +118,8 @@ def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
         *network_notes(setting, found["runs"]),
     )
     smooth = ", ".join(
-        f"{neighbours_agree(found['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
-        for name in PICTURED
+        f"{measure.neighbours_agree(found['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
+        for name in measure.PICTURED
     )
     alt = (
         f"The perturbations of ten digits. The correlation of neighbouring pixels, 1 for strokes and "
@@ -146,9 +136,9 @@ def _figure4(setting: Setting, found: Json) -> Iterator[Item]:
 
 
 def _turned(found: Json) -> Table:
-    heads = (f"{SHORT[name]}: {what}" for name in PICTURED for what in ("runner-up", "becomes"))
+    heads = (f"{SHORT[name]}: {what}" for name in measure.PICTURED for what in ("runner-up", "becomes"))
     columns = Column("digit"), Column("in the paper"), *map(Column, heads)
-    digits = [found["digits"][name] for name in PICTURED]
+    digits = [found["digits"][name] for name in measure.PICTURED]
     pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
     rows = tuple(
         (str(k), said, *(str(label) for pair in labels for label in pair))
@@ -163,7 +153,7 @@ def _turned(found: Json) -> Table:
 
 def _led(found: Json) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name in PICTURED:
+    for name in measure.PICTURED:
         for sigma, each in found["led_to"][name].items():
             right, led, other = each["right"], each["runner_up"], each["other"]
             changed = led + other
@@ -190,7 +180,9 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
     means = {p: _mean_radius(each["sigma"]) for p, each in found["steps"].items()}
 
     def draw(figure: Figure) -> None:
-        for row, (p, each) in zip(plain_axes(figure, len(EXPONENTS)), found["steps"].items(), strict=True):
+        for row, (p, each) in zip(
+            plain_axes(figure, len(measure.EXPONENTS)), found["steps"].items(), strict=True
+        ):
             for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
                 _signed(axes, eps, float(np.max(np.abs(eps))), x)
                 if sigma is None:
@@ -214,7 +206,7 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
 
 
 def _draw_classes(found: Json, figure: Figure) -> None:
-    grid = plain_axes(figure, len(found["digits"]), SHOWN + 3)
+    grid = plain_axes(figure, len(found["digits"]), measure.SHOWN + 3)
     for row, each in zip(grid, found["digits"], strict=True):
         most = max(float(np.max(np.abs(step))) for step in (each["eps"], *each["parts"]))
         _grey(row[0], each["x"])
@@ -288,18 +280,22 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
     yield Table("table-transfer", title, columns, rows, notes)
 
 
-FIGURE_4 = _figure("figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, PICTURED, *_PERTURBED)
+FIGURE_4 = _figure(
+    "figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, measure.PICTURED, *_PERTURBED
+)
 CHAPTER = Chapter(
     "What a perturbation looks like (section III)",
     "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
     "why perturbations carry over from one network to another.",
     (
-        _figure("figure1", "Figure 1. Digits as they are", 0.0, PICTURED[:1]),
-        _figure("figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, PICTURED, *_PERTURBED),
-        Piece("figure3", (DIGITS,), _figure3),
-        Piece("figure4", (DIGITS,), _figure4),
-        Piece("figure-p", (EXPONENT_STEPS,), _exponents),
-        Piece("figure-classes", (CLASS_PARTS,), _classes),
-        Piece("table-transfer", (TRANSFERRED,), _transfer),
+        _figure("figure1", "Figure 1. Digits as they are", 0.0, measure.PICTURED[:1]),
+        _figure(
+            "figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, measure.PICTURED, *_PERTURBED
+        ),
+        Piece("figure3", (measure.DIGITS,), _figure3),
+        Piece("figure4", (measure.DIGITS,), _figure4),
+        Piece("figure-p", (measure.EXPONENT_STEPS,), _exponents),
+        Piece("figure-classes", (measure.CLASS_PARTS,), _classes),
+        Piece("table-transfer", (measure.TRANSFERRED,), _transfer),
     ),
 )

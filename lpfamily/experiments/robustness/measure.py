@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lpfamily.experiments.networks import all_finished, of_kinds
+from lpfamily.experiments.networks import of_kinds, opened, recipe_of
 from lpfamily.experiments.pieces import Json, Measurement, Setting
-from lpfamily.training import data, load, robustness
+from lpfamily.training import robustness
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import matched_radius
 
@@ -15,25 +15,24 @@ STEPS = {"quick": 10, "paper": 20}
 
 def measure(setting: Setting, tick: Tick) -> Json:
     """Return by network what `robustness.measure` finds."""
-    folders = all_finished(setting, [(name, 0) for name in COMPARED], silent)
+    trainers, _, test = opened(setting, COMPARED, silent)
+    first = slice(EXAMPLES[setting.budget])
     found: Json = {}
-    for index, (name, folder) in enumerate(zip(COMPARED, folders, strict=True)):
-        trained = load(folder)
-        test = data.load(trained.recipe.data, setting.data_dir).test
+    for index, (name, trainer) in enumerate(trainers.items()):
 
         def advance(done: float, of: float, what: str = "", before: int = index, name: str = name) -> None:
             tick(before + done / of, len(COMPARED), f"{name}, {what}")
 
-        first = slice(EXAMPLES[setting.budget])
-        matched = matched_radius(trained.recipe, 2.0, test.x.shape[1])  # so that all have the same radii
+        recipe = recipe_of(setting, name)
+        matched = matched_radius(recipe, 2.0, test.x.shape[1])  # so that all have the same radii
         found[name] = robustness.measure(
-            trained.trainer(setting.backend, setting.device),
+            trainer,
             test.x[first],
             test.labels[first],
-            trained.recipe,
+            recipe,
             multiples=[multiple / matched for multiple in robustness.MULTIPLES],
             steps=STEPS[setting.budget],
-            seed=trained.recipe.seed,
+            seed=recipe.seed,
             tick=advance,
         )
     return found

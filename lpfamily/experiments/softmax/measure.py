@@ -150,10 +150,8 @@ def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
 
     def distance(rows: Inputs, right: Labels) -> Floats:
         # the gradient of the error log-odds is this one, but for a positive factor
-        gradient = logit_gradient(rows @ model.weights + model.bias, right) @ model.weights.T
-        rows = rows.astype(np.float64)
-        found: Floats = flip_distance((model.weights, model.bias), rows, epsilon(gradient, 2, 1.0), right)
-        return found
+        step = epsilon(logit_gradient(logits(model, rows), right) @ model.weights.T, 2, 1.0)
+        return np.asarray(flip_distance((model.weights, model.bias), rows.astype(np.float64), step, right))
 
     return in_parts(distance, x, labels)
 
@@ -223,8 +221,7 @@ def distances(model: Fit, split: Split) -> Json:
 
     def exact(p: float) -> Json:
         def distance(rows: Inputs, right: Labels) -> Floats:
-            found: Floats = boundary_distance(model.weights, model.bias, rows.astype(np.float64), right, p)
-            return found
+            return np.asarray(boundary_distance(model.weights, model.bias, rows.astype(np.float64), right, p))
 
         return _summary(in_parts(distance, split.x[~wrong], split.labels[~wrong]))
 

@@ -9,16 +9,8 @@ import numpy as np
 
 from lpfamily.experiments.networks import NETWORKS, network_notes
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
-from lpfamily.experiments.theory.measure import (
-    EXPONENTS,
-    MODELS,
-    NAMES,
-    THEORY,
-    TOLERANCE,
-    Increase,
-    holds_to,
-    ratios,
-)
+from lpfamily.experiments.theory import measure
+from lpfamily.experiments.theory.measure import MODELS, NAMES, TOLERANCE, Increase
 from lpfamily.report.contents import COLOURS, INK, Cell, Column, Item, Plot, Table
 from lpfamily.report.looks import legend_below
 
@@ -43,15 +35,16 @@ def _panels(found: Json, name: str) -> Iterator[tuple[str, list[Increase], Seque
 
 
 def _draw(found: Json, figure: Figure) -> None:
-    grid = figure.subplots(len(NAMES), len(EXPONENTS) + 1, sharey=True, sharex="col")
+    grid = figure.subplots(len(NAMES), len(measure.EXPONENTS) + 1, sharey=True, sharex="col")
     for row, name in zip(grid, NAMES, strict=True):
         for axes, (title, each, models) in zip(row, _panels(found, name), strict=True):
             sigmas = [one["sigma"] for one in each]
             axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=INK, alpha=0.12, linewidth=0)
             for model in models:
                 label, colour, marker = LOOKS[model]
+                shown = np.array(measure.ratios(each, model), float)
                 style = {"marker": marker, "markersize": 3, "linewidth": 1.3}
-                axes.plot(sigmas, np.array(ratios(each, model), float), color=colour, label=label, **style)
+                axes.plot(sigmas, shown, color=colour, label=label, **style)
             axes.set(xscale="log", yscale="log", ylim=(0.03, 3))
             axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
             axes.set_yticks([], minor=True)
@@ -66,7 +59,7 @@ def _draw(found: Json, figure: Figure) -> None:
 
 
 def _limit(found: Sequence[Increase], model: str) -> str:
-    last = holds_to(found, model)
+    last = measure.holds_to(found, model)
     return "nowhere" if last is None else f"to {last:.2g}"
 
 
@@ -138,5 +131,5 @@ CHAPTER = Chapter(
     "How far the first-order theory holds (section II)",
     "The family maximises the linearised loss. Here is how much the loss of trained networks does "
     "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
-    (Piece("figure-theory", (THEORY,), _report),),
+    (Piece("figure-theory", (measure.THEORY,), _report),),
 )
