@@ -80,10 +80,10 @@ class Case:
 def cases(draw: Any, lib: TestLibrary, *, kinds: tuple[str, ...] = KINDS, p: Any = None) -> Case:
     """Draw dtype, shape, p, sigma, and of each row its kind and scale; the rest comes from a seed."""
     floats = lib.floats[draw(st.sampled_from(lib.dtypes))]
-    if lib.compiles:  # every p, shape and dtype is a compilation; half precision is float32 and its ends
-        half = floats.name != floats.compute
-        shape = draw(st.sampled_from([(3, 1), (4, 5, 8)])) if floats.name == "float32" else (4, 5, 8)
-        p = draw(st.sampled_from(FEW if half else P) if p is None else p)
+    if lib.compiles:  # every p, shape and dtype is a compilation
+        single = floats.name == "float32"
+        shape = draw(st.sampled_from([(3, 1), (4, 5, 8)])) if single else (4, 5, 8)
+        p = draw(st.sampled_from(P if single else FEW) if p is None else p)
     else:
         shape = (
             draw(st.integers(1, 5)),
