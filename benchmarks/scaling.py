@@ -114,8 +114,8 @@ def _member(options: argparse.Namespace) -> None:
 
 def _ours(backend: Any, team: Any, task: Any, state: Any, recipe: Any, timed: Any) -> None:
     from lpfamily.training import recipes
+    from lpfamily.training.backends.leading import follow, leading
     from lpfamily.training.draws import Draws
-    from lpfamily.training.leading import follow, leading
 
     if team.rank:
         follow(backend, team)

@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, commands, configs, data, grid, recipes, runs
+from lpfamily.training import backends, commands, data, recipes, runs
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, PATH, TEXT, Numbers
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs import configs
 
 NAME = "python -m lpfamily.evaluate"
 EXAMPLES = 1000

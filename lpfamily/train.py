@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, choices, commands, configs, data, grid, recipes, runs
+from lpfamily.training import backends, choices, commands, data, recipes, runs
+from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.choices import flag, part
-from lpfamily.training.configs import Config
+from lpfamily.training.commands.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.errors import BadInput
-from lpfamily.training.leading import follow, leading
 from lpfamily.training.networks import state_shapes
-from lpfamily.training.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs import configs
+from lpfamily.training.runs.configs import Config
 from lpfamily.training.tasks import Machine, Objective
 from lpfamily.training.teams import Lost, Team
 
@@ -151,7 +153,7 @@ def _go(
     resume: bool,
 ) -> int:
     from lpfamily.report import tables
-    from lpfamily.training.protocol import train
+    from lpfamily.training.protocol.stages import train
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
     machine = _machine(config.machine, given)
@@ -206,9 +208,10 @@ def _check(
 
 
 def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
-    from lpfamily.training import evaluation, protocol
+    from lpfamily.training import evaluation
+    from lpfamily.training.protocol import stages
 
-    network = protocol.check(recipe, dataset)
+    network = stages.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")

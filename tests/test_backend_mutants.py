@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from lpfamily import epsilon
-from lpfamily.training import definitions
 from lpfamily.training.backends import Objective
 from lpfamily.training.networks import parameter_shapes
-from lpfamily.training.testing import NETWORKS, BackendTests
+from lpfamily.training.testing import NETWORKS, BackendTests, oracle
 from lpfamily_numpy.model import _elementwise
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _gradients
 
@@ -32,12 +31,10 @@ class WithEpsilonThatMoves(NumpyTrainer):
 
         def mean(state):
             start = np.zeros_like(x)
-            eps = definitions.perturbation(self.task, state, x, labels, sigma, start)
-            return definitions.cross_entropy(
-                definitions.logits(self.task.network, state, x + eps), labels
-            ).sum()
+            eps = oracle.perturbation(self.task, state, x, labels, sigma, start)
+            return oracle.cross_entropy(oracle.logits(self.task.network, state, x + eps), labels).sum()
 
-        moving = definitions.central_differences(mean, self.state(), names)
+        moving = oracle.central_differences(mean, self.state(), names)
         return losses, errors, [moving[name] for name in names]
 
 

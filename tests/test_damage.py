@@ -28,9 +28,9 @@ from safetensors.numpy import load_file, save_file
 import lpfamily
 from lpfamily import evaluate
 from lpfamily.report import plots
-from lpfamily.training import checkpoints, choices, files, load, runs
+from lpfamily.training import choices, files, load, runs
 from lpfamily.training.errors import BadInput
-from lpfamily.training.runs import Run
+from lpfamily.training.runs import Run, checkpoints
 
 CHECKPOINT, HEALTHY, CONFIG, METRICS, RESULT = (
     *("checkpoint.safetensors", "healthy.safetensors", "config.json", "metrics.jsonl", "result.json"),
@@ -502,7 +502,8 @@ SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from lpfamily.training import checkpoints, commands
+from lpfamily.training import commands
+from lpfamily.training.runs import checkpoints
 
 def limit(room):
     used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])

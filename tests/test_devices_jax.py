@@ -17,8 +17,8 @@ from test_agreement import OF_CONVOLUTIONS, OF_MAXOUT
 
 from lpfamily.training import backends, commands
 from lpfamily.training.backends import Objective, Optimiser, Rates, Task
+from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.draws import Draws
-from lpfamily.training.leading import follow, leading
 from lpfamily.training.networks import initial_state, parameter_shapes
 
 if "jax" not in NAMES:

@@ -26,10 +26,10 @@ from test_resume import EVERY_INSTANT
 
 from lpfamily.report import tables
 from lpfamily.train import main
-from lpfamily.training import backends, choices, data, grid, runs
+from lpfamily.training import backends, choices, data, runs
 from lpfamily.training.networks import initial_state
 from lpfamily.training.progress import Progress
-from lpfamily.training.protocol import NotFinite
+from lpfamily.training.protocol import NotFinite, grid
 from lpfamily.training.recipes import Recipe, network_of
 
 CHILD = ["checkpoint.safetensors", "config.json", "metrics.jsonl", "result.json"]

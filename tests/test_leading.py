@@ -9,9 +9,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily.training import backends, networks
+from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.leading import follow, leading
 from lpfamily.training.teams import Alone, own
 from lpfamily.training.testing import NETWORKS, _rates, _state, _task
 

@@ -44,7 +44,7 @@ sys.path.insert(0, sys.argv[1])
 import test_agreement, test_processes_torch
 from safetensors.numpy import save_file
 from lpfamily.training import backends
-from lpfamily.training.leading import follow, leading
+from lpfamily.training.backends.leading import follow, leading
 
 backend = backends.find("torch")
 team = backend.join("cpu")

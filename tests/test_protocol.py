@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lpfamily.training import epochs, protocol, runs
+from lpfamily.training import runs
 from lpfamily.training.backends import Machine
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Dense, initial_state
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import epochs, stages
 from lpfamily.training.recipes import continued_rates, default, rates
 from lpfamily.training.tasks import Objective, Task
 
@@ -89,7 +90,7 @@ RECIPE = replace(
 
 def trained(folder, script, recipe=RECIPE, resume=False):
     run = runs.Run(folder) if resume else runs.create(folder, {})
-    result = protocol.train(
+    result = stages.train(
         run, recipe, dataset(), script, Machine(), progress=Progress(quiet=True), resume=resume
     )
     return run, result
@@ -125,7 +126,7 @@ def test_stage_one_ends_without_a_new_least_error_and_stage_two_starts_from_the_
 )
 def test_the_loop_ends_by_patience_by_its_caller_or_by_the_last_epoch(start, judged, until, bests):
     measured = iter([5.0, 3.0, 4.0, 3.0, 3.5, 2.0, 9.0])
-    network, found = protocol.check(RECIPE, dataset()), []
+    network, found = stages.check(RECIPE, dataset()), []
     task = Task(network, Objective(), np.zeros((EXAMPLES, 2), np.float32), np.zeros(EXAMPLES, int), BATCH)
     trained = epochs.train(
         Scripted(Script([]), task, initial_state(network, 0, "float32")),
@@ -237,7 +238,7 @@ def test_stopped_at_any_write_it_goes_on_to_the_same(tmp_path, monkeypatch, seco
 def test_a_loss_that_decides_and_is_not_finite_stops_the_run(tmp_path, bad, after):
     losses = [1, 0.9, 0.5, 0.8, *[0.1] * 99]
     losses[after] = bad
-    with pytest.raises(protocol.NotFinite, match=f"is {bad}; .* keeps the checkpoint after epoch 5"):
+    with pytest.raises(epochs.NotFinite, match=f"is {bad}; .* keeps the checkpoint after epoch 5"):
         trained(tmp_path / "run", Script([4, 3, 1, 2, 2, 3], losses=losses))
 
 
@@ -262,9 +263,9 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize(("recipe", "values"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_a_position_that_no_run_has_is_refused(recipe, values):
-    network = protocol.check(recipe, dataset())
+    network = stages.check(recipe, dataset())
     with pytest.raises(ValueError, match=r"epoch|second stage"):
-        protocol.read_position(asdict(protocol.Position()) | values, recipe, network)
+        stages.read_position(asdict(stages.Position()) | values, recipe, network)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_a_position_that_no_run_has_is_refused(recipe, values):
 )
 def test_what_does_not_go_together_is_named(changes, part):
     with pytest.raises(BadInput, match=part):
-        protocol.check(replace(RECIPE, **changes), dataset())
+        stages.check(replace(RECIPE, **changes), dataset())
 
 
 class Overfit(Scripted):

@@ -12,7 +12,10 @@ import pytest
 from backends_under_test import NAMES
 
 import lpfamily
-from lpfamily.training import commands, configs, data, grid, options, protocol, recipes, runs, trained
+from lpfamily.training import commands, data, recipes, runs
+from lpfamily.training.commands import options
+from lpfamily.training.protocol import grid, stages
+from lpfamily.training.runs import configs, trained
 
 PUBLIC = [
     "ascend",
@@ -77,8 +80,7 @@ def test_a_backend_loads_no_more_of_training_than_its_contract(backend):
     loaded = loaded_after(f"import lpfamily_{backend}")
     assert {f"lpfamily_{backend}.trainer", "lpfamily.training.backends"} <= loaded
     of_runs = {
-        module.__name__
-        for module in (commands, configs, data, grid, options, protocol, recipes, runs, trained)
+        module.__name__ for module in (commands, configs, data, grid, options, recipes, runs, stages, trained)
     }
     assert not loaded & of_runs
     assert not {name.partition(".")[0] for name in loaded} & {"matplotlib", "safetensors", "sklearn"}

@@ -10,11 +10,11 @@ from numpy.testing import assert_allclose
 
 from lpfamily.training import backends, choices, commands
 from lpfamily.training.backends import Objective, Rates, Task
-from lpfamily.training.definitions import cross_entropy, logits
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state, layer_of, parameter_shapes, shapes
 from lpfamily.training.recipes import PUBLISHED, Recipe, continued_rates, default, network_of, rates
+from lpfamily.training.testing.oracle import cross_entropy, logits
 
 IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8)}
 

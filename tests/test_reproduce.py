@@ -24,7 +24,8 @@ from lpfamily.experiments.kept import Kept, depends, write
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, flags, runs_in
 from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
 from lpfamily.report.contents import Column, Plot, Table
-from lpfamily.training import choices, load, options, recipes, runs
+from lpfamily.training import choices, load, recipes, runs
+from lpfamily.training.commands import options
 from lpfamily.training.data import SOURCES, Split
 from lpfamily.training.errors import BadInput
 

@@ -28,10 +28,11 @@ from commandline import (
 )
 from safetensors.numpy import load_file
 
-from lpfamily.training import backends, data, protocol, runs
+from lpfamily.training import backends, data, runs
 from lpfamily.training.backends import Machine
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import stages
 from lpfamily.training.recipes import default
 from lpfamily.training.runs import Run
 
@@ -296,7 +297,7 @@ def gone_on_with(monkeypatch, folder, recipe, names):
     digits, resume = data.load("digits"), False
     while True:
         try:
-            result = protocol.train(
+            result = stages.train(
                 run, recipe, digits, backends.find(names[0]),
                 machine=Machine(), progress=Progress(quiet=True), resume=resume,
             )  # fmt: skip

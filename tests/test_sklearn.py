@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lpfamily.ecosystem.sklearn import LpRegularizedClassifier
-from lpfamily.training import definitions
 from lpfamily.training.protocol import NotFinite
+from lpfamily.training.testing import oracle
 from lpfamily_reference.equations import eq3
 
 SMALL = {"hidden_layer_sizes": (4,), "max_iter": 8, "learning_rate_init": 0.3, "random_state": 0}
@@ -135,7 +135,7 @@ def test_it_predicts_what_the_definition_does(options, iris):
     x, y = iris
     names = np.array(["versicolor", "setosa", "virginica"])[y]
     model = small(**options).fit(x, names)
-    z = np.exp(definitions.logits(model.trained_.network, model.trained_.parameters, x))
+    z = np.exp(oracle.logits(model.trained_.network, model.trained_.parameters, x))
     assert_allclose(model.predict_proba(x), z / z.sum(axis=1, keepdims=True), rtol=1e-12)
     assert_array_equal(model.classes_, ["setosa", "versicolor", "virginica"])
     assert_array_equal(model.predict(x), model.classes_[z.argmax(axis=1)])
@@ -147,7 +147,7 @@ def test_logarithms_are_exact_where_probabilities_are_not():
     for array in model.trained_.parameters.values():
         array *= 10
     found = model.predict_log_proba(x)
-    logits = definitions.logits(model.trained_.network, model.trained_.parameters, x)
+    logits = oracle.logits(model.trained_.network, model.trained_.parameters, x)
     with mpmath.workdps(400):
         for row, z in zip(found[:20], logits, strict=False):
             total = mpmath.log(sum(mpmath.exp(mpmath.mpf(entry)) for entry in z))
@@ -162,8 +162,8 @@ def test_perturb_is_eq_3_where_it_misleads(p, iris):
     model = small(hidden_layer_sizes=(30,)).fit(x, y)
     eps = model.perturb(x, y, p=p, sigma=0.4)
     network, parameters = model.trained_.network, model.trained_.parameters
-    odds = [definitions.error_log_odds(definitions.logits(network, parameters, at), y) for at in (x, x + eps)]
-    grad = definitions.input_gradient(definitions.error_log_odds, network, parameters, x, y)
+    odds = [oracle.error_log_odds(oracle.logits(network, parameters, at), y) for at in (x, x + eps)]
+    grad = oracle.input_gradient(oracle.error_log_odds, network, parameters, x, y)
     expected = np.array([eq3(row, p, 0.4) for row in grad])
     stays = ~eps.any(axis=1)
     assert np.mean(stays) < 0.1

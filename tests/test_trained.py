@@ -11,9 +11,10 @@ from commandline import ENVIRONMENT, begun_with, in_process, metrics, python, tr
 from safetensors.numpy import load_file
 
 import lpfamily.training
-from lpfamily.training import data, protocol
+from lpfamily.training import data
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state
+from lpfamily.training.protocol import stages
 from lpfamily_reference import networks
 from lpfamily_reference.definitions import central_difference
 
@@ -271,7 +272,7 @@ def test_a_run_that_stops_as_its_second_stage_begins_has_what_that_begins_with(
     def stop(training):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protocol._Training, "second_stage", stop)
+    monkeypatch.setattr(stages._Training, "second_stage", stop)
     flags = ("--model", "softmax", "--epochs", 4, "--patience", 4, "--second-stage", second_stage)
     folder = tmp_path / "run"
     assert in_process(*flags, "--quiet", "--out", folder).returncode == 130
@@ -375,7 +376,7 @@ print(*lpfamily.training.load(sys.argv[1]).parameters)
 def test_importing_it_loads_nothing_heavy(tmp_path):
     result = python("import sys; from lpfamily.training import load; print(*sys.modules)", cwd=tmp_path)
     loaded = set(result.stdout.split())
-    assert "lpfamily.training.trained" in loaded
+    assert "lpfamily.training.runs.trained" in loaded
     assert not loaded & {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_numpy"}
 
 

@@ -33,9 +33,9 @@ from lpfamily.training.choices import (
     Range,
     part,
 )
-from lpfamily.training.epochs import finite, train
 from lpfamily.training.networks import State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol.epochs import finite, train
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Machine, Objective, Rates, Task
 from lpfamily_numpy import backend as numpy_backend

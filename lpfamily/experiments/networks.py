@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import TypedDict
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
-from lpfamily.training import backends, configs, data, load, options, runs
+from lpfamily.training import backends, data, load, runs
 from lpfamily.training.backends import Trainer
+from lpfamily.training.commands import options
 from lpfamily.training.data import Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE, ONE_STEP
 from lpfamily.training.progress import Tick
 from lpfamily.training.recipes import Recipe, network_of
+from lpfamily.training.runs import configs
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 """The variables that say how many threads a library takes; NPROC is JAX's."""

@@ -6,10 +6,10 @@ import functools
 import math
 from collections.abc import Iterable
 
-from lpfamily.training import grid
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE_DRAWS
 from lpfamily.training.files import Json
+from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe, matched_radius
 from lpfamily.training.runs import Run
 

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 __all__ = ["Trained", "load"]
 
 if TYPE_CHECKING:
-    from lpfamily.training.trained import Trained, load
+    from lpfamily.training.runs.trained import Trained, load
 else:  # hidden from type checkers, which would let any name pass
 
     def __getattr__(name):
         # A backend imports its contract from this package, and needs none of what reads a run.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from lpfamily.training import trained
+        from lpfamily.training.runs import trained
 
         return getattr(trained, name)
 

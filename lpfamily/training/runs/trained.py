@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.training import backends, configs, data, recipes, runs
+from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.choices import part
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
-from lpfamily.training.protocol import parted, read_position
+from lpfamily.training.protocol.stages import parted, read_position
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Json
+from lpfamily.training.runs import Json, configs
 from lpfamily.training.tasks import Machine, Objective, Task
 
 

@@ -27,13 +27,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from lpfamily import __version__
-from lpfamily.training import checkpoints, files
-from lpfamily.training.checkpoints import Kinds
+from lpfamily.training import files
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json as Json
 from lpfamily.training.files import replace as replace
 from lpfamily.training.networks import State
 from lpfamily.training.progress import Progress
+from lpfamily.training.runs import checkpoints
+from lpfamily.training.runs.checkpoints import Kinds
 
 FORMAT = 1
 """The version of the files that this lpfamily writes; it refuses those of a higher one."""

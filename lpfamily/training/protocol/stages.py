@@ -18,10 +18,9 @@ import numpy as np
 
 from lpfamily import __version__
 from lpfamily.step import epsilon
-from lpfamily.training import backends, epochs, evaluation, robustness, runs
+from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split
-from lpfamily.training.epochs import NotFinite as NotFinite
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
 from lpfamily.training.networks import (
@@ -32,6 +31,8 @@ from lpfamily.training.networks import (
     state_shapes,
 )
 from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import epochs
+from lpfamily.training.protocol.epochs import NotFinite as NotFinite
 from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates
 from lpfamily.training.runs import Run, Shapes
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lpfamily.training import commands, grid, recipes
+from lpfamily.training import commands, recipes
 from lpfamily.training.backends import names
 from lpfamily.training.choices import PATH, SWITCH, TEXT, Option, in_group, option, options
 from lpfamily.training.data import SOURCES, Dataset
 from lpfamily.training.errors import BadInput
+from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.recipes.recipe import RELU_LR
 from lpfamily.training.tasks import Machine

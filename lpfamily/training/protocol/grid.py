@@ -128,7 +128,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     harm at any instant: combinations that are finished are kept, one that has begun goes on. The checkpoint
     is written last, when the run's config already holds the recipe that it belongs to.
     """
-    from lpfamily.training.protocol import NotFinite, read_position
+    from lpfamily.training.protocol.stages import NotFinite, read_position
 
     if (run.folder / runs.CHECKPOINT).exists():
         return choices.from_json(Recipe, config["recipe"])

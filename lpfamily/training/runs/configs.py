@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lpfamily import __version__
-from lpfamily.training import choices, data, grid, runs
+from lpfamily.training import choices, data, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
+from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run
 from lpfamily.training.tasks import Machine

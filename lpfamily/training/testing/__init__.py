@@ -7,7 +7,7 @@ A backend's whole conformance test is::
     class TestMine(BackendTests):
         backend = "mine"
 
-The laws compare with `lpfamily.training.definitions`, in NumPy float64, on small networks of the layers
+The laws compare with `lpfamily.training.testing.oracle`, in NumPy float64, on small networks of the layers
 that the backend trains: gradients with respect to inputs by the complex step, which is exact to
 rounding, and with respect to parameters by central differences.
 """
@@ -28,14 +28,6 @@ from numpy.typing import NDArray
 from lpfamily.step import epsilon
 from lpfamily.training import backends
 from lpfamily.training.backends import Backend, Trainer
-from lpfamily.training.definitions import (
-    cross_entropy,
-    error_log_odds,
-    input_gradient,
-    logits,
-    objective_and_gradient,
-    updated,
-)
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
@@ -50,6 +42,14 @@ from lpfamily.training.networks import (
     state_shapes,
 )
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
+from lpfamily.training.testing.oracle import (
+    cross_entropy,
+    error_log_odds,
+    input_gradient,
+    logits,
+    objective_and_gradient,
+    updated,
+)
 
 Array = NDArray[Any]
 
