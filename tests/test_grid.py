@@ -27,10 +27,12 @@ from test_resume import EVERY_INSTANT
 from lpfamily.report import tables
 from lpfamily.train import main
 from lpfamily.training import backends, choices, data, runs
-from lpfamily.training.networks import initial_state
+from lpfamily.training.commands.combinations import combinations
+from lpfamily.training.networks import initial_state, state_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import NotFinite, grid
 from lpfamily.training.recipes import Recipe, network_of
+from lpfamily.training.runs import configs
 
 CHILD = ["checkpoint.safetensors", "config.json", "metrics.jsonl", "result.json"]
 
@@ -147,7 +149,7 @@ def choose(tmp_path):
             name: Recipe(model="softmax", units=(), seed=seed, patience=patience)
             for seed, name in enumerate(errors)
         }
-        config = {"recipe": choices.to_json(candidates[min(errors)]), "grid": grid.to_json(candidates)}
+        config = {"recipe": choices.to_json(candidates[min(errors)]), "grid": configs.differences(candidates)}
         run, trained = runs.create(tmp_path / "run", config), []
 
         def train(child, recipe):
@@ -229,7 +231,7 @@ def test_a_combination_is_the_recipe_of_its_flags(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spelling", ["batch-size", "batch_size"])
 def test_names_are_those_of_the_flags_or_of_the_recipe(spelling):
-    found = grid.combinations({"grid": [f"{spelling}=5/6", "units=400,400/none", "lr-decay=none"]})
+    found = combinations({"grid": [f"{spelling}=5/6", "units=400,400/none", "lr-decay=none"]})
     assert list(found.items()) == [
         (
             f"batch-size={size},units={text},lr-decay=none",
@@ -246,7 +248,7 @@ def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
     afterwards = {"second_stage", "second_lr", "second_epochs", "test_examples"}
     for field in known.keys() - afterwards - {"examples", "validation"}:
         text = getattr(known[field], "names", ("1",))[0]
-        (values,) = grid.combinations({"grid": [f"{field}={text}"]}).values()
+        (values,) = combinations({"grid": [f"{field}={text}"]}).values()
         assert list(values) == [field]
         Recipe(**values)
 
@@ -254,8 +256,8 @@ def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
 def test_recipes_come_back_from_a_config_that_holds_any_of_them():
     candidates = {"a": Recipe(p=2, sigma=1), "b": Recipe(p=np.inf, sigma=0.1), "c": Recipe(units=(3,))}
     for recipe in candidates.values():
-        config = json.dumps({"recipe": choices.to_json(recipe), "grid": grid.to_json(candidates)})
-        assert grid.from_json(json.loads(config)) == candidates
+        config = json.dumps({"recipe": choices.to_json(recipe), "grid": configs.differences(candidates)})
+        assert configs.candidates(json.loads(config)) == candidates
 
 
 @pytest.mark.parametrize(
@@ -302,13 +304,15 @@ def test_an_option_that_one_combination_looks_at_is_there_for_it(tmp_path):
 
 def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
     one, other = (runs.create(tmp_path / name, {"name": name}) for name in ("one", "other"))
-    shapes = {"bias": (3,)}
+    recipe = Recipe(model="softmax", units=(), dtype="float64")
+    network = network_of(recipe, (1, 1, 3), 2)
 
     def save(value):
-        one.save({"bias": np.full(3, value)}, {"epoch": 0}, one.decisive)
+        arrays = {name: np.full(shape, value) for name, shape in state_shapes(network).items()}
+        one.save(arrays, {"epoch": 0}, one.decisive)
 
     def load(run, name):
-        return run.load(lambda values: (None, shapes), "float64", name).arrays["bias"][0]
+        return run.load(recipe, network, name).arrays["layers.0.bias"][0]
 
     for healthy in False, True:
         save(1.0)
@@ -316,7 +320,7 @@ def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
             one.keep_healthy()
             assert (one.folder / runs.HEALTHY).read_bytes() == (one.folder / runs.CHECKPOINT).read_bytes()
             save(2.0)
-        other.take_over(one.beginning(lambda values: (None, shapes), "float64"))
+        other.take_over(one.beginning(recipe, network))
         assert (other.folder / runs.HEALTHY).exists() == healthy
         assert load(other, runs.CHECKPOINT) == 1 + healthy
     assert load(other, runs.HEALTHY) == 1

@@ -16,6 +16,7 @@ from lpfamily.training.networks import Dense, initial_state
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import epochs, stages
 from lpfamily.training.recipes import continued_rates, default, rates
+from lpfamily.training.runs import positions
 from lpfamily.training.tasks import Objective, Task
 
 EXAMPLES, HELD_OUT, BATCH = 12, 4, 3
@@ -265,7 +266,7 @@ IMPOSSIBLE = {
 def test_a_position_that_no_run_has_is_refused(recipe, values):
     network = stages.check(recipe, dataset())
     with pytest.raises(ValueError, match=r"epoch|second stage"):
-        stages.read_position(asdict(stages.Position()) | values, recipe, network)
+        positions.expected_arrays(asdict(positions.Position()) | values, recipe, network)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ from safetensors.numpy import load, load_file, save, save_file
 
 from lpfamily.report import looks, plots
 from lpfamily.training import backends, data, evaluation, runs
-from lpfamily.training.protocol.stages import Position
 from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs.positions import Position
 
 OBJECTIVES = {
     "plain": (),

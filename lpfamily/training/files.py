@@ -19,6 +19,9 @@ Json = dict[str, Any]
 LARGEST_TEXT = 1 << 28
 """The bytes of the largest text that is read; metrics of half a million epochs are smaller."""
 
+LONGEST_NAME = 255
+"""The bytes that a file system allows in a name."""
+
 # What Windows does not have.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)

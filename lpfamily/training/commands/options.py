@@ -10,9 +10,9 @@ from typing import Any
 from lpfamily.training import commands, recipes
 from lpfamily.training.backends import names
 from lpfamily.training.choices import PATH, SWITCH, TEXT, Option, in_group, option, options
+from lpfamily.training.commands.combinations import combinations
 from lpfamily.training.data import SOURCES, Dataset
 from lpfamily.training.errors import BadInput
-from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.recipes.recipe import RELU_LR
 from lpfamily.training.tasks import Machine
@@ -119,13 +119,12 @@ def recipes_of(given: dict[str, Any], dataset: Dataset) -> dict[str, Recipe]:
 
     An option that changes recipes in what none of them looks at is `BadInput`.
     """
-    combinations = grid.combinations(given)
-    found = {name: recipe_of(given | values, dataset) for name, values in combinations.items()}
+    given_by_name = {name: given | values for name, values in combinations(given).items()}
+    found = {name: recipe_of(told, dataset) for name, told in given_by_name.items()}
     for each in options(Recipe).values():
         if any(map(each.has_effect, found.values())):
             continue
-        for name, values in combinations.items():
-            told = given | values
+        for name, told in given_by_name.items():
             if each.name not in told:
                 continue
             without = recipe_of({key: told[key] for key in told if key != each.name}, dataset)

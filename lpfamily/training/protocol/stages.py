@@ -11,30 +11,24 @@ import functools
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from lpfamily import __version__
 from lpfamily.step import epsilon
 from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import (
-    Network,
-    State,
-    initial_state,
-    parameter_shapes,
-    state_shapes,
-)
+from lpfamily.training.networks import Network, State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import epochs
-from lpfamily.training.protocol.epochs import NotFinite as NotFinite
+from lpfamily.training.protocol.epochs import NotFinite
 from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates
-from lpfamily.training.runs import Run, Shapes
+from lpfamily.training.runs import Run
+from lpfamily.training.runs.positions import BEST, Position, parted
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 
 CHECKED = 50
@@ -42,35 +36,6 @@ CHECKED = 50
 
 MONITORED = 200
 """So many held-out examples are perturbed by many steps after every epoch."""
-
-BEST = "best."
-"""What precedes the names of the parameters that early stopping keeps."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where in the protocol a run is; a checkpoint holds it with the arrays."""
-
-    epoch: int = 0
-    """Epochs that are done, of both stages."""
-    best: int = 0
-    """The first epoch of stage one with the least validation error; 0 if none is kept."""
-    best_error: float | None = None
-    first: int | None = None
-    """Epochs of the first stage, once the second has begun."""
-    target: float | None = None
-    """The loss to reach in the second stage."""
-    held_out_loss: float | None = None
-    """The loss that was reached there."""
-    metrics: str | None = None
-    """The checksum of all metrics so far; None where an earlier version wrote none."""
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether the second stage has come to its end before its last epoch."""
-        if self.target is None or self.held_out_loss is None:
-            return False
-        return self.held_out_loss <= self.target
 
 
 def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
@@ -150,17 +115,16 @@ class _Training:
         self.metrics: list[Json] = []
         self.decisive = run.decisive
         if resume and run.has_begun:
-            found = run.load(lambda values: read_position(values, recipe, self.network), recipe.dtype)
+            found = run.load(recipe, self.network)
             self.position, self.checkpoint = found.position, found.sha256
             state, self.best = parted(found.arrays)
             self.metrics = run.cut_metrics(
                 self.position.epoch, self.position.metrics, ("stage", "loss", "error", "seconds")
             )
-            self.digest = runs.metrics_digest(self.metrics)
         else:
-            self.digest = runs.metrics_digest(())
             state = initial_state(self.network, recipe.seed, recipe.dtype)
             self._save(state)
+        self.digest = runs.metrics_digest(self.metrics)
         progress.note(f"run folder: {run.folder}")
         split = self.held_in if self.position.first is None else dataset.train
         self.trainer = self._trainer_on(split, state)
@@ -369,47 +333,3 @@ class _Training:
     def _save(self, state: State) -> None:
         best = {BEST + name: array for name, array in self.best.items()}
         self.checkpoint = self.run.save(state | best, asdict(self.position), self.decisive)
-
-
-def read_position(values: Json, recipe: Recipe, network: Network) -> tuple[Position, Shapes]:
-    """Return the position of a checkpoint and the arrays that it must hold; raise if no run is there."""
-    if unknown := values.keys() - {field.name for field in fields(Position)}:
-        raise ValueError(f"{min(unknown)!r} is not known to lpfamily {__version__}")
-    if "epoch" not in values:
-        raise ValueError("no epoch")
-    position = Position(**values)
-    begun, stopping = position.first is not None, recipe.patience > 0
-    first = position.first if position.first is not None else position.epoch
-    if any(type(epoch) is not int for epoch in (position.epoch, position.best, first)) or not (
-        0 <= position.best <= first <= recipe.epochs and 0 <= position.epoch - first <= recipe.second_epochs
-    ):
-        raise ValueError(f"epoch {position.epoch!r}, of {recipe.epochs} at most in the first stage")
-    there = {  # what there must be, and else must not
-        "best": position.best > 0 or None,
-        "best_error": position.best_error,
-        "target": position.target,
-        "held_out_loss": position.held_out_loss,
-    }
-    due = dict.fromkeys(("best", "best_error"), stopping and first > 0)
-    due |= {"target": begun, "held_out_loss": position.epoch > first}
-    for name, value in there.items():
-        if (value is not None) != due[name] or not (name == "best" or value is None or _is_finite(value)):
-            raise ValueError(f"{name} {value!r} after epoch {position.epoch}")
-    if not isinstance(position.metrics, str | None):
-        raise ValueError(f"metrics {position.metrics!r}")
-    if begun and recipe.second_stage == "none":
-        raise ValueError("a second stage that its recipe does not have")
-    expected = state_shapes(network)
-    if position.best and position.first is None:
-        expected |= {BEST + name: shape for name, shape in parameter_shapes(network).items()}
-    return position, expected
-
-
-def parted(arrays: State) -> tuple[State, State]:
-    """Return a checkpoint's state, and the parameters that early stopping keeps, if there are any."""
-    best = {name.removeprefix(BEST): array for name, array in arrays.items() if name.startswith(BEST)}
-    return {name: array for name, array in arrays.items() if not name.startswith(BEST)}, best
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value)

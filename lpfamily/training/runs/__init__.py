@@ -22,33 +22,26 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from lpfamily import __version__
 from lpfamily.training import files
 from lpfamily.training.errors import BadInput
-from lpfamily.training.files import Json as Json
+from lpfamily.training.files import Json
 from lpfamily.training.files import replace as replace
-from lpfamily.training.networks import State
+from lpfamily.training.networks import Network, State
 from lpfamily.training.progress import Progress
+from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import checkpoints
 from lpfamily.training.runs.checkpoints import Kinds
+from lpfamily.training.runs.positions import Position, expected_arrays
 
 FORMAT = 1
 """The version of the files that this lpfamily writes; it refuses those of a higher one."""
 
-Shapes = dict[str, tuple[int, ...]]
-Position = TypeVar("Position")
-
-CONFIG, METRICS, CHECKPOINT, RESULT = (
-    "config.json",
-    "metrics.jsonl",
-    "checkpoint.safetensors",
-    "result.json",
-)
-CURVES = "curves.png"
+CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 HEALTHY = "healthy.safetensors"
 """The last checkpoint before one step ceased to measure robustness, if it did."""
 
@@ -68,23 +61,22 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint(Generic[Position]):
-    """A checkpoint that has been checked: its arrays, and where in the run they belong."""
+class Checkpoint:
+    """A checkpoint whose checksum is right."""
 
     arrays: State
-    position: Position
     values: Json
-    """What `position` was made of."""
+    """Where in the run they belong."""
     sha256: str
 
+    @property
+    def position(self) -> Position:
+        """Where in the run they belong; `Run.load` has looked whether a run can be there."""
+        return Position(**self.values)
 
-@dataclass(frozen=True, eq=False)
-class Beginning:
-    """What another run may begin with: lines of metrics, a checkpoint, and a healthy one if there is any."""
 
-    metrics: list[Json]
-    checkpoints: dict[str, Checkpoint[Any]]
-    """By the name of its file."""
+Beginning = tuple[list[Json], dict[str, Checkpoint]]
+"""What another run may begin with: lines of metrics, and checkpoints by the names of their files."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +103,21 @@ class Run:
     @property
     def result(self) -> Json | None:
         """The result, or None while the run is not finished."""
-        return self.read(RESULT, self.decisive) if (self.folder / RESULT).exists() else None
+        return self.read(RESULT, self.decisive) if self.has(RESULT) else None
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint, or was one."""
-        return (self.folder / CHECKPOINT).exists() or bool(self.metrics())
+        return self.has(CHECKPOINT) or bool(self.metrics())
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name."""
+        return (self.folder / name).exists()
 
     def metrics(self, epochs: int | None = None) -> list[Json]:
         """Return the first lines of `metrics.jsonl`; an unfinished last line is left out."""
         path = self.folder / METRICS
-        if not path.exists():
+        if not self.has(METRICS):
             return []
         try:
             whole = files.read(path).rpartition(b"\n")[0]
@@ -182,30 +178,23 @@ class Run:
         found = self._checkpoint(CHECKPOINT)
         self.save(found.arrays, found.values, self.decisive, HEALTHY)
 
-    def load(
-        self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str, name: str = CHECKPOINT
-    ) -> Checkpoint[Position]:
-        """Return the checkpoint, with the position that `read` makes of what it holds beside arrays.
+    def load(self, recipe: Recipe, network: Network, name: str = CHECKPOINT) -> Checkpoint:
+        """Return the checkpoint; raise `BadInput` unless a run of the recipe and its network can be there.
 
-        `read` also says which arrays there must be, and raises if no run can be there. Of a finished run it
-        must be the checkpoint that the result belongs to.
+        Of a finished run it must be the checkpoint that the result belongs to.
         """
         path = self.folder / name
 
         def check(values: Json, kinds: Kinds) -> None:
-            _, shapes = read(values)
-            if kinds.keys() != shapes.keys():
-                odd = min(kinds.keys() ^ shapes.keys())
-                where = "has" if odd in kinds else "lacks"
-                raise BadInput(
-                    f"{path}: a checkpoint of another network, it {where} the array {odd}; {_RESTART}"
-                )
-            for array, (found, shape) in kinds.items():
-                if (found, shape) != (dtype, shapes[array]):
-                    raise BadInput(
-                        f"{path}: a checkpoint of another network, {array} is {found} {shape} "
-                        f"and should be {dtype} {shapes[array]}; {_RESTART}"
-                    )
+            problem, shapes = "", expected_arrays(values, recipe, network)
+            if odd := kinds.keys() ^ shapes.keys():
+                problem = f"it {'has' if min(odd) in kinds else 'lacks'} the array {min(odd)}"
+            for array in {} if odd else kinds:
+                (found, shape), expected = kinds[array], shapes[array]
+                if not problem and (found, shape) != (recipe.dtype, expected):
+                    problem = f"{array} is {found} {shape} and should be {recipe.dtype} {expected}"
+            if problem:
+                raise BadInput(f"{path}: a checkpoint of another network, {problem}; {_RESTART}")
 
         checkpoint = self._checkpoint(name, check)
         for array, values in checkpoint.arrays.items():
@@ -216,22 +205,20 @@ class Run:
             raise BadInput(
                 f"{path}: is of another epoch or run than {RESULT}, which knows another checksum; {_REMEDY}"
             )
-        return Checkpoint(checkpoint.arrays, read(checkpoint.values)[0], checkpoint.values, checkpoint.sha256)
+        return checkpoint
 
-    def beginning(self, read: Callable[[Json], tuple[Position, Shapes]], dtype: str) -> Beginning:
+    def beginning(self, recipe: Recipe, network: Network) -> Beginning:
         """Return what another run needs to begin where this one is; all of it has been checked."""
-        there = [
-            name for name in (HEALTHY, CHECKPOINT) if name == CHECKPOINT or (self.folder / name).exists()
-        ]
-        found = {name: self.load(read, dtype, name) for name in there}
-        position = found[CHECKPOINT].values
-        return Beginning(self.read_metrics(position["epoch"], position.get("metrics")), found)
+        there = [name for name in (HEALTHY, CHECKPOINT) if name == CHECKPOINT or self.has(name)]
+        found = {name: self.load(recipe, network, name) for name in there}
+        position = found[CHECKPOINT].position
+        return self.read_metrics(position.epoch, position.metrics), found
 
     def take_over(self, beginning: Beginning) -> None:
         """Begin where another run is: with what it has and then, as what decides, its checkpoint."""
-        decisive = self.decisive
-        self._write_metrics(beginning.metrics)
-        for name, checkpoint in beginning.checkpoints.items():
+        decisive, (lines, found) = self.decisive, beginning
+        self._write_metrics(lines)
+        for name, checkpoint in found.items():
             self.save(checkpoint.arrays, checkpoint.values, decisive, name)
 
     @contextmanager
@@ -292,7 +279,7 @@ class Run:
     @property
     def kept(self) -> str:
         """What an error leaves intact, in words."""
-        if not (self.folder / CHECKPOINT).exists():
+        if not self.has(CHECKPOINT):
             return "there is no checkpoint yet"
         try:
             epoch = self._checkpoint(CHECKPOINT).values.get("epoch")
@@ -308,7 +295,7 @@ class Run:
 
     def _checkpoint(
         self, name: str, check: Callable[[Json, Kinds], None] = lambda values, kinds: None
-    ) -> Checkpoint[None]:
+    ) -> Checkpoint:
         """Return a checkpoint whose checksum is right; `check` sees what it is before arrays are read."""
         path, decisive = self.folder / name, self.decisive
 
@@ -323,7 +310,7 @@ class Run:
         except _DAMAGES as cause:
             raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {_RESTART}") from cause
         sha256 = self._check_seal(path, values, decisive, arrays)
-        return Checkpoint(arrays, None, _unsealed(values), sha256)
+        return Checkpoint(arrays, _unsealed(values), sha256)
 
     def _check_seal(self, path: Path, values: Json, of: Json | None, arrays: State | None = None) -> str:
         """Return the checksum of a file of the run; raise `BadInput` if the file has another."""
@@ -373,7 +360,7 @@ def find(folder: Path, option: str = "--resume ") -> Run:
     return Run(folder)
 
 
-def metrics_digest(lines: Iterable[Json]) -> Any:
+def metrics_digest(lines: Iterable[Json]) -> hashlib._Hash:
     """Return a hash of lines of metrics, which more lines can be added to by `add_metrics`."""
     digest = hashlib.sha256()
     for line in lines:
@@ -381,7 +368,7 @@ def metrics_digest(lines: Iterable[Json]) -> Any:
     return digest
 
 
-def add_metrics(digest: Any, line: Json) -> None:
+def add_metrics(digest: hashlib._Hash, line: Json) -> None:
     """Add a line of metrics to a hash: all but the time, as two runs of one trajectory have one checksum."""
     digest.update(_line({name: value for name, value in line.items() if name != "seconds"}))
 

@@ -10,8 +10,7 @@ from typing import Any
 from lpfamily import __version__
 from lpfamily.training import choices, data, runs
 from lpfamily.training.errors import BadInput
-from lpfamily.training.files import Json
-from lpfamily.training.protocol import grid
+from lpfamily.training.files import LONGEST_NAME, Json
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run
 from lpfamily.training.tasks import Machine
@@ -38,7 +37,7 @@ def to_json(config: Config) -> Json:
     values |= choices.to_json(config.machine)
     values["data_dir"] = None if config.data_dir is None else str(config.data_dir.absolute())
     values |= {"data_sha256": config.data_sha256, "versions": config.versions}
-    return values | ({"grid": grid.to_json(config.grid)} if config.grid else {})
+    return values | ({"grid": differences(config.grid)} if config.grid else {})
 
 
 def read(run: Run) -> Config:
@@ -66,15 +65,36 @@ def read(run: Run) -> Config:
             None if values["data_dir"] is None else _folder(values["data_dir"]),
             values["data_sha256"],
             values["versions"],
-            grid.from_json(values),
+            candidates(values),
         )
-        if strange := grid.trained_in(run.folder) - config.grid.keys():
+        if strange := _begun_in(run.folder) - config.grid.keys():
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
         return config
     except BadInput:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
+
+
+def differences(candidates: dict[str, Recipe]) -> Json:
+    """Return by name what differs among recipes; written into any of them, it makes that one."""
+    values = {name: choices.to_json(recipe) for name, recipe in candidates.items()}
+    first, *others = values.values()
+    differing = [field for field in first if any(other[field] != first[field] for other in others)]
+    return {name: {field: recipe[field] for field in differing} for name, recipe in values.items()}
+
+
+def candidates(config: Json) -> dict[str, Recipe]:
+    """Return the recipes to choose from by a run's config; none if it has no grid.
+
+    Their names are those of folders, so one that would lead elsewhere is a `ValueError`.
+    """
+    found: dict[str, Recipe] = {}
+    for name, differing in config.get("grid", {}).items():
+        if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > LONGEST_NAME:
+            raise ValueError(f"{name!r} cannot be the name of a combination")
+        found[name] = choices.from_json(Recipe, config["recipe"] | differing)
+    return found
 
 
 def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
@@ -87,6 +107,11 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     if found.sha256() != config.data_sha256:
         raise BadInput(f"{begin} other {which} data; give its --data-dir")
     return found
+
+
+def _begun_in(folder: Path) -> set[str]:
+    """Return the names of the combinations that have been begun in a run's folder."""
+    return {path.parent.name for path in (folder / "grid").glob(f"*/{runs.CONFIG}")}
 
 
 def _folder(name: str) -> Path:

@@ -12,10 +12,11 @@ import numpy as np
 from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.choices import part
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
-from lpfamily.training.protocol.stages import parted, read_position
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Json, configs
+from lpfamily.training.runs import configs
+from lpfamily.training.runs.positions import parted
 from lpfamily.training.tasks import Machine, Objective, Task
 
 
@@ -117,7 +118,7 @@ def load(folder: str | Path) -> Trained:
     except BadInput as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
-    found = run.load(lambda values: read_position(values, recipe, network), recipe.dtype)
+    found = run.load(recipe, network)
     position, (state, best) = found.position, parted(found.arrays)
     parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
     epoch = position.best if best else position.epoch

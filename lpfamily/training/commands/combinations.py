@@ -1,0 +1,75 @@
+"""What `--grid NAME=VALUE/VALUE/...` says: the combinations of options to choose among."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from lpfamily.training.choices import Names, Numbers, Range, flag, options
+from lpfamily.training.errors import BadInput, nearest
+from lpfamily.training.files import LONGEST_NAME
+from lpfamily.training.recipes import Recipe
+
+_AFTERWARDS = "it makes no difference to stage one, by which is chosen"
+_OTHER_EXAMPLES = "errors on different examples do not compare"
+_FIXED = {
+    "examples": _OTHER_EXAMPLES,  # the held-out ones are the last of them
+    "validation": _OTHER_EXAMPLES,
+    "test_examples": _AFTERWARDS,
+    "second_stage": _AFTERWARDS,
+    "second_lr": _AFTERWARDS,
+    "second_epochs": _AFTERWARDS,
+}
+"""What cannot be chosen, and why."""
+
+
+def combinations(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return by name what each combination of `--grid` gives to the recipe; without it one, of no name."""
+    axes: dict[str, dict[str, Any]] = {}
+    for text in given.get("grid", ()):
+        field, values = _axis(text)
+        if field in axes:
+            raise BadInput(f"--grid {text}: {_name(field)} is there twice; put all its values in one")
+        if field in given:
+            raise BadInput(f"--grid {text}: {flag(field)} is given too; leave one of the two out")
+        if given.get("validation") == 0:
+            raise BadInput(f"--grid {text}: --validation 0 leaves nothing to choose by; hold some out")
+        axes[field] = values
+    found = {}
+    for texts in itertools.product(*axes.values()):
+        pairs = list(zip(axes, texts, strict=True))
+        name = ",".join(f"{_name(field)}={text}" for field, text in pairs)
+        if len(name.encode()) > LONGEST_NAME:
+            raise BadInput(f"--grid: {name} is too long for the name of a folder; choose among fewer options")
+        found[name] = {field: axes[field][text] for field, text in pairs}
+    return found
+
+
+def _axis(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the field that NAME=VALUE/VALUE/... names, and its values by how they were written."""
+    name, equals, values = text.partition("=")
+    field, problem = name.replace("-", "_"), f"--grid {text}"
+    if not equals:
+        raise BadInput(f"{problem}: must be NAME=VALUE/VALUE/...")
+    if field in _FIXED:
+        raise BadInput(f"{problem}: {_FIXED[field]}; give {flag(field)} one value")
+    kinds = Range | Numbers | Names
+    known = {name: each.values for name, each in options(Recipe).items() if isinstance(each.values, kinds)}
+    if field not in known:
+        others = map(_name, known.keys() - _FIXED.keys())
+        hint = nearest(_name(field), others, "--help lists the options")
+        raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
+    found: dict[str, Any] = {}
+    for value in map(str.strip, values.split("/")):
+        try:
+            parsed = known[field].read(value)
+        except ValueError as cause:
+            raise BadInput(f"{problem}: {_name(field)} {cause}") from cause
+        if parsed in found.values():
+            raise BadInput(f"{problem}: {value} is there twice; leave one out")
+        found[value] = parsed
+    return field, found
+
+
+def _name(field: str) -> str:
+    return flag(field).removeprefix("--")
