@@ -23,18 +23,25 @@ class Split:
     Attributes
     ----------
     x
-        float32 of shape (n, inputs).
+        float32 of shape (n, inputs), unless it was given another dtype.
     labels
         int64 of shape (n,), values in [0, classes).
     """
 
-    x: NDArray[np.float32]
+    x: NDArray[Any]
     labels: NDArray[np.int64]
+
+    def rows(self, which: slice | list[int]) -> Split:
+        """Return some of the examples."""
+        return Split(self.x[which], self.labels[which])
+
+    def astype(self, dtype: str) -> Split:
+        """Return the examples with x in a dtype; what has it already is not copied."""
+        return Split(self.x.astype(dtype, copy=False), self.labels)
 
     def first_of_each(self, classes: Iterable[int]) -> Split:
         """Return the first example of each of some classes, in their order."""
-        at = [int(np.flatnonzero(self.labels == each)[0]) for each in classes]
-        return Split(self.x[at], self.labels[at])
+        return self.rows([int(np.flatnonzero(self.labels == each)[0]) for each in classes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,8 @@ class Dataset:
         for flag, count, split in ("--examples", train, self.train), ("--test-examples", test, self.test):
             if count > len(split.x):
                 raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
-        return replace(self, train=_first(self.train, train), test=_first(self.test, test))
+        first_train, first_test = (slice(count or None) for count in (train, test))
+        return replace(self, train=self.train.rows(first_train), test=self.test.rows(first_test))
 
     def sha256(self) -> str:
         """Return the checksum of everything in it, by which a run knows its data again."""
@@ -75,10 +83,6 @@ class Dataset:
             digest.update(split.x.data)
             digest.update(split.labels.data)
         return digest.hexdigest()
-
-
-def _first(split: Split, count: int) -> Split:
-    return Split(split.x[: count or None], split.labels[: count or None])
 
 
 @dataclass(frozen=True)

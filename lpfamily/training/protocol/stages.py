@@ -11,8 +11,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import InitVar, asdict, dataclass, replace
 
 import numpy as np
 
@@ -40,13 +39,13 @@ MONITORED = 200
 
 def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
     """Split the last `validation` examples off the training set."""
-    x, labels = dataset.train.x, dataset.train.labels
-    if not validation < len(x):
+    examples = len(dataset.train.x)
+    if not validation < examples:
         raise BadInput(
-            f"--validation {validation}: {dataset.name} has {len(x)} training examples; hold out fewer"
+            f"--validation {validation}: {dataset.name} has {examples} training examples; hold out fewer"
         )
-    kept = len(x) - validation
-    return Split(x[:kept], labels[:kept]), Split(x[kept:], labels[kept:])
+    kept = examples - validation
+    return dataset.train.rows(slice(kept)), dataset.train.rows(slice(kept, None))
 
 
 def check(recipe: Recipe, dataset: Dataset) -> Network:
@@ -75,13 +74,13 @@ def train(
     progress: Progress,
     resume: bool = False,
     test: bool = True,
-) -> dict[str, Any]:
+) -> Json:
     """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
 
     Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on. Without `test`
     the test set stays unseen, as nothing may be chosen by it.
     """
-    training = _Training(run, recipe, dataset, backend, machine, progress, resume=resume)
+    training = _Training(run, recipe, dataset, backend, machine, progress, resume)
     if training.position.first is None:
         training.first_stage()
         if recipe.second_stage != "none":
@@ -91,23 +90,22 @@ def train(
     return (training.tested() if test else {}) | training.ended()
 
 
+@dataclass(eq=False)
 class _Training:
     """A run in memory: its trainer, where it stands, the parameters that it keeps, and its metrics."""
 
-    def __init__(
-        self,
-        run: Run,
-        recipe: Recipe,
-        dataset: Dataset,
-        backend: backends.Backend,
-        machine: Machine,
-        progress: Progress,
-        *,
-        resume: bool,
-    ) -> None:
-        self.run, self.recipe, self.progress = run, recipe, progress
-        self.dataset = dataset = dataset.first(recipe.examples, recipe.test_examples)
-        self.backend, self.machine = backend, machine
+    run: Run
+    recipe: Recipe
+    dataset: Dataset
+    backend: backends.Backend
+    machine: Machine
+    progress: Progress
+    resume: InitVar[bool]
+
+    def __post_init__(self, resume: bool) -> None:
+        run, recipe = self.run, self.recipe
+        dataset = self.dataset.first(recipe.examples, recipe.test_examples)
+        self.dataset = dataset = replace(dataset, train=dataset.train.astype(recipe.dtype))
         self.network = check(recipe, dataset)
         self.held_in, self.held_out = hold_out(dataset, recipe.validation)
         self.position = Position()
@@ -125,23 +123,13 @@ class _Training:
             state = initial_state(self.network, recipe.seed, recipe.dtype)
             self._save(state)
         self.digest = runs.metrics_digest(self.metrics)
-        progress.note(f"run folder: {run.folder}")
+        self.progress.note(f"run folder: {run.folder}")
         split = self.held_in if self.position.first is None else dataset.train
         self.trainer = self._trainer_on(split, state)
 
     def first_stage(self) -> None:
         """Train on what is not held out, until the patience or the epochs end."""
-        recipe, position = self.recipe, self.position
-
-        def reached(epoch: epochs.Epoch) -> Position:
-            at = epoch.standing
-            if epoch.is_best:
-                self.best = {name: epoch.state[name] for name in parameter_shapes(self.network)}
-            return replace(self.position, epoch=at.epoch, best=at.best, best_error=at.least)
-
-        start = epochs.Standing(position.epoch, position.best, position.best_error)
-        scheduled = functools.partial(rates, recipe)
-        self._train(self.held_in, scheduled, reached, recipe.epochs, start=start, judged="validation_error")
+        self._train(self.held_in, functools.partial(rates, self.recipe), self.recipe.epochs)
 
     def begin_second_stage(self) -> None:
         """Record the loss to reach, and begin with the best parameters, or with fresh ones."""
@@ -169,12 +157,7 @@ class _Training:
                 return rates(recipe, epoch - first, batches)
             return continued_rates(recipe, position.best, before, epoch - first, batches)
 
-        def reached(epoch: epochs.Epoch) -> Position:
-            loss = epoch.metrics["held_out_loss"]
-            return replace(self.position, epoch=epoch.standing.epoch, held_out_loss=loss)
-
-        start, count = epochs.Standing(position.epoch), recipe.second_epochs
-        self._train(train, scheduled, reached, count, start=start, until=lambda: self.position.is_reached)
+        self._train(train, scheduled, recipe.second_epochs)
 
     def tested(self) -> Json:
         """Test the parameters that the protocol ends with, and return what that gives."""
@@ -224,7 +207,7 @@ class _Training:
         task = Task(
             self.network,
             part(recipe, Objective),
-            self._x(split),
+            split.x,
             split.labels,
             recipe.batch_size,
             recipe.dtype,
@@ -233,17 +216,10 @@ class _Training:
         )
         return self.backend.trainer(task, state)
 
-    def _train(
-        self,
-        split: Split,
-        scheduled: Callable[[int, int], Rates],
-        reached: Callable[[epochs.Epoch], Position],
-        count: int,
-        **ends: Any,
-    ) -> None:
-        """Train a stage of `count` epochs at most, and keep each; `ends` are arguments of `epochs.train`."""
-        first, stage = self.position.first or 0, "" if self.position.first is None else "stage 2"
-        examples = len(split.x)
+    def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:
+        """Train a stage of `count` epochs at most, and keep each."""
+        begin, examples = self.position, len(split.x)
+        first, is_second = begin.first or 0, begin.first is not None
         trained = epochs.train(
             self.trainer,
             self.recipe,
@@ -251,22 +227,30 @@ class _Training:
             functools.partial(self._rates, scheduled),
             functools.partial(self._measured, split),
             last=first + count,
+            start=epochs.Standing(begin.epoch, begin.best, begin.best_error),
+            judged="" if is_second else "validation_error",
+            until=lambda: self.position.is_reached,
             remedy=self._kept,
-            **ends,
         )
-        with self.progress.epochs(count, self.position.epoch - first, stage) as report:
+        with self.progress.epochs(count, begin.epoch - first, "stage 2" if is_second else "") as report:
             for epoch in trained:
-                position = reached(epoch)
-                line = {"epoch": position.epoch, "stage": 2 if stage else 1} | epoch.metrics
+                at, metrics = epoch.standing, epoch.metrics
+                line = {"epoch": at.epoch, "stage": 2 if is_second else 1} | metrics
                 self.run.log(line)
                 runs.add_metrics(self.digest, line)
-                self.position = replace(position, metrics=self.digest.hexdigest())
+                if epoch.is_best:
+                    self.best = {name: epoch.state[name] for name in parameter_shapes(self.network)}
+                self.position = replace(
+                    self.position,
+                    epoch=at.epoch,
+                    best=at.best,
+                    best_error=at.least,
+                    held_out_loss=metrics.get("held_out_loss"),
+                    metrics=self.digest.hexdigest(),
+                )
                 self._save(epoch.state)
                 self.metrics.append(line)
                 report(line, examples)
-
-    def _x(self, split: Split) -> Any:
-        return split.x.astype(self.recipe.dtype, copy=False)
 
     def _rates(self, scheduled: Callable[[int, int], Rates], epoch: int, batches: int) -> Rates:
         """Return the rates of an epoch; a learning rate beyond the dtype ends the run."""
@@ -292,15 +276,14 @@ class _Training:
         if self.position.first is not None:
             measured["held_out_loss"] = self._loss(self.held_out, "the held-out loss")
         elif recipe.validation:
-            error = evaluation.error(self.trainer, self._x(self.held_out), self.held_out.labels)
-            measured["validation_error"] = error
+            held_out = self.held_out
+            measured["validation_error"] = evaluation.error(self.trainer, held_out.x, held_out.labels)
         return measured
 
     def _monitored(self) -> Json:
         """Return errors in the ball on a few held-out examples; the last healthy checkpoint is kept."""
-        first, recipe = slice(MONITORED), self.recipe
-        x, labels = self._x(self.held_out)[first], self.held_out.labels[first]
-        found = robustness.monitor(self.trainer, x, labels, recipe.p, recipe.sigma)
+        recipe, few = self.recipe, self.held_out.rows(slice(MONITORED))
+        found = robustness.monitor(self.trainer, few.x, few.labels, recipe.p, recipe.sigma)
         was_healthy = all(
             robustness.is_healthy({name: line[f"monitor_{name}"] for name in found})
             for line in self.metrics[-1:]
@@ -309,14 +292,14 @@ class _Training:
         if was_healthy and not robustness.is_healthy(found):
             self.run.keep_healthy()
             self.progress.warn(
-                f"catastrophic overfitting: on {len(x)} held-out examples the error is "
+                f"catastrophic overfitting: on {len(few.x)} held-out examples the error is "
                 f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five; "
                 f"{self.run.folder / runs.HEALTHY} is the checkpoint before"
             )
         return {f"monitor_{name}": value for name, value in found.items()}
 
     def _loss(self, split: Split, what: str) -> float:
-        loss = evaluation.loss(self.trainer, self._x(split), split.labels)
+        loss = evaluation.loss(self.trainer, split.x, split.labels)
         return epochs.finite(loss, what, self._kept())
 
     def _kept(self) -> str:
@@ -325,9 +308,8 @@ class _Training:
 
     def _unused(self, split: Split, sigma: float) -> tuple[int, int]:
         """Return how many examples leave the budget of one step unused, of how many of the first ones."""
-        first = slice(max(20, len(split.x) // CHECKED))
-        x, labels, p = self._x(split)[first], split.labels[first], self.recipe.p
-        gradients = evaluation.in_parts(self.trainer.input_gradients, x, labels)
+        p, few = self.recipe.p, split.rows(slice(max(20, len(split.x) // CHECKED)))
+        gradients = evaluation.in_parts(self.trainer.input_gradients, few.x, few.labels)
         return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
 
     def _save(self, state: State) -> None:
