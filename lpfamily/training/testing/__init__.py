@@ -42,14 +42,7 @@ from lpfamily.training.networks import (
     state_shapes,
 )
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
-from lpfamily.training.testing.oracle import (
-    cross_entropy,
-    error_log_odds,
-    input_gradient,
-    logits,
-    objective_and_gradient,
-    updated,
-)
+from lpfamily.training.testing import oracle
 
 Array = NDArray[Any]
 
@@ -140,59 +133,58 @@ class BackendTests:
             metafunc.parametrize("network", [NETWORKS[name] for name in names], ids=names)
 
     def test_logits_are_the_networks(self, network: Network) -> None:
-        task, state = _task(network), _state(network)
-        expected = logits(network, state, task.x)
-        assert_allclose(self._trainer(task, state).logits(task.x), expected, rtol=1e-12)
+        task, state, trainer = self._made(network)
+        expected = oracle.logits(network, state, task.x)
+        assert_allclose(trainer.logits(task.x), expected, rtol=1e-12)
 
     def test_losses_are_the_cross_entropy(self, network: Network) -> None:
         """Of confident networks too, right or wrong: as log(1 + exp(odds)), where logsumexp - z_y cancels."""
         task, state = _task(network), _state(network)
         for scale in 1, 30:
-            loud = state | {name: scale * array for name, array in state.items() if _is_last(network, name)}
-            expected = np.logaddexp(0, error_log_odds(logits(network, loud, task.x), task.labels))
+            loud = _louder(network, state, scale)
+            odds = oracle.error_log_odds(oracle.logits(network, loud, task.x), task.labels)
             losses = self._trainer(task, loud).losses(task.x, task.labels)
-            assert_allclose(losses, expected, rtol=1e-12)
+            assert_allclose(losses, np.logaddexp(0, odds), rtol=1e-12)
 
     def test_input_gradients_are_those_of_the_error_log_odds(self, network: Network) -> None:
-        task, state = _task(network), _state(network)
-        expected = input_gradient(error_log_odds, network, state, task.x, task.labels)
-        found = self._trainer(task, state).input_gradients(task.x, task.labels)
+        task, state, trainer = self._made(network)
+        expected = oracle.input_gradient(oracle.error_log_odds, network, state, task.x, task.labels)
+        found = trainer.input_gradients(task.x, task.labels)
         assert_allclose(found, expected, rtol=1e-10)
 
     def test_the_direction_of_a_confident_network_does_not_round_away(self, network: Network) -> None:
-        task, state = _task(network, "float32"), _state(network, "float32")
-        state |= {name: 100 * array for name, array in state.items() if _is_last(network, name)}
+        task, state = _task(network, "float32"), _louder(network, _state(network, "float32"), 100)
         x = task.x.astype(np.float64)
-        labels = logits(network, state, x).argmax(axis=1)
+        labels = oracle.logits(network, state, x).argmax(axis=1)
         gradients = self._trainer(task, state).input_gradients(task.x, labels)
         found = epsilon(gradients.astype(np.float64), 2, 1.0)
-        expected = epsilon(input_gradient(error_log_odds, network, state, x, labels), 2, 1.0)
+        expected = epsilon(oracle.input_gradient(oracle.error_log_odds, network, state, x, labels), 2, 1.0)
         assert_allclose(found, expected, atol=1e-4)
 
     def test_hessian_products_are_derivatives_of_the_gradient(self, network: Network) -> None:
-        task, state = _task(network), _state(network)
+        task, state, trainer = self._made(network)
         v = np.random.default_rng(3).standard_normal(task.x.shape)
 
         def gradient(x: Array) -> Array:
-            return input_gradient(cross_entropy, network, state, x, task.labels)
+            return oracle.input_gradient(oracle.cross_entropy, network, state, x, task.labels)
 
         expected = (gradient(task.x + 1e-5 * v) - gradient(task.x - 1e-5 * v)) / 2e-5
-        found = self._trainer(task, state).hessian_products(task.x, task.labels, v)
+        found = trainer.hessian_products(task.x, task.labels, v)
         assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
     def test_hessian_products_of_a_confident_network_do_not_round_away(self, network: Network) -> None:
         """They are s ((1 - s) <g, v> g + Hv), s the sigmoid of the odds, g and H their derivatives."""
         task, state = _task(network, "float32"), _state(network, "float32")
         x, v = task.x.astype(np.float64), np.random.default_rng(3).standard_normal(task.x.shape)
-        *_, second, first = np.sort(logits(network, state, x), axis=1).T
+        *_, second, first = np.sort(oracle.logits(network, state, x), axis=1).T
         scale = np.float32(60 / (first - second).max())  # odds of -60 are far from underflow in float32
-        state |= {name: scale * array for name, array in state.items() if _is_last(network, name)}
-        labels = logits(network, state, x).argmax(axis=1)
+        state = _louder(network, state, scale)
+        labels = oracle.logits(network, state, x).argmax(axis=1)
 
         def gradient(x: Array) -> Array:
-            return input_gradient(error_log_odds, network, state, x, labels)
+            return oracle.input_gradient(oracle.error_log_odds, network, state, x, labels)
 
-        s = 1 / (1 + np.exp(-error_log_odds(logits(network, state, x), labels)))[:, None]
+        s = 1 / (1 + np.exp(-oracle.error_log_odds(oracle.logits(network, state, x), labels)))[:, None]
         g, along = gradient(x), (gradient(x + 1e-6 * v) - gradient(x - 1e-6 * v)) / 2e-6
         expected = (1 - s) * (g * v).sum(axis=1, keepdims=True) * g + along
         found = self._trainer(task, state).hessian_products(task.x, labels, v.astype(np.float32)) / s
@@ -201,8 +193,8 @@ class BackendTests:
 
     def test_no_examples_give_no_rows(self, network: Network) -> None:
         """A process may have none of a small last batch."""
-        task, state = _task(network), _state(network)
-        trainer, x, labels = self._trainer(task, state), task.x[:0], task.labels[:0]
+        task, _, trainer = self._made(network)
+        x, labels = task.x[:0], task.labels[:0]
         assert trainer.logits(x).shape == (0, network.classes)
         assert trainer.losses(x, labels).shape == (0,)
         assert trainer.input_gradients(x, labels).shape == x.shape
@@ -210,12 +202,11 @@ class BackendTests:
 
     def test_a_step_descends_the_objective(self, network: Network, objective: Objective) -> None:
         """With the dropout of the draws, wherever the objective has it."""
-        network = _unconstrained(network)
-        task, before, draws = replace(_task(network), objective=objective), _state(network), Draws(5, 2)
-        trainer = self._trainer(task, before)
+        network, draws = _changed(network, max_norm=None), Draws(5, 2)
+        task, before, trainer = self._made(network, objective=objective)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), draws)
-        value, gradients = objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, draws)
-        expected, found = updated(task, before, gradients, 0.5, 0.0), trainer.state()
+        value, gradients = oracle.objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, draws)
+        expected, found = oracle.updated(task, before, gradients, 0.5, 0.0), trainer.state()
         for name in gradients:
             assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
@@ -223,11 +214,10 @@ class BackendTests:
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
         """To the second order of its rounding: the loss is stationary on the sphere at its steepest point."""
-        network = _undropped(network)
-        task, state = _task(network, dtype), _state(network, dtype)
+        network = _changed(network, dropout=None)
 
         def loss(objective: Objective) -> float:
-            trainer = self._trainer(replace(task, objective=objective), state)
+            _, _, trainer = self._made(network, dtype, objective=objective)
             return trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))["loss"]
 
         clean, perturbed = loss(Objective("plain")), loss(Objective("perturb"))
@@ -242,45 +232,42 @@ class BackendTests:
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""
-        task = replace(
-            _task(network), objective=Objective("perturb", 1.5), batch_size=3, optimiser=Optimiser(0.01)
-        )
-        state, order, draws = _state(network), np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
+        perturb, decay = Objective("perturb", 1.5), Optimiser(0.01)
+        task, state, trainer = self._made(network, objective=perturb, batch_size=3, optimiser=decay)
+        order, draws = np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
         rates = Rates(np.array([0.8, 0.5, 0.3]), np.array([0.5, 0.6, 0.9]), np.array([0.1, 0.2, 0.4]))
-        trainer = self._trainer(task, state)
         metrics = trainer.epoch(order, rates, draws)
         losses = []
         for step in range(3):
-            batch = order[3 * step : 3 * step + 3]
-            loss, gradients = objective_and_gradient(task, state, batch, rates.sigma[step], step, draws)
+            batch, sigma = order[3 * step : 3 * step + 3], rates.sigma[step]
+            loss, gradients = oracle.objective_and_gradient(task, state, batch, sigma, step, draws)
             losses.append(loss * len(batch))
-            state = updated(task, state, gradients, rates.lr[step], rates.momentum[step])
+            state = oracle.updated(task, state, gradients, rates.lr[step], rates.momentum[step])
         found = trainer.state()
         for name, expected in state.items():
             assert_allclose(found[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
         assert metrics["loss"] == pytest.approx(sum(losses) / 7, rel=1e-6)
 
     def test_metrics_count_the_errors_that_the_objective_sees(self, network: Network) -> None:
-        network = _undropped(network)
-        task, state = _task(network), _state(network)
-        trainer = self._trainer(task, state)
+        network = _changed(network, dropout=None)
+        task, state, trainer = self._made(network)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))
-        seen = logits(network, state, task.x)
+        seen = oracle.logits(network, state, task.x)
         assert metrics == {
-            "loss": pytest.approx(cross_entropy(seen, task.labels).mean(), rel=1e-9),
+            "loss": pytest.approx(oracle.cross_entropy(seen, task.labels).mean(), rel=1e-9),
             "error": pytest.approx((seen.argmax(axis=1) != task.labels).mean()),
         }
 
     def test_dropout_keeps_what_the_draws_say(self, network: Network) -> None:
         """Injected: with everything kept there is only the scale, with nothing kept only the biases."""
         if network is NETWORKS["sigmoid"]:
-            network = replace(network, layers=tuple(replace(layer, dropout=HALF) for layer in network.layers))
-        task, state = _task(network), _state(network)
-        trainer, metrics = self._trainer(task, state), []
+            network = _changed(network, dropout=HALF)
+        task, state, trainer = self._made(network)
+        metrics = []
         for kept in True, False:
             loss = trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), _Injected(5, 2, kept))["loss"]
             masks = _Injected(5, 2, kept).masks(0, network, 7)
-            expected = cross_entropy(logits(network, state, task.x, masks), task.labels).mean()
+            expected = oracle.cross_entropy(oracle.logits(network, state, task.x, masks), task.labels).mean()
             metrics.append((loss, expected))
         for loss, expected in metrics:
             assert loss == pytest.approx(expected, rel=1e-12)
@@ -288,26 +275,26 @@ class BackendTests:
 
     def test_dropout_has_the_mean_over_all_masks(self) -> None:
         network = Network(2, (Dense(2, "sigmoid", dropout=Dropout(0.8, 1.0)), Dense(3, dropout=HALF)))
-        task, state = _task(network), _state(network)
+        task, state, trainer = self._made(network)
         mean = 0.0
         for bits in itertools.product([False, True], repeat=4):
             masks: Any = [np.tile(np.array(pair), (7, 1)) for pair in (bits[:2], bits[2:])]
             chance = math.prod(0.8 if bit else 0.2 for bit in bits[:2]) / 4
-            mean += chance * cross_entropy(logits(network, state, task.x, masks), task.labels).mean()
-        trainer = self._trainer(task, state)
+            dropped = oracle.logits(network, state, task.x, masks)
+            mean += chance * oracle.cross_entropy(dropped, task.labels).mean()
         order, rates = np.tile(np.arange(7), 400), _rates(400, lr=0.0, momentum=0.0)
         losses = [trainer.epoch(order, rates, Draws(5, epoch))["loss"] for epoch in range(10)]
         spread = np.std(losses, ddof=1) / math.sqrt(10)
-        without = cross_entropy(logits(network, state, task.x), task.labels).mean()
+        without = oracle.cross_entropy(oracle.logits(network, state, task.x), task.labels).mean()
         assert abs(np.mean(losses) - mean) < 4 * spread < abs(without - mean) / 2
 
     def test_ties_give_their_gradient_to_the_first(self, network: Network) -> None:
         """Without biases a blank input ties all pieces, and in a convolution all positions."""
-        network = _undropped(network)
+        network = _changed(network, dropout=None)
         task = replace(_task(network), objective=Objective("plain"), x=np.zeros((7, network.inputs)))
         state = initial_state(network, 0, "float64")
-        expected = input_gradient(error_log_odds, network, state, task.x, task.labels)
-        beside = input_gradient(error_log_odds, network, state, task.x + 1e-9, task.labels)
+        expected = oracle.input_gradient(oracle.error_log_odds, network, state, task.x, task.labels)
+        beside = oracle.input_gradient(oracle.error_log_odds, network, state, task.x + 1e-9, task.labels)
         trainer = self._trainer(task, state)
         found = trainer.input_gradients(task.x, task.labels)
         assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
@@ -320,8 +307,7 @@ class BackendTests:
             assert_allclose(trainer.state()[name], step, rtol=1e-9, atol=0, err_msg=name)
 
     def test_the_norm_constraint_holds_after_every_epoch(self, network: Network) -> None:
-        task = _task(network)
-        trainer = self._trainer(task, _state(network))
+        task, _, trainer = self._made(network)
         trainer.epoch(np.arange(len(task.x)), _rates(1, lr=50.0, momentum=0.5), Draws(5, 2))
         for index, layer in enumerate(network.layers):
             weight = trainer.state()[f"layers.{index}.weight"]
@@ -332,13 +318,12 @@ class BackendTests:
     def test_a_state_continues_as_if_nothing_had_happened(self, network: Network, dtype: str) -> None:
         """To the bit: what a resumed run stands on."""
         objective = Objective("perturb", 2.0, random_start=True)
-        task = replace(_task(network, dtype), objective=objective, batch_size=3)
-        first = self._trainer(task, _state(network, dtype))
+        task, begin, first = self._made(network, dtype, objective=objective, batch_size=3)
         rates, order = _rates(3, lr=0.5, momentum=0.9), np.arange(7)
         first.epoch(order, rates, Draws(5, 0))
         middle = first.state()
         first.epoch(order, rates, Draws(5, 1))
-        for second in (self._trainer(task, middle), self._trainer(task, _state(network, dtype))):
+        for second in (self._trainer(task, middle), self._trainer(task, begin)):
             second.load(middle)
             second.epoch(order, rates, Draws(5, 1))
             for name, expected in first.state().items():
@@ -346,13 +331,12 @@ class BackendTests:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_the_state_is_named_arrays_of_the_trainers_dtype(self, network: Network, dtype: str) -> None:
-        state = self._trainer(_task(network, dtype), _state(network, dtype)).state()
+        state = self._made(network, dtype)[-1].state()
         assert {name: array.shape for name, array in state.items()} == state_shapes(network)
         assert {str(array.dtype) for array in state.values()} == {dtype}
 
     def test_the_state_handed_out_is_a_copy(self, network: Network) -> None:
-        task, begin = _task(network), _state(network)
-        trainer = self._trainer(task, begin)
+        _, begin, trainer = self._made(network)
         before = trainer.state()
         kept = {name: array.copy() for name, array in before.items()}
         trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.5), Draws(5, 0))
@@ -385,10 +369,10 @@ class BackendTests:
         objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="independent", steps=2)
         if network is NETWORKS["sigmoid"]:
             objective = Objective("penalty", 2.0)
-        task = replace(_task(network), objective=objective, optimiser=Optimiser(0.01))
         found = []
-        for compiled in False, True:
-            trainer = self._trainer(replace(task, machine=Machine(compile=compiled)), _state(network))
+        for machine in Machine(), Machine(compile=True):
+            decay = Optimiser(0.01)
+            _, _, trainer = self._made(network, objective=objective, optimiser=decay, machine=machine)
             metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
             found.append((metrics, trainer.state()))
         (metrics, state), (compiled_metrics, compiled_state) = found
@@ -406,15 +390,20 @@ class BackendTests:
         return np.asarray(model(x))
 
     def test_a_model_has_the_trainers_logits(self, network: Network) -> None:
-        task, state = _task(network, "float32"), _state(network, "float32")
+        task, state, trainer = self._made(network, "float32")
         parameters = {name: array for name, array in state.items() if not name.startswith("velocity.")}
         model = self.find().model(network, parameters)
-        expected = self._trainer(task, state).logits(task.x)
+        expected = trainer.logits(task.x)
         for array in parameters.values():
             array[...] = 0  # it holds copies
         assert_allclose(self.called(model, task.x), expected, rtol=1e-4, atol=1e-6)
         with pytest.raises(ValueError, match=f"must have shape .n, {network.inputs}"):
             self.called(model, task.x[:, 1:])
+
+    def _made(self, network: Network, dtype: str = "float64", **changes: Any) -> tuple[Task, State, Trainer]:
+        """Return a task with some changes, a state, and the trainer that starts from it."""
+        task, state = replace(_task(network, dtype), **changes), _state(network, dtype)
+        return task, state, self._trainer(task, state)
 
     def _trainer(self, task: Task, state: State) -> Trainer:
         return self.find().trainer(replace(task, machine=replace(task.machine, device=self.device)), state)
@@ -461,21 +450,20 @@ def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Arr
     for index in np.ndindex(gradient.shape):
         moved = state[name].astype(complex)
         moved[index] += 1e-30j
-        losses = cross_entropy(logits(network, state | {name: moved}, task.x), task.labels)
+        losses = oracle.cross_entropy(oracle.logits(network, state | {name: moved}, task.x), task.labels)
         gradient[index] = losses.imag.mean() / 1e-30
     return gradient
 
 
-def _is_last(network: Network, name: str) -> bool:
-    return name.startswith(f"layers.{len(network.layers) - 1}.")
+def _louder(network: Network, state: State, scale: float | np.float32) -> State:
+    """Return a state whose logits are so many times as large."""
+    last = f"layers.{len(network.layers) - 1}."
+    return {name: scale * array if name.startswith(last) else array for name, array in state.items()}
 
 
-def _unconstrained(network: Network) -> Network:
-    return replace(network, layers=tuple(replace(layer, max_norm=None) for layer in network.layers))
-
-
-def _undropped(network: Network) -> Network:
-    return replace(network, layers=tuple(replace(layer, dropout=None) for layer in network.layers))
+def _changed(network: Network, **changes: Any) -> Network:
+    """Return a network with changes of all its layers."""
+    return replace(network, layers=tuple(replace(layer, **changes) for layer in network.layers))
 
 
 def _rates(steps: int, lr: float, momentum: float) -> Rates:
