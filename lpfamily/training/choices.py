@@ -10,31 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-
-class Values(Protocol):
-    """Which values a choice has."""
-
-    @property
-    def what(self) -> str:
-        """They, in words that follow 'must be'."""
-
-    @property
-    def metavar(self) -> str:
-        """A value, in `--help`."""
-
-    def admits(self, value: Any) -> bool:
-        """Whether a Python value is one of them."""
-
-    def read(self, text: str) -> Any:
-        """Return the value that is written so; raise ValueError, which says what it must be."""
-
-    def from_json(self, value: Any) -> Any:
-        """Return the value that JSON keeps as `value`."""
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -50,12 +33,13 @@ class Range:
         """N for whole numbers, X for others."""
         return "N" if self.kind is int else "X"
 
-    def admits(self, value: Any) -> bool:
+    def admits(self, value: object) -> bool:
         """Whether it is a number in the range."""
-        is_number = isinstance(value, int if self.kind is int else int | float)
-        return is_number and not isinstance(value, bool) and self.accepts(value)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return (self.kind is float or isinstance(value, int)) and self.accepts(value)
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> float:
         """Return the number."""
         try:
             value = self.kind(text)
@@ -86,15 +70,15 @@ class Numbers:
         """Several numbers."""
         return f"{self.each.metavar},..."
 
-    def admits(self, value: Any) -> bool:
+    def admits(self, value: object) -> bool:
         """Whether it is a tuple of such numbers."""
         return isinstance(value, tuple) and all(map(self.each.admits, value))
 
-    def read(self, text: str) -> tuple[Any, ...]:
+    def read(self, text: str) -> tuple[float, ...]:
         """Return the numbers; "none" is the empty list."""
         return () if text == "none" else tuple(map(self.each.read, text.split(",")))
 
-    def from_json(self, value: Any) -> Any:
+    def from_json(self, value: Any) -> tuple[Any, ...]:
         """Return a list's numbers."""
         return tuple(map(self.each.from_json, value))
 
@@ -110,12 +94,7 @@ class Names:
         """The list of them."""
         return f"one of {', '.join(self.names)}"
 
-    @property
-    def metavar(self) -> str:
-        """All of them."""
-        return f"{{{','.join(self.names)}}}"
-
-    def admits(self, value: Any) -> bool:
+    def admits(self, value: object) -> bool:
         """Whether it is one of them."""
         return value in self.names
 
@@ -138,7 +117,7 @@ class Made:
     metavar: str
     what: str = "text"
 
-    def admits(self, value: Any) -> bool:
+    def admits(self, value: object) -> bool:
         """Whether it is of the type."""
         return isinstance(value, self.kind)
 
@@ -149,6 +128,15 @@ class Made:
     def from_json(self, value: Any) -> Any:
         """Return the value."""
         return value
+
+
+Values = Range | Numbers | Names | Made
+"""Which values a choice has.
+
+`what` says it in words that follow 'must be', and `metavar` shows a value in `--help`. `admits` looks at a
+Python value, `read` at a text, whose `ValueError` says what it must be, and `from_json` takes back what JSON
+keeps of a value.
+"""
 
 
 TEXT, PATH = Made(str, "NAME"), Made(Path, "PATH", "a path")
@@ -188,7 +176,7 @@ class Option:
         words = {name: " or ".join(each or "none" for each in values) for name, values in self.needs.items()}
         return " with ".join(f"{flag(name)} {value}".strip() for name, value in words.items())
 
-    def has_effect(self, choices: Any) -> bool:
+    def has_effect(self, choices: DataclassInstance) -> bool:
         """Whether other choices are such that this one makes a difference."""
         return all(
             getattr(choices, name) in values if values else getattr(choices, name)
@@ -232,15 +220,11 @@ def option(
     return field(default=default, metadata=facts)
 
 
-_OPTIONS: dict[type, dict[str, Option]] = {}
-
-
-def options(kind: type) -> dict[str, Option]:
+@cache
+def options(kind: type[DataclassInstance]) -> dict[str, Option]:
     """Return by name the choices that a dataclass declares, in order."""
-    if (known := _OPTIONS.get(kind)) is not None:
-        return known
     hints = get_type_hints(kind)
-    _OPTIONS[kind] = {
+    return {
         each.name: Option(
             each.name,
             each.default,
@@ -249,26 +233,25 @@ def options(kind: type) -> dict[str, Option]:
         for each in fields(kind)
         if "values" in each.metadata
     }
-    return _OPTIONS[kind]
 
 
-def _values_of(hint: Any) -> Values:
+def _values_of(hint: object) -> Values:
     return Names(get_args(hint)) if get_origin(hint) is Literal else SWITCH
 
 
-def check(choices: Any) -> None:
+def check(choices: DataclassInstance) -> None:
     """Raise ValueError unless every choice of a dataclass has a value that it may have."""
     for name, each in options(type(choices)).items():
         if not each.values.admits(value := getattr(choices, name)):
             raise ValueError(f"{name} must be {each.values.what}; got {value!r}")
 
 
-def part(choices: Any, kind: type[T]) -> T:
+def part(choices: DataclassInstance, kind: type[T]) -> T:
     """Return what a dataclass has of the fields of another, as that other."""
-    return kind(**{each.name: getattr(choices, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{each.name: getattr(choices, each.name) for each in fields(kind)})
 
 
-def to_json(choices: Any) -> dict[str, Any]:
+def to_json(choices: DataclassInstance) -> dict[str, Any]:
     """Return the fields of a dataclass as JSON values; an infinite number is the string "inf"."""
     values = {each.name: getattr(choices, each.name) for each in fields(choices)}
     return {name: "inf" if value == math.inf else value for name, value in values.items()}
@@ -288,7 +271,7 @@ def from_json(kind: type[T], values: Mapping[str, Any], *, complete: bool = Fals
     return kind(**{name: known[name].values.from_json(value) for name, value in values.items()})
 
 
-def in_group(group: str, *kinds: type) -> Iterable[Option]:
+def in_group(group: str, *kinds: type[DataclassInstance]) -> Iterable[Option]:
     """Return the options of a group: first those that need no other."""
     found = [each for kind in kinds for each in options(kind).values() if each.group == group]
     return sorted(found, key=lambda each: bool(each.needs))
