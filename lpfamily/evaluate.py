@@ -18,14 +18,15 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lpfamily.training import backends, commands, data, recipes, runs
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, PATH, TEXT, Numbers
+from lpfamily.training.commands import Given
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
+from lpfamily.training.files import Json
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
@@ -122,7 +123,7 @@ def _evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _out(given: dict[str, Any]) -> Path:
+def _out(given: Given) -> Path:
     """Return where the result goes, after a look at whether it can, before the work is done."""
     out: Path = given.get("out", given["run"] / "robustness.json")
     if out.suffix != ".json":
@@ -163,7 +164,7 @@ def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, 
         )
 
 
-def _draw(result: dict[str, Any], path: Path, progress: Progress) -> None:
+def _draw(result: Json, path: Path, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
     size = 3 * len(result["balls"]) + 1, 3.6

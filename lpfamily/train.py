@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lpfamily.training import backends, choices, commands, data, recipes, runs
 from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.choices import flag, part
+from lpfamily.training.commands import Given
 from lpfamily.training.commands.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import state_shapes
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     return commands.run(NAME, lambda: _train(parser().parse(argv)))
 
 
-def _train(given: dict[str, Any]) -> int:
+def _train(given: Given) -> int:
     commands.check_extra()
     if "resume" in given:
         return _resume(given)
@@ -49,7 +49,7 @@ def _train(given: dict[str, Any]) -> int:
     return _together(name, device, lambda backend, team: _begin(given, name, backend, team))
 
 
-def _begin(given: dict[str, Any], name: str, backend: backends.Backend, team: Team) -> int:
+def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> int:
     which, data_dir = given.get("data", Recipe.data), given.get("data_dir")
     dataset = data.load(which, data_dir)
     candidates = recipes_of(given, dataset)
@@ -72,7 +72,7 @@ def _begin(given: dict[str, Any], name: str, backend: backends.Backend, team: Te
         return _go(run, config, dataset, backend, given, resume=False)
 
 
-def _resume(given: dict[str, Any]) -> int:
+def _resume(given: Given) -> int:
     if fixed := sorted(given.keys() - ON_RESUME):
         raise BadInput(
             f"{flag(fixed[0])} cannot be changed in a run that has begun; leave it out, or start a new run"
@@ -86,7 +86,7 @@ def _resume(given: dict[str, Any]) -> int:
     return _together(given["backend"], given["device"], functools.partial(_go_on, given))
 
 
-def _go_on(given: dict[str, Any], backend: backends.Backend, team: Team) -> int:
+def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
     run = runs.find(given["resume"])
     with run.held():
         config = configs.read(run)
@@ -112,7 +112,7 @@ def _is_finished(run: runs.Run) -> bool:
     return True
 
 
-def _others(config: Config, given: dict[str, Any], team: Team) -> list[str]:
+def _others(config: Config, given: Given, team: Team) -> list[str]:
     """Return what a run goes on with that it did not begin with, in words."""
     began = choices.to_json(config.machine) | {"backend": config.backend}
     others = [f"another {name}" for name in ("backend", "device") if given[name] != began[name]]
@@ -121,7 +121,7 @@ def _others(config: Config, given: dict[str, Any], team: Team) -> list[str]:
     return others + [f"no --{name}" for name in ("tf32", "compile") if name in given and not began[name]]
 
 
-def _machine(machine: Machine, given: dict[str, Any]) -> Machine:
+def _machine(machine: Machine, given: Given) -> Machine:
     """Return a machine with what was given in the place of its choices."""
     return replace(machine, **{name: given[name] for name in choices.options(Machine) if name in given})
 
@@ -148,7 +148,7 @@ def _go(
     config: Config,
     dataset: data.Dataset,
     backend: backends.Backend,
-    given: dict[str, Any],
+    given: Given,
     *,
     resume: bool,
 ) -> int:

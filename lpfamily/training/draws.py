@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import sample
-from lpfamily.training.networks import Network, shapes
+from lpfamily.training.networks import Floats, Network, shapes
 from lpfamily.training.tasks import Task
 
 THREADS = 4
@@ -28,6 +28,10 @@ _ORDER, _NOISE, _START, _TEST, _DROPOUT = range(5)
 
 Masks = list[NDArray[np.bool_] | None]
 """For each layer, which of its inputs dropout keeps, (examples, *shape of the input); None is all."""
+
+
+Map = Callable[..., Iterable[Any]]
+"""What maps as `map` does."""
 
 
 class Drawn(NamedTuple):
@@ -58,7 +62,7 @@ def _replaced(part: Any, results: dict[int, Any]) -> Any:
 
 
 @contextmanager
-def by_threads() -> Iterator[Callable[..., Iterator[Any]]]:
+def by_threads() -> Iterator[Map]:
     """Give what maps as `map` does, by threads: what draws while a device waits for it."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield pool.map
@@ -83,11 +87,11 @@ class Draws:
         """Return the order in which the epoch visits its examples."""
         return _generator(_ORDER, self.seed, self.epoch, 0).permutation(examples)
 
-    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> Floats:
         """Return standard normal noise for the inputs of a step."""
         return _normal(_generator(_NOISE, self.seed, self.epoch, step), shape, dtype)
 
-    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> NDArray[Any]:
+    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> Floats:
         """Return points drawn uniformly from the unit Lp ball, one an example, for a random start."""
         rng = _generator(_START, self.seed, self.epoch, step)
         return np.asarray(sample(shape, p, 1.0, rng, dtype=np.dtype(dtype)))
@@ -121,7 +125,7 @@ class Draws:
         steps: Sequence[int],
         task: Task,
         examples: int,
-        mapped: Callable[..., Iterable[Any]] = map,
+        mapped: Map = map,
         empty: Callable[..., Any] = np.empty,
     ) -> Drawn:
         """Return what is random in these steps, drawn by `mapped`, into arrays that `empty` makes."""
@@ -172,11 +176,11 @@ class Part(Draws):
     examples: int
     rows: slice
 
-    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> Floats:
         """Return the rows of the noise."""
         return self.whole.noise(step, (self.examples, *shape[1:]), dtype)[self.rows]
 
-    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> NDArray[Any]:
+    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> Floats:
         """Return the rows of the starts."""
         return self.whole.start(step, (self.examples, *shape[1:]), p, dtype)[self.rows]
 
@@ -187,10 +191,10 @@ class Part(Draws):
         return self.whole.kept(step, layer, (self.examples, *shape[1:]), include, again)[self.rows]
 
 
-def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> Floats:
     """Return standard normal noise for one draw of a noise test."""
     return _normal(_generator(_TEST, seed, draw, 0), shape, dtype)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Floats:
     return rng.standard_normal(shape, np.float32 if dtype == "float32" else np.float64)

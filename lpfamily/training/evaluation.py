@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,11 @@ from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data import Split
 from lpfamily.training.draws import evaluation_noise
+from lpfamily.training.files import Json
+from lpfamily.training.networks import Array, Floats, Ints
 from lpfamily.training.recipes import Recipe, matched_radius
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 NOISE = (0.1, 0.3)
 """The standard deviations of the paper's noise tests (Tables IV and V)."""
@@ -26,7 +30,7 @@ AT_ONCE = 1000
 """The most examples that are given to a trainer at once: convolutions take some megabytes for each."""
 
 
-def in_parts(function: Callable[..., NDArray[Any]], *arrays: NDArray[Any]) -> NDArray[Any]:
+def in_parts(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArray[Scalar]:
     """Return function(*arrays), computed for some examples at a time."""
     parts = [
         function(*(array[begin : begin + AT_ONCE] for array in arrays))
@@ -35,14 +39,12 @@ def in_parts(function: Callable[..., NDArray[Any]], *arrays: NDArray[Any]) -> ND
     return np.concatenate(parts)
 
 
-def error(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
+def error(trainer: Trainer, x: Floats, labels: Ints) -> float:
     """Return the fraction of misclassified examples; a tie counts for the first class."""
     return float(np.mean(in_parts(trainer.logits, x).argmax(axis=1) != labels))
 
 
-def noisy_error(
-    trainer: Trainer, x: NDArray[Any], labels: NDArray[Any], std: float, seed: int
-) -> dict[str, float]:
+def noisy_error(trainer: Trainer, x: Floats, labels: Ints, std: float, seed: int) -> dict[str, float]:
     """Return `mean` and `standard_error` of the error under `NOISE_DRAWS` draws of Gaussian noise."""
     drawn = [
         error(trainer, x + x.dtype.type(std) * evaluation_noise(seed, draw, x.shape, x.dtype.name), labels)
@@ -52,12 +54,12 @@ def noisy_error(
     return {"mean": float(np.mean(drawn)), "standard_error": spread}
 
 
-def loss(trainer: Trainer, x: NDArray[Any], labels: NDArray[Any]) -> float:
+def loss(trainer: Trainer, x: Floats, labels: Ints) -> float:
     """Return the mean cross-entropy."""
     return float(np.mean(in_parts(trainer.losses, x, labels), dtype=np.float64))
 
 
-def unused(gradients: NDArray[Any], eps: NDArray[Any], p: float, sigma: float) -> int:
+def unused(gradients: Floats, eps: Floats, p: float, sigma: float) -> int:
     """Return how many examples have a perturbation that leaves budget unused.
 
     So it is where the gradient is zero, as behind saturated units, or not finite: there is no
@@ -76,7 +78,7 @@ def unused_warning(where: str, counts: dict[str, int], examples: int) -> str:
     )
 
 
-def measure(trainer: Trainer, split: Split, recipe: Recipe) -> dict[str, Any]:
+def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
     """Return what ends a run, as fractions: `test_error`, and `one_step_unused` by p.
 
     Errors: `clean`; `noise`, under unclipped Gaussian noise by its standard deviation, mean and

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-State = dict[str, NDArray[Any]]
+from lpfamily.training.files import Json
+
+Floats = NDArray[np.floating]
+
+Ints = NDArray[np.integer]
+
+Array = NDArray[np.generic]
+"""Of any numbers."""
+
+State = dict[str, Floats]
 """Named arrays: parameters, and under `velocity.` their velocities."""
 
 Shape = tuple[int, ...]
@@ -224,13 +233,13 @@ class Network:
         return last.units
 
 
-def to_json(network: Network) -> dict[str, Any]:
+def to_json(network: Network) -> Json:
     """Return a network of this module's layers as a JSON value."""
     layers = [{"kind": type(layer).__name__} | asdict(layer) for layer in network.layers]
     return {"inputs": network.inputs, "layers": layers, "image": network.image}
 
 
-def from_json(values: dict[str, Any]) -> Network:
+def from_json(values: Json) -> Network:
     """Return the network that `to_json` made a value of."""
     layers = tuple(
         _KINDS[layer["kind"]](

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-Report = Callable[[dict[str, Any], int], None]
+Metrics = dict[str, float]
+
+Report = Callable[[Metrics, int], None]
 """report(metrics, examples) says that an epoch is done."""
 
 
@@ -56,14 +58,14 @@ class Progress:
 
             with tqdm(total=total, initial=done, unit="epoch", desc=stage or None, dynamic_ncols=True) as bar:
 
-                def advance(metrics: dict[str, Any], examples: int) -> None:
+                def advance(metrics: Metrics, examples: int) -> None:
                     bar.set_postfix_str(_summary(metrics, examples), refresh=False)
                     bar.update()
 
                 yield advance
         else:
 
-            def write(metrics: dict[str, Any], examples: int) -> None:
+            def write(metrics: Metrics, examples: int) -> None:
                 nonlocal done
                 done += 1
                 left = (total - done) * metrics["seconds"]
@@ -141,7 +143,7 @@ def _lines(name: str) -> Iterator[Tick]:
     sys.stderr.write(f"{name}: done in {time.monotonic() - begun:.0f} s\n")
 
 
-def _summary(metrics: dict[str, Any], examples: int) -> str:
+def _summary(metrics: Metrics, examples: int) -> str:
     parts = [f"loss {metrics['loss']:.4g}"]
     if "held_out_loss" in metrics:
         parts.append(f"held-out loss {metrics['held_out_loss']:.4g}")

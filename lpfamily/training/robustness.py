@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
 from lpfamily.training.files import Json
+from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe, matched_radius
 
@@ -39,8 +39,8 @@ SURE = 3.0
 
 def measure(
     trainer: Trainer,
-    x: NDArray[Any],
-    labels: NDArray[Any],
+    x: Floats,
+    labels: Ints,
     recipe: Recipe,
     ps: Iterable[float] = ONE_STEP,
     multiples: Iterable[float] = MULTIPLES,
@@ -220,9 +220,7 @@ def findings(result: Json) -> list[str]:
     return found
 
 
-def monitor(
-    trainer: Trainer, x: NDArray[Any], labels: NDArray[Any], p: float, sigma: float, steps: int = 5
-) -> Json:
+def monitor(trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, steps: int = 5) -> Json:
     """Return errors of a few examples within one ball: `clean`, `one_step`, `multi_step`.
 
     The last is as in `measure`, without the search along the direction. To be taken after every epoch,
@@ -257,24 +255,24 @@ class _Ball:
     """What is attacked, and how."""
 
     trainer: Trainer
-    x: NDArray[Any]
-    labels: NDArray[Any]
+    x: Floats
+    labels: Ints
     p: float
     steps: int
 
-    def wrong(self, eps: NDArray[Any]) -> Mask:
+    def wrong(self, eps: Floats) -> Mask:
         return np.asarray(in_parts(self.trainer.logits, self.x + eps).argmax(axis=1) != self.labels)
 
-    def along(self, direction: NDArray[Any], most: float) -> NDArray[Any]:
+    def along(self, direction: Floats, most: float) -> Floats:
         """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
 
-        def search(x: NDArray[Any], direction: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        def search(x: Floats, direction: Floats, labels: Ints) -> Floats:
             return np.asarray(flip_distance(self.trainer.logits, x, direction, labels, most=most))
 
         found = in_parts(search, self.x, direction, self.labels)
         return np.where(np.isnan(found), math.inf, found)
 
-    def climb(self, sigma: float | NDArray[Any], fooled: Mask) -> Mask:
+    def climb(self, sigma: float | Floats, fooled: Mask) -> Mask:
         """Return `fooled` and what iterates of ascent fool of the others, sigma a number or one each."""
         left = np.flatnonzero(~fooled)
         if left.size:
@@ -283,11 +281,11 @@ class _Ball:
             fooled[left] = in_parts(self._climb, self.x[left], self.labels[left], sigmas)
         return fooled
 
-    def _climb(self, x: NDArray[Any], labels: NDArray[Any], sigmas: NDArray[Any]) -> Mask:
+    def _climb(self, x: Floats, labels: Ints, sigmas: Floats) -> Mask:
         found = np.zeros(len(x), bool)
 
         # every iterate counts, not the best alone: the log-odds may rank a right one above a wrong one
-        def value_and_grad(at: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
             logits = self.trainer.logits(at)
             np.logical_or(found, logits.argmax(axis=1) != labels, out=found)
             gradients = _finite(self.trainer.input_gradients(at, labels))
@@ -301,9 +299,9 @@ def _climb(
     ball: _Ball,
     sigmas: list[float],
     stepped: list[Mask],
-    along: NDArray[Any],
+    along: Floats,
     advance: Callable[[int, str], None],
-) -> tuple[list[Mask], NDArray[Any]]:
+) -> tuple[list[Mask], Floats]:
     """Return which examples are fooled within each radius, and the smallest radius of each, about."""
     fooled, low, high = stepped[:1], np.zeros(along.shape), along
     for index, sigma in enumerate(sigmas[1:], 1):
@@ -322,12 +320,12 @@ def _climb(
     return fooled, high
 
 
-def _finite(gradients: NDArray[Any]) -> NDArray[Any]:
+def _finite(gradients: Floats) -> Floats:
     """Return the gradients, and 0, which has no direction, for those that are not finite."""
     return np.where(np.isfinite(gradients).all(axis=1, keepdims=True), gradients, gradients.dtype.type(0))
 
 
-def _quantiles(smallest: NDArray[Any]) -> Json:
+def _quantiles(smallest: Floats) -> Json:
     quantiles: dict[str, float | None] = dict.fromkeys(map(str, QUANTILES))
     if len(smallest) == 0:
         return {"quantiles": quantiles, "never": None}

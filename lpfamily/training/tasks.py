@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from typing import Literal
 
 from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, TEXT, check, option
-from lpfamily.training.networks import Network
+from lpfamily.training.networks import Floats, Ints, Network
 from lpfamily.training.teams import ALONE, Team
 
 ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
@@ -120,9 +118,9 @@ class Machine:
 class Rates:
     """What schedules set for each step of an epoch: arrays of one float64 per step."""
 
-    lr: NDArray[Any]
-    momentum: NDArray[Any]
-    sigma: NDArray[Any]
+    lr: Floats
+    momentum: Floats
+    sigma: Floats
     """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
 
 
@@ -132,9 +130,9 @@ class Task:
 
     network: Network
     objective: Objective
-    x: NDArray[Any]
+    x: Floats
     """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
-    labels: NDArray[Any]
+    labels: Ints
     """int64, (n,), in 0..classes - 1."""
     batch_size: int
     dtype: Literal["float32", "float64"] = "float32"

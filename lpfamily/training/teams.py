@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Floats
 
 TIMEOUT = 600
 """The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
@@ -32,7 +31,7 @@ class Team(Protocol):
     def share(self, content: bytes) -> bytes:
         """Return what the leader gives, in every process; what the others give is not looked at."""
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def gather(self, rows: Floats) -> Floats:
         """Return the rows that the processes give, (n, ...), after one another by rank, in every process."""
 
     def leave(self) -> None:
@@ -50,7 +49,7 @@ class Alone:
         """Return the content."""
         return content
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def gather(self, rows: Floats) -> Floats:
         """Return the rows."""
         return rows
 

@@ -14,11 +14,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, State
+from lpfamily.training.networks import Floats, Ints, Network, State
+from lpfamily.training.progress import Metrics
 from lpfamily.training.tasks import (
     DIFFERENCE_STEP,
     Machine,
@@ -54,8 +54,6 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-Metrics = dict[str, float]
-
 SMALLER = "give a smaller --batch-size, or a smaller network"
 """What a trainer's `MemoryError` says is to be done."""
 
@@ -66,7 +64,7 @@ class Trainer(Protocol):
     `MemoryError` says best that the device has too little of it: the commands make a line of that.
     """
 
-    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`, the last batch as it is.
 
         A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
@@ -74,16 +72,16 @@ class Trainer(Protocol):
         Dropout is in training alone: no other method drops anything.
         """
 
-    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+    def logits(self, x: Floats) -> Floats:
         """Return the logits, (n, classes), of inputs (n, inputs)."""
 
-    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def losses(self, x: Floats, labels: Ints) -> Floats:
         """Return the cross-entropy of each example."""
 
-    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
         """Return the gradient of each example's error log-odds with respect to its input."""
 
-    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         """Return H v for each example, H the Hessian of its cross-entropy with respect to its input."""
 
     def state(self) -> State:
@@ -129,7 +127,7 @@ class Backend(Protocol):
         """
 
 
-def launches(order: NDArray[Any], batch_size: int, most: int) -> list[NDArray[Any]]:
+def launches(order: Ints, batch_size: int, most: int) -> list[Ints]:
     """Return an epoch's batches, (steps, examples), at most so many at a time.
 
     They have two lengths at most; a smaller last batch comes by itself.

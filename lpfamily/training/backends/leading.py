@@ -22,7 +22,7 @@ from lpfamily.training.choices import from_json, to_json
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import Network, State
+from lpfamily.training.networks import Array, Floats, Ints, Network, State
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, own
 
@@ -30,6 +30,9 @@ _BY_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
 """What a trainer computes for each example by itself, so that each process can take some."""
 
 _STATE, _VALUES = "state.", "values"
+
+Arrays = dict[str, NDArray[Any]]
+"""Of a message: what they are of, only who sends it knows."""
 
 
 @contextmanager
@@ -105,21 +108,21 @@ class _Leading:
         arrays |= {_STATE + name: array for name, array in state.items()}
         self._trainer = _trainer(backend, team, *self._told("trainer", values, arrays))
 
-    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         arrays = {"order": order, "lr": rates.lr, "momentum": rates.momentum, "sigma": rates.sigma}
         metrics: Metrics = self._all("epoch", asdict(draws), arrays)
         return metrics
 
-    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+    def logits(self, x: Floats) -> Floats:
         return self._rows("logits", x)
 
-    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def losses(self, x: Floats, labels: Ints) -> Floats:
         return self._rows("losses", x, labels)
 
-    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
         return self._rows("input_gradients", x, labels)
 
-    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         return self._rows("hessian_products", x, labels, v)
 
     def state(self) -> State:
@@ -128,21 +131,21 @@ class _Leading:
     def load(self, state: State) -> None:
         self._all("load", {}, state)
 
-    def _rows(self, call: str, *arrays: NDArray[Any]) -> NDArray[Any]:
-        rows: NDArray[Any] = self._all(call, {}, {str(place): array for place, array in enumerate(arrays)})
+    def _rows(self, call: str, *arrays: Array) -> Floats:
+        rows: Floats = self._all(call, {}, {str(place): array for place, array in enumerate(arrays)})
         return rows
 
-    def _all(self, call: str, values: Json, arrays: State) -> Any:
+    def _all(self, call: str, values: Json, arrays: Arrays) -> Any:
         return _do(self._trainer, self.team, *self._told(call, values, arrays))
 
-    def _told(self, call: str, values: Json, arrays: State) -> tuple[Json, State]:
+    def _told(self, call: str, values: Json, arrays: Arrays) -> tuple[Json, Arrays]:
         return _read(self.team.share(_message(values | {"call": call}, arrays)))
 
 
 _PARTS = {"objective": Objective, "optimiser": Optimiser, "machine": Machine}
 
 
-def _trainer(backend: Backend, team: Team, values: Json, arrays: State) -> Trainer:
+def _trainer(backend: Backend, team: Team, values: Json, arrays: Arrays) -> Trainer:
     network = networks.from_json(values["network"])
     parts: dict[str, Any] = {name: from_json(kind, values["parts"][name]) for name, kind in _PARTS.items()}
     task = Task(network, x=arrays["x"], labels=arrays["labels"], team=team, **parts, **values["rest"])
@@ -150,7 +153,7 @@ def _trainer(backend: Backend, team: Team, values: Json, arrays: State) -> Train
     return backend.trainer(task, state)
 
 
-def _do(trainer: Trainer, team: Team, values: Json, arrays: State) -> Any:
+def _do(trainer: Trainer, team: Team, values: Json, arrays: Arrays) -> Any:
     """Do what a message says, in the leader and in the others."""
     call = values.pop("call")
     if call == "epoch":
@@ -166,7 +169,7 @@ def _do(trainer: Trainer, team: Team, values: Json, arrays: State) -> Any:
     return team.gather(getattr(trainer, call)(*(array[rows] for array in given)))
 
 
-def _message(values: Json, arrays: State) -> bytes:
+def _message(values: Json, arrays: Arrays) -> bytes:
     from safetensors.numpy import save
 
     text = np.frombuffer(json.dumps(values).encode(), np.uint8)
@@ -174,7 +177,7 @@ def _message(values: Json, arrays: State) -> bytes:
     return content
 
 
-def _read(content: bytes) -> tuple[Json, State]:
+def _read(content: bytes) -> tuple[Json, Arrays]:
     from safetensors.numpy import load
 
     arrays = load(content)

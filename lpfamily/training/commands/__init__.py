@@ -19,6 +19,9 @@ from lpfamily import _interrupts
 from lpfamily.training.choices import SWITCH, Names, Values
 from lpfamily.training.errors import BadInput, nearest, printable
 
+Given = dict[str, Any]
+"""The options that a command was given, by their names."""
+
 EXTRA = {
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",
@@ -63,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage block."""
         raise BadInput(message.removeprefix("argument "))
 
-    def parse(self, argv: list[str] | None) -> dict[str, Any]:
+    def parse(self, argv: list[str] | None) -> Given:
         """Return the options that were given; an unknown flag is answered with the nearest one."""
         values, unknown = self.parse_known_args(argv)
         if unknown:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from lpfamily.training.choices import Names, Numbers, Range, flag, options
+from lpfamily.training.commands import Given
 from lpfamily.training.errors import BadInput, nearest
 from lpfamily.training.files import LONGEST_NAME
 from lpfamily.training.recipes import Recipe
@@ -23,7 +24,7 @@ _FIXED = {
 """What cannot be chosen, and why."""
 
 
-def combinations(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def combinations(given: Given) -> dict[str, Given]:
     """Return by name what each combination of `--grid` gives to the recipe; without it one, of no name."""
     axes: dict[str, dict[str, Any]] = {}
     for text in given.get("grid", ()):

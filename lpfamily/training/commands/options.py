@@ -10,6 +10,7 @@ from typing import Any
 from lpfamily.training import commands, recipes
 from lpfamily.training.backends import names
 from lpfamily.training.choices import PATH, SWITCH, TEXT, Option, in_group, option, options
+from lpfamily.training.commands import Given
 from lpfamily.training.commands.combinations import combinations
 from lpfamily.training.data import SOURCES, Dataset
 from lpfamily.training.errors import BadInput
@@ -114,7 +115,7 @@ def _text(value: Any) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def recipes_of(given: dict[str, Any], dataset: Dataset) -> dict[str, Recipe]:
+def recipes_of(given: Given, dataset: Dataset) -> dict[str, Recipe]:
     """Return by name the recipe of each combination of `--grid`; without it one, of no name.
 
     An option that changes recipes in what none of them looks at is `BadInput`.
@@ -134,7 +135,7 @@ def recipes_of(given: dict[str, Any], dataset: Dataset) -> dict[str, Recipe]:
     return found
 
 
-def recipe_of(given: dict[str, Any], dataset: Dataset) -> Recipe:
+def recipe_of(given: Given, dataset: Dataset) -> Recipe:
     """Return the published recipe with what was given in the place of its numbers."""
     recipe = recipes.default(
         given.get("model", Recipe.model),

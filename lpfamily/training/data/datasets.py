@@ -28,7 +28,7 @@ class Split:
         int64 of shape (n,), values in [0, classes).
     """
 
-    x: NDArray[Any]
+    x: NDArray[np.floating]
     labels: NDArray[np.int64]
 
     def rows(self, which: slice | list[int]) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lpfamily.training.choices import flag
@@ -20,7 +21,10 @@ from lpfamily.training.networks import (
 )
 from lpfamily.training.recipes.recipe import Recipe
 
-_UNITS: dict[str, Any] = {"sigmoid": functools.partial(Dense, activation="sigmoid"), "relu": Rectifier}
+_UNITS: dict[str, Callable[..., Layer]] = {
+    "sigmoid": functools.partial(Dense, activation="sigmoid"),
+    "relu": Rectifier,
+}
 
 
 def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:

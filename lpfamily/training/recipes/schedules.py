@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.recipes.recipe import Recipe
 from lpfamily.training.tasks import Rates
 
@@ -34,10 +33,10 @@ def continued_rates(recipe: Recipe, best: int, steps_before: int, epoch: int, st
     return Rates(lr, np.full(steps, _momentum(recipe, best - 1)), _sigma(recipe, best + epoch, steps))
 
 
-def _lr(recipe: Recipe, epoch: int, count: NDArray[Any]) -> NDArray[Any]:
+def _lr(recipe: Recipe, epoch: int, count: Floats | Ints) -> Floats:
     if recipe.lr_decay == "exponential":
-        decay: NDArray[Any] = np.exp(-count * math.log(recipe.lr_factor))
-        return np.maximum(recipe.lr * decay, recipe.lr_floor)
+        decay = np.exp(-count * math.log(recipe.lr_factor))
+        return np.asarray(np.maximum(recipe.lr * decay, recipe.lr_floor))
     done = min((epoch + 1) / recipe.lr_epochs, 1) if recipe.lr_decay == "linear" else 0
     return np.full(len(count), recipe.lr * (1 - (1 - recipe.lr_final) * done))
 
@@ -47,6 +46,6 @@ def _momentum(recipe: Recipe, epoch: int) -> float:
     return recipe.momentum + (recipe.momentum_final - recipe.momentum) * ramp
 
 
-def _sigma(recipe: Recipe, epoch: int, steps: int) -> NDArray[Any]:
+def _sigma(recipe: Recipe, epoch: int, steps: int) -> Floats:
     done = min((epoch + 1) / recipe.sigma_ramp, 1) if recipe.sigma_ramp else 1
     return np.full(steps, recipe.sigma * done)

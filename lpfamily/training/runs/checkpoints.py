@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from lpfamily.training.networks import State
 
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
 """By name, the dtype and shape of an array."""
+
+_Entry = tuple[str, tuple[int, ...], int]
+"""The dtype, the shape and the first byte of an array."""
 
 _DTYPES = {"F32": "float32", "F64": "float64"}
 _NAMES = {name: code for code, name in _DTYPES.items()}
@@ -69,8 +71,8 @@ def read(path: Path, check: Callable[[Json, Kinds], None]) -> tuple[State, Json]
     return arrays, values
 
 
-def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, Any], int]:
-    """Return what belongs to the arrays; by name their dtype, shape and first byte; and where bytes begin."""
+def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, _Entry], int]:
+    """Return what belongs to the arrays, their entries by name, and where their bytes begin."""
     length = int.from_bytes(stream.read(8), "little")
     data = 8 + length
     if size < data or length > _LONGEST_HEADER:
@@ -79,7 +81,8 @@ def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, Any], in
     values = files.parse_json(header.pop(_METADATA)[_TEXT])
     if not isinstance(values, dict):
         raise TypeError("its metadata are no JSON object")
-    entries, ends = {}, 0
+    entries: dict[str, _Entry] = {}
+    ends = 0
     for name, entry in sorted(header.items(), key=lambda each: each[1]["data_offsets"]):
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if dtype not in _DTYPES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
 
 from lpfamily import __version__
 from lpfamily.training import choices, data, runs
@@ -121,7 +121,7 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type | UnionType] = {
     "backend": str,
     "data_dir": str | None,
     "data_sha256": str,

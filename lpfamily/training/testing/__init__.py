@@ -34,6 +34,7 @@ from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
     Dropout,
+    Floats,
     Maxout,
     Network,
     Rectifier,
@@ -44,7 +45,7 @@ from lpfamily.training.networks import (
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.testing import oracle
 
-Array = NDArray[Any]
+Array = Floats
 
 HALF = Dropout(0.5, 2.0)
 NETWORKS = {

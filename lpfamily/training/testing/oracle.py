@@ -7,7 +7,6 @@ against this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
+    Floats,
+    Ints,
     Layer,
     Maxout,
     Network,
@@ -30,9 +31,10 @@ from lpfamily.training.networks import (
 from lpfamily.training.tasks import DIFFERENCE_STEP, Task
 from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, rectifier, sigmoid
 
-Array = NDArray[Any]
+Array = NDArray[np.inexact]
+"""Real, or complex for derivatives by complex steps."""
 
-Function = Callable[[Array, Array], Array]
+Function = Callable[[Array, Ints], Array]
 """Of the logits and labels of some examples, a number for each."""
 
 
@@ -50,7 +52,7 @@ def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Arr
     return max_pooling(z, layer.pool, layer.stride)
 
 
-LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
+LAYERS: dict[type[Layer], Callable[..., Array]] = {
     Dense: _dense,
     Rectifier: lambda layer, x, weight, bias: rectifier(dense(x, weight, bias)),
     Maxout: _maxout,
@@ -71,12 +73,12 @@ def logits(network: Network, state: State, x: Array, masks: Masks | None = None)
     return x
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Array, labels: Ints) -> Array:
     """Return logsumexp(z) - z_y."""
     return np.asarray(_logsumexp(logits) - logits[np.arange(len(labels)), labels])
 
 
-def error_log_odds(logits: Array, labels: Array) -> Array:
+def error_log_odds(logits: Array, labels: Ints) -> Array:
     """Return logsumexp over the wrong classes - z_y."""
     wrong = np.arange(logits.shape[1]) != labels[:, None]
     rest = logits[wrong].reshape(len(labels), -1)
@@ -89,8 +91,8 @@ def _logsumexp(z: Array) -> Array:
 
 
 def input_gradient(
-    function: Function, network: Network, state: State, x: Array, labels: Array, masks: Masks | None = None
-) -> Array:
+    function: Function, network: Network, state: State, x: Array, labels: Ints, masks: Masks | None = None
+) -> Floats:
     """Return the gradient of each example's function in its input, by a complex step: Im f(x + ih) / h."""
     h, inputs = 1e-30, x.shape[1]
     at = (x + 1j * h * np.eye(inputs)[:, None, :]).reshape(-1, inputs)
@@ -104,12 +106,12 @@ def input_gradient(
 def perturbation(
     task: Task,
     state: State,
-    x: Array,
-    labels: Array,
+    x: Floats,
+    labels: Ints,
     sigma: float,
-    start: Array,
+    start: Floats,
     passes: list[Masks] | None = None,
-) -> Array:
+) -> Floats:
     """Return eps: Frank-Wolfe from x + start, with the dropout of each pass."""
     p, eps = task.objective.p, start
     for k in range(task.objective.steps):
@@ -120,7 +122,7 @@ def perturbation(
 
 
 def objective_and_gradient(
-    task: Task, state: State, batch: Array, sigma: float, step: int, draws: Draws
+    task: Task, state: State, batch: Ints, sigma: float, step: int, draws: Draws
 ) -> tuple[float, State]:
     """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
     objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
