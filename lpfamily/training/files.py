@@ -16,6 +16,8 @@ from lpfamily.training.errors import BadInput
 
 Json = dict[str, Any]
 
+REMEDY = "restore it from a copy"
+
 LARGEST_TEXT = 1 << 28
 """The bytes of the largest text that is read; metrics of half a million epochs are smaller."""
 
@@ -42,23 +44,34 @@ def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise BadInput(f"{path}: is a pipe or a device, not a file; restore it from a copy")
+                raise BadInput(f"{path}: is a pipe or a device, not a file; {REMEDY}")
             yield stream, status.st_size
     except FileNotFoundError as cause:
-        raise BadInput(f"{path}: there is no such file; restore it from a copy") from cause
+        raise BadInput(f"{path}: there is no such file; {REMEDY}") from cause
     except IsADirectoryError as cause:
-        raise BadInput(f"{path}: is a folder, not a file; restore it from a copy") from cause
+        raise BadInput(f"{path}: is a folder, not a file; {REMEDY}") from cause
     except OSError as cause:
         raise BadInput(
             f"{path}: cannot be read ({cause.strerror or cause}); remove that cause and try again"
         ) from cause
 
 
+@contextmanager
+def understanding(path: Path, problem: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Make `BadInput` of what Python raises where values from a file are not what they must be."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
+        raise BadInput(f"{path}: {problem} ({cause!r}); {remedy}") from cause
+
+
 def read(path: Path) -> bytes:
     """Return a text file's bytes, which are `LARGEST_TEXT` at most; raise `BadInput` as `reading` does."""
     with reading(path) as (stream, size):
         if size > LARGEST_TEXT:
-            raise BadInput(f"{path}: has {size} bytes, too many for what it is; restore it from a copy")
+            raise BadInput(f"{path}: has {size} bytes, too many for what it is; {REMEDY}")
         return stream.read(size)
 
 
@@ -69,9 +82,9 @@ def read_json(path: Path) -> Json:
     except BadInput:
         raise
     except ValueError as cause:
-        raise BadInput(f"{path}: cannot be read as JSON ({cause}); restore it from a copy") from cause
+        raise BadInput(f"{path}: cannot be read as JSON ({cause}); {REMEDY}") from cause
     if not isinstance(values, dict):
-        raise BadInput(f"{path}: must hold a JSON object; restore it from a copy")
+        raise BadInput(f"{path}: must hold a JSON object; {REMEDY}")
     return values
 
 

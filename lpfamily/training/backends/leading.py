@@ -8,10 +8,10 @@ it; they do nothing else, and nothing is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from lpfamily.training.choices import from_json, to_json
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import Array, Floats, Ints, Network, State
+from lpfamily.training.networks import Array, Floats, Ints, State
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, own
 
@@ -43,7 +43,7 @@ def leading(backend: Backend, team: Team) -> Iterator[Backend]:
     have come in the middle of what all do together, so that only parting from them reaches them.
     """
     try:
-        yield _Leader(backend, team) if team.size > 1 else backend
+        yield cast(Backend, _Leader(backend, team)) if team.size > 1 else backend
     except BadInput:
         team.share(b"")
         raise
@@ -63,35 +63,17 @@ def follow(backend: Backend, team: Team) -> None:
             _do(trainer, team, values, arrays)
 
 
-@dataclass(frozen=True)
 class _Leader:
-    """A backend whose trainers lead a team."""
+    """A backend whose trainers lead a team; all else is as in the one that it stands for."""
 
-    backend: Backend
-    team: Team
+    def __init__(self, backend: Backend, team: Team) -> None:
+        self._backend, self._team = backend, team
 
-    @property
-    def layers(self) -> frozenset[type]:
-        return self.backend.layers
-
-    @property
-    def direction_dtypes(self) -> frozenset[str]:
-        return self.backend.direction_dtypes
-
-    def check_device(self, device: str) -> None:
-        self.backend.check_device(device)
-
-    def compile_problem(self, device: str) -> str:
-        return self.backend.compile_problem(device)
-
-    def join(self, device: str) -> Team:
-        return self.team
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
 
     def trainer(self, task: Task, state: State) -> Trainer:
-        return _Leading(self.backend, self.team, task, state)
-
-    def model(self, network: Network, parameters: State) -> Callable[[Any], Any]:
-        return self.backend.model(network, parameters)
+        return _Leading(self._backend, self._team, task, state)
 
 
 class _Leading:

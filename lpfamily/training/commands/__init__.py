@@ -58,7 +58,9 @@ class Parser(argparse.ArgumentParser):
             elif isinstance(values, Names):
                 group.add_argument(flag, choices=list(values.names), help=text)
             else:
-                group.add_argument(flag, type=_type(values), metavar=values.metavar, help=text)
+                group.add_argument(
+                    flag, type=functools.partial(_read, values), metavar=values.metavar, help=text
+                )
 
         return add
 
@@ -201,12 +203,11 @@ def check_out(out: Path, longest: Path) -> None:
 
     `longest` is the longest path of what is to be written.
     """
-    there, depth = longest, 0
-    while True:
+    problem: str | None = None
+    for depth, there in enumerate((longest, *longest.parents)):
         try:
             there.stat()
         except FileNotFoundError:
-            there, depth = there.parent, depth + 1
             continue
         except OSError as cause:
             problem = cause.strerror
@@ -220,13 +221,9 @@ def check_out(out: Path, longest: Path) -> None:
         raise BadInput(f"--out {name}: cannot be written ({problem}); choose another")
 
 
-def _type(values: Values) -> Callable[[str], Any]:
-    """Return the type of an option with such values, as argparse has it."""
-
-    def convert(text: str) -> Any:
-        try:
-            return values.read(text)
-        except ValueError as cause:
-            raise argparse.ArgumentTypeError(str(cause)) from cause
-
-    return convert
+def _read(values: Values, text: str) -> Any:
+    """Return the value that is written so; argparse prints the message of this error alone."""
+    try:
+        return values.read(text)
+    except ValueError as cause:
+        raise argparse.ArgumentTypeError(str(cause)) from cause

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from lpfamily.training.data.datasets import Dataset, Source, Split
 from lpfamily.training.data.files import (
+    REMEDY,
     Remote,
     cache_folder,
+    check_labels,
     fetch,
     find,
     matches,
@@ -54,7 +56,6 @@ FILES = tuple(
     )
 )
 PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
-REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"
 
 
@@ -147,12 +148,7 @@ def _records(path: Path) -> NDArray[np.uint8]:
             f"3 x 32 x 32 pixels): {REMEDY}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + INPUTS)
-    wrong = np.flatnonzero(records[:, 0] >= CLASSES)
-    if wrong.size:
-        raise BadInput(
-            f"{path} has the label {records[wrong[0], 0]} at index {wrong[0]}, expected 0 to "
-            f"{CLASSES - 1}: {REMEDY}"
-        )
+    check_labels(path, records[:, 0], CLASSES)
     return records
 
 

@@ -19,6 +19,9 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lpfamily.training.errors import BadInput, printable
 from lpfamily.training.files import replace
 
@@ -26,6 +29,7 @@ SECONDS_OF_SILENCE = 30.0
 SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
 LONGEST_REASON = 200
+REMEDY = "copy or download it again"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,14 @@ def find(name: str, folders: Sequence[Path]) -> Path:
     )
 
 
+def check_labels(path: Path, labels: NDArray[np.integer], classes: int) -> None:
+    """Raise `BadInput` for a file with a label that is no class."""
+    wrong = np.flatnonzero(labels >= classes)
+    if wrong.size:
+        label = f"the label {labels[wrong[0]]} at index {wrong[0]}"
+        raise BadInput(f"{path} has {label}, expected 0 to {classes - 1}: {REMEDY}")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file for reading, through gzip if its name ends in .gz.
@@ -99,9 +111,7 @@ def reading(path: Path) -> Iterator[BufferedIOBase]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadInput(
-            f"{path} is damaged ({error}), expected a whole gzip file: copy or download it again"
-        ) from error
+        raise BadInput(f"{path} is damaged ({error}), expected a whole gzip file: {REMEDY}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 

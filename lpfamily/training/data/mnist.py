@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.data.datasets import Dataset, Source, Split
-from lpfamily.training.data.files import Remote, cache_folder, fetch, find, read_at_most, reading
+from lpfamily.training.data.files import (
+    REMEDY,
+    Remote,
+    cache_folder,
+    check_labels,
+    fetch,
+    find,
+    read_at_most,
+    reading,
+)
 from lpfamily.training.errors import BadInput
 
 MIRRORS = (
@@ -42,7 +51,6 @@ FILES = (
 )
 IMAGE = (28, 28)
 CLASSES = 10
-REMEDY = "copy or download it again"
 
 
 def load(data_dir: Path | None) -> Dataset:
@@ -74,12 +82,7 @@ MNIST = Source("mnist", (1, *IMAGE), CLASSES, load, radius=1.0)
 
 def _split(images_path: Path, labels_path: Path) -> Split:
     labels = _read_idx(labels_path, ())
-    wrong = np.flatnonzero(labels >= CLASSES)
-    if wrong.size:
-        raise BadInput(
-            f"{labels_path} has the label {labels[wrong[0]]} at index {wrong[0]}, expected 0 to "
-            f"{CLASSES - 1}: {REMEDY}"
-        )
+    check_labels(labels_path, labels, CLASSES)
     images = _read_idx(images_path, IMAGE)
     if len(images) != len(labels):
         raise BadInput(

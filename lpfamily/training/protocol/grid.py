@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lpfamily.training import choices, data, recipes, runs
+from lpfamily.training import choices, data, files, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
 from lpfamily.training.progress import Progress
@@ -95,16 +95,13 @@ def _chosen_by(child: Run) -> Json:
     kinds = type(found["validation_error"]), type(found["epoch"])
     if found != NOT_FINITE and kinds not in ((float, int), (int, int)):
         path = child.folder / runs.RESULT
-        raise BadInput(f"{path}: lacks a validation error and its epoch; restore it from a copy")
+        raise BadInput(f"{path}: lacks a validation error and its epoch; {files.REMEDY}")
     return found
 
 
 def _kept(child: Run, recipe: Recipe) -> Json:
     """Return the validation error of the epoch whose parameters a stage one ends with."""
     lines = child.metrics()
-    try:
+    with files.understanding(child.folder / runs.METRICS, "lacks validation errors"):
         kept = min(lines, key=lambda line: line["validation_error"]) if recipe.patience else lines[-1]
         return {"validation_error": kept["validation_error"], "epoch": kept["epoch"]}
-    except (KeyError, IndexError, TypeError, ValueError) as cause:
-        path = child.folder / runs.METRICS
-        raise BadInput(f"{path}: lacks validation errors ({cause!r}); restore it from a copy") from cause

@@ -28,7 +28,7 @@ import numpy as np
 from lpfamily import __version__
 from lpfamily.training import files
 from lpfamily.training.errors import BadInput
-from lpfamily.training.files import Json
+from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.files import replace as replace
 from lpfamily.training.networks import Network, State
 from lpfamily.training.progress import Progress
@@ -45,16 +45,12 @@ CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 HEALTHY = "healthy.safetensors"
 """The last checkpoint before one step ceased to measure robustness, if it did."""
 
-# What a file holds that is no JSON, no JSON of ours, or not nearly a checkpoint.
-_DAMAGES = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
 _CIRCUMSTANCES = ("data_dir", "grid", "versions")
 """What a config says without that training depends on it; `data_sha256` says which data there were."""
 
 _SEAL = ("format", "sha256")
 
-_REMEDY = "restore it from a copy"
-_RESTART = f"{_REMEDY}, or start a new run"
+_RESTART = f"{REMEDY}, or start a new run"
 
 # Of a name that is too long too: no run can be there.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -119,7 +115,7 @@ class Run:
         path = self.folder / METRICS
         if not self.has(METRICS):
             return []
-        try:
+        with files.understanding(path, "not one JSON object an epoch"):
             whole = files.read(path).rpartition(b"\n")[0]
             lines = [files.parse_json(line) for line in whole.splitlines()[:epochs]]
             if [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
@@ -127,10 +123,6 @@ class Run:
             for line in lines:
                 if odd := [name for name, value in line.items() if type(value) not in (int, float)]:
                     raise ValueError(f"{odd[0]} is {line[odd[0]]!r}, no number, in epoch {line['epoch']}")
-        except BadInput:
-            raise
-        except _DAMAGES as cause:
-            raise BadInput(f"{path}: not one JSON object an epoch ({cause!r}); {_REMEDY}") from cause
         return lines
 
     def read_metrics(self, epochs: int, sha256: str | None, needed: Iterable[str] = ()) -> list[Json]:
@@ -141,13 +133,13 @@ class Run:
         """
         lines, path = self.metrics(epochs), self.folder / METRICS
         if len(lines) < epochs:
-            raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; {_REMEDY}")
+            raise BadInput(f"{path}: ends before the checkpoint, epoch {epochs}; {REMEDY}")
         for name in needed:
             if any(name not in line for line in lines):
-                raise BadInput(f"{path}: has epochs without {name}; {_REMEDY}")
+                raise BadInput(f"{path}: has epochs without {name}; {REMEDY}")
         if sha256 is not None and metrics_digest(lines).hexdigest() != sha256:
             raise BadInput(
-                f"{path}: is damaged, or of another run: {CHECKPOINT} knows another checksum; {_REMEDY}"
+                f"{path}: is damaged, or of another run: {CHECKPOINT} knows another checksum; {REMEDY}"
             )
         return lines
 
@@ -203,7 +195,7 @@ class Run:
         result = self.result if name == CHECKPOINT else None
         if result is not None and result.get("checkpoint", checkpoint.sha256) != checkpoint.sha256:
             raise BadInput(
-                f"{path}: is of another epoch or run than {RESULT}, which knows another checksum; {_REMEDY}"
+                f"{path}: is of another epoch or run than {RESULT}, which knows another checksum; {REMEDY}"
             )
         return checkpoint
 
@@ -303,12 +295,8 @@ class Run:
             _check_format(path, values)
             check(_unsealed(values), kinds)
 
-        try:
+        with files.understanding(path, "not a checkpoint of this run", _RESTART):
             arrays, values = checkpoints.read(path, check_all)
-        except BadInput:
-            raise
-        except _DAMAGES as cause:
-            raise BadInput(f"{path}: not a checkpoint of this run ({cause!r}); {_RESTART}") from cause
         sha256 = self._check_seal(path, values, decisive, arrays)
         return Checkpoint(arrays, _unsealed(values), sha256)
 
@@ -321,13 +309,13 @@ class Run:
             elif self.is_sealed:
                 raise BadInput(
                     f"{path}: lacks a checksum, which the {CONFIG} beside it has, so it is damaged or of "
-                    f"another run; {_REMEDY}"
+                    f"another run; {REMEDY}"
                 )
             return _sha256(values | {"format": FORMAT}, of, arrays)
         expected = _sha256({name: value for name, value in values.items() if name != "sha256"}, of, arrays)
         if values.get("sha256") != expected:
             other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
-            raise BadInput(f"{path}: is damaged{other}: its checksum is not that of what it holds; {_REMEDY}")
+            raise BadInput(f"{path}: is damaged{other}: its checksum is not that of what it holds; {REMEDY}")
         return expected
 
 
@@ -392,7 +380,7 @@ def _check_format(path: Path, values: Json) -> None:
     if type(number) is int and number > FORMAT:
         raise BadInput(
             f"{path}: is of format {number}, and lpfamily {__version__} reads up to {FORMAT}; go on with the "
-            f"version that wrote it, or, if it is damaged, {_REMEDY}"
+            f"version that wrote it, or, if it is damaged, {REMEDY}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 
 from lpfamily import __version__
-from lpfamily.training import choices, data, runs
+from lpfamily.training import choices, data, files, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import LONGEST_NAME, Json
 from lpfamily.training.recipes import Recipe
@@ -47,13 +47,13 @@ def read(run: Run) -> Config:
     have their defaults: an earlier version did not have them.
     """
     values, path = run.config, run.folder / runs.CONFIG
-    try:
+    with files.understanding(path, "not the config of a run"):
         recipe, known = values["recipe"], {each.name for each in (*fields(Config), *fields(Machine))}
         if unknown := (values.keys() - known) | (recipe.keys() - {each.name for each in fields(Recipe)}):
             wrote = values["versions"].get("lpfamily", "another")
             raise BadInput(
                 f"{path}: has {min(unknown)!r}, which lpfamily {__version__} does not know; go on with the "
-                f"version that wrote it, {wrote}, or restore it from a copy"
+                f"version that wrote it, {wrote}, or {files.REMEDY}"
             )
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
@@ -70,10 +70,6 @@ def read(run: Run) -> Config:
         if strange := _begun_in(run.folder) - config.grid.keys():
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
         return config
-    except BadInput:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
 
 
 def differences(candidates: dict[str, Recipe]) -> Json:

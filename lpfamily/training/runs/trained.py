@@ -12,7 +12,7 @@ import numpy as np
 from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.choices import part
 from lpfamily.training.errors import BadInput
-from lpfamily.training.files import Json
+from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import configs
@@ -117,7 +117,7 @@ def load(folder: str | Path) -> Trained:
         network = recipes.network_of(recipe, source.shape, source.classes)
     except BadInput as cause:
         path = run.folder / runs.CONFIG
-        raise BadInput(f"{path}: not the config of a run ({cause!r}); restore it from a copy") from cause
+        raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause
     found = run.load(recipe, network)
     position, (state, best) = found.position, parted(found.arrays)
     parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
