@@ -79,7 +79,7 @@ def _resume(given: Given) -> int:
         )
     if not {"backend", "device"} <= given.keys():  # all that those who follow must know
         run = runs.find(given["resume"])
-        if (run.folder / runs.CURVES).exists() and _is_finished(run):
+        if run.has(runs.CURVES) and _is_finished(run):
             return 0
         config = configs.read(run)
         given = {"backend": config.backend, "device": config.machine.device} | given
@@ -91,7 +91,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
     with run.held():
         config = configs.read(run)
         if _is_finished(run):
-            if not (run.folder / runs.CURVES).exists():  # the run was stopped before they were drawn
+            if not run.has(runs.CURVES):  # the run was stopped before they were drawn
                 _draw(run, config.recipe, Progress())
             return 0
         begin = f"--resume {run.folder}: the run began on"
@@ -99,8 +99,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         if others := _others(config, given, team):
             print(
-                f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding",
-                file=sys.stderr,
+                f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding", file=sys.stderr
             )
         return _go(run, config, dataset, backend, given, resume=True)
 
@@ -160,13 +159,7 @@ def _go(
     if machine.compile and (problem := backend.compile_problem(machine.device)):
         progress.warn(f"--compile is without effect: {problem}")
         machine = replace(machine, compile=False)
-    trained = functools.partial(
-        train,
-        dataset=dataset,
-        backend=backend,
-        machine=machine,
-        progress=progress,
-    )
+    trained = functools.partial(train, dataset=dataset, backend=backend, machine=machine, progress=progress)
     chosen = ""
     try:
         with _interrupts.interruptible():

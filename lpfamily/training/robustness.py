@@ -123,10 +123,7 @@ def measure(
             "multi_step": [float(np.mean(mask)) for mask in fooled],
             "noise": [noisy_error(trainer, x, labels, std, seed) for std in stds],
             "noise_std": stds,
-            "smallest": {
-                "one_step": _quantiles(along[right]),
-                "multi_step": _quantiles(smallest[right]),
-            },
+            "smallest": {"one_step": _quantiles(along[right]), "multi_step": _quantiles(smallest[right])},
         }
     tick(1, 1, "")
     return {
@@ -296,11 +293,7 @@ class _Ball:
 
 
 def _climb(
-    ball: _Ball,
-    sigmas: list[float],
-    stepped: list[Mask],
-    along: Floats,
-    advance: Callable[[int, str], None],
+    ball: _Ball, sigmas: list[float], stepped: list[Mask], along: Floats, advance: Callable[[int, str], None]
 ) -> tuple[list[Mask], Floats]:
     """Return which examples are fooled within each radius, and the smallest radius of each, about."""
     fooled, low, high = stepped[:1], np.zeros(along.shape), along

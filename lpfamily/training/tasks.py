@@ -44,11 +44,7 @@ class Objective:
     )
     p: float = option(2.0, EXPONENT, "the exponent of the ball, from 1 to inf", group="objective")
     steps: int = option(
-        1,
-        COUNT,
-        "perturb: gradients per perturbation, by Frank-Wolfe",
-        group="objective",
-        needs=PERTURB,
+        1, COUNT, "perturb: gradients per perturbation, by Frank-Wolfe", group="objective", needs=PERTURB
     )
     clean_weight: float = option(
         0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)", group="objective", needs=PERTURB

@@ -19,15 +19,7 @@ from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State
 from lpfamily.training.progress import Metrics
-from lpfamily.training.tasks import (
-    DIFFERENCE_STEP,
-    Machine,
-    Objective,
-    ObjectiveName,
-    Optimiser,
-    Rates,
-    Task,
-)
+from lpfamily.training.tasks import DIFFERENCE_STEP, Machine, Objective, ObjectiveName, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 
 __all__ = [

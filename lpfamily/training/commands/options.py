@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -99,14 +98,11 @@ def _default(each: Option) -> str | None:
         return each.default_text or None
     default = _text(each.default)
     others: dict[str, list[str]] = {}
-    for name, published in (*recipes.PUBLISHED.items(), *_of_data()):
+    of_data = {name: source.recipe for name, source in SOURCES.items()}
+    for name, published in (*recipes.PUBLISHED.items(), *of_data.items()):
         if each.name in published and (value := _text(published[each.name])) != default:
             others.setdefault(value, []).append(name)
     return "; ".join([default, *(f"{', '.join(models)} {value}" for value, models in others.items())])
-
-
-def _of_data() -> list[tuple[str, Mapping[str, Any]]]:
-    return [(name, source.recipe) for name, source in SOURCES.items()]
 
 
 def _text(value: Any) -> str:

@@ -36,9 +36,7 @@ from lpfamily.training.errors import BadInput
 # Both are the publisher's: the old address redirects to the new one.
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 ARCHIVE = Remote(
-    "cifar-10-binary.tar.gz",
-    170_052_171,
-    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
 SHAPE = (3, 32, 32)

@@ -17,7 +17,6 @@ import numpy as np
 
 from lpfamily.step import epsilon
 from lpfamily.training import backends, evaluation, robustness, runs
-from lpfamily.training.choices import part
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
@@ -25,10 +24,10 @@ from lpfamily.training.networks import Network, State, initial_state, parameter_
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import epochs
 from lpfamily.training.protocol.epochs import NotFinite
-from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates
+from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates, task_of
 from lpfamily.training.runs import Run
 from lpfamily.training.runs.positions import BEST, Position, parted
-from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
+from lpfamily.training.tasks import Machine, Rates
 
 CHECKED = 50
 """After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
@@ -203,17 +202,7 @@ class _Training:
         )
 
     def _trainer_on(self, split: Split, state: State) -> backends.Trainer:
-        recipe = self.recipe
-        task = Task(
-            self.network,
-            part(recipe, Objective),
-            split.x,
-            split.labels,
-            recipe.batch_size,
-            recipe.dtype,
-            part(recipe, Optimiser),
-            self.machine,
-        )
+        task = task_of(self.recipe, self.network, split.x, split.labels, self.machine)
         return self.backend.trainer(task, state)
 
     def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:

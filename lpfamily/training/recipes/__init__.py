@@ -1,6 +1,6 @@
 """Recipes as data: what is trained, on what, and by which schedules."""
 
-from lpfamily.training.recipes.layers import network_of
+from lpfamily.training.recipes.layers import network_of, task_of
 from lpfamily.training.recipes.published import PUBLISHED
 from lpfamily.training.recipes.recipe import Recipe, default, matched_radius
 from lpfamily.training.recipes.schedules import continued_rates, rates
@@ -13,4 +13,5 @@ __all__ = [
     "matched_radius",
     "network_of",
     "rates",
+    "task_of",
 ]

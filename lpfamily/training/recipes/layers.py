@@ -1,4 +1,4 @@
-"""The network of a recipe."""
+"""The network and the task of a recipe."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lpfamily.training.choices import flag
+from lpfamily.training.choices import flag, part
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
     Dropout,
+    Floats,
+    Ints,
     Layer,
     Maxout,
     Network,
@@ -20,6 +22,7 @@ from lpfamily.training.networks import (
     shapes,
 )
 from lpfamily.training.recipes.recipe import Recipe
+from lpfamily.training.tasks import Machine, Objective, Optimiser, Task
 
 _UNITS: dict[str, Callable[..., Layer]] = {
     "sigmoid": functools.partial(Dense, activation="sigmoid"),
@@ -37,36 +40,34 @@ def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
     return network
 
 
+def task_of(recipe: Recipe, network: Network, x: Floats, labels: Ints, machine: Machine) -> Task:
+    """Return what a trainer of the recipe is made from, for its network and some examples."""
+    objective, optimiser = part(recipe, Objective), part(recipe, Optimiser)
+    return Task(network, objective, x, labels, recipe.batch_size, recipe.dtype, optimiser, machine)
+
+
 def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
     hidden, convolutions = len(recipe.units), len(recipe.kernel)
     if convolutions > hidden or (convolutions and not recipe.pieces):
         raise ValueError(f"{convolutions} kernels need as many layers with units and pieces")
-    units = (*recipe.units, classes)
-    common = {name: _of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")}
-    dropout = _dropout(recipe, hidden + 1)
+    of_each = (_of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale"))
+    trained: list[dict[str, Any]] = [
+        {"max_norm": max_norm or None, "lr_scale": lr_scale, "dropout": dropout, "init": recipe.init or None}
+        for max_norm, lr_scale, dropout in zip(*of_each, _dropout(recipe, hidden + 1), strict=True)
+    ]
     pieces = _of_layers(recipe, "pieces", hidden) if recipe.pieces else ()
-    square = {name: _of_layers(recipe, name, convolutions) for name in ("padding", "pool", "stride")}
+    square = (_of_layers(recipe, name, convolutions) for name in ("padding", "pool", "stride"))
+    convolved = list(zip(recipe.kernel, *square, strict=True))
     layers: list[Layer] = []
-    for index, count in enumerate(units):
-        trained: dict[str, Any] = {
-            "max_norm": common["max_norm"][index] or None,
-            "lr_scale": common["lr_scale"][index],
-            "dropout": dropout[index],
-            "init": recipe.init or None,
-        }
-        if index == hidden:
-            layers.append(Dense(count, **trained))
-        elif index < convolutions:
-            shape = {name: values[index] for name, values in square.items()}
-            tied = recipe.bias == "tied"
-            layers.append(
-                ConvMaxout(count, pieces[index], recipe.kernel[index], **shape, tied_bias=tied, **trained)
-            )
+    for index, count in enumerate(recipe.units):
+        if index < convolutions:
+            shape = (count, pieces[index], *convolved[index], recipe.bias == "tied")
+            layers.append(ConvMaxout(*shape, **trained[index]))
         elif pieces:
-            layers.append(Maxout(count, pieces[index], **trained))
+            layers.append(Maxout(count, pieces[index], **trained[index]))
         else:
-            layers.append(_UNITS[recipe.activation](count, **trained))
-    return tuple(layers)
+            layers.append(_UNITS[recipe.activation](count, **trained[index]))
+    return (*layers, Dense(classes, **trained[hidden]))
 
 
 def _dropout(recipe: Recipe, layers: int) -> tuple[Dropout | None, ...]:

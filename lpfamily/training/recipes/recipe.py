@@ -76,10 +76,7 @@ class Recipe(Optimiser, Objective):
         needs=CONVOLUTIONS,
     )
     dropout: tuple[float, ...] = option(
-        (),
-        Numbers(INCLUDE),
-        "keep probability of each layer's inputs, last layer included",
-        group="network",
+        (), Numbers(INCLUDE), "keep probability of each layer's inputs, last layer included", group="network"
     )
     dropout_scale: tuple[float, ...] = option(
         (),

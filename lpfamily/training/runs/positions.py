@@ -53,11 +53,7 @@ def expected_arrays(values: Json, recipe: Recipe, network: Network) -> dict[str,
     ):
         raise ValueError(f"epoch {position.epoch!r}, of {recipe.epochs} at most in the first stage")
     keeps = recipe.patience > 0 and first > 0
-    due = {
-        "best_error": keeps,
-        "target": position.first is not None,
-        "held_out_loss": position.epoch > first,
-    }
+    due = {"best_error": keeps, "target": position.first is not None, "held_out_loss": position.epoch > first}
     for name, is_due in due.items():
         value = getattr(position, name)
         if not (type(value) is float and math.isfinite(value) if is_due else value is None):

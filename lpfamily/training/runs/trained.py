@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from lpfamily.training import backends, data, recipes, runs
-from lpfamily.training.choices import part
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import configs
 from lpfamily.training.runs.positions import parted
-from lpfamily.training.tasks import Machine, Objective, Task
+from lpfamily.training.tasks import Machine
 
 
 # Compared by identity: an array compared with an array has no single truth value.
@@ -97,8 +96,7 @@ class Trained:
         shapes = state_shapes(self.network)
         rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
         none = np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64)
-        objective = part(self.recipe, Objective)
-        task = Task(self.network, objective, *none, 1, self.recipe.dtype, machine=Machine(device))
+        task = recipes.task_of(self.recipe, self.network, *none, Machine(device))
         return found.trainer(task, rest | self.parameters)
 
 

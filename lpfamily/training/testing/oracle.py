@@ -29,6 +29,7 @@ from lpfamily.training.networks import (
     shapes,
 )
 from lpfamily.training.tasks import DIFFERENCE_STEP, Task
+from lpfamily_reference.definitions import central_difference
 from lpfamily_reference.networks import convolution, dense, max_pooling, maxout, rectifier, sigmoid
 
 Array = NDArray[np.inexact]
@@ -162,18 +163,15 @@ def objective_and_gradient(
 
 def central_differences(mean: Callable[[State], float], state: State, names: list[str]) -> State:
     """Return the gradient of `mean` with respect to the named arrays."""
-    gradients = {}
-    for name in names:
-        gradient = np.zeros_like(state[name])
-        for index in np.ndindex(gradient.shape):
-            ends = []
-            for h in (1e-5, -1e-5):
-                moved = state[name].copy()
-                moved[index] += h
-                ends.append(mean(state | {name: moved}))
-            gradient[index] = (ends[0] - ends[1]) / 2e-5
-        gradients[name] = gradient
-    return gradients
+
+    def along(name: str) -> Floats:
+        def at(entries: Floats) -> float:
+            return mean(state | {name: entries.reshape(state[name].shape)})
+
+        entries = np.asarray(state[name], np.float64).ravel()
+        return central_difference(at, entries, 1e-5).reshape(state[name].shape)
+
+    return {name: along(name) for name in names}
 
 
 def updated(task: Task, state: State, gradients: State, lr: float, momentum: float) -> State:
