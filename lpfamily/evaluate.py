@@ -89,20 +89,12 @@ def _evaluate(argv: list[str]) -> int:
     backend: str = given.get("backend") or config.backend
     device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
     trainer = trained.trainer(backend, device)
-    count = given.get("examples", EXAMPLES) or None
+    test = dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
     seed = given.get("seed", recipe.seed)
     progress, what = Progress(given.get("quiet", False)), "robustness"
     with _interrupts.interruptible(), progress.parts({what: 1.0}) as part, part(what) as tick:
         result = robustness.measure(
-            trainer,
-            dataset.test.x[:count],
-            dataset.test.labels[:count],
-            recipe,
-            ps,
-            multiples,
-            given.get("steps", STEPS),
-            seed,
-            tick,
+            trainer, test.x, test.labels, recipe, ps, multiples, given.get("steps", STEPS), seed, tick
         )
     found = robustness.findings(result)
     made = {

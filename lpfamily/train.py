@@ -69,7 +69,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
     with run.held():
-        return _go(run, config, dataset, backend, given, resume=False)
+        return _go(run, config, dataset, backend, given)
 
 
 def _resume(given: Given) -> int:
@@ -101,7 +101,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
             print(
                 f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding", file=sys.stderr
             )
-        return _go(run, config, dataset, backend, given, resume=True)
+        return _go(run, config, dataset, backend, given)
 
 
 def _is_finished(run: runs.Run) -> bool:
@@ -142,15 +142,7 @@ def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], i
         team.leave()
 
 
-def _go(
-    run: runs.Run,
-    config: Config,
-    dataset: data.Dataset,
-    backend: backends.Backend,
-    given: Given,
-    *,
-    resume: bool,
-) -> int:
+def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.Backend, given: Given) -> int:
     from lpfamily.report import tables
     from lpfamily.training.protocol.stages import train
 
@@ -164,10 +156,10 @@ def _go(
     try:
         with _interrupts.interruptible():
             if config.grid:
-                stage_one = functools.partial(trained, resume=True, test=False)
+                stage_one = functools.partial(trained, test=False)
                 recipe = grid.choose(run, run.config, stage_one, progress)
-                chosen, resume = tables.grid_table(run) + "\n\n", True
-            result = trained(run, recipe, resume=resume)
+                chosen = tables.grid_table(run) + "\n\n"
+            result = trained(run, recipe)
             run.finish(result)
             print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]), flush=True)
             _draw(run, recipe, progress)

@@ -91,9 +91,7 @@ RECIPE = replace(
 
 def trained(folder, script, recipe=RECIPE, resume=False):
     run = runs.Run(folder) if resume else runs.create(folder, {})
-    result = stages.train(
-        run, recipe, dataset(), script, Machine(), progress=Progress(quiet=True), resume=resume
-    )
+    result = stages.train(run, recipe, dataset(), script, Machine(), progress=Progress(quiet=True))
     return run, result
 
 

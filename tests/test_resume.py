@@ -294,15 +294,15 @@ def gone_on_with(monkeypatch, folder, recipe, names):
             raise Stopped
 
     monkeypatch.setattr(Run, "save", saved)
-    digits, resume = data.load("digits"), False
+    digits = data.load("digits")
     while True:
         try:
             result = stages.train(
                 run, recipe, digits, backends.find(names[0]),
-                machine=Machine(), progress=Progress(quiet=True), resume=resume,
+                machine=Machine(), progress=Progress(quiet=True),
             )  # fmt: skip
         except Stopped:
-            resume, names = True, [*names[1:], names[0]]
+            names = [*names[1:], names[0]]
         else:
             monkeypatch.undo()
             return run, result

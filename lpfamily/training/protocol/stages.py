@@ -11,7 +11,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import InitVar, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -71,15 +71,14 @@ def train(
     machine: Machine,
     *,
     progress: Progress,
-    resume: bool = False,
     test: bool = True,
 ) -> Json:
     """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
 
-    Every epoch ends with a line of metrics and a checkpoint, from which `resume` goes on. Without `test`
-    the test set stays unseen, as nothing may be chosen by it.
+    Every epoch ends with a line of metrics and a checkpoint, from which a run that has begun goes on.
+    Without `test` the test set stays unseen, as nothing may be chosen by it.
     """
-    training = _Training(run, recipe, dataset, backend, machine, progress, resume)
+    training = _Training(run, recipe, dataset, backend, machine, progress)
     if training.position.first is None:
         training.first_stage()
         if recipe.second_stage != "none":
@@ -99,9 +98,8 @@ class _Training:
     backend: backends.Backend
     machine: Machine
     progress: Progress
-    resume: InitVar[bool]
 
-    def __post_init__(self, resume: bool) -> None:
+    def __post_init__(self) -> None:
         run, recipe = self.run, self.recipe
         dataset = self.dataset.first(recipe.examples, recipe.test_examples)
         self.dataset = dataset = replace(dataset, train=dataset.train.astype(recipe.dtype))
@@ -111,7 +109,7 @@ class _Training:
         self.best: State = {}
         self.metrics: list[Json] = []
         self.decisive = run.decisive
-        if resume and run.has_begun:
+        if run.has_begun:
             found = run.load(recipe, self.network)
             self.position, self.checkpoint = found.position, found.sha256
             state, self.best = parted(found.arrays)

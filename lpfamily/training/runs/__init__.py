@@ -303,19 +303,21 @@ class Run:
     def _check_seal(self, path: Path, values: Json, of: Json | None, arrays: State | None = None) -> str:
         """Return the checksum of a file of the run; raise `BadInput` if the file has another."""
         _check_format(path, values)
-        if not _is_sealed(values):
-            if path.name == CONFIG:
-                _say_unsealed(path)
-            elif self.is_sealed:
+        content = {name: value for name, value in values.items() if name != "sha256"}
+        expected = _sha256({"format": FORMAT} | content, of, arrays)
+        if _is_sealed(values):
+            if values.get("sha256") != expected:
+                other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
                 raise BadInput(
-                    f"{path}: lacks a checksum, which the {CONFIG} beside it has, so it is damaged or of "
-                    f"another run; {REMEDY}"
+                    f"{path}: is damaged{other}: its checksum is not that of what it holds; {REMEDY}"
                 )
-            return _sha256(values | {"format": FORMAT}, of, arrays)
-        expected = _sha256({name: value for name, value in values.items() if name != "sha256"}, of, arrays)
-        if values.get("sha256") != expected:
-            other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
-            raise BadInput(f"{path}: is damaged{other}: its checksum is not that of what it holds; {REMEDY}")
+        elif path.name == CONFIG:
+            _say_unsealed(path)
+        elif self.is_sealed:
+            raise BadInput(
+                f"{path}: lacks a checksum, which the {CONFIG} beside it has, so it is damaged or of "
+                f"another run; {REMEDY}"
+            )
         return expected
 
 

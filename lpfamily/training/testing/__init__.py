@@ -118,11 +118,7 @@ class BackendTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run a law on every network whose layers the backend trains."""
         layers = self.find().layers
-        names = [
-            name
-            for name, network in NETWORKS.items()
-            if all(type(layer) in layers for layer in network.layers)
-        ]
+        names = [name for name, network in NETWORKS.items() if {*map(type, network.layers)} <= layers]
         if "objective" in metafunc.fixturenames:
             cases = [
                 pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
@@ -264,15 +260,13 @@ class BackendTests:
         if network is NETWORKS["sigmoid"]:
             network = _changed(network, dropout=HALF)
         task, state, trainer = self._made(network)
-        metrics = []
-        for kept in True, False:
-            loss = trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), _Injected(5, 2, kept))["loss"]
-            masks = _Injected(5, 2, kept).masks(0, network, 7)
-            expected = oracle.cross_entropy(oracle.logits(network, state, task.x, masks), task.labels).mean()
-            metrics.append((loss, expected))
-        for loss, expected in metrics:
-            assert loss == pytest.approx(expected, rel=1e-12)
-        assert metrics[0] != metrics[1]
+        losses = []
+        for draws in _Injected(5, 2, True), _Injected(5, 2, False):
+            losses.append(trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), draws)["loss"])
+            seen = oracle.logits(network, state, task.x, draws.masks(0, network, 7))
+            expected = oracle.cross_entropy(seen, task.labels).mean()
+            assert losses[-1] == pytest.approx(expected, rel=1e-12)
+        assert losses[0] != losses[1]
 
     def test_dropout_has_the_mean_over_all_masks(self) -> None:
         network = Network(2, (Dense(2, "sigmoid", dropout=Dropout(0.8, 1.0)), Dense(3, dropout=HALF)))
