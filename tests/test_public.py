@@ -97,15 +97,31 @@ def imported_by(source, modules):
                 yield name if name in modules else node.module
 
 
-def test_arrows_point_one_way():
-    """Files that import each other in a circle raise a CycleError here."""
+def arrows():
+    """Return by the name of each file the names of those that it imports."""
     root = Path(lpfamily.__file__).parent
     paths = list(root.rglob("*.py"))
     parts = [path.relative_to(root.parent).with_suffix("").parts for path in paths]
     modules = dict(zip((".".join(p).removesuffix(".__init__") for p in parts), paths, strict=True))
-    arrows = {name: {*imported_by(path.read_text(), modules)} for name, path in modules.items()}
-    assert "lpfamily.kernels" in arrows["lpfamily.steepest"]
-    TopologicalSorter(arrows).prepare()
+    return {name: {*imported_by(path.read_text(), modules)} for name, path in modules.items()}
+
+
+def test_arrows_point_one_way():
+    """Files that import each other in a circle raise a CycleError here."""
+    found = arrows()
+    assert "lpfamily.kernels" in found["lpfamily.steepest"]
+    TopologicalSorter(found).prepare()
+
+
+def test_arrows_between_the_rooms_of_training_point_one_way():
+    """A room is a module of training, or a package of it with all that is inside."""
+    rooms = {}
+    for name, imported in arrows().items():
+        room, *others = (".".join(each.split(".")[:3]) for each in (name, *imported))
+        if room.startswith("lpfamily.training."):
+            rooms.setdefault(room, set()).update(others)
+    assert "lpfamily.training.runs" in rooms["lpfamily.training.protocol"]
+    TopologicalSorter({room: others & rooms.keys() - {room} for room, others in rooms.items()}).prepare()
 
 
 def test_the_lowest_environment_installs_the_lowest_versions():
