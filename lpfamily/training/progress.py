@@ -144,12 +144,10 @@ def _lines(name: str) -> Iterator[Tick]:
 
 
 def _summary(metrics: Metrics, examples: int) -> str:
-    parts = [f"loss {metrics['loss']:.4g}"]
     if "held_out_loss" in metrics:
-        parts.append(f"held-out loss {metrics['held_out_loss']:.4g}")
+        judged = f"held-out loss {metrics['held_out_loss']:.4g}"
     elif "validation_error" in metrics:
-        parts.append(f"validation error {metrics['validation_error']:.2%}")
+        judged = f"validation error {metrics['validation_error']:.2%}"
     else:
-        parts.append(f"training error {metrics['error']:.2%}")
-    parts.append(f"{examples / metrics['seconds']:,.0f} examples/s")
-    return ", ".join(parts)
+        judged = f"training error {metrics['error']:.2%}"
+    return f"loss {metrics['loss']:.4g}, {judged}, {examples / metrics['seconds']:,.0f} examples/s"

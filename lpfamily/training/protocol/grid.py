@@ -7,6 +7,7 @@ chosen by test data. The run that they are for then goes on from the chosen one'
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,11 +76,10 @@ def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
     if not (folder / runs.CONFIG).exists():
         return runs.create(folder, alone | {"recipe": choices.to_json(recipe)})
     child = Run(folder)
-    found, expected = child.decisive, {name: alone[name] for name in alone if name in child.decisive}
-    try:
+    alike, found = False, child.decisive
+    expected = {name: alone[name] for name in alone if name in found}
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
         alike = choices.from_json(Recipe, found["recipe"]) == recipe
-    except (AttributeError, KeyError, TypeError, ValueError):
-        alike = False
     if not alike or found | {"recipe": None} != expected | {"recipe": None}:
         raise BadInput(
             f"{folder / runs.CONFIG}: is not of the combination that its folder is named by; restore it from "
