@@ -178,15 +178,17 @@ class Run:
         path = self.folder / name
 
         def check(values: Json, kinds: Kinds) -> None:
-            problem, shapes = "", expected_arrays(values, recipe, network)
-            if odd := kinds.keys() ^ shapes.keys():
+            shapes = expected_arrays(values, recipe, network)
+            expected = {array: (recipe.dtype, shape) for array, shape in shapes.items()}
+            if kinds == expected:
+                return
+            if odd := kinds.keys() ^ expected.keys():
                 problem = f"it {'has' if min(odd) in kinds else 'lacks'} the array {min(odd)}"
-            for array in {} if odd else kinds:
-                (found, shape), expected = kinds[array], shapes[array]
-                if not problem and (found, shape) != (recipe.dtype, expected):
-                    problem = f"{array} is {found} {shape} and should be {recipe.dtype} {expected}"
-            if problem:
-                raise BadInput(f"{path}: a checkpoint of another network, {problem}; {_RESTART}")
+            else:
+                array = next(array for array, kind in kinds.items() if kind != expected[array])
+                (found, shape), (dtype, due) = kinds[array], expected[array]
+                problem = f"{array} is {found} {shape} and should be {dtype} {due}"
+            raise BadInput(f"{path}: a checkpoint of another network, {problem}; {_RESTART}")
 
         checkpoint = self._checkpoint(name, check)
         for array, values in checkpoint.arrays.items():
