@@ -129,7 +129,7 @@ def test_a_missing_file_names_the_paths_and_nothing_is_downloaded(
     local: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """A folder that was named is the only source."""
-    monkeypatch.setattr(cifar10, "fetch", None)
+    monkeypatch.setattr(files, "fetch", None)
     (local / missing).unlink()
     assert_refused(
         local,

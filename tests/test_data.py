@@ -166,7 +166,7 @@ def test_a_missing_file_names_both_paths_and_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """A folder that was named is the only source."""
-    monkeypatch.setattr(mnist, "fetch", None)
+    monkeypatch.setattr(files, "fetch", None)
     (write(tmp_path, example_files()) / missing).unlink()
     assert_refused(tmp_path, str(tmp_path / missing), str(tmp_path / "mnist" / missing), ".gz", "--data-dir")
 

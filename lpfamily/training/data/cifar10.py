@@ -17,25 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.training.data import files
 from lpfamily.training.data.datasets import Dataset, Source, Split
-from lpfamily.training.data.files import (
-    REMEDY,
-    Remote,
-    cache_folder,
-    check_labels,
-    fetch,
-    find,
-    matches,
-    read_sized,
-    reading,
-    write,
-)
+from lpfamily.training.data.files import REMEDY
 from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
 from lpfamily.training.errors import BadInput
 
 # Both are the publisher's: the old address redirects to the new one.
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
-ARCHIVE = Remote(
+ARCHIVE = files.Remote(
     "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
@@ -43,7 +33,7 @@ SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
 CLASSES = 10
 FILES = tuple(
-    Remote(name, 10_000 * (1 + INPUTS), sha256)
+    files.Remote(name, 10_000 * (1 + INPUTS), sha256)
     for name, sha256 in (
         ("data_batch_1.bin", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
         ("data_batch_2.bin", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
@@ -76,10 +66,10 @@ def load(data_dir: Path | None) -> Dataset:
         A file is missing, unreadable, damaged or not what its name says, or could not be downloaded.
     """
     if data_dir is None:
-        paths = _official(cache_folder() / "cifar10")
+        paths = _official(files.cache_folder() / "cifar10")
     else:
         folders = (data_dir / "cifar10", data_dir / FOLDER, data_dir)
-        paths = [find(remote.name, folders) for remote in FILES]
+        paths = [files.find(remote.name, folders) for remote in FILES]
     labels, images = _read(paths[:-1])
     test_labels, test_images = _read(paths[-1:])
     x, test_x = global_contrast_normalise(images), global_contrast_normalise(test_images)
@@ -97,8 +87,8 @@ def _official(folder: Path) -> list[Path]:
     """Return the paths of the official files: unpacked, and before that downloaded, if need be."""
     paths = [folder / remote.name for remote in FILES]
     try:
-        if not all(map(matches, paths, FILES)):
-            _unpack(fetch(ARCHIVE, MIRRORS, folder), folder)
+        if not all(map(files.matches, paths, FILES)):
+            _unpack(files.fetch(ARCHIVE, MIRRORS, folder), folder)
     except OSError as error:
         raise BadInput(
             f"{ARCHIVE.name} cannot be unpacked in {folder} ({error.strerror or error}): make the folder "
@@ -125,7 +115,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             ) from error
         unpacked = [Path(temporary, name) for name in inside]
         for path, remote in zip(unpacked, FILES, strict=True):
-            if not matches(path, remote):
+            if not files.matches(path, remote):
                 raise BadInput(f"{archive} does not hold the official {path.name}: {OTHER_SOURCE}")
         for path in unpacked:
             path.replace(folder / path.name)
@@ -138,7 +128,7 @@ def _read(paths: Sequence[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def _records(path: Path) -> NDArray[np.uint8]:
-    with reading(path) as stream:
+    with files.reading(path) as stream:
         content = stream.read()
     if not content or len(content) % (1 + INPUTS):
         raise BadInput(
@@ -146,7 +136,7 @@ def _records(path: Path) -> NDArray[np.uint8]:
             f"3 x 32 x 32 pixels): {REMEDY}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + INPUTS)
-    check_labels(path, records[:, 0], CLASSES)
+    files.check_labels(path, records[:, 0], CLASSES)
     return records
 
 
@@ -157,13 +147,13 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
     """
     key = _checksum(PREPROCESSING, images.data)
     try:
-        path = cache_folder() / "cifar10" / f"zca-{key.hex()}.f32"
+        path = files.cache_folder() / "cifar10" / f"zca-{key.hex()}.f32"
     except BadInput:
         sys.stderr.write("fitting ZCA, which cannot be kept: there is no home directory, set HOME\n")
         return _fit(x)
     cause = ""
     try:
-        content = read_sized(path, len(key) + (1 + INPUTS) * INPUTS * np.dtype("<f4").itemsize)
+        content = files.read_sized(path, len(key) + (1 + INPUTS) * INPUTS * np.dtype("<f4").itemsize)
         if content[: len(key)] == _checksum(key, content[len(key) :]):
             return np.frombuffer(content, "<f4", offset=len(key)).reshape(1 + INPUTS, INPUTS)
         cause = f"{path} is damaged: "
@@ -175,7 +165,7 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
     fit = _fit(x)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, _checksum(key, fit.data) + fit.tobytes())
+        files.write(path, _checksum(key, fit.data) + fit.tobytes())
     except OSError as error:
         sys.stderr.write(
             f"{path} cannot be kept ({error.strerror or error}): ZCA will be fitted every time, until its "

@@ -10,17 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.training.data import files
 from lpfamily.training.data.datasets import Dataset, Source, Split
-from lpfamily.training.data.files import (
-    REMEDY,
-    Remote,
-    cache_folder,
-    check_labels,
-    fetch,
-    find,
-    read_at_most,
-    reading,
-)
+from lpfamily.training.data.files import REMEDY
 from lpfamily.training.errors import BadInput
 
 MIRRORS = (
@@ -28,22 +20,22 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
 )
 FILES = (
-    Remote(
+    files.Remote(
         "train-images-idx3-ubyte.gz",
         9_912_422,
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     ),
-    Remote(
+    files.Remote(
         "train-labels-idx1-ubyte.gz",
         28_881,
         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
     ),
-    Remote(
+    files.Remote(
         "t10k-images-idx3-ubyte.gz",
         1_648_877,
         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     ),
-    Remote(
+    files.Remote(
         "t10k-labels-idx1-ubyte.gz",
         4_542,
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
@@ -69,11 +61,11 @@ def load(data_dir: Path | None) -> Dataset:
         A file is missing, unreadable, damaged or not what its name says, or could not be downloaded.
     """
     if data_dir is None:
-        folder = cache_folder() / "mnist"
-        paths = [fetch(remote, MIRRORS, folder) for remote in FILES]
+        folder = files.cache_folder() / "mnist"
+        paths = [files.fetch(remote, MIRRORS, folder) for remote in FILES]
     else:
         folders = (data_dir / "mnist", data_dir)
-        paths = [find(remote.name.removesuffix(".gz"), folders) for remote in FILES]
+        paths = [files.find(remote.name.removesuffix(".gz"), folders) for remote in FILES]
     return MNIST.dataset(_split(*paths[:2]), _split(*paths[2:]))
 
 
@@ -82,7 +74,7 @@ MNIST = Source("mnist", (1, *IMAGE), CLASSES, load, radius=1.0)
 
 def _split(images_path: Path, labels_path: Path) -> Split:
     labels = _read_idx(labels_path, ())
-    check_labels(labels_path, labels, CLASSES)
+    files.check_labels(labels_path, labels, CLASSES)
     images = _read_idx(images_path, IMAGE)
     if len(images) != len(labels):
         raise BadInput(
@@ -97,8 +89,8 @@ def _read_idx(path: Path, example: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the file's array, of shape (n, *example) with n >= 1."""
     magic = bytes((0, 0, 8, 1 + len(example)))
     header_size = len(magic) + 4 * magic[3]
-    with reading(path) as stream:
-        header = read_at_most(stream, header_size)
+    with files.reading(path) as stream:
+        header = files.read_at_most(stream, header_size)
         if not header.startswith(magic):
             raise BadInput(
                 f"{path} starts with the bytes {header[:4].hex(' ') or '(none)'}, expected {magic.hex(' ')} "
@@ -118,7 +110,7 @@ def _read_idx(path: Path, example: tuple[int, ...]) -> NDArray[np.uint8]:
         size = math.prod(shape)
         # One byte more than announced, no more: it shows a file that is too long, and reaching the end
         # makes gzip compare its checksum.
-        content = read_at_most(stream, size + 1)
+        content = files.read_at_most(stream, size + 1)
     if len(content) != size:
         found = f"only {len(content)}" if len(content) < size else "more"
         raise BadInput(

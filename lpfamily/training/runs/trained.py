@@ -95,8 +95,8 @@ class Trained:
         found.check_device(device)
         shapes = state_shapes(self.network)
         rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
-        none = np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64)
-        task = recipes.task_of(self.recipe, self.network, *none, Machine(device))
+        one = data.Split(np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64))
+        task = recipes.task_of(self.recipe, self.network, one, Machine(device))
         return found.trainer(task, rest | self.parameters)
 
 
