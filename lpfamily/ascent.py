@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
-from lpfamily._arrays import (
-    Array,
-    admit,
-    broadcast_sigma,
-    carried,
-    compute_dtype,
-    device_of,
-    example_shape,
-    namespace_of,
-    reshape,
-)
+from lpfamily._arrays import A, Array, Bounds, Numbers, admit, carried, device_of, examples, namespace_of
 from lpfamily.balls import project, sample
 from lpfamily.step import epsilon
 
 
 def ascend(
     value_and_grad: Callable[[Array], tuple[Array, Array]],
-    x: Array,
+    x: A,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     steps: int = 10,
-    step_size: Any = None,
+    step_size: Numbers | None = None,
     start: Any = None,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Bounds | None = None,
     *,
     batch_ndim: int | None = None,
     mask: Array | None = None,
     method: Literal["projected", "frank-wolfe"] = "projected",
-) -> Array:
+) -> A:
     """Return the best perturbation in the Lp ball that `steps` gradients find, for each example.
 
     The inner maximum of eq. 1, max L(x + eps) subject to ||eps||_p <= sigma and to low <= x + eps <=
@@ -94,52 +85,51 @@ def ascend(
         raise ValueError(f"steps must be at least 1; got {steps}")
     if method not in ("projected", "frank-wolfe"):
         raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
-    xp, x = admit(x, "x")
-    compute_dtype(x, "x")
-    batch, size = example_shape(x, batch_ndim, "x")
-    rows = reshape(x, (*batch, size))
-    broadcast_sigma(sigma, rows, xp)  # an error names it, not what is made of it
+    given = examples(x, "x", batch_ndim)
+    xp, at, batch = given.xp, given.array, given.batch
+    given = replace(given, values=given.rows(at))  # whose dtype holds the radius
+    given.radius(sigma)  # an error names it, not what is made of it
     if step_size is None:
         step_size = sigma if steps == 1 else 2.5 / steps * sigma
     elif method == "frank-wolfe":
         raise ValueError("step_size belongs to method='projected': Frank-Wolfe's steps are 2 / (k + 2)")
     else:
-        broadcast_sigma(step_size, rows, xp, "step_size")
+        given.radius(step_size, "step_size")
     ball: dict[str, Any] = {"batch_ndim": len(batch), "mask": mask}
-    box: dict[str, Any] = {} if bounds is None else {"x": x, "bounds": bounds}
+    box: dict[str, Any] = {} if bounds is None else {"x": at, "bounds": bounds}
 
-    def at(eps: Array) -> tuple[Array, Array]:
-        value, grad = value_and_grad(x + eps)
-        if tuple(value.shape) != batch or tuple(grad.shape) != tuple(x.shape):
+    def evaluate(eps: Array) -> tuple[Array, Array]:
+        value, grad = value_and_grad(at + eps)
+        if tuple(value.shape) != batch or tuple(grad.shape) != tuple(at.shape):
             raise ValueError(
                 f"value_and_grad must return a value an example, {batch}, and a gradient like x, "
-                f"{tuple(x.shape)}; got shapes {tuple(value.shape)} and {tuple(grad.shape)}"
+                f"{tuple(at.shape)}; got shapes {tuple(value.shape)} and {tuple(grad.shape)}"
             )
         return value, grad
 
-    eps = starting_point(x, p, sigma, start, bounds=bounds, **ball)
-    best, (value, grad) = eps, at(eps)
+    eps = starting_point(at, p, sigma, start, bounds=bounds, **ball)
+    best, (value, grad) = eps, evaluate(eps)
     for k in range(steps):
         if method == "frank-wolfe":
             eps = _towards(eps, epsilon(grad, p, sigma, **ball, **box), k)
         else:
             # a gradient or a sigma that is NaN makes eps so, which puts nothing outside the bounds
-            here = {} if bounds is None else {"x": xp.where(eps == eps, x + eps, x), "bounds": bounds}
+            here = {} if bounds is None else {"x": xp.where(eps == eps, at + eps, at), "bounds": bounds}
             eps = project(eps + epsilon(grad, p, step_size, **ball, **here), p, sigma, **ball, **box)
-        new, grad = at(eps)
+        new, grad = evaluate(eps)
         better = (new > value) | (value != value)
-        best = xp.where(xp.reshape(better, (*batch, *[1] * (x.ndim - len(batch)))), eps, best)
+        best = xp.where(xp.reshape(better, (*batch, *[1] * (at.ndim - len(batch)))), eps, best)
         value = xp.where(better, new, value)
-    return best
+    return given.back(best)
 
 
 def starting_point(
     x: Array,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     start: Any,
     *,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Bounds | None = None,
     mask: Array | None = None,
     batch_ndim: int | None = None,
 ) -> Array:
@@ -175,11 +165,11 @@ def frank_wolfe(
     gradient: Callable[[Array], Array],
     x: Array,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     steps: int,
     start: Array | None = None,
     *,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Bounds | None = None,
     **options: Any,
 ) -> Array:
     """Return the last iterate of Frank-Wolfe's method after `steps` gradients, without any value.

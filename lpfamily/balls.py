@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from lpfamily._arrays import (
+    A,
     Array,
-    admit,
-    broadcast_sigma,
+    Bounds,
+    DType,
+    Numbers,
     check_p,
-    compute_dtype,
-    example_shape,
-    masked,
+    examples,
+    floating,
     namespace_of,
     reshape,
     sign,
@@ -45,15 +47,15 @@ MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
 
 
 def project(
-    v: Array,
+    v: A,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     *,
     batch_ndim: int | None = None,
     mask: Array | None = None,
-    x: Any = None,
-    bounds: tuple[Any, Any] | None = None,
-) -> Array:
+    x: Numbers | None = None,
+    bounds: Bounds | None = None,
+) -> A:
     """Return the point of the Lp ball that is nearest to `v`, in the Euclidean sense, for each example.
 
     The minimiser of ||y - v||_2 subject to ||y||_p <= sigma: v itself where that is in the ball. p = 1
@@ -88,25 +90,21 @@ def project(
     Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
     """
     p = check_p(p)
-    xp, v = admit(v, "v")
-    dtype = compute_dtype(v, "v")
-    batch, size = example_shape(v, batch_ndim, "v")
-    kept = v if mask is None else masked(v, mask, "v")
-    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
-    operands = [rows, broadcast_sigma(sigma, rows, xp)]
+    given = examples(v, "v", batch_ndim, mask)
+    operands = [given.values, given.radius(sigma)]
     if x is not None or bounds is not None:
-        operands.append(reshape(walls(kept, x, bounds, mask, dtype), rows.shape))
-    return xp.astype(reshape(nearest(p, *operands), v.shape), v.dtype, copy=False)
+        operands.append(walls(given, x, bounds))
+    return given.shaped(nearest(p, *operands))
 
 
 def sample(
     shape: int | Sequence[int],
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     rng: Any,
     *,
     batch_ndim: int | None = None,
-    dtype: Any = None,
+    dtype: DType | None = None,
 ) -> Array:
     """Return points drawn uniformly from the Lp ball, one for each example.
 
@@ -157,7 +155,7 @@ def sample(
     xp = namespace_of(uniform)
     u = xp.abs(uniform)
     total = xp.sum(gamma * u**p, axis=-1, keepdims=True) + exponential
-    points = broadcast_sigma(sigma, uniform, xp) * (
+    points = floating(uniform, "rng").radius(sigma) * (
         xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p)
     )
     points = reshape(points, shape)
@@ -202,11 +200,11 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
     return xp.where((norm != norm) | (sigma != sigma), math.nan, y)
 
 
-def _any_nan(xp: Any, x: Array) -> Array:
+def _any_nan(xp: ModuleType, x: Array) -> Array:
     return xp.any(x != x, axis=-1, keepdims=True)
 
 
-def _level(xp: Any, size: Array, sigma: Array, wall: Array | None) -> Array:
+def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None) -> Array:
     """Return |y| at p = 1: what fills a vessel of bottom -|v| up to one level, with sigma, walls on top.
 
     Depths are differences from the largest entry, which are exact next to it. Far from the ball entries
@@ -257,7 +255,7 @@ def _level(xp: Any, size: Array, sigma: Array, wall: Array | None) -> Array:
     return xp.minimum(xp.where(stands, wall, xp.minimum(y, wall)), sigma)
 
 
-def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Array:
+def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None) -> Array:
     """Return z, at most its wall's `share`, with tau z + nu z^(p-1) = r where it is less, and ||z||_p = 1."""
     repeat = library_of(r).repeat
     positive = r > 0
@@ -315,7 +313,7 @@ def _shares(xp: Any, p: float, r: Array, tau: Array, share: Array | None) -> Arr
     return z if share is None else xp.where(free, z, xp.where(positive, share, 0.0))
 
 
-def _nearer(xp: Any, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:
+def _nearer(xp: ModuleType, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:
     """Return an upper bound of log z that is nearer to it, from one, w, at which the shares are a and b.
 
     log(a + b) is convex in w: Newton's method for log(a + b) = log r descends to the solution, but slowly

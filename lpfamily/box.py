@@ -19,13 +19,18 @@ again with what it left free: what was too small to be told apart then stands ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NoReturn
 
 import numpy as np
 
 from lpfamily._arrays import (
     Array,
+    Bounds,
+    FInfo,
+    Given,
+    Numbers,
     as_float,
     beside,
     carried,
@@ -47,8 +52,8 @@ ROUNDINGS = 4
 """By how many units in the last place of the larger bound x may be outside: it was scaled, as they were."""
 
 
-def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> Array:
-    """Return how far each entry may move along the sign of `grad`: not at all where x is outside by rounding.
+def walls(given: Given[Array], x: Numbers | None, bounds: Bounds | None) -> Array:
+    """Return how far entries may move along the signs of the rows: not at all where x is outside by rounding.
 
     What is further outside is an error where values can be looked at, and NaN elsewhere.
     """
@@ -56,11 +61,11 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
         raise ValueError("x and bounds=(low, high) belong together: give both, or neither")
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds must be a pair (low, high) of numbers or arrays; got {bounds!r}")
-    xp, library = namespace_of(grad), library_of(grad)
-    info = finfo(xp, grad.dtype)
+    xp, grad, mask, dtype = given.xp, given.array, given.mask, given.values.dtype
+    library, info = library_of(grad), finfo(xp, grad.dtype)
     named = {"low": bounds[0], "x": x, "high": bounds[1]}
-    x = entries(xp, grad, "x", x, dtype)
-    low, high = (_bound(xp, grad, name, named[name], dtype) for name in ("low", "high"))
+    x = entries(given, "x", x)
+    low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
         up, down = high - x, x - low
     wall = xp.where(xp.astype(grad, dtype, copy=False) < 0, down, up)
@@ -74,19 +79,21 @@ def walls(grad: Array, x: Any, bounds: Any, mask: Array | None, dtype: Any) -> A
         wall = xp.where(mask_beside(grad, mask), wall, 0.0)
     if visible and not within and bool(xp.any(wall != wall)):
         _raise_outside(named, tuple(wall.shape), xp.argmax(reshape(xp.astype(wall != wall, xp.int8), (-1,))))
-    return wall
+    return given.rows(wall)
 
 
-def entries(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Array:
+def entries(given: Given[Array], name: str, value: Numbers) -> Array:
     """Return a number or an array as entries beside those of grad, rounded as grad is."""
+    xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):
         number = _in_range(value, finfo(xp, grad.dtype))
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
-    return xp.broadcast_to(_bound(xp, grad, name, value, dtype), grad.shape)
+    return xp.broadcast_to(_bound(given, name, value), grad.shape)
 
 
-def _bound(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Any:
+def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
     """Return a number, or an array that broadcasts to the entries of grad, rounded as grad is."""
+    xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):
         info = finfo(xp, grad.dtype)
         number = _in_range(value, info)
@@ -105,13 +112,13 @@ def _bound(xp: Any, grad: Array, name: str, value: Any, dtype: Any) -> Any:
     return xp.astype(value, dtype, copy=False)
 
 
-def _in_range(number: Any, info: Any) -> float:
+def _in_range(number: float, info: FInfo) -> float:
     """Return a number as a float, infinite where the dtype has none as large: that is no bound."""
     value = as_float(number)
     return math.copysign(math.inf, value) if abs(value) > float(info.max) else value
 
 
-def _rounded(number: float, info: Any) -> float:
+def _rounded(number: float, info: FInfo) -> float:
     """Return a number as a dtype holds it."""
     if not math.isfinite(number):
         return number
@@ -119,7 +126,7 @@ def _rounded(number: float, info: Any) -> float:
     return round(number / unit) * unit
 
 
-def _coarsest(xp: Any, grad: Array, named: dict[str, Any]) -> float:
+def _coarsest(xp: ModuleType, grad: Array, named: Mapping[str, Numbers]) -> float:
     """Return the largest eps of grad, x and bounds: any of their dtypes may have rounded x."""
     of_numpy = [v for v in named.values() if isinstance(v, np.ndarray)]
     others = [v for v in named.values() if not isinstance(v, np.ndarray) and not is_number(v)]
@@ -128,7 +135,7 @@ def _coarsest(xp: Any, grad: Array, named: dict[str, Any]) -> float:
     return max(float(info.eps) for info in infos)
 
 
-def _slack(xp: Any, low: Any, high: Any, info: Any, eps: float) -> Any:
+def _slack(xp: ModuleType, low: Numbers, high: Numbers, info: FInfo, eps: float) -> Numbers:
     """Return how far outside x may be by rounding, from the larger of the bounds that are finite."""
     least, arrays = float(info.smallest_normal), []
     for bound in low, high:
@@ -136,15 +143,17 @@ def _slack(xp: Any, low: Any, high: Any, info: Any, eps: float) -> Any:
             arrays.append(xp.where(xp.isinf(bound), 0.0, xp.abs(bound)))
         elif math.isfinite(bound):
             least = max(least, abs(bound))
-    largest: Any = least
+    largest: Numbers = least
     for size in arrays:
         largest = xp.where(size > largest, size, largest)
     return ROUNDINGS * eps * largest
 
 
-def _check_seen(named: dict[str, Any], grad: Array, mask: Any, info: Any, *, arrays: bool) -> None:
+def _check_seen(
+    named: dict[str, Numbers], grad: Array, mask: Array | None, info: FInfo, *, arrays: bool
+) -> None:
     """Raise where numbers, or `arrays` of NumPy beside what cannot be looked at, are out of order."""
-    seen: dict[str, Any] = {name: as_float(value) for name, value in named.items() if is_number(value)}
+    seen: dict[str, Numbers] = {name: as_float(value) for name, value in named.items() if is_number(value)}
     given = {name: value for name, value in named.items() if arrays and isinstance(value, np.ndarray)}
     if given and (mask is None or isinstance(mask, np.ndarray)):
         kind = str(grad.dtype).rpartition(".")[2]
@@ -164,7 +173,7 @@ def _check_seen(named: dict[str, Any], grad: Array, mask: Any, info: Any, *, arr
         _raise_outside(named, outside.shape, np.argmax(outside))
 
 
-def _raise_outside(named: dict[str, Any], shape: tuple[int, ...], index: Any) -> None:
+def _raise_outside(named: dict[str, Numbers], shape: tuple[int, ...], index: Array | None) -> NoReturn:
     """Raise with the values that can be looked at, those of arrays at this index of their entries."""
     at = () if index is None else tuple(map(int, np.unravel_index(int(index), shape)))
     given = []
@@ -212,7 +221,7 @@ def _boxed(p: float, x: Array, sigma: Array, wall: Array) -> Array:
     return xp.where(bad, math.nan, xp.copysign(eps, x))
 
 
-def _left(xp: Any, spending: Array, power: Array) -> Array:
+def _left(xp: ModuleType, spending: Array, power: Array) -> Array:
     """Return 1 - (what `spending` entries cost at their walls), of the budget's p-th power."""
     return 1 - xp.sum(xp.where(spending, power, 0.0), axis=-1, keepdims=True)
 
@@ -222,7 +231,9 @@ def _exponent(p: float) -> float:
     return 2.0**60 if p == 1 else 1 / (p - 1)
 
 
-def _search(xp: Any, p: float, size: Array, share: Array, power: Array, free: Array, left: Array) -> Array:
+def _search(
+    xp: ModuleType, p: float, size: Array, share: Array, power: Array, free: Array, left: Array
+) -> Array:
     """Return which of the `free` entries stay free of their walls when they spend what is `left`."""
     e = _exponent(p)
     log_r = _log_ratio(xp, xp.where(free, size, 0.0))
@@ -238,7 +249,7 @@ def _search(xp: Any, p: float, size: Array, share: Array, power: Array, free: Ar
     return free & ~(meets <= met)
 
 
-def last_affordable(xp: Any, values: Array, spent: Callable[[Array], Array], budget: Array) -> Array:
+def last_affordable(xp: ModuleType, values: Array, spent: Callable[[Array], Array], budget: Array) -> Array:
     """Return the last of the sorted `values` at which `spent`, increasing, is within the budget, or -inf."""
     count = xp.argmax(budget, axis=-1, keepdims=True)  # 0, of the library's type for indices
     found = xp.full_like(budget, -math.inf)
@@ -252,7 +263,7 @@ def last_affordable(xp: Any, values: Array, spent: Callable[[Array], Array], bud
     return found
 
 
-def _log_ratio(xp: Any, size: Array) -> Array:
+def _log_ratio(xp: ModuleType, size: Array) -> Array:
     """Return log(size / max size), to full accuracy where it is near 0; -inf where all are 0."""
     top = xp.max(size, axis=-1, keepdims=True)
     infinite, scale = top == math.inf, ratio_scale(xp, top)

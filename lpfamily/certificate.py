@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from lpfamily._arrays import (
     Array,
-    admit,
+    Bounds,
+    Numbers,
     beside,
-    broadcast_sigma,
     check_p,
-    compute_dtype,
-    example_shape,
+    examples,
     finfo,
+    floating,
     namespace_of,
-    reshape,
 )
 from lpfamily.box import entries, walls
 from lpfamily.kernels import constant, library_of
@@ -82,9 +81,9 @@ def certify(
     grad: Array,
     eps: Array,
     p: float,
-    sigma: Any,
-    x: Any = None,
-    bounds: tuple[Any, Any] | None = None,
+    sigma: Numbers,
+    x: Numbers | None = None,
+    bounds: Bounds | None = None,
     *,
     batch_ndim: int | None = None,
 ) -> Certificate:
@@ -122,32 +121,28 @@ def certify(
         As in `lpfamily.epsilon`, and for an eps whose shape is not grad's.
     """
     p = check_p(p)
-    xp, grad = admit(grad, "grad")
-    _, eps = admit(eps, "eps")
-    dtype = compute_dtype(grad, "grad")
-    compute_dtype(eps, "eps")
+    given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
+    xp, rows, dtype = given.xp, given.values, given.values.dtype
     # half precision's rounding is what eps may have, and float32 what is computed in
-    rounding = max(float(finfo(namespace_of(a), a.dtype).eps) for a in (grad, eps))
-    eps = beside(grad, eps, "eps")
+    rounding = max(float(finfo(each.xp, each.array.dtype).eps) for each in (given, step))
+    eps = beside(rows, step.values, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
-    batch, size = example_shape(grad, batch_ndim, "grad")
+    eps = given.rows(xp.astype(eps, dtype, copy=False))
     in_box = x is not None or bounds is not None
     if not in_box:
-        wall, room = xp.full_like(grad, math.inf, dtype=dtype), 0.0
+        wall, room = xp.full_like(rows, math.inf), 0.0
     else:
-        wall = walls(grad, x, bounds, None, dtype)
+        wall = walls(given, x, bounds)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
-        room = xp.abs(entries(xp, grad, "x", x, dtype)) + xp.where(wall < math.inf, wall, 0.0)
-    grad, eps = (xp.astype(a, dtype, copy=False) for a in (grad, eps))
-    could_move = (grad != 0) & (xp.where(grad < 0, -eps, eps) < wall - 4 * rounding * room)
-    could_move = xp.any(reshape(could_move, (*batch, size)), axis=-1)
-    grad, eps, wall = (reshape(a, (*batch, size)) for a in (grad, eps, wall))
-    judged = library_of(grad).by_examples(
+        room = xp.abs(given.rows(entries(given, "x", x))) + xp.where(wall < math.inf, wall, 0.0)
+    could_move = (rows != 0) & (xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room)
+    could_move = xp.any(could_move, axis=-1)
+    judged = library_of(rows).by_examples(
         functools.partial(_judge, p, rounding, in_box),
         "(n),(n),(n),(k),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
-        *(constant(a) for a in (grad, eps, wall, broadcast_sigma(sigma, grad, xp), could_move)),
+        *(constant(each) for each in (rows, eps, wall, given.radius(sigma), could_move)),
     )
     return Certificate(*judged)
 
@@ -190,7 +185,7 @@ def _judge(
     return norm_used, gain, zero, ~finite, underused
 
 
-def _bound(xp: Any, p: float, size: Array, wall: Array) -> Array:
+def _bound(xp: ModuleType, p: float, size: Array, wall: Array) -> Array:
     """Return the least sum that weak duality finds, for a radius of 1."""
     rows = len(size.shape) - 1
 

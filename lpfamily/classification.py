@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from lpfamily._arrays import (
+    A,
     Array,
+    Given,
     admit,
-    compute_dtype,
     device_of,
+    floating,
     is_dtype,
     is_number,
     known_shape,
@@ -27,7 +29,7 @@ _NO_ODDS = (
 )
 
 
-def error_log_odds(logits: Array, labels: Array, *, ignore_index: int | None = None) -> Array:
+def error_log_odds(logits: A, labels: Array, *, ignore_index: int | None = None) -> A:
     """Return log((1 - p_y) / p_y) = logsumexp of the wrong logits - the right logit.
 
     The cross-entropy of a hard label is softplus of this, 1 - p_y is its sigmoid, and by the chain
@@ -59,12 +61,11 @@ def error_log_odds(logits: Array, labels: Array, *, ignore_index: int | None = N
         the wrong shape, or out of range where they can be seen: in NumPy arrays, and torch tensors on the
         CPU that are not traced.
     """
-    xp, logits = admit(logits, "logits")
-    odds = _odds(*check_logits(xp, logits, labels, ignore_index, _NO_ODDS))
-    return xp.astype(odds, logits.dtype, copy=False)
+    given = floating(logits, "logits")
+    return given.back(_odds(*check_logits(given, labels, ignore_index, _NO_ODDS)))
 
 
-def binary_error_log_odds(logits: Array, labels: Array, *, ignore_index: float | None = None) -> Array:
+def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | None = None) -> A:
     """Return log((1 - P) / P), P the probability that every sigmoid output of an example is right.
 
     What `error_log_odds` is for a softmax, for a binary output and for several labels: the sum of the
@@ -96,21 +97,18 @@ def binary_error_log_odds(logits: Array, labels: Array, *, ignore_index: float |
         For logits that are not floating or have no output, and labels of another shape, or neither 0 nor 1
         where they can be seen, as in `error_log_odds`.
     """
-    xp, logits = admit(logits, "logits")
-    dtype = compute_dtype(logits, "logits")
-    shape = known_shape(logits, "logits")
+    given = floating(logits, "logits")
+    xp, z, shape = given.xp, given.values, known_shape(given.array, "logits")
     if not shape or not shape[-1]:
         raise ValueError(f"logits must hold at least one output in their last axis; got shape {shape}")
     sign, counted = _signs(labels, shape, ignore_index)
-    z, sign = xp.astype(logits, dtype, copy=False), xp.asarray(sign, device=device_of(logits))
-    odds = xp.astype(sign, dtype, copy=False) * z
+    odds = xp.astype(xp.asarray(sign, device=device_of(z)), z.dtype, copy=False) * z
     if counted is not None:
-        odds = xp.where(xp.asarray(counted, device=device_of(logits)), odds, -math.inf)
-    odds = library_of(z).by_examples(joint_odds, "(c)->()", dtype, odds)
-    return xp.astype(odds, logits.dtype, copy=False)
+        odds = xp.where(xp.asarray(counted, device=device_of(z)), odds, -math.inf)
+    return given.back(library_of(z).by_examples(joint_odds, "(c)->()", z.dtype, odds))
 
 
-def _signs(labels: Any, shape: tuple[int, ...], ignore_index: float | None) -> tuple[Array, Array | None]:
+def _signs(labels: Array, shape: tuple[int, ...], ignore_index: float | None) -> tuple[Array, Array | None]:
     """Return 1 for labels of 0, -1 for 1 and NaN for others, and which labels count, None for all."""
     xp, labels = admit(labels if hasattr(labels, "dtype") else np.asarray(labels), "labels")
     if tuple(labels.shape) != shape:
@@ -140,13 +138,13 @@ def joint_odds(odds: Array) -> Array:
     return odds[..., 0]
 
 
-def _ordered(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
+def _ordered(xp: ModuleType, a: Array, b: Array) -> tuple[Array, Array]:
     """Return the smaller and the larger; at a tie each takes its derivatives, which min and max halve."""
     swapped = a > b
     return xp.where(swapped, b, a), xp.where(swapped, a, b)
 
 
-def _logaddexp(xp: Any, a: Array, b: Array) -> Array:
+def _logaddexp(xp: ModuleType, a: Array, b: Array) -> Array:
     """Return log(exp(a) + exp(b)); the second derivative of torch's own is NaN where they differ by much."""
     low, high = _ordered(xp, a, b)
     alike = (low == high) & xp.isinf(low)
@@ -177,7 +175,7 @@ def _relative_slope(odds: Array) -> Array:
     return xp.where(near, 1 - low / 2 + low * low / 6, -xp.expm1(-high) / high)
 
 
-def cross_entropy(logits: Array, labels: Array, *, ignore_index: int | None = None) -> Array:
+def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) -> A:
     """Return -log p_y for each example, exact also where p_y rounds to 1.
 
     For integer labels it is softplus(error_log_odds). Soft labels, floating and of the logits'
@@ -202,17 +200,14 @@ def cross_entropy(logits: Array, labels: Array, *, ignore_index: int | None = No
     TypeError, ValueError
         As in `error_log_odds`.
     """
-    xp, logits = admit(logits, "logits")
-    soft = _with_probabilities(xp, logits, labels, "logits")
-    if soft is None:
-        odds = _odds(*check_logits(xp, logits, labels, ignore_index, _LEFT_OUT))
-        loss = library_of(odds).by_examples(softplus, "()->()", odds.dtype, odds)
-    elif ignore_index is None:
-        z, targets = soft
-        loss = library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets)
-    else:
+    given = floating(logits, "logits")
+    z, targets = given.values, _probabilities(given, labels, "logits")
+    if targets is None:
+        odds = _odds(*check_logits(given, labels, ignore_index, _LEFT_OUT))
+        return given.back(library_of(odds).by_examples(softplus, "()->()", odds.dtype, odds))
+    if ignore_index is not None:
         raise ValueError(f"ignore_index is for integer labels; got {ignore_index} with probabilities")
-    return xp.astype(loss, logits.dtype, copy=False)
+    return given.back(library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets))
 
 
 def _check_classes(logits: Array, name: str = "logits") -> None:
@@ -244,30 +239,30 @@ def _check_range(labels: Array, classes: int, ignore_index: int | None, remedy: 
 
 
 def check_logits(
-    xp: Any, logits: Array, labels: Array, ignore_index: int | None = None, remedy: str = ""
+    given: Given[A], labels: Array, ignore_index: int | None = None, remedy: str = ""
 ) -> tuple[Array, Array, Array | None]:
     """Return the logits in the dtype to compute in, where the right class is, and which labels count.
 
     The last is None where all do. `remedy` ends the errors about labels.
     """
-    dtype = compute_dtype(logits, "logits")
+    xp, logits, visible = given.xp, given.values, labels
     _check_classes(logits)
-    given, labels = labels, _in_library(labels, logits)
+    labels = _in_library(labels, logits)
     if not is_dtype(xp, labels.dtype, "integral"):
         raise TypeError(f"labels must be integers; got {labels.dtype}{remedy}")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
     classes = xp.arange(logits.shape[-1], device=device_of(logits))
     labels = xp.astype(labels, classes.dtype, copy=False)  # which may hold fewer numbers than classes
-    counted = None
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer | None):
         raise TypeError(f"ignore_index must be an integer or None; got {ignore_index!r}")
-    seen = np.asarray(given) if isinstance(given, int | np.ndarray | np.generic) else labels
+    seen = np.asarray(visible) if isinstance(visible, int | np.ndarray | np.generic) else labels
     _check_range(seen, logits.shape[-1], ignore_index, remedy)
+    counted = None
     if ignore_index is not None:
         counted = labels != int(ignore_index)
         labels = xp.where(counted, labels, -1)
-    return xp.astype(logits, dtype, copy=False), labels[..., None] == classes, counted
+    return logits, labels[..., None] == classes, counted
 
 
 def _soft_loss(z: Array, t: Array) -> Array:
@@ -289,7 +284,7 @@ def _odds_of(logits: Array, right: Array, wrong: Array) -> Array:
     return odds * xp.where(known, xp.ones_like(odds), math.nan)  # a factor spoils the derivative too
 
 
-def _logsumexp(xp: Any, z: Array) -> Array:
+def _logsumexp(xp: ModuleType, z: Array) -> Array:
     top = constant(xp.max(z, axis=-1, keepdims=True))
     top = xp.where(xp.isfinite(top), top, 0.0)
     total = xp.sum(xp.exp(z - top), axis=-1)
@@ -297,19 +292,17 @@ def _logsumexp(xp: Any, z: Array) -> Array:
     return xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1.0, total)) + top[..., 0])
 
 
-def with_targets(x: Array, labels: Array, name: str) -> tuple[Array, Array, Array | None]:
-    """Return x and the targets in the dtype to compute in, and for integers where the right class is."""
-    xp, x = admit(x, name)
-    soft = _with_probabilities(xp, x, labels, name)
-    if soft is not None:
-        return *soft, None
-    z, right, _ = check_logits(xp, x, labels)
-    return z, xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, z.dtype), math.nan), right
+def targets(given: Given[A], labels: Array, name: str) -> tuple[Array, Array | None]:
+    """Return the targets in the dtype to compute in, and for integer labels where the right class is."""
+    if (soft := _probabilities(given, labels, name)) is not None:
+        return soft, None
+    xp, (z, right, _) = given.xp, check_logits(given, labels)
+    return xp.where(xp.any(right, axis=-1, keepdims=True), xp.astype(right, z.dtype), math.nan), right
 
 
-def _with_probabilities(xp: Any, x: Array, labels: Any, name: str) -> tuple[Array, Array] | None:
-    """Return x and the labels in the dtype to compute in, or None for labels that are not probabilities."""
-    dtype = compute_dtype(x, name)
+def _probabilities(given: Given[A], labels: Array, name: str) -> Array | None:
+    """Return the labels in the dtype to compute in, or None where they are not probabilities."""
+    xp, x = given.xp, given.values
     _check_classes(x, name)
     if isinstance(labels, int):
         return None
@@ -320,5 +313,4 @@ def _with_probabilities(xp: Any, x: Array, labels: Any, name: str) -> tuple[Arra
             f"labels that are probabilities must have the shape of {name}, {tuple(x.shape)}; got "
             f"{tuple(labels.shape)}"
         )
-    labels = _in_library(labels, x)
-    return xp.astype(x, dtype, copy=False), xp.astype(labels, dtype, copy=False)
+    return xp.astype(_in_library(labels, x), x.dtype, copy=False)

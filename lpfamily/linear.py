@@ -14,17 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Generic
 
 import numpy as np
 
 from lpfamily._arrays import (
+    A,
     Array,
-    admit,
-    broadcast_sigma,
+    Given,
+    Numbers,
     check_p,
-    compute_dtype,
     device_of,
+    floating,
     known_shape,
     namespace_of,
     reshape,
@@ -42,7 +44,7 @@ BLOCK = 1 << 22
 """How many corners are looked at together, to bound the memory."""
 
 
-def worst_residual(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+def worst_residual(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return the eps that maximises ||residual - theta @ eps||_2 subject to ||eps||_p <= sigma (eq. 21).
 
     - p = 1: the best of the vertices +-sigma e_i.
@@ -90,10 +92,10 @@ def worst_residual(theta: Array, residual: Array, p: float, sigma: Any) -> Array
     section II-E. The trust region: Moré and Sorensen, Computing a Trust Region Step, 1983.
     """
     posed = _posed(theta, residual, sigma)
-    return posed.returned(posed.sigma * _worst(check_p(p), posed))
+    return posed.given.back(posed.sigma * _worst(check_p(p), posed))
 
 
-def first_order(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+def first_order(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return the eps of eq. 3 for eq. 21: `epsilon` in the direction of the gradient, -theta' residual.
 
     It is exact for one output. With more it falls short of `worst_residual` by `shortfall`, and it
@@ -117,10 +119,10 @@ def first_order(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
         As in `worst_residual`, but for any p.
     """
     posed = _posed(theta, residual, sigma)
-    return posed.returned(posed.sigma * _first(check_p(p), posed))
+    return posed.given.back(posed.sigma * _first(check_p(p), posed))
 
 
-def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+def shortfall(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return what the first-order eps falls short of the maximum of ||residual - theta @ eps||_2.
 
     Parameters
@@ -145,11 +147,12 @@ def shortfall(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
     # (||a||^2 - ||b||^2) / (||a|| + ||b||): the difference of the norms would cancel
     change = posed.radius * ((first - worst) @ posed.theta.T)
     total = _dual_norm(2, a) + _dual_norm(2, b)
-    total = posed.xp.where(total == 0, 1.0, total)
-    return posed.as_residual(posed.xp.sum(change / total[..., None] * (a + b), axis=-1))
+    xp = posed.given.xp
+    total = xp.where(total == 0, 1.0, total)
+    return posed.as_residual(xp.sum(change / total[..., None] * (a + b), axis=-1))
 
 
-def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array:
+def residual_bound(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return an upper bound of max ||residual - theta @ eps||_2 over ||eps||_p <= sigma, for every p.
 
     The least of three: each output at its own worst, by Hölder's inequality::
@@ -179,7 +182,7 @@ def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array
     """
     p = check_p(p)
     posed = _posed(theta, residual, sigma)
-    xp = posed.xp
+    xp = posed.given.xp
     bound = _dual_norm(2, xp.abs(posed.residual) + posed.radius * _dual_norm(p, posed.theta))
     for q, solve in (1, _vertex), (2, _sphere):
         radius = posed.radius * max(1, posed.theta.shape[1]) ** max(0.0, 1 / q - 1 / p)
@@ -188,13 +191,14 @@ def residual_bound(theta: Array, residual: Array, p: float, sigma: Any) -> Array
 
 
 @dataclass(frozen=True)
-class _Posed:
+class _Posed(Generic[A]):
     """Eq. 21 as max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
 
     The true residual is unit / (scales[0] * scales[1]) times as large, and eps is sigma * u.
     """
 
-    xp: Any
+    given: Given[A]
+    """The true residual."""
     theta: Array
     residual: Array
     direction: Array
@@ -203,14 +207,13 @@ class _Posed:
     unit: Array
     scales: tuple[Array, Array]
     sigma: Array
-    dtype: Any
 
     def after(self, u: Array, radius: Array) -> Array:
         return self.residual - radius * (u @ self.theta.T)
 
     def solved(self, solve: Callable[..., Array], radius: Array) -> Array:
         """Return solve's u as a constant: NaN where the residual is not finite, 0 for a zero theta."""
-        xp, theta, rows = self.xp, constant(self.theta), constant(self.residual)
+        xp, theta, rows = self.given.xp, constant(self.theta), constant(self.residual)
         if 0 in theta.shape:
             return xp.zeros((*rows.shape[:-1], theta.shape[1]), dtype=rows.dtype, device=device_of(rows))
         # the singular value decomposition does not return from a NaN
@@ -224,46 +227,40 @@ class _Posed:
         u = xp.where(xp.any(theta != 0), u, 0.0)
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
 
-    def as_residual(self, size: Array) -> Array:
+    def as_residual(self, size: Array) -> A:
         """Return a size in the true residual's units; the product of the scales may overflow."""
         unit, first, second = (each[..., 0] for each in (self.unit, *self.scales))
-        return self.returned(size * unit / first / second)
-
-    def returned(self, x: Array) -> Array:
-        return self.xp.astype(x, self.dtype, copy=False)
+        return self.given.back(size * unit / first / second)
 
 
-def _posed(theta: Array, residual: Array, sigma: Any) -> _Posed:
-    xp, residual = admit(residual, "residual")
-    own, theta = admit(theta, "theta")
-    if own is not xp:
+def _posed(theta: Array, residual: A, sigma: Numbers) -> _Posed[A]:
+    given, weights = floating(residual, "residual"), floating(theta, "theta")
+    xp, rows, theta = given.xp, given.values, weights.array
+    if weights.xp is not xp:
         raise TypeError(
             f"theta and residual must be arrays of one library; got {type(theta).__name__} and "
             f"{type(residual).__name__}: convert one of them"
         )
-    compute_dtype(theta, "theta")
-    dtype = compute_dtype(residual, "residual")
-    sides, shape = known_shape(theta, "theta"), known_shape(residual, "residual")
+    sides, shape = known_shape(theta, "theta"), known_shape(rows, "residual")
     if len(sides) != 2 or not shape or shape[-1] != sides[0]:
         raise ValueError(
             f"theta must be (outputs, inputs) and residual (..., outputs); got shapes {sides} and {shape}"
         )
     if isinstance(theta, np.ndarray) and not np.isfinite(theta).all():
         raise ValueError("theta must be finite; got a NaN or an infinity: remove it first")
-    rows, theta = xp.astype(residual, dtype, copy=False), xp.astype(theta, dtype, copy=False)
+    theta, sigma = xp.astype(theta, rows.dtype, copy=False), given.radius(sigma)
     rows = xp.where(xp.isfinite(rows), rows, math.nan)
-    sigma = broadcast_sigma(sigma, rows, xp)
     top = constant(_largest(reshape(theta, (math.prod(theta.shape),))))
     longest = constant(_largest(rows))
     direction = rows / xp.where(longest == 0, 1.0, longest)
     scales = library_of(rows).by_examples(
-        _scales, "(k),(k),(k)->(k),(k)", (dtype, dtype), constant(sigma), top, longest
+        _scales, "(k),(k),(k)->(k),(k)", (rows.dtype, rows.dtype), constant(sigma), top, longest
     )
     reach, rows = scales[0] * sigma * (scales[1] * top), rows * scales[0] * scales[1]
     unit = constant(xp.maximum(reach, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
-    return _Posed(xp, theta, rows / unit, direction, reach / unit, unit, scales, sigma, residual.dtype)
+    return _Posed(given, theta, rows / unit, direction, reach / unit, unit, scales, sigma)
 
 
 def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
@@ -276,7 +273,7 @@ def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
     return xp.where(lost, scales[0], 1.0), xp.where(lost, scales[1], 1.0)
 
 
-def _worst(p: float, posed: _Posed) -> Array:
+def _worst(p: float, posed: _Posed[Array]) -> Array:
     solvers: dict[float, Callable[..., Array]] = {1: _vertex, 2: _sphere, math.inf: _corner}
     if p not in solvers:
         raise ValueError(
@@ -291,8 +288,8 @@ def _worst(p: float, posed: _Posed) -> Array:
     return posed.solved(solvers[p], posed.radius)
 
 
-def _first(p: float, posed: _Posed) -> Array:
-    return steepest(p, -(posed.direction @ posed.theta), posed.xp.ones_like(posed.radius))
+def _first(p: float, posed: _Posed[Array]) -> Array:
+    return steepest(p, -(posed.direction @ posed.theta), namespace_of(posed.radius).ones_like(posed.radius))
 
 
 # The solvers: theta (m, n), rows (..., m), radius (..., 1) to u (..., n), the maximiser of
@@ -319,7 +316,7 @@ def _sphere(theta: Array, rows: Array, radius: Array) -> Array:
     return (_against(xp, c) * w) @ right
 
 
-def _secular(xp: Any, b: Array, d: Array) -> Array:
+def _secular(xp: ModuleType, b: Array, d: Array) -> Array:
     """Return w = b / (k + d), k >= 0 such that ||w|| = 1; where k = 0 is too short, the rest goes to w_0.
 
     d is the distance of each eigenvalue from the leading one, ascending from 0: so k, counted from the
@@ -345,7 +342,7 @@ def _secular(xp: Any, b: Array, d: Array) -> Array:
     return xp.concat([first, w[..., 1:]], axis=-1) / xp.sqrt(square + rest)
 
 
-def _shares(xp: Any, b: Array, gap: Array) -> tuple[Array, Array]:
+def _shares(xp: ModuleType, b: Array, gap: Array) -> tuple[Array, Array]:
     gap = xp.where(gap == 0, 1.0, gap)  # only where b is 0 too
     return b / gap, gap
 
@@ -376,13 +373,13 @@ def _corner(theta: Array, rows: Array, radius: Array) -> Array:
     return xp.reshape(u, (*batch, n))
 
 
-def _signs(xp: Any, n: int, like: Array) -> Array:
+def _signs(xp: ModuleType, n: int, like: Array) -> Array:
     """Return the corners of {-1, 1}^n, one a row."""
     bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
     return xp.asarray(1.0 - 2.0 * bits, dtype=like.dtype, device=device_of(like))
 
 
-def _against(xp: Any, x: Array) -> Array:
+def _against(xp: ModuleType, x: Array) -> Array:
     """Return the sign that opposes x, and one where x is 0."""
     return xp.where(x > 0, -xp.ones_like(x), 1.0)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from lpfamily._arrays import (
+    A,
     Array,
-    admit,
+    Given,
     as_float,
     beside,
     check_p,
     compute_dtype,
+    floating,
     is_number,
     known_shape,
     namespace_of,
@@ -26,7 +27,7 @@ from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import dual_norm
 
 
-def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: float) -> Array:
+def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float) -> A:
     """Return the Lp distance of each x to the decision boundary of a linear softmax.
 
     The inputs that are classified as y are an intersection of half-spaces, so the nearest point
@@ -72,9 +73,9 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
     """
     p = check_p(p)
-    xp, x = admit(x, "x")
-    rows, matrix, offset = _linear(xp, weights, bias, x)
-    z, right, _ = check_logits(xp, rows @ matrix + offset, labels)
+    given = floating(x, "x")
+    xp, (rows, matrix, offset) = given.xp, _linear(given, weights, bias)
+    z, right, _ = check_logits(floating(rows @ matrix + offset, "logits"), labels)
     classes = xp.permute_dims(matrix, (1, 0))
     # class by class: all differences at once would be classes^2 inputs
     lengths = [
@@ -83,19 +84,19 @@ def boundary_distance(weights: Array, bias: Array, x: Array, labels: Array, p: f
     ]
     label = xp.reshape(xp.argmax(xp.astype(right, z.dtype), axis=-1), (-1,))
     length = xp.reshape(xp.take(xp.stack(lengths), label, axis=0), z.shape)
-    return xp.astype(_first_closed(z, length, right), x.dtype, copy=False)
+    return given.back(_first_closed(z, length, right))
 
 
 def flip_distance(
     logits: Callable[[Array], Array] | tuple[Array, Array],
-    x: Array,
+    x: A,
     direction: Array,
     labels: Array,
     *,
     most: float = math.inf,
     brackets: int = 16,
     steps: int = 24,
-) -> Array:
+) -> A:
     """Return the smallest t >= 0 at which x + t * direction changes the prediction.
 
     The line search of V-A, for each example. A linear softmax, given as (weights, bias), has the
@@ -143,13 +144,14 @@ def flip_distance(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-A.
     """
-    xp, x = admit(x, "x")
+    given = floating(x, "x")
+    xp, at = given.xp, given.array
     if not is_number(most) or not most > 0:
         raise ValueError(f"most must be a number > 0, how far to look along direction; got {most!r}")
-    direction = beside(x, direction, "direction")
+    direction = beside(at, direction, "direction")
     compute_dtype(direction, "direction")
-    if tuple(direction.shape) != tuple(x.shape):
-        raise ValueError(f"direction must have x's shape, {tuple(x.shape)}; got {tuple(direction.shape)}")
+    if tuple(direction.shape) != tuple(at.shape):
+        raise ValueError(f"direction must have x's shape, {tuple(at.shape)}; got {tuple(direction.shape)}")
     if callable(logits):
         for name, count, least in ("brackets", brackets, 1), ("steps", steps, 0):
             if isinstance(count, bool) or not isinstance(count, int) or count < least:
@@ -158,10 +160,10 @@ def flip_distance(
             raise ValueError(
                 "most must be finite for a logits function; got inf: say how far along direction to look"
             )
-        t = _search(xp, logits, x, direction, labels, as_float(most), brackets, steps)
+        t = _search(logits, at, direction, labels, as_float(most), brackets, steps)
     elif isinstance(logits, tuple | list) and len(logits) == 2:
-        rows, matrix, offset = _linear(xp, *logits, x)
-        z, right, _ = check_logits(xp, rows @ matrix + offset, labels)
+        rows, matrix, offset = _linear(given, *logits)
+        z, right, _ = check_logits(floating(rows @ matrix + offset, "logits"), labels)
         speed = -_gaps(xp.astype(direction, z.dtype, copy=False) @ matrix, right)
         t = _first_closed(z, speed, right)
         t = xp.where(t > most, math.inf, t)
@@ -169,11 +171,12 @@ def flip_distance(
         raise TypeError(
             f"logits must be a function of x, or a pair (weights, bias); got {type(logits).__name__}"
         )
-    return xp.astype(t, x.dtype, copy=False)
+    return given.back(t)
 
 
-def _linear(xp: Any, weights: Array, bias: Array, x: Array) -> tuple[Array, Array, Array]:
+def _linear(given: Given[A], weights: Array, bias: Array) -> tuple[Array, Array, Array]:
     """Return x, weights and bias in one dtype, after a look at their shapes."""
+    xp, x = given.xp, given.array
     weights, bias = beside(x, weights, "weights"), beside(x, bias, "bias")
     if weights.ndim != 2 or weights.shape[1] < 2:
         raise ValueError(
@@ -219,7 +222,6 @@ def _margin(z: Array, right: Array) -> Array:
 
 
 def _search(
-    xp: Any,
     logits: Callable[[Array], Array],
     x: Array,
     direction: Array,
@@ -228,10 +230,11 @@ def _search(
     brackets: int,
     steps: int,
 ) -> Array:
+    xp = namespace_of(x)
     start, ray = constant(x), constant(xp.astype(direction, x.dtype, copy=False))
 
     def margin(at: Array) -> Array:
-        z, right, _ = check_logits(xp, constant(logits(at)), labels)
+        z, right, _ = check_logits(floating(constant(logits(at)), "logits"), labels)
         return library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
 
     def step(t: Array) -> Array:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from lpfamily._arrays import Array, admit, broadcast_sigma, check_p, compute_dtype, example_shape, reshape
+from lpfamily._arrays import A, Numbers, check_p, examples
 from lpfamily.steepest import dual_norm
 
 
@@ -28,7 +27,7 @@ def dual_exponent(p: float) -> float:
     return 1.0 if p == math.inf else p / (p - 1)
 
 
-def norm(x: Array, p: float, *, batch_ndim: int | None = None) -> Array:
+def norm(x: A, p: float, *, batch_ndim: int | None = None) -> A:
     """Return the Lp norm of each example: max|x| for p = inf, sum|x| for p = 1.
 
     The largest entry is divided out first, so that no power overflows or underflows; the derivative
@@ -58,7 +57,7 @@ def norm(x: Array, p: float, *, batch_ndim: int | None = None) -> Array:
     return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, "x")
 
 
-def penalty(grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None) -> Array:
+def penalty(grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None) -> A:
     """Return sigma * ||grad||_{p*} for each example, the second term of eq. 4.
 
     It is what the linearised loss gains from `epsilon(grad, p, sigma)`, and by Hölder's equality
@@ -82,9 +81,6 @@ def penalty(grad: Array, p: float, sigma: Any, *, batch_ndim: int | None = None)
     return _of_examples(grad, check_p(p), sigma, batch_ndim, "grad")
 
 
-def _of_examples(x: Array, p: float, sigma: Any, batch_ndim: int | None, name: str) -> Array:
-    xp, x = admit(x, name)
-    dtype = compute_dtype(x, name)
-    batch, size = example_shape(x, batch_ndim, name)
-    rows = xp.astype(reshape(x, (*batch, size)), dtype, copy=False)
-    return xp.astype(dual_norm(p, rows, broadcast_sigma(sigma, rows, xp)), x.dtype, copy=False)
+def _of_examples(x: A, p: float, sigma: Numbers, batch_ndim: int | None, name: str) -> A:
+    given = examples(x, name, batch_ndim)
+    return given.back(dual_norm(p, given.values, given.radius(sigma)))

@@ -10,13 +10,13 @@ So: divide by the largest entry first, take one power u = r ** (1/(p-1)) of each
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import ModuleType
 
-from lpfamily._arrays import Array, namespace_of
+from lpfamily._arrays import Array, DType, namespace_of
 from lpfamily.kernels import Primitive
 
 
-def is_close(exponent: float, target: float, dtype: Any) -> bool:
+def is_close(exponent: float, target: float, dtype: DType) -> bool:
     """Whether x**target is x**exponent to rounding in `dtype`, for 1/(p-1) with a rounded p."""
     rounding = 2.0**-52 if "64" in str(dtype) else 2.0**-30
     return abs(exponent - target) <= 1.5 * rounding * target
@@ -60,7 +60,7 @@ def _dual_norm(p: float, x: Array, sigma: Array) -> Array:
     return result[..., 0]
 
 
-def _powers(xp: Any, p: float, x: Array) -> tuple[Array, Array, Array]:
+def _powers(xp: ModuleType, p: float, x: Array) -> tuple[Array, Array, Array]:
     """Return u = r^(1/(p-1)), sum u*r = sum r^{p*} and max|x|, where r = |x| / max|x|."""
     size = xp.abs(x)
     top = xp.max(size, axis=-1, keepdims=True)
@@ -92,7 +92,7 @@ def _powers(xp: Any, p: float, x: Array) -> tuple[Array, Array, Array]:
     return u, xp.sum(u * r, axis=-1, keepdims=True), top
 
 
-def ratio_scale(xp: Any, top: Array) -> Array:
+def ratio_scale(xp: ModuleType, top: Array) -> Array:
     """Return powers of two c, 1 for ordinary rows, so that 1 / (c * top) is a normal number."""
     info = xp.finfo(top.dtype)
     bits = math.frexp(float(info.max))[1]

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lpfamily._arrays import (
-    Array,
-    admit,
-    broadcast_sigma,
-    check_p,
-    compute_dtype,
-    example_shape,
-    masked,
-    reshape,
-)
+from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
 from lpfamily.box import boxed, walls
 from lpfamily.kernels import library_of
 from lpfamily.steepest import steepest
 
 
 def epsilon(
-    grad: Array,
+    grad: A,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     *,
     batch_ndim: int | None = None,
     mask: Array | None = None,
-    x: Any = None,
-    bounds: tuple[Any, Any] | None = None,
-) -> Array:
+    x: Numbers | None = None,
+    bounds: Bounds | None = None,
+) -> A:
     """Return the step of Lp norm sigma that raises the linearised loss most.
 
     The maximiser of <grad, eps> subject to ||eps||_p <= sigma, for each example (eq. 2, solved in
@@ -102,27 +91,22 @@ def epsilon(
     """
     p = check_p(p)
     if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
-        return library_of(grad, "grad").detour(lambda grad: _step(grad, p, sigma, batch_ndim), grad)
+        eps: A = library_of(grad, "grad").detour(lambda grad: _step(grad, p, sigma, batch_ndim), grad)
+        return eps
     return _step(grad, p, sigma, batch_ndim, mask, x, bounds)
 
 
 def _step(
-    grad: Array,
+    grad: A,
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     batch_ndim: int | None,
     mask: Array | None = None,
-    x: Any = None,
-    bounds: tuple[Any, Any] | None = None,
-) -> Array:
-    xp, grad = admit(grad, "grad")
-    dtype = compute_dtype(grad, "grad")
-    batch, size = example_shape(grad, batch_ndim, "grad")
-    kept = grad if mask is None else masked(grad, mask)
-    rows = xp.astype(reshape(kept, (*batch, size)), dtype, copy=False)
-    radius = broadcast_sigma(sigma, rows, xp)
+    x: Numbers | None = None,
+    bounds: Bounds | None = None,
+) -> A:
+    given = examples(grad, "grad", batch_ndim, mask)
+    radius = given.radius(sigma)
     if x is None and bounds is None:
-        eps = steepest(p, rows, radius)
-    else:
-        eps = boxed(p, rows, radius, reshape(walls(kept, x, bounds, mask, dtype), rows.shape))
-    return xp.astype(reshape(eps, grad.shape), grad.dtype, copy=False)
+        return given.shaped(steepest(p, given.values, radius))
+    return given.shaped(boxed(p, given.values, radius, walls(given, x, bounds)))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lpfamily._arrays import Array, admit, beside, compute_dtype, device_of, namespace_of
-from lpfamily.classification import with_targets
+from lpfamily._arrays import A, Array, beside, compute_dtype, device_of, floating, namespace_of
+from lpfamily.classification import targets
 from lpfamily.kernels import library_of
 
 
-def gauss_newton(jacobian: Array, hessian: Array) -> Array:
+def gauss_newton(jacobian: A, hessian: Array) -> A:
     """Return J' H J, the Gauss-Newton matrix GN(x) of Appendix B.
 
     J has a row for each output, as automatic differentiation gives it; the paper's J_y(x) is its
@@ -33,20 +31,19 @@ def gauss_newton(jacobian: Array, hessian: Array) -> Array:
     TypeError, ValueError
         If one is not a real floating array, or the outputs do not agree.
     """
-    xp, jacobian = admit(jacobian, "jacobian")
-    dtype = compute_dtype(jacobian, "jacobian")
-    hessian = beside(jacobian, hessian, "hessian")
-    compute_dtype(hessian, "hessian")
-    if jacobian.ndim < 2 or hessian.ndim < 2 or tuple(hessian.shape[-2:]) != (jacobian.shape[-2],) * 2:
+    given = floating(jacobian, "jacobian")
+    xp, j = given.xp, given.values
+    h = beside(j, hessian, "hessian")
+    compute_dtype(h, "hessian")
+    if j.ndim < 2 or h.ndim < 2 or tuple(h.shape[-2:]) != (j.shape[-2],) * 2:
         raise ValueError(
             f"jacobian must be (..., outputs, inputs) and hessian (..., outputs, outputs); got shapes "
-            f"{tuple(jacobian.shape)} and {tuple(hessian.shape)}"
+            f"{tuple(j.shape)} and {tuple(h.shape)}"
         )
-    j, h = (xp.astype(x, dtype, copy=False) for x in (jacobian, hessian))
-    return xp.astype(xp.matrix_transpose(j) @ (h @ j), jacobian.dtype, copy=False)
+    return given.back(xp.matrix_transpose(j) @ (xp.astype(h, j.dtype, copy=False) @ j))
 
 
-def probability_gradient(y: Array, labels: Array) -> Array:
+def probability_gradient(y: A, labels: Array) -> A:
     """Return -t / y, the gradient of the cross-entropy -sum_i t_i log y_i in the probabilities (eq. 45).
 
     The entries of y count as independent. A class without a share in t has gradient 0, also at y = 0.
@@ -68,12 +65,12 @@ def probability_gradient(y: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp, y = admit(y, "y")
-    z, t, _ = with_targets(y, labels, "y")
-    return xp.astype(-_over(xp, t, z), y.dtype, copy=False)
+    given = floating(y, "y")
+    t, _ = targets(given, labels, "y")
+    return given.back(-_over(t, given.values))
 
 
-def probability_hessian(y: Array, labels: Array) -> Array:
+def probability_hessian(y: A, labels: Array) -> A:
     """Return diag(t / y^2), the Hessian of the cross-entropy in the probabilities (eq. 46).
 
     Parameters
@@ -91,12 +88,12 @@ def probability_hessian(y: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp, y = admit(y, "y")
-    z, t, _ = with_targets(y, labels, "y")
-    return xp.astype(_diagonal(xp, _over(xp, _over(xp, t, z), z)), y.dtype, copy=False)
+    given = floating(y, "y")
+    t, _ = targets(given, labels, "y")
+    return given.back(_diagonal(_over(_over(t, given.values), given.values)))
 
 
-def logit_gradient(logits: Array, labels: Array) -> Array:
+def logit_gradient(logits: A, labels: Array) -> A:
     """Return y - t with y = softmax(logits): the gradient of the cross-entropy in the logits.
 
     For an integer label the entry of the right class, y_l - 1, is computed as minus the sum of the
@@ -119,17 +116,17 @@ def logit_gradient(logits: Array, labels: Array) -> Array:
     TypeError, ValueError
         As in `lpfamily.cross_entropy`.
     """
-    xp, logits = admit(logits, "logits")
-    z, t, right = with_targets(logits, labels, "logits")
-    y = _softmax(z)
+    given = floating(logits, "logits")
+    xp, (t, right) = given.xp, targets(given, labels, "logits")
+    y = _softmax(given.values)
     if right is None:
-        return xp.astype(y - t, logits.dtype, copy=False)
+        return given.back(y - t)
     wrong = xp.where(right, 0.0, y)
     others = xp.sum(wrong, axis=-1, keepdims=True)
-    return xp.astype(wrong - xp.where(t == 0, 0.0, t * others), logits.dtype, copy=False)
+    return given.back(wrong - xp.where(t == 0, 0.0, t * others))
 
 
-def logit_hessian(logits: Array) -> Array:
+def logit_hessian(logits: A) -> A:
     """Return diag(y) - y y' with y = softmax(logits): the Hessian of the cross-entropy in the logits.
 
     It is the same for all labels whose probabilities sum to 1, and also the Jacobian of y. The
@@ -150,14 +147,13 @@ def logit_hessian(logits: Array) -> Array:
     TypeError
         If logits is not a real floating array.
     """
-    xp, logits = admit(logits, "logits")
-    y = _softmax(xp.astype(logits, compute_dtype(logits, "logits"), copy=False))
-    outer = y[..., :, None] * y[..., None, :]
-    apart = xp.where(_eye(xp, y) == 1, 0.0, outer)
-    return xp.astype(_diagonal(xp, xp.sum(apart, axis=-1)) - apart, logits.dtype, copy=False)
+    given = floating(logits, "logits")
+    xp, y = given.xp, _softmax(given.values)
+    apart = xp.where(_eye(y), 0.0, _outer(y))
+    return given.back(_diagonal(xp.sum(apart, axis=-1)) - apart)
 
 
-def lemma_b1(jacobian: Array, y: Array, labels: Array) -> tuple[Array, Array]:
+def lemma_b1(jacobian: A, y: A, labels: Array) -> tuple[A, A]:
     """Return both sides of Lemma B.1: grad_x L grad_x L' and J_y(x) H_L(y) J_y(x)'.
 
     They are equal for integer labels, which is what the lemma's hypothesis means, and for one-hot t;
@@ -181,14 +177,10 @@ def lemma_b1(jacobian: Array, y: Array, labels: Array) -> tuple[Array, Array]:
     TypeError, ValueError
         As in `gauss_newton` and `lpfamily.cross_entropy`.
     """
-    xp, jacobian = admit(jacobian, "jacobian")
-    j = xp.astype(jacobian, compute_dtype(jacobian, "jacobian"), copy=False)
-    _, y = admit(y, "y")
-    y = xp.astype(y, compute_dtype(y, "y"), copy=False)
-    right = gauss_newton(j, probability_hessian(y, labels))
-    grad = xp.sum(j * probability_gradient(y, labels)[..., None], axis=-2)
-    left = grad[..., :, None] * grad[..., None, :]
-    return xp.astype(left, jacobian.dtype, copy=False), xp.astype(right, jacobian.dtype, copy=False)
+    given, at = floating(jacobian, "jacobian"), floating(y, "y")
+    right = gauss_newton(given.values, probability_hessian(at.values, labels))
+    grad = given.values * probability_gradient(at.values, labels)[..., None]
+    return given.back(_outer(given.xp.sum(grad, axis=-2))), given.back(right)
 
 
 def _softmax(z: Array) -> Array:
@@ -201,14 +193,19 @@ def _softmax_of(z: Array) -> Array:
     return y / xp.sum(y, axis=-1, keepdims=True)
 
 
-def _over(xp: Any, t: Array, y: Array) -> Array:
+def _over(t: Array, y: Array) -> Array:
     """Return t / y, 0 where t is 0."""
+    xp = namespace_of(t)
     return xp.where(t == 0, 0.0, t / xp.where(t == 0, 1.0, y))
 
 
-def _eye(xp: Any, like: Array) -> Array:
-    return xp.eye(like.shape[-1], dtype=like.dtype, device=device_of(like))
+def _outer(v: Array) -> Array:
+    return v[..., :, None] * v[..., None, :]
 
 
-def _diagonal(xp: Any, x: Array) -> Array:
-    return xp.where(_eye(xp, x) == 1, x[..., None], 0.0)
+def _eye(v: Array) -> Array:
+    return namespace_of(v).eye(v.shape[-1], dtype=v.dtype, device=device_of(v)) == 1
+
+
+def _diagonal(v: Array) -> Array:
+    return namespace_of(v).where(_eye(v), v[..., None], 0.0)

@@ -5,20 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from lpfamily._arrays import (
-    Array,
-    admit,
-    broadcast_sigma,
-    compute_dtype,
-    device_of,
-    example_shape,
-    namespace_of,
-    reshape,
-)
+from lpfamily._arrays import Array, Numbers, admit, compute_dtype, device_of, examples, namespace_of
 from lpfamily.norms import penalty
 from lpfamily.step import epsilon
 
@@ -94,7 +86,7 @@ class SecondOrder:
 
 
 def second_order(
-    loss: Loss, x: Array, p: float, sigma: Any, probes: Array, *, batch_ndim: int | None = None
+    loss: Loss, x: Array, p: float, sigma: Numbers, probes: Array, *, batch_ndim: int | None = None
 ) -> SecondOrder:
     """Return the terms of eq. 13-20 at x, for the steepest step eps of any p.
 
@@ -144,18 +136,17 @@ def _terms(
     grad: Array,
     trace: tuple[Array, Array],
     p: float,
-    sigma: Any,
+    sigma: Numbers,
     batch_ndim: int | None,
 ) -> SecondOrder:
     xp = namespace_of(x, "x")
     eps = epsilon(grad, p, sigma, batch_ndim=batch_ndim)
     first = penalty(grad, p, sigma, batch_ndim=batch_ndim)
-    rows = _rows(xp, x, batch_ndim)
-    square = broadcast_sigma(sigma, rows, xp)[..., 0] ** 2 / 2
+    square = examples(x, "x", batch_ndim).radius(sigma)[..., 0] ** 2 / 2
     terms = (
         value,
         first,
-        _dot(xp, eps, loss.hessian_products(x, eps), batch_ndim) / 2,
+        _dot(eps, loss.hessian_products(x, eps), batch_ndim) / 2,
         first * first / 2,
         square * trace[0],
         square * trace[1],
@@ -208,7 +199,7 @@ def hutchinson(
             f"probes must hold at least one direction along its first axis; got shape {tuple(probes.shape)}"
         )
     directions = [probes[k, ...] for k in range(probes.shape[0])]
-    return _mean_and_error(xp, [_dot(xp, v, product(v), batch_ndim) for v in directions])
+    return _mean_and_error(xp, [_dot(v, product(v), batch_ndim) for v in directions])
 
 
 @dataclass(frozen=True)
@@ -300,7 +291,7 @@ def measure(
     return found
 
 
-def _noisy(xp: Any, loss: Loss, x: Array, sigma: float, draws: int, seed: int) -> tuple[Array, Array]:
+def _noisy(xp: ModuleType, loss: Loss, x: Array, sigma: float, draws: int, seed: int) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(draws):
@@ -309,7 +300,7 @@ def _noisy(xp: Any, loss: Loss, x: Array, sigma: float, draws: int, seed: int) -
     return _mean_and_error(xp, pairs)
 
 
-def _mean_and_error(xp: Any, values: Sequence[Array]) -> tuple[Array, Array]:
+def _mean_and_error(xp: ModuleType, values: Sequence[Array]) -> tuple[Array, Array]:
     stack = xp.stack(list(values))
     mean = xp.mean(stack, axis=0)
     if len(values) == 1:
@@ -318,7 +309,7 @@ def _mean_and_error(xp: Any, values: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def _losses(loss: Loss, x: Array, batch_ndim: int | None) -> Array:
-    value, (batch, _) = loss.losses(x), example_shape(x, batch_ndim, "x")
+    value, batch = loss.losses(x), examples(x, "x", batch_ndim).batch
     if tuple(value.shape) != batch:
         raise ValueError(f"losses(x) must have shape {batch}, one an example; got {tuple(value.shape)}")
     return value
@@ -331,15 +322,11 @@ def _gradients(loss: Loss, x: Array) -> Array:
     return grad
 
 
-def _rows(xp: Any, x: Array, batch_ndim: int | None) -> Array:
-    batch, size = example_shape(x, batch_ndim, "x")
-    return xp.astype(reshape(x, (*batch, size)), compute_dtype(x, "x"), copy=False)
-
-
-def _dot(xp: Any, v: Array, product: Array, batch_ndim: int | None) -> Array:
+def _dot(v: Array, product: Array, batch_ndim: int | None) -> Array:
     if tuple(product.shape) != tuple(v.shape):
         raise ValueError(
             f"hessian_products(x, v) and v must have the shape of x; got {tuple(product.shape)} and "
             f"{tuple(v.shape)}"
         )
-    return xp.sum(_rows(xp, v, batch_ndim) * _rows(xp, product, batch_ndim), axis=-1)
+    v, product = (examples(each, "x", batch_ndim).values for each in (v, product))
+    return namespace_of(v).sum(v * product, axis=-1)
