@@ -13,12 +13,14 @@ differentiable in its floating arguments.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
 from lpfamily._arrays import (
     Array,
+    Numbers,
     admit,
     compute_dtype,
     device_of,
@@ -32,7 +34,7 @@ from lpfamily.kernels import library_of
 from lpfamily.steepest import dual_norm
 
 
-def union_bound(distances: Array, sigma: Any) -> Array:
+def union_bound(distances: Array, sigma: Numbers) -> Array:
     """Return a bound on the probability that noise changes a prediction, from each way to change it.
 
     The union bound over the directions (printed as a lower bound; it is an upper one)::
@@ -60,14 +62,14 @@ def union_bound(distances: Array, sigma: Any) -> Array:
         For arguments that are not real, or visibly out of their range; one that lives on a device is
         not looked at, and gives NaN.
     """
-    xp, dtype, values = _arrays(distances=distances, sigma=sigma)
+    xp, back, values = _arrays(distances=distances, sigma=sigma)
     if values["distances"].ndim == 0:
         raise ValueError("distances must have its directions along the last axis; got a number")
     each = _exceeds(xp, values["distances"], values["sigma"][..., None])
-    return xp.astype(_at_most_one(xp, xp.sum(each, axis=-1)), dtype, copy=False)
+    return back(_at_most_one(xp, xp.sum(each, axis=-1)))
 
 
-def dimension_bound(dimension: Any, directions: Any = 1) -> Array:
+def dimension_bound(dimension: Numbers, directions: Numbers = 1) -> Array:
     """Return the union bound for noise as long as the way to the boundary, in d dimensions.
 
     With sigma = ||a|| / sqrt(d), noise and adversarial step have the same length (the text says
@@ -94,12 +96,14 @@ def dimension_bound(dimension: Any, directions: Any = 1) -> Array:
     TypeError, ValueError
         As in `union_bound`.
     """
-    xp, dtype, values = _arrays(dimension=dimension, directions=directions)
+    xp, back, values = _arrays(dimension=dimension, directions=directions)
     tail = _tail(xp.sqrt(values["dimension"]))
-    return xp.astype(_at_most_one(xp, values["directions"] * tail), dtype, copy=False)
+    return back(_at_most_one(xp, values["directions"] * tail))
 
 
-def error_under_noise(error: Any, mean: Any, std: Any, sigma: Any, directions: Any = 1) -> Array:
+def error_under_noise(
+    error: Numbers, mean: Numbers, std: Numbers, sigma: Numbers, directions: Numbers = 1
+) -> Array:
     """Return the error under Gaussian noise that eq. 33 predicts.
 
     With the distances of the right examples taken as N(mean, std^2), delta = eta_0 - ||a|| is normal
@@ -139,12 +143,18 @@ def error_under_noise(error: Any, mean: Any, std: Any, sigma: Any, directions: A
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
     eq. 30-33 and Tables VI and VIII.
     """
-    xp, dtype, values = _arrays(error=error, mean=mean, std=std, sigma=sigma, directions=directions)
-    return xp.astype(_one_sided(xp, **values), dtype, copy=False)
+    xp, back, values = _arrays(error=error, mean=mean, std=std, sigma=sigma, directions=directions)
+    return back(_one_sided(xp, **values))
 
 
 def two_sided_error(
-    error: Any, mean: Any, std: Any, wrong_mean: Any, wrong_std: Any, sigma: Any, directions: Any = 1
+    error: Numbers,
+    mean: Numbers,
+    std: Numbers,
+    wrong_mean: Numbers,
+    wrong_std: Numbers,
+    sigma: Numbers,
+    directions: Numbers = 1,
 ) -> Array:
     """Return the error under Gaussian noise when noise also corrects.
 
@@ -170,7 +180,7 @@ def two_sided_error(
     TypeError, ValueError
         As in `union_bound`.
     """
-    xp, dtype, values = _arrays(
+    xp, back, values = _arrays(
         error=error,
         mean=mean,
         std=std,
@@ -181,10 +191,10 @@ def two_sided_error(
     )
     corrected = _exceeds(xp, values.pop("wrong_mean"), values["sigma"], values.pop("wrong_std"))
     result = _one_sided(xp, **values) - values["error"] * corrected
-    return xp.astype(result, dtype, copy=False)
+    return back(result)
 
 
-def error_from_distances(signed_distances: Array, sigma: Any) -> Array:
+def error_from_distances(signed_distances: Array, sigma: Numbers) -> Array:
     """Return the error under Gaussian noise from the distance of every example, with n = 1.
 
     Eq. 33 without its normal distribution, and two-sided: the mean over the examples of
@@ -211,13 +221,13 @@ def error_from_distances(signed_distances: Array, sigma: Any) -> Array:
     TypeError, ValueError
         As in `union_bound`, and for no examples.
     """
-    xp, dtype, values = _arrays(signed_distances=signed_distances, sigma=sigma)
+    xp, back, values = _arrays(signed_distances=signed_distances, sigma=sigma)
     _check_examples(values["signed_distances"])
     each = _exceeds(xp, values["signed_distances"], values["sigma"][..., None])
-    return xp.astype(xp.mean(each, axis=-1), dtype, copy=False)
+    return back(xp.mean(each, axis=-1))
 
 
-def linear_density(distances: Array, cut: Any, *, through_zero: bool = False) -> tuple[Array, Array]:
+def linear_density(distances: Array, cut: Numbers, *, through_zero: bool = False) -> tuple[Array, Array]:
     """Return (intercept, slope) of the density of distances near zero, as in Fig. 7.
 
     The line p0 + k a that has the sample's share of [0, cut] and its mean there::
@@ -247,7 +257,7 @@ def linear_density(distances: Array, cut: Any, *, through_zero: bool = False) ->
     TypeError, ValueError
         As in `union_bound`, and for no examples.
     """
-    xp, dtype, values = _arrays(distances=distances, cut=cut)
+    xp, back, values = _arrays(distances=distances, cut=cut)
     _check_examples(values["distances"])
     c = values["cut"]
     part = values["distances"] / c[..., None]
@@ -259,11 +269,11 @@ def linear_density(distances: Array, cut: Any, *, through_zero: bool = False) ->
     else:
         first = xp.mean(xp.where(part > 1, 0.0, part), axis=-1)
         intercept, slope = (4 * share - 6 * first) / c, (12 * first - 6 * share) / c / c
-    return xp.astype(intercept, dtype, copy=False), xp.astype(slope, dtype, copy=False)
+    return back(intercept), back(slope)
 
 
 def additional_error(
-    error: Any, slope: Any, sigma: Any, intercept: Any = 0.0, *, two_sided: bool = False
+    error: Numbers, slope: Numbers, sigma: Numbers, intercept: Numbers = 0.0, *, two_sided: bool = False
 ) -> Array:
     """Return the error that small Gaussian noise adds: Table IX's rule.
 
@@ -306,10 +316,10 @@ def additional_error(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, V-B
     and Table IX.
     """
-    xp, dtype, v = _arrays(error=error, slope=slope, sigma=sigma, intercept=intercept)
+    _, back, v = _arrays(error=error, slope=slope, sigma=sigma, intercept=intercept)
     half = v["slope"] * v["sigma"] / 2
     density = half if two_sided else v["intercept"] / math.sqrt(2 * math.pi) + half / 2
-    return xp.astype((1 - v["error"]) * (density * v["sigma"]), dtype, copy=False)
+    return back((1 - v["error"]) * (density * v["sigma"]))
 
 
 _STD = (0.0, math.inf, "a standard deviation >= 0, in units of the input")
@@ -325,13 +335,15 @@ _RANGES = {
 }
 
 
-def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
-    """Return the namespace, the dtype of the result, and the values as arrays to compute on.
+def _arrays(**given: Numbers) -> tuple[ModuleType, Callable[[Array], Array], dict[str, Array]]:
+    """Return the namespace, what gives a result its dtype, and the values as arrays to compute on.
 
     Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
     without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
     """
-    values = {name: value if _is_scalar(value) else admit(value, name)[1] for name, value in values.items()}
+    values: dict[str, Array] = {}
+    for name, value in given.items():
+        values[name] = value if _is_scalar(value) else admit(value, name)[1]
     arrays = {name: value for name, value in values.items() if not _is_scalar(value)}
     foreign = {name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}
     first, lead = next(iter((foreign or arrays).items()), ("", np.zeros(())))
@@ -349,34 +361,25 @@ def _arrays(**values: Any) -> tuple[Any, Any, dict[str, Array]]:
             dtype = value.dtype if dtype is None or dtype == value.dtype else compute
     if dtype is None:
         dtype = compute = xp.zeros(()).dtype  # the library's default
-    result = {}
     for name, value in values.items():
         low, high, meaning = _RANGES.get(name, (-math.inf, math.inf, "real"))
         if name in foreign:
-            value = xp.astype(value, compute, copy=False)
+            array = xp.astype(value, compute, copy=False)
             if name in _RANGES:
-                value = xp.where((value >= low) & (value <= high), value, math.nan)
-        elif name in arrays:
-            if not is_real(value.dtype):
-                raise TypeError(f"{name} must be {meaning}; got {value.dtype}")
-            _check_range(name, value, name not in _RANGES or np.all((value >= low) & (value <= high)))
-            value = xp.asarray(value.astype(np.float64), dtype=compute, device=device_of(lead))
+                array = xp.where((array >= low) & (array <= high), array, math.nan)
         else:
-            if isinstance(value, bool):
-                raise TypeError(f"{name} must be {meaning}; got {value}")
-            _check_range(name, value, name not in _RANGES or low <= value <= high)
-            value = xp.asarray(float(value), dtype=compute, device=device_of(lead))
-        result[name] = value
-    return xp, dtype, result
+            seen: Array = value if name in arrays else np.asarray(float(value))
+            if isinstance(value, bool) or not is_real(seen.dtype):
+                raise TypeError(f"{name} must be {meaning}; got {getattr(value, 'dtype', value)}")
+            if name in _RANGES and not np.all((seen >= low) & (seen <= high)):
+                raise ValueError(f"{name} must be {meaning}; got {value}")
+            array = xp.asarray(seen.astype(np.float64), dtype=compute, device=device_of(lead))
+        values[name] = array
+    return xp, lambda result: xp.astype(result, dtype, copy=False), values
 
 
-def _is_scalar(value: Any) -> bool:
+def _is_scalar(value: object) -> bool:
     return isinstance(value, bool) or is_number(value)
-
-
-def _check_range(name: str, value: Any, fits: Any) -> None:
-    if not fits:
-        raise ValueError(f"{name} must be {_RANGES[name][2]}; got {value}")
 
 
 def _check_examples(distances: Array) -> None:
@@ -390,7 +393,7 @@ def _tail(x: Array) -> Array:
     return library_of(x).normal_tail(x)
 
 
-def _exceeds(xp: Any, mean: Array, *stds: Array) -> Array:
+def _exceeds(xp: ModuleType, mean: Array, *stds: Array) -> Array:
     """Return P(N(0, sum of stds^2) >= mean); certain, one way or the other, where all stds are 0."""
     mean, *stds = xp.broadcast_arrays(mean, *stds)
     scale = stds[0]
@@ -402,9 +405,11 @@ def _exceeds(xp: Any, mean: Array, *stds: Array) -> Array:
     return xp.where(certain, xp.astype(mean <= 0, mean.dtype), _tail(ratio))
 
 
-def _at_most_one(xp: Any, bound: Array) -> Array:
+def _at_most_one(xp: ModuleType, bound: Array) -> Array:
     return xp.where(bound > 1, 1.0, bound)
 
 
-def _one_sided(xp: Any, error: Array, mean: Array, std: Array, sigma: Array, directions: Array) -> Array:
+def _one_sided(
+    xp: ModuleType, error: Array, mean: Array, std: Array, sigma: Array, directions: Array
+) -> Array:
     return error + (1 - error) * _at_most_one(xp, directions * _exceeds(xp, mean, sigma, std))

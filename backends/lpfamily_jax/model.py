@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from lpfamily.training.backends import check_inputs
 from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, Rectifier, shapes
 
 Arrays = dict[str, Array]
+Kept = Sequence[Array | None]
+"""For each layer which of its inputs dropout keeps."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters"], meta_fields=["network"])
@@ -41,13 +43,14 @@ class JaxModel:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Any = None) -> Array:
+def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Kept | None = None) -> Array:
     """Return the logits of inputs (n, inputs); `masks` say which inputs of each layer are kept."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
-        if masks is not None and masks[index] is not None and layer.dropout is not None:
-            x = jnp.where(masks[index], layer.dropout.scale * x, 0)
+        mask = None if masks is None else masks[index]
+        if mask is not None and layer.dropout is not None:
+            x = jnp.where(mask, layer.dropout.scale * x, 0)
         x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from lpfamily._arrays import check_p
+from lpfamily._arrays import Bounds, Numbers, check_p
 from lpfamily.ascent import frank_wolfe, starting_point
 from lpfamily.classification import relative_slope
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
@@ -22,16 +23,16 @@ def regularize(
     loss: Loss,
     p: float = 2.0,
     *,
-    sigma: Any,
+    sigma: Numbers | Callable[..., Numbers],
     argnum: int = 1,
     objective: Literal["perturb", "penalty"] = "perturb",
     clean_weight: float = 0.0,
-    bounds: tuple[Any, Any] | None = None,
-    mask: Any = None,
+    bounds: Bounds | None = None,
+    mask: ArrayLike | Callable[..., ArrayLike] | None = None,
     batch_ndim: int = 1,
     direction: Loss | None = None,
     steps: int = 1,
-    start: Any = None,
+    start: Array | Callable[..., Array] | None = None,
     penalty_by: Literal["gradient", "difference"] = "gradient",
     difference_step: float | None = None,
     has_aux: bool = False,
@@ -223,7 +224,7 @@ def _input(args: tuple[Any, ...], argnum: int) -> Array:
     return x
 
 
-def _check_values(values: Any, shape: tuple[int, ...]) -> None:
+def _check_values(values: object, shape: tuple[int, ...]) -> None:
     found = getattr(values, "shape", type(values).__name__)
     if found != shape:
         raise ValueError(

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,9 @@ ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "J
 
 ALIKE, BY_PROCESS = P(), P("processes")  # type: ignore[no-untyped-call]
 """How devices have an array: each all of it, or each process its row."""
+
+Combine = Callable[[jax.Array], jax.Array]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 FAREWELL = 10
 """The seconds for which a process that ends waits for the others to end."""
@@ -62,7 +65,7 @@ def join(device: str) -> Team:
     return team
 
 
-def devices(name: str, team: Team = ALONE) -> list[Any]:
+def devices(name: str, team: Team = ALONE) -> list[jax.Device]:
     """Return the devices of this name in all processes: without an index, all that each process has."""
     platform, _, index = name.partition(":")
     try:
@@ -93,7 +96,7 @@ class JaxTeam:
         padded[: len(content)] = np.frombuffer(content, np.uint8)
         return self._all(_sum, padded)[:length].tobytes() if length else b""
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the rows of all processes."""
         lengths = self._all(_same, np.array(len(rows)))
         padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
@@ -104,7 +107,7 @@ class JaxTeam:
     def leave(self) -> None:
         """Do nothing: they part as the process ends, when the command has said why."""
 
-    def _all(self, function: Callable[[Any], Any], mine: NDArray[Any]) -> NDArray[Any]:
+    def _all(self, function: Combine, mine: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return, in every process, a function of what they give, stacked by rank."""
         with noticing(), jax.enable_x64(True):
             stacked = jax.make_array_from_callback(
@@ -154,7 +157,7 @@ def _sum(stacked: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _replicated(function: Callable[[Any], Any], mesh: Mesh) -> Any:
+def _replicated(function: Combine, mesh: Mesh) -> Combine:
     return jax.jit(function, out_shardings=NamedSharding(mesh, ALIKE))
 
 

@@ -23,10 +23,15 @@ from lpfamily.training.backends import Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, layer_of, parameter_shapes, shapes
-from lpfamily.training.tasks import DIFFERENCE_STEP, Optimiser, Rates, Task
+from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
-from lpfamily_jax.model import LAYERS, Arrays, JaxModel, forward
+from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Kept, forward
 from lpfamily_jax.team import ALIKE, devices, join, noticing
+
+Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
+
+Settings = tuple[Network, Objective, Optimiser]
 
 SCANNED = 64
 """The most steps of a scan: their random numbers are made before it."""
@@ -106,7 +111,7 @@ class JaxTrainer:
         self._state = {name: self._put(jnp.array(array, self.task.dtype)) for name, array in state.items()}
 
     @_scoped
-    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
         schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
         totals, done = [], 0
         with nullcontext(map) if self._device.platform == "cpu" else by_threads() as mapped:
@@ -121,19 +126,19 @@ class JaxTrainer:
         return {"loss": loss, "error": error}
 
     @_scoped
-    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+    def logits(self, x: Floats) -> Floats:
         return np.asarray(forward(self.task.network, self._here, jnp.asarray(x)))
 
     @_scoped
-    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def losses(self, x: Floats, labels: Integers) -> Floats:
         return np.asarray(_losses(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
-    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
         return np.asarray(_direction(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
-    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
         arrays = (jnp.asarray(x), jnp.asarray(labels), jnp.asarray(v))
         return np.asarray(_hessian_products(self.task.network, self._here, *arrays))
 
@@ -143,7 +148,7 @@ class JaxTrainer:
         return {name: array.addressable_data(0) for name, array in self._state.items()}
 
     @property
-    def _settings(self) -> tuple[Any, ...]:
+    def _settings(self) -> Settings:
         return (self.task.network, self.task.objective, self.task.optimiser)
 
     @property
@@ -153,7 +158,7 @@ class JaxTrainer:
         # inside of a scan, convolutions take 12 times as long on a CPU
         return 1 if convolves and self._device.platform == "cpu" else SCANNED
 
-    def _steps(self, batches: NDArray[Any], rates: NDArray[Any], drawn: Drawn) -> tuple[Any, ...]:
+    def _steps(self, batches: Integers, rates: Floats, drawn: Drawn) -> tuple[Any, ...]:
         """Return what `_epoch` takes for each step.
 
         Where the devices do not divide a batch, some of its examples come twice, and count once.
@@ -164,12 +169,12 @@ class JaxTrainer:
         rows = np.arange(-(-width // self._mesh.size) * self._mesh.size)
         counted = np.tile(rows < width, (steps, 1))
 
-        def put(array: NDArray[Any]) -> Array:
+        def put(array: NDArray[np.generic]) -> Array:
             return self._put(array.take(rows % width, axis=1), BY_EXAMPLE)
 
         return put(batches), self._put(rates), drawn.map(put), self._put(counted, BY_EXAMPLE)
 
-    def _put(self, array: Any, spec: P = ALIKE) -> Array:
+    def _put(self, array: Array | NDArray[np.generic], spec: P = ALIKE) -> Array:
         """Return an array as the devices have it."""
         if self._mesh is None:
             return jnp.asarray(array)
@@ -190,9 +195,7 @@ class JaxTrainer:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _epoch(
-    settings: tuple[Any, ...], state: Arrays, x: Array, labels: Array, steps: Any
-) -> tuple[Arrays, Array]:
+def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: Any) -> tuple[Arrays, Array]:
     """Take the steps in order; return the state and the sums of the objective and of the errors."""
     network, objective, optimiser = settings
 
@@ -223,7 +226,7 @@ def _epoch(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _shared(
-    mesh: Mesh, settings: tuple[Any, ...], state: Arrays, x: Array, labels: Array, steps: Any
+    mesh: Mesh, settings: Settings, state: Arrays, x: Array, labels: Array, steps: Any
 ) -> tuple[Arrays, Array]:
     """Take the steps in order, each device with its part of the examples."""
     of_steps = (BY_EXAMPLE, ALIKE, BY_EXAMPLE, BY_EXAMPLE)
@@ -247,7 +250,7 @@ def _mean_over_devices(gradients: Arrays, total: Array, counted: Array) -> tuple
 
 def _objective(
     network: Network,
-    objective: Any,
+    objective: Objective,
     state: Arrays,
     x: Array,
     labels: Array,
@@ -280,7 +283,7 @@ def _objective(
 
 
 def _penalised(
-    network: Network, objective: Any, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Any
+    network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Kept
 ) -> tuple[Array, Array]:
     def odds_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = forward(network, state, x, masks)
@@ -298,21 +301,20 @@ def _penalised(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None) -> Array:
+def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None) -> Array:
     return jax.nn.softplus(error_log_odds(forward(network, state, x, masks), labels))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _direction(
-    network: Network, state: Arrays, x: Array, labels: Array, masks: Any = None, dtype: str = "same"
+    network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None, dtype: str = "same"
 ) -> Array:
     """Return the input gradient of the error log-odds; no weight gradient is computed."""
     width = x.dtype if dtype == "same" else jnp.dtype(dtype)
     rounded = {name: array.astype(width) for name, array in state.items()}
 
     def odds(at: Array) -> Array:
-        total: Array = error_log_odds(forward(network, rounded, at.astype(width), masks), labels).sum()
-        return total
+        return jnp.sum(error_log_odds(forward(network, rounded, at.astype(width), masks), labels))
 
     gradient: Array = jax.grad(odds)(x)
     return gradient

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from lpfamily.training.draws import Masks
 from lpfamily.training.networks import Dense, Layer, Maxout, Network, Rectifier, State
 
-Floats = NDArray[Any]
+Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
 
 
 class Activation(NamedTuple):
@@ -31,7 +32,7 @@ class Activation(NamedTuple):
 
 def _elementwise(
     function: Callable[[Floats], Floats],
-    slope: Callable[[Floats], Floats],
+    slope: Callable[[Floats], Floats | NDArray[np.bool_]],
     bend: Callable[[Floats], Floats] | None = None,
 ) -> Activation:
     """Return an activation that is a function of each number, its derivatives functions of its outputs."""
@@ -71,8 +72,7 @@ def _maxout(layer: Maxout) -> Activation:
         return largest, winner
 
     def to_z(delta: Floats, winner: NDArray[np.bool_]) -> Floats:
-        result: Floats = (delta[..., None] * winner).reshape(len(delta), layer.columns)
-        return result
+        return (delta[..., None] * winner).reshape(len(delta), layer.columns)
 
     def from_z(tangent: Floats, winner: NDArray[np.bool_]) -> Floats:
         result: Floats = np.einsum("nup,nup->nu", tangent.reshape(winner.shape), winner)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
-from lpfamily_numpy.model import LAYERS, Floats, Passed, forward, resolved
+from lpfamily_numpy.model import LAYERS, Floats, Integers, Passed, forward, resolved
 
 SMALL_PRODUCT = 40_000_000
 """Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
@@ -71,8 +70,7 @@ class NumpyBackend:
         def model(x: Floats) -> Floats:
             """Return the logits, (n, classes), of inputs (n, inputs)."""
             check_inputs(network, x.shape)
-            logits: Floats = forward(layers, kept, x)[-1].outputs
-            return logits
+            return forward(layers, kept, x)[-1].outputs
 
         return model
 
@@ -96,7 +94,7 @@ class NumpyTrainer:
         self._state = {name: np.array(array, self.task.dtype) for name, array in state.items()}
 
     @_quiet
-    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
         size, loss, wrong = self.task.batch_size, 0.0, 0
         with self._threads():
             for step, (lr, momentum, sigma) in enumerate(
@@ -114,15 +112,15 @@ class NumpyTrainer:
         return self._forward(x)[-1].outputs
 
     @_quiet
-    def losses(self, x: Floats, labels: NDArray[Any]) -> Floats:
+    def losses(self, x: Floats, labels: Integers) -> Floats:
         return np.asarray(cross_entropy(self.logits(x), labels))
 
     @_quiet
-    def input_gradients(self, x: Floats, labels: NDArray[Any]) -> Floats:
+    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
         return self._direction(x, labels, None)
 
     @_quiet
-    def hessian_products(self, x: Floats, labels: NDArray[Any], v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
         passed = self._forward(x)
         deltas = self._backward(passed, _loss_delta(passed[-1].outputs, labels))
         return self._tangent(passed, deltas, labels, v)[1][0]
@@ -136,13 +134,13 @@ class NumpyTrainer:
             yield
 
     def _step(
-        self, x: Floats, labels: NDArray[Any], sigma: float, step: int, draws: Draws
-    ) -> tuple[Floats, NDArray[Any], list[Floats]]:
+        self, x: Floats, labels: Integers, sigma: float, step: int, draws: Draws
+    ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
         objective = self.task.objective
         masks, each, shift = draws.step(step, self.task, len(x))
         shift = None if shift is None else x.dtype.type(sigma) * shift
-        if objective.name == "noise":
+        if objective.name == "noise" and shift is not None:
             x = x + shift
         if objective.name in ("plain", "noise"):
             losses, errors, trained = self._at(x, labels, masks)
@@ -166,21 +164,21 @@ class NumpyTrainer:
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
     def _at(
-        self, x: Floats, labels: NDArray[Any], masks: Masks | None = None
-    ) -> tuple[Floats, NDArray[Any], Factors]:
+        self, x: Floats, labels: Integers, masks: Masks | None = None
+    ) -> tuple[Floats, NDArray[np.bool_], Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
         deltas = self._backward(passed, _loss_delta(logits, labels), to_input=False)
         losses = np.asarray(cross_entropy(logits, labels))
         return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas[1:])
 
-    def _direction(self, x: Floats, labels: NDArray[Any], masks: Masks | None) -> Floats:
+    def _direction(self, x: Floats, labels: Integers, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
         return self._backward(passed, _odds_delta(passed[-1].outputs, labels))[0]
 
     def _penalised(
-        self, x: Floats, labels: NDArray[Any], sigma: float, masks: Masks
-    ) -> tuple[Floats, NDArray[Any], list[Floats]]:
+        self, x: Floats, labels: Integers, sigma: float, masks: Masks
+    ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
         passed = self._forward(x, masks)
@@ -188,7 +186,7 @@ class NumpyTrainer:
         odds = error_log_odds(logits, labels)
         odds_deltas = self._backward(passed, _odds_delta(logits, labels))
         wrong = _wrong(odds)[:, None]
-        deltas = [wrong * delta for delta in odds_deltas]
+        deltas: list[Floats] = [wrong * delta for delta in odds_deltas]
         eps = frank_wolfe(lambda _: odds_deltas[0], x, objective.p, sigma, 1)
         losses, errors = np.logaddexp(odds, 0), logits.argmax(axis=1) != labels
         trained = inputs, deltas[1:]
@@ -199,7 +197,7 @@ class NumpyTrainer:
             return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
         tangents, delta_tangents = self._tangent(passed, deltas, labels, eps, to_input=False)
         # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
-        moved = [x + v for x, v in zip(inputs, tangents, strict=True)]
+        moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
         gradients = _gradients((1.0, (moved, deltas[1:])), (1.0, (inputs, delta_tangents[1:])))
         return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
 
@@ -220,7 +218,7 @@ class NumpyTrainer:
         self,
         passed: list[Passed],
         deltas: list[Floats],
-        labels: NDArray[Any],
+        labels: Integers,
         v: Floats,
         *,
         to_input: bool = True,
@@ -293,7 +291,7 @@ def _softmax(logits: Floats) -> Floats:
     return result
 
 
-def _odds_delta(logits: Floats, labels: NDArray[Any]) -> Floats:
+def _odds_delta(logits: Floats, labels: Integers) -> Floats:
     """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one."""
     rows = np.arange(len(labels))
     wrong = logits.copy()
@@ -303,12 +301,12 @@ def _odds_delta(logits: Floats, labels: NDArray[Any]) -> Floats:
     return delta
 
 
-def _loss_delta(logits: Floats, labels: NDArray[Any]) -> Floats:
+def _loss_delta(logits: Floats, labels: Integers) -> Floats:
     """Return the gradient of the cross-entropy: (1 - p_y) times that of the error log-odds."""
     return _wrong(error_log_odds(logits, labels))[:, None] * _odds_delta(logits, labels)
 
 
-def _loss_delta_tangent(delta: Floats, labels: NDArray[Any], v: Floats) -> Floats:
+def _loss_delta_tangent(delta: Floats, labels: Integers, v: Floats) -> Floats:
     """Return the derivative of `_loss_delta` along v: y * (v - <y, v>), y the probabilities.
 
     Taken from v_label, v leaves <y, v> = <delta, v>, and no term that cancels where y_label rounds to 1.

@@ -6,20 +6,22 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function, compiled when it is called first, and for every shape of its tensors.
 
     It is called inside of `tracing_gradients`.
     """
-    result: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
-    return result
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class Tensors(Protocol):
@@ -33,20 +35,21 @@ class Tensors(Protocol):
 
 
 T = TypeVar("T", bound=Tensors)
+Owner = TypeVar("Owner")
 
 
-class Recorded(Generic[T]):
+class Recorded(Generic[Owner, T]):
     """A method that takes tensors of a CUDA device and returns nothing, launched as one once it has run.
 
     What it changes must stay where it is. For new shapes it is called as it is, since what is compiled or
     loaded must be so before it is recorded; then recorded, as a CUDA graph, and from there on replayed.
     """
 
-    def __init__(self, method: Callable[[Any, T], None]) -> None:
+    def __init__(self, method: Callable[[Owner, T], None]) -> None:
         self._method = method
         self._graphs: dict[tuple[torch.Size, ...], tuple[T, torch.cuda.CUDAGraph] | None] = {}
 
-    def __call__(self, owner: Any, tensors: T) -> None:
+    def __call__(self, owner: Owner, tensors: T) -> None:
         """Call, or record and replay; the owner is not kept, so that it can go, and its memory."""
         shapes = tuple(tensor.shape for tensor in tensors.arrays())
         if shapes not in self._graphs:
@@ -58,7 +61,7 @@ class Recorded(Generic[T]):
             own.copy_(given)
         graph.replay()
 
-    def _record(self, owner: Any, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
+    def _record(self, owner: Owner, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
         kept, graph = tensors.map(torch.clone), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._method(owner, kept)

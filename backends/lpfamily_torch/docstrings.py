@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 _ENTRY = re.compile(r"^(?P<names>\w.*)\n(?P<text>(?: {4}.*(?:\n|\Z))+)", re.MULTILINE)
 
 
-def documented_by(source: Callable[..., Any]) -> Callable[[Function], Function]:
+def documented_by(source: Callable[..., object]) -> Callable[[Function], Function]:
     """Replace an entry 'a, b: As in `source`.' of a docstring by the entries of a and b in that of `source`.
 
     Editors that read the source show the reference, `help` and Sphinx the text.

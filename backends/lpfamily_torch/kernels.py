@@ -32,7 +32,7 @@ class TorchLibrary(Library):
             return function(x)  # which refuses what is not dense; at a level x may carry a tangent
         return torch.from_numpy(function(x.numpy()))
 
-    def unwarned(self) -> AbstractContextManager[Any]:
+    def unwarned(self) -> AbstractContextManager[None]:
         """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
         return nullcontext()
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lpfamily import binary_error_log_odds, error_log_odds
+from lpfamily._arrays import Bounds, Numbers
 from lpfamily.classification import joint_odds, relative_slope
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
+from lpfamily_torch.reachable import Model
 
-Model = Callable[..., Any]
 Loss = Callable[[Any, Any], Tensor]
 Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
 DirectionDtype = Literal["same", "bfloat16"]
@@ -27,8 +28,8 @@ class Ball:
     """Where eps may lie, in the words of `lpfamily.epsilon`."""
 
     p: float
-    sigma: Any
-    bounds: tuple[Any, Any] | None
+    sigma: Numbers
+    bounds: Bounds | None
     mask: Tensor | None
     batch_ndim: int = 1
 
@@ -71,7 +72,7 @@ class Passes:
     y: Any
     search: Search
 
-    def quiet(self, device: torch.device) -> Any:
+    def quiet(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the scope in which `value_and_grad` leaves nothing behind."""
         dropout, batch_norm = self.search.direction_dropout, self.search.batch_norm
         return quiet(without_team(self.model), device, dropout, batch_norm)
@@ -136,7 +137,7 @@ class Passes:
         return values.sum() if scaler is None else scaler.scale(values.mean())
 
 
-def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
+def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
     """Return the tensor to perturb, and how the model is called with another in its place."""
     if isinstance(x, Tensor | PackedSequence):
         if leaf is not None:
@@ -167,11 +168,11 @@ def inputs_of(x: Any, leaf: Any) -> tuple[Tensor, Callable[[Model, Tensor], Any]
     return _floating(arguments[leaf], f"x[{leaf!r}]"), call
 
 
-def _is_floating(x: Any) -> bool:
+def _is_floating(x: object) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def _floating(x: Any, name: str) -> Tensor:
+def _floating(x: object, name: str) -> Tensor:
     if isinstance(x, Tensor) and x.is_floating_point() and x.ndim:
         return x
     given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -187,7 +188,7 @@ def _floating(x: Any, name: str) -> Tensor:
     raise TypeError(f"{name} must be a floating tensor, examples along its first axis; got {given}: {remedy}")
 
 
-def _one_an_example(values: Any, examples: int, name: str) -> Tensor:
+def _one_an_example(values: object, examples: int, name: str) -> Tensor:
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or shape != (examples,):
         raise ValueError(
@@ -208,15 +209,13 @@ def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Te
     return gradient
 
 
-def _softmax_odds(logits: Any, labels: Any, ignore_index: Any) -> Tensor:
-    odds: Tensor = error_log_odds(_logits(logits).movedim(1, -1), labels, ignore_index=ignore_index)
-    result: Tensor = odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
-    return result
+def _softmax_odds(logits: object, labels: Tensor, ignore_index: int | None) -> Tensor:
+    odds = error_log_odds(_logits(logits).movedim(1, -1), labels, ignore_index=ignore_index)
+    return odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
 
 
-def _binary_odds(logits: Any, labels: Any, ignore_index: Any) -> Tensor:
-    result: Tensor = binary_error_log_odds(flat(_logits(logits)), flat(labels), ignore_index=ignore_index)
-    return result
+def _binary_odds(logits: object, labels: Tensor, ignore_index: float | None) -> Tensor:
+    return binary_error_log_odds(flat(_logits(logits)), flat(labels), ignore_index=ignore_index)
 
 
 def flat(values: Tensor) -> Tensor:
@@ -224,7 +223,7 @@ def flat(values: Tensor) -> Tensor:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _logits(logits: Any) -> Tensor:
+def _logits(logits: object) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"outputs must be a tensor of logits; got {type(logits).__name__}: "
@@ -243,4 +242,4 @@ _CHOICES = {
     "direction_dtype": get_args(DirectionDtype),
     "batch_norm": get_args(Statistics),
 }
-_ODDS: dict[Any, Callable[..., Tensor]] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}
+_ODDS: dict[object, Callable[..., Tensor]] = {"log-odds": _softmax_odds, "binary-log-odds": _binary_odds}

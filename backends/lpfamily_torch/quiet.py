@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lpfamily_torch.randomness import keeping_random_state, random_state, reseed, set_random_state
-from lpfamily_torch.reachable import reachable
+from lpfamily_torch.reachable import Model, reachable
 from lpfamily_torch.tensors import KNOWN, KeptTensors, keeping_tensors
 
 DirectionDropout = Literal["none", "same", "independent"]
 Statistics = Literal["batch", "running"]
 
 
-def without_team(model: Callable[..., Any]) -> Callable[..., Any]:
+def without_team(model: Model) -> Model:
     """Return what DistributedDataParallel wraps, whose passes exchange nothing."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def is_compiled(model: Callable[..., Any]) -> bool:
+def is_compiled(model: Model) -> bool:
     """Whether torch.compile has made the model, or any module in it."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is None:
@@ -38,14 +38,14 @@ def is_compiled(model: Callable[..., Any]) -> bool:
     )
 
 
-def takes_gradients_per_example(model: Callable[..., Any]) -> bool:
+def takes_gradients_per_example(model: Model) -> bool:
     """Whether hooks such as Opacus' take the gradient of each example."""
     return any(_per_example(each) for each in reachable(model)[0])
 
 
 @contextmanager
 def quiet(
-    model: Callable[..., Any], device: torch.device, dropout: DirectionDropout, batch_norm: Statistics
+    model: Model, device: torch.device, dropout: DirectionDropout, batch_norm: Statistics
 ) -> Iterator[None]:
     """Keep what passes change: modes, tensors, random states; parameters need no gradient meanwhile."""
     modules, generators = reachable(model)
@@ -61,14 +61,14 @@ def quiet(
 
 
 @contextmanager
-def keeping(model: Callable[..., Any], device: torch.device) -> Iterator[None]:
+def keeping(model: Model, device: torch.device) -> Iterator[None]:
     """Let a pass have the state of now: put back what it changes and draws."""
     modules, generators = reachable(model)
     with keeping_random_state(device, generators), keeping_tensors(modules):
         yield
 
 
-def replay(model: Callable[..., Any], device: torch.device) -> AbstractContextManager[None]:
+def replay(model: Model, device: torch.device) -> AbstractContextManager[None]:
     """Return a scope for later, in which a pass has the random state, buffers and frozen parameters of now.
 
     What it changes there is put back; parameters do get gradients. The graph of the pass keeps the copies.
@@ -104,9 +104,9 @@ def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
     """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
-    changed: list[tuple[nn.Module, str, Any]] = []
+    changed: list[tuple[object, str, object]] = []
 
-    def switch_off(each: nn.Module, name: str) -> None:
+    def switch_off(each: object, name: str) -> None:
         changed.append((each, name, getattr(each, name)))
         object.__setattr__(
             each, name, 0.0 if name == "dropout" else False
@@ -134,11 +134,11 @@ def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) 
                 switch_off(each, "track_running_stats")
         yield
     finally:
-        for each, name, value in changed:
-            object.__setattr__(each, name, value)
+        for owner, name, value in changed:
+            object.__setattr__(owner, name, value)
 
 
-def _per_example(module: nn.Module) -> list[Any]:
+def _per_example(module: nn.Module) -> list[object]:
     """Return whose hooks take gradients per example of the module, as Opacus' do, and are at work."""
     owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
     return [owner for owner in owners if getattr(owner, "hooks_enabled", False)]

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-RandomState = list[tuple[Callable[[Any], Any], Any]]
+Generator = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
+RandomState = list[tuple[Callable[[Any], object], Any]]
 """Pairs of a function that sets a state, and the state."""
 
 
-def random_state(device: torch.device, generators: Iterable[Any]) -> RandomState:
+def random_state(device: torch.device, generators: Iterable[Generator]) -> RandomState:
     """Return the states that a pass on this device draws from."""
     states: RandomState = [
         (torch.set_rng_state, torch.get_rng_state()),
@@ -42,7 +43,7 @@ def set_random_state(states: RandomState) -> None:
 
 
 @contextmanager
-def keeping_random_state(device: torch.device, generators: Iterable[Any]) -> Iterator[None]:
+def keeping_random_state(device: torch.device, generators: Iterable[Generator]) -> Iterator[None]:
     """Put the random states back at the end."""
     before = random_state(device, generators)
     try:
@@ -51,7 +52,7 @@ def keeping_random_state(device: torch.device, generators: Iterable[Any]) -> Ite
         set_random_state(before)
 
 
-def reseed(device: torch.device, generators: list[Any]) -> None:
+def reseed(device: torch.device, generators: list[Generator]) -> None:
     """Draw seeds, so that what follows is independent of what follows without them."""
     first, second, *others = torch.randint(2**62, (2 + len(generators),)).tolist()
     torch.default_generator.manual_seed(first)

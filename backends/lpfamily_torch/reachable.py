@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from lpfamily_torch.randomness import Generator
+
 LEVELS = 3
 """How far names are followed: what a function names is at the first."""
 
-GENERATORS = frozenset((torch.Generator, random.Random, np.random.Generator, np.random.RandomState))
+GENERATORS = frozenset(get_args(Generator))
 
 _OF_ALL = frozenset(vars(nn.Module()))
 
-Reach = tuple[dict[nn.Module, bool], list[Any]]
+Model = Callable[..., Any]
+"""A module or any other callable: what it takes and returns is between it and its loss."""
+
+Reach = tuple[dict[nn.Module, bool], list[Generator]]
 """Modules, with whether a call of the module itself runs torch's code alone; and generators."""
 
 
-def reachable(model: Callable[..., Any]) -> Reach:
+def reachable(model: Model) -> Reach:
     """Return the modules and the generators that a call of the model uses, as far as its code shows them.
 
     A module shows all that are in it, and in its plain attributes. A function shows the globals and cells
     that its code names and its defaults; a partial, a bound method and any other callable what they carry.
     """
     modules: dict[nn.Module, bool] = {}
-    generators: list[Any] = []
+    generators: list[Generator] = []
     seen: set[int] = set()
     level: Iterable[Any] = (model,)
     for left in range(LEVELS, -1, -1):
@@ -48,7 +51,7 @@ def reachable(model: Callable[..., Any]) -> Reach:
     return modules, generators
 
 
-def _add_modules(root: nn.Module, modules: dict[nn.Module, bool], generators: list[Any]) -> None:
+def _add_modules(root: nn.Module, modules: dict[nn.Module, bool], generators: list[Generator]) -> None:
     waiting = [root]
     while waiting:
         each = waiting.pop()
@@ -72,7 +75,7 @@ def _add_modules(root: nn.Module, modules: dict[nn.Module, bool], generators: li
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_of_torch(forward: Any) -> bool:
+def _is_of_torch(forward: object) -> bool:
     """Whether it is of torch.nn, which writes no parameter; containers' parameters are used by others."""
     module = getattr(forward, "__module__", None) or ""
     return module.startswith("torch.nn.") and forward is not nn.Module.forward
@@ -107,7 +110,7 @@ def _unpacked(values: Iterable[Any]) -> Iterator[Any]:
             yield each
 
 
-def _named(each: Any) -> Iterator[Any]:
+def _named(each: object) -> Iterator[Any]:
     """Give what a call of something that is no module uses."""
     if isinstance(each, functools.partial):
         yield from (each.func, *each.args, *each.keywords.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,10 +10,14 @@ import torch
 from torch import Tensor
 
 from lpfamily import ascent, epsilon
+from lpfamily._arrays import Bounds, Numbers
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily_torch.docstrings import documented_by
-from lpfamily_torch.passes import Ball, Direction, Loss, Model, Passes, Search, flat, inputs_of
+from lpfamily_torch.passes import Ball, Direction, Loss, Passes, Search, flat, inputs_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
+from lpfamily_torch.reachable import Model
+
+Start = Tensor | torch.Generator | None
 
 
 def regularized_loss(
@@ -22,17 +27,17 @@ def regularized_loss(
     y: Any,
     *,
     p: float = 2.0,
-    sigma: Any,
+    sigma: Numbers,
     objective: Literal["perturb", "penalty"] = "perturb",
     clean_weight: float = 0.0,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Bounds | None = None,
     mask: Tensor | None = None,
     batch_ndim: int = 1,
-    leaf: Any = None,
+    leaf: Hashable | None = None,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     steps: int = 1,
-    start: Any = None,
+    start: Start = None,
     direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
@@ -185,15 +190,15 @@ def perturb(
     y: Any,
     *,
     p: float = 2.0,
-    sigma: Any,
-    bounds: tuple[Any, Any] | None = None,
+    sigma: Numbers,
+    bounds: Bounds | None = None,
     mask: Tensor | None = None,
     batch_ndim: int = 1,
-    leaf: Any = None,
+    leaf: Hashable | None = None,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     steps: int = 1,
-    start: Any = None,
+    start: Start = None,
     direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
@@ -239,14 +244,14 @@ def ascend(
     y: Any,
     *,
     p: float = 2.0,
-    sigma: Any,
+    sigma: Numbers,
     steps: int = 10,
-    step_size: Any = None,
-    start: Any = None,
-    bounds: tuple[Any, Any] | None = None,
+    step_size: Numbers | None = None,
+    start: Start = None,
+    bounds: Bounds | None = None,
     mask: Tensor | None = None,
     method: Literal["projected", "frank-wolfe"] = "projected",
-    leaf: Any = None,
+    leaf: Hashable | None = None,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     direction_dropout: DirectionDropout = "none",
@@ -289,8 +294,7 @@ def ascend(
     how: dict[str, Any] = {"steps": steps, "step_size": step_size, "start": start, "method": method}
     at, ball = at.detach(), Ball(p, sigma, bounds, mask)
     with passes.quiet(at.device), torch.no_grad():
-        eps: Tensor = ascent.ascend(passes.value_and_grad, at, **how, **vars(ball))
-    return eps
+        return ascent.ascend(passes.value_and_grad, at, **how, **vars(ball))
 
 
 def _may_round_to_tf32(at: Tensor) -> bool:
@@ -298,7 +302,7 @@ def _may_round_to_tf32(at: Tensor) -> bool:
     return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
 
 
-def _frank_wolfe(passes: Passes, at: Tensor, ball: Ball, steps: int, start: Any) -> Tensor:
+def _frank_wolfe(passes: Passes, at: Tensor, ball: Ball, steps: int, start: Start) -> Tensor:
     at = at.detach()
     with torch.no_grad():
         if start is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lpfamily.training.errors import BadInput
 from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team, number
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 """By parameter, its gradient, or two matrices whose product is."""
@@ -83,7 +85,7 @@ class TorchTeam:
             dist.broadcast(payload, 0)
         return payload.numpy().tobytes()
 
-    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the rows of all processes."""
         lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with _noticing():

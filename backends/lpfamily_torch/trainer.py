@@ -63,10 +63,13 @@ backend = TorchBackend()
 RECORDED = 64
 """The most steps that a CUDA device launches as one."""
 
+Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
+
 Factors = list[Tensor | None]
 """What dropout multiplies each layer's inputs by."""
 
-Rate = Any
+Rate = float | Tensor
 """A number, or where a step is compiled or recorded a tensor without axes: a number would be a part of it."""
 
 
@@ -128,7 +131,7 @@ class TorchTrainer:
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
         self._recorded = Recorded(TorchTrainer._take) if self._records else None
 
-    def epoch(self, order: NDArray[Any], rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
         total, done = self._total.zero_(), 0
         table = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1)
@@ -152,19 +155,19 @@ class TorchTrainer:
         loss, error = (total / len(order)).tolist()
         return {"loss": loss, "error": error}
 
-    def logits(self, x: NDArray[Any]) -> NDArray[Any]:
+    def logits(self, x: Floats) -> Floats:
         with torch.no_grad(), self._precision():
             return self._logits(self._tensor(x)).cpu().numpy()
 
-    def losses(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def losses(self, x: Floats, labels: Integers) -> Floats:
         with torch.no_grad(), self._precision():
             return _softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
 
-    def input_gradients(self, x: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
         with self._precision():
             return self._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
-    def hessian_products(self, x: NDArray[Any], labels: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
         with self._precision():
             at = self._tensor(x).requires_grad_()
             loss = softplus(self._odds(at, self._tensor(labels))).sum()
@@ -256,8 +259,7 @@ class TorchTrainer:
         factors: Factors | None = None,
         taps: list[Tap] | None = None,
     ) -> Tensor:
-        odds: Tensor = error_log_odds(self._logits(x, factors, taps), labels)
-        return odds
+        return error_log_odds(self._logits(x, factors, taps), labels)
 
     def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
         return logits(self._layers, self._state, x, factors, taps, largest_by_piece)
@@ -299,7 +301,7 @@ class TorchTrainer:
             layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
             rate = lr * layer.lr_scale
             if isinstance(gradient, tuple):
-                velocity.addmm_(*gradient, beta=momentum, alpha=-rate)
+                velocity.addmm_(*gradient, beta=momentum, alpha=-rate)  # type: ignore[arg-type]  # then numbers
             else:
                 _subtract(velocity.mul_(momentum), gradient, rate)
             if is_weight and self.task.weight_decay:
@@ -318,12 +320,12 @@ class TorchTrainer:
         """Whether steps are launched many at a time: nothing of them may then be seen or exchanged."""
         return self._on_cuda and not isinstance(self.task.team, TorchTeam)
 
-    def _laid_out(self, array: NDArray[Any]) -> Tensor:
+    def _laid_out(self, array: NDArray[np.generic]) -> Tensor:
         # matrices by columns: the norm over a unit's weights, side by side, takes a third of the time
         tensor = self._tensor(array)
         return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.tensor(array)
         return self._sent(tensor.pin_memory() if self._on_cuda else tensor)
 

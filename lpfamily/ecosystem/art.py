@@ -15,10 +15,16 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from art.estimators.pytorch import PyTorchEstimator
 from art.utils import check_and_transform_label_format
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import lpfamily
-from lpfamily._arrays import check_p
-from lpfamily.ecosystem._attacks import checked, start_of
+from lpfamily._arrays import Array, Numbers, check_p
+from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
+
+Floats = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+Labels = Any
+"""Indices, one-hot rows, or whatever the loss takes of an estimator that is no classifier."""
 
 
 class LpGradientMethod(EvasionAttack):
@@ -71,27 +77,20 @@ class LpGradientMethod(EvasionAttack):
 
     attack_params: ClassVar[list[str]] = [
         *EvasionAttack.attack_params,
-        "p",
-        "eps",
-        "steps",
-        "step_size",
-        "method",
-        "random_start",
-        "targeted",
-        "batch_size",
+        *("p", "eps", "steps", "step_size", "method", "random_start", "targeted", "batch_size"),
     ]
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
 
     def __init__(
         self,
-        estimator: Any,
+        estimator: BaseEstimator,
         p: float = 2,
-        eps: Any = 0.3,
+        eps: Numbers = 0.3,
         steps: int = 1,
         *,
         step_size: float | None = None,
         method: Literal["projected", "frank-wolfe"] = "projected",
-        random_start: Any = False,
+        random_start: RandomStart = False,
         targeted: bool = False,
         batch_size: int = 128,
     ):
@@ -117,7 +116,7 @@ class LpGradientMethod(EvasionAttack):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
-    def generate(self, x: Any, y: Any = None, mask: Any = None) -> Any:
+    def generate(self, x: Floats, y: Labels | None = None, mask: ArrayLike | None = None) -> Floats:
         """Return x + eps, of x's shape and dtype (ART's own for integers).
 
         Parameters
@@ -156,12 +155,12 @@ class LpGradientMethod(EvasionAttack):
                 eps[rows] = self._perturbation(at[rows], y[rows], radius[rows], kept)
         eps = checked(eps, radius)
         low, high = (-np.inf, np.inf) if self.estimator.clip_values is None else self.estimator.clip_values
-        return np.clip(x + eps, low, high).astype(x.dtype, copy=False)
+        return np.asarray(np.clip(x + eps, low, high), x.dtype)
 
-    def _radius(self, x: Any) -> Any:
+    def _radius(self, x: Floats) -> Floats:
         eps, inner = np.asarray(self.eps, float), x.ndim - 1
         whole: Any = np.broadcast_to(eps, x.shape)
-        radius = whole[(slice(None), *[0] * inner)]
+        radius: Floats = whole[(slice(None), *[0] * inner)]
         if np.any(eps != radius.reshape(-1, *[1] * inner)):
             raise ValueError(
                 f"eps must be one number an example, of shape {(len(x), *[1] * inner)}; got one of shape "
@@ -169,7 +168,7 @@ class LpGradientMethod(EvasionAttack):
             )
         return radius
 
-    def _labels(self, x: Any, y: Any) -> Any:
+    def _labels(self, x: Floats, y: Labels | None) -> Labels:
         if y is None and self.targeted:
             raise ValueError("a targeted attack needs y, the classes to reach; got None")
         if not isinstance(self.estimator, ClassifierMixin):
@@ -183,13 +182,13 @@ class LpGradientMethod(EvasionAttack):
             y = np.argmax(y, axis=1)
         return check_and_transform_label_format(y, nb_classes=self.estimator.nb_classes)
 
-    def _perturbation(self, x: Any, y: Any, radius: Any, mask: Any) -> Any:
+    def _perturbation(self, x: Floats, y: Labels, radius: Floats, mask: Mask | None) -> Floats:
         sign, time = -1 if self.targeted else 1, itertools.count()
         bounds = None if self.estimator.clip_values is None else tuple(self.estimator.clip_values)
         options: dict[str, Any] = {"batch_ndim": 1, "mask": mask, "bounds": bounds}
         with _odds(self.estimator, y) as odds:
 
-            def value_and_grad(at: Any) -> tuple[Any, Any]:
+            def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
                 grad = self.estimator.loss_gradient(at.astype(x.dtype, copy=False), y)
                 # a loss that has rounded away tells no iterate from another, so the last one is kept
                 value = np.full(len(x), float(next(time))) if odds is None else sign * odds.pop()
@@ -199,20 +198,11 @@ class LpGradientMethod(EvasionAttack):
             if self.steps == 1 and start is None:
                 grad = value_and_grad(x)[1]
                 return lpfamily.epsilon(grad, self.p, radius, x=None if bounds is None else x, **options)
-            return lpfamily.ascend(
-                value_and_grad,
-                x,
-                self.p,
-                radius,
-                self.steps,
-                self.step_size,
-                start,
-                method=self.method,
-                **options,
-            )
+            how = self.steps, self.step_size, start
+            return lpfamily.ascend(value_and_grad, x, self.p, radius, *how, method=self.method, **options)
 
 
-def _dtype_of(estimator: Any, x: Any) -> Any:
+def _dtype_of(estimator: BaseEstimator, x: Floats) -> DTypeLike:
     """Return the dtype that the estimator takes: of a torch model that of its weights."""
     if isinstance(estimator, PyTorchEstimator):
         for weight in estimator.model.parameters():
@@ -222,7 +212,7 @@ def _dtype_of(estimator: Any, x: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _unchanged(estimator: Any) -> Iterator[None]:
+def _unchanged(estimator: BaseEstimator) -> Iterator[None]:
     """Put back what ART's gradients change in a torch model; its weights need none meanwhile."""
     if not isinstance(estimator, PyTorchEstimator):
         yield
@@ -242,7 +232,7 @@ def _unchanged(estimator: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _odds(estimator: Any, y: Any) -> Iterator[list[Any] | None]:
+def _odds(estimator: BaseEstimator, y: Labels) -> Iterator[list[Floats] | None]:
     """Make `loss_gradient` that of the error log-odds, and yield the list its values go to.
 
     Or yield None, if the outputs are not known to be logits, or the labels are soft.
@@ -253,9 +243,9 @@ def _odds(estimator: Any, y: Any) -> Iterator[list[Any] | None]:
     if not (as_known and hard and _is_cross_entropy(loss)):
         yield None
         return
-    values: list[Any] = []
+    values: list[Floats] = []
 
-    def error_log_odds(outputs: Any, labels: Any) -> Any:
+    def error_log_odds(outputs: Array, labels: Array) -> Array:
         odds = lpfamily.error_log_odds(outputs, labels)
         values.append(odds.detach().cpu().numpy())
         return odds.sum()
@@ -267,7 +257,7 @@ def _odds(estimator: Any, y: Any) -> Iterator[list[Any] | None]:
         estimator._loss = loss
 
 
-def _is_cross_entropy(loss: Any) -> bool:
+def _is_cross_entropy(loss: object) -> bool:
     import torch
 
     return type(loss) is torch.nn.NLLLoss or (

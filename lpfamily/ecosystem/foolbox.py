@@ -12,8 +12,11 @@ from foolbox.attacks.base import FixedEpsilonAttack, T, get_criterion, raise_if_
 from foolbox.devutils import atleast_kd
 
 import lpfamily
-from lpfamily._arrays import Array, check_p
-from lpfamily.ecosystem._attacks import checked, start_of
+from lpfamily._arrays import Array, Bounds, check_p
+from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
+
+Evaluate = Callable[[Array], tuple[Array, Array]]
+"""Maps inputs to the value of each example and its gradient."""
 
 
 class LpDistance(foolbox.distances.LpDistance):
@@ -67,13 +70,7 @@ class _LpAttack(FixedEpsilonAttack):
         return restore_type(ep.clip(x + ep.astensor(checked(eps, epsilon)), *model.bounds))
 
     @abstractmethod
-    def _perturbation(
-        self,
-        value_and_grad: Callable[[Array], tuple[Array, Array]],
-        x: Array,
-        epsilon: float,
-        bounds: tuple[float, float],
-    ) -> Array: ...
+    def _perturbation(self, value_and_grad: Evaluate, x: Array, epsilon: float, bounds: Bounds) -> Array: ...
 
 
 class LpFastGradientAttack(_LpAttack):
@@ -104,13 +101,7 @@ class LpFastGradientAttack(_LpAttack):
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 3.
     """
 
-    def _perturbation(
-        self,
-        value_and_grad: Callable[[Array], tuple[Array, Array]],
-        x: Array,
-        epsilon: float,
-        bounds: tuple[float, float],
-    ) -> Array:
+    def _perturbation(self, value_and_grad: Evaluate, x: Array, epsilon: float, bounds: Bounds) -> Array:
         grad = value_and_grad(x)[1]
         return lpfamily.epsilon(grad, self.p, epsilon, batch_ndim=1, x=x, bounds=bounds)
 
@@ -150,7 +141,7 @@ class LpAscentAttack(_LpAttack):
         *,
         steps: int = 10,
         step_size: float | None = None,
-        random_start: Any = False,
+        random_start: RandomStart = False,
         method: Literal["projected", "frank-wolfe"] = "projected",
     ):
         super().__init__(p)
@@ -159,25 +150,9 @@ class LpAscentAttack(_LpAttack):
         self.random_start = random_start
         self.method = method
 
-    def _perturbation(
-        self,
-        value_and_grad: Callable[[Array], tuple[Array, Array]],
-        x: Array,
-        epsilon: float,
-        bounds: tuple[float, float],
-    ) -> Array:
-        return lpfamily.ascend(
-            value_and_grad,
-            x,
-            self.p,
-            epsilon,
-            self.steps,
-            self.step_size,
-            start_of(self.random_start),
-            bounds,
-            batch_ndim=1,
-            method=self.method,
-        )
+    def _perturbation(self, value_and_grad: Evaluate, x: Array, epsilon: float, bounds: Bounds) -> Array:
+        how = self.steps, self.step_size, start_of(self.random_start), bounds
+        return lpfamily.ascend(value_and_grad, x, self.p, epsilon, *how, batch_ndim=1, method=self.method)
 
 
 def _value_and_grad(value: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -190,7 +165,7 @@ def _value_and_grad(value: Callable[[Array], Array], x: Array) -> tuple[Array, A
             (grad,) = torch.autograd.grad(values.sum(), x)
         return values.detach(), grad
 
-    def total(x: Any) -> tuple[Any, Any]:
+    def total(x: ep.Tensor) -> tuple[ep.Tensor, ep.Tensor]:
         values = ep.astensor(value(x.raw))
         return values.sum(), values
 

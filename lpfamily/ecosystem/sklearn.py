@@ -1,17 +1,18 @@
 """A scikit-learn classifier: a dense network trained with the Lp family."""
 
-# ruff: noqa: N803, N806 (X is scikit-learn's name)
+# ruff: noqa: N803 (X is scikit-learn's name)
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
@@ -20,6 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from lpfamily._arrays import Bounds, Numbers
 from lpfamily.ascent import ascend
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
@@ -39,6 +41,8 @@ from lpfamily.training.protocol.epochs import finite, train
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Machine, Objective, Rates, Task
 from lpfamily_numpy import backend as numpy_backend
+
+Floats = NDArray[np.floating]
 
 SHARE = 0.05
 """How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
@@ -155,7 +159,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes: Any = (100,),
+        hidden_layer_sizes: int | Sequence[int] = (100,),
         *,
         pieces: int = 0,
         objective: backends.ObjectiveName = "perturb",
@@ -170,7 +174,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         validation_fraction: float = 0.1,
         backend: str = "numpy",
         device: str = "cpu",
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -190,7 +194,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any) -> LpRegularizedClassifier:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> LpRegularizedClassifier:
         """Train on inputs X, (n_samples, n_features), and labels y, (n_samples,), and return self.
 
         Raises
@@ -204,32 +208,33 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             The loss or a weight is no longer a finite number.
         """
         numbers = self._numbers()
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        x: Floats
+        x, targets = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(targets)
+        self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds 1 class, {self.classes_[0]}; a classifier needs two or more")
-        recipe, held = self._recipe(numbers, X, len(self.classes_)), None
+        recipe, held = self._recipe(numbers, x, len(self.classes_)), None
         if recipe.patience:
             share, seed = numbers["validation_fraction"], recipe.seed
             try:
-                X, held_X, labels, held_labels = train_test_split(
-                    X, labels, test_size=share, stratify=labels, random_state=seed
+                x, held_x, labels, held_labels = train_test_split(
+                    x, labels, test_size=share, stratify=labels, random_state=seed
                 )
             except ValueError as cause:
                 raise ValueError(
                     f"{cause} n_iter_no_change holds out {share:g} of the examples: raise "
                     f"validation_fraction, or pass n_iter_no_change=None"
                 ) from cause
-            recipe, held = replace(recipe, validation=len(held_X)), (held_X, held_labels)
-        network = recipes.network_of(recipe, (1, 1, X.shape[1]), len(self.classes_))
+            recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_labels)
+        network = recipes.network_of(recipe, (1, 1, x.shape[1]), len(self.classes_))
         found = backends.find(self.backend)
         backends.check_layers(self.backend, found, network)
         found.check_device(self.device)
         objective, size, dtype = part(recipe, Objective), recipe.batch_size, recipe.dtype
-        task = Task(network, objective, X, labels, size, dtype, machine=Machine(self.device))
+        task = Task(network, objective, x, labels, size, dtype, machine=Machine(self.device))
         trainer = found.trainer(task, initial_state(network, recipe.seed, dtype))
-        state, epoch, lines = _train(trainer, recipe, len(X), held, Progress(quiet=not self.verbose))
+        state, epoch, lines = _train(trainer, recipe, len(x), held, Progress(quiet=not self.verbose))
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
         self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
@@ -237,16 +242,16 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         self.trained_ = Trained(network, recipe, parameters, epoch, None)
         return self
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: ArrayLike) -> NDArray[np.generic]:
         """Return the label of the largest probability for each of (n_samples, n_features) inputs."""
         most = self._logits(X).argmax(axis=1)
         return np.asarray(self.classes_[most])
 
-    def predict_proba(self, X: Any) -> NDArray[Any]:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Return the probabilities, (n_samples, n_classes), in the order of `classes_`."""
         return np.asarray(softmax(self._logits(X), axis=1))
 
-    def predict_log_proba(self, X: Any) -> NDArray[Any]:
+    def predict_log_proba(self, X: ArrayLike) -> Floats:
         """Return the logarithms of the probabilities, exact also where one rounds to 1 or to 0."""
         logits = self._logits(X)
         result, most = np.asarray(log_softmax(logits, axis=1)), logits.argmax(axis=1)
@@ -255,15 +260,15 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
 
     def perturb(
         self,
-        X: Any,
-        y: Any,
+        X: ArrayLike,
+        y: ArrayLike,
         *,
         p: float | None = None,
-        sigma: Any = None,
+        sigma: Numbers | None = None,
         steps: int = 1,
-        bounds: tuple[Any, Any] | None = None,
-        mask: Any = None,
-    ) -> NDArray[Any]:
+        bounds: Bounds | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Floats:
         """Return eps in the Lp ball, the step that the network withstands least by its gradient.
 
         `lpfamily.ascend` of `lpfamily.error_log_odds`: one step is eq. 3, or none for an example whose
@@ -297,23 +302,23 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         recipe = self.trained_.recipe
-        X, y = validate_data(self, X, y, reset=False, dtype=recipe.dtype)
+        x, y = validate_data(self, X, y, reset=False, dtype=recipe.dtype)
         labels = LabelEncoder().fit(self.classes_).transform(y)
         trainer = self.trained_.trainer("numpy")
 
-        def value_and_grad(x: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
-            return error_log_odds(trainer.logits(x), labels), trainer.input_gradients(x, labels)
+        def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
+            return error_log_odds(trainer.logits(at), labels), trainer.input_gradients(at, labels)
 
         p = recipe.p if p is None else p
-        sigma = recipes.matched_radius(recipe, p, X.shape[1]) if sigma is None else sigma
-        return np.asarray(ascend(value_and_grad, X, p, sigma, steps, bounds=bounds, mask=mask))
+        sigma = recipes.matched_radius(recipe, p, x.shape[1]) if sigma is None else sigma
+        return np.asarray(ascend(value_and_grad, x, p, sigma, steps, bounds=bounds, mask=mask))
 
-    def _logits(self, X: Any) -> NDArray[Any]:
+    def _logits(self, X: ArrayLike) -> Floats:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
+        x: Floats = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
         # not by trained_.model, which looks for the installed backends: that takes 10 ms
         model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
-        return evaluation.in_parts(model, X)
+        return evaluation.in_parts(model, x)
 
     def _numbers(self) -> dict[str, Any]:
         """Return the parameters that are numbers, as Python's."""
@@ -325,9 +330,9 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
                 found[name] = _within(range_, name, value)
         return found
 
-    def _recipe(self, numbers: dict[str, Any], X: NDArray[Any], classes: int) -> Recipe:
+    def _recipe(self, numbers: dict[str, Any], x: Floats, classes: int) -> Recipe:
         """Return what is to be trained."""
-        inputs, units, pieces = X.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
+        inputs, units, pieces = x.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
         exponent = 0 if self.objective == "noise" else 1 / numbers["p"]
         return Recipe(
             data="tabular",
@@ -352,7 +357,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             patience=numbers.get("n_iter_no_change", 0),
             second_stage="none",
             seed=int(check_random_state(self.random_state).randint(10**9)),
-            dtype=X.dtype.name,  # type: ignore[arg-type]
+            dtype=x.dtype.name,  # type: ignore[arg-type]
         )
 
 
@@ -368,7 +373,7 @@ def _train(
     trainer: backends.Trainer,
     recipe: Recipe,
     examples: int,
-    held: tuple[NDArray[Any], NDArray[Any]] | None,
+    held: tuple[Floats, NDArray[np.integer]] | None,
     progress: Progress,
 ) -> tuple[State, int, list[backends.Metrics]]:
     """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
