@@ -81,10 +81,7 @@ def ascend(
     Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to Adversarial
     Attacks, 2018; Frank and Wolfe: An Algorithm for Quadratic Programming, 1956.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
-    if method not in ("projected", "frank-wolfe"):
-        raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
+    check_steps(steps, method)
     given = examples(x, "x", batch_ndim)
     xp, at, batch = given.xp, given.array, given.batch
     given = replace(given, values=given.rows(at))  # whose dtype holds the radius
@@ -121,6 +118,14 @@ def ascend(
         best = xp.where(xp.reshape(better, (*batch, *[1] * (at.ndim - len(batch)))), eps, best)
         value = xp.where(better, new, value)
     return given.back(best)
+
+
+def check_steps(steps: int, method: str) -> None:
+    """Raise ValueError unless an ascent can take so many steps by this method."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if method not in ("projected", "frank-wolfe"):
+        raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {method!r}")
 
 
 def starting_point(
@@ -203,8 +208,7 @@ def frank_wolfe(
     TypeError, ValueError
         As in `lpfamily.epsilon`; for less than one step.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    check_steps(steps, "frank-wolfe")
     if bounds is not None:
         options |= {"x": x, "bounds": bounds}
     eps = epsilon(gradient(x if start is None else x + start), p, sigma, **options)

@@ -90,23 +90,14 @@ def epsilon(
     eq. 2-12 and Appendix A.
     """
     p = check_p(p)
+
+    def step(grad: A) -> A:
+        given = examples(grad, "grad", batch_ndim, mask)
+        radius = given.radius(sigma)
+        if x is None and bounds is None:
+            return given.shaped(steepest(p, given.values, radius))
+        return given.shaped(boxed(p, given.values, radius, walls(given, x, bounds)))
+
     if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
-        eps: A = library_of(grad, "grad").detour(lambda grad: _step(grad, p, sigma, batch_ndim), grad)
-        return eps
-    return _step(grad, p, sigma, batch_ndim, mask, x, bounds)
-
-
-def _step(
-    grad: A,
-    p: float,
-    sigma: Numbers,
-    batch_ndim: int | None,
-    mask: Array | None = None,
-    x: Numbers | None = None,
-    bounds: Bounds | None = None,
-) -> A:
-    given = examples(grad, "grad", batch_ndim, mask)
-    radius = given.radius(sigma)
-    if x is None and bounds is None:
-        return given.shaped(steepest(p, given.values, radius))
-    return given.shaped(boxed(p, given.values, radius, walls(given, x, bounds)))
+        return library_of(grad, "grad").detour(step, grad)
+    return step(grad)

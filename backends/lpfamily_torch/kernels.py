@@ -24,7 +24,7 @@ class TorchLibrary(Library):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
         return _value(primitive, p, *operands)
 
-    def detour(self, function: Callable[[Any], Any], x: torch.Tensor) -> Any:
+    def detour(self, function: Callable[[Any], Any], x: Any) -> Any:
         """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
         if not _is_plain(x) or x.requires_grad or x.dtype not in (torch.float32, torch.float64):
             return function(x)

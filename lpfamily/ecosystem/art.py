@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import lpfamily
 from lpfamily._arrays import Array, Numbers, check_p
+from lpfamily.ascent import check_steps
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
 
 Floats = NDArray[np.floating]
@@ -109,10 +110,7 @@ class LpGradientMethod(EvasionAttack):
         check_p(self.p)
         if not np.all(np.asarray(self.eps) >= 0):
             raise ValueError(f"eps must be at least 0; got {self.eps}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}")
-        if self.method not in ("projected", "frank-wolfe"):
-            raise ValueError(f"method must be 'projected' or 'frank-wolfe'; got {self.method!r}")
+        check_steps(self.steps, self.method)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lpfamily._arrays import Array, constant_when_traced, device_of, library_name, namespace_of
+from lpfamily._arrays import A, Array, constant_when_traced, device_of, library_name, namespace_of
 
 GROUP = "lpfamily.kernels"
 """The group of entry points, named after the module whose arrays a `Library` serves."""
@@ -93,7 +93,7 @@ class Library:
         with self.unwarned():
             return self.implementations.get(primitive, primitive.value)(p, *operands)
 
-    def detour(self, function: Callable[[Array], Array], x: Array) -> Array:
+    def detour(self, function: Callable[[A], A], x: A) -> A:
         """Return `function` of x, by a faster library that shares x's memory where there is one."""
         return function(x)
 
