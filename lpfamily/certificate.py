@@ -7,17 +7,7 @@ import math
 from dataclasses import dataclass
 from types import ModuleType
 
-from lpfamily._arrays import (
-    Array,
-    Bounds,
-    Numbers,
-    beside,
-    check_p,
-    examples,
-    finfo,
-    floating,
-    namespace_of,
-)
+from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, finfo, floating, namespace_of
 from lpfamily.box import entries, walls
 from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty

@@ -219,10 +219,7 @@ class _Posed(Generic[A]):
         # the singular value decomposition does not return from a NaN
         finite = xp.all(xp.isfinite(theta))
         u = library_of(rows).by_examples(
-            solve,
-            "(m,n),(m),(k)->(n)",
-            rows.dtype,
-            *(xp.where(finite, theta, 0.0), rows, constant(radius)),
+            solve, "(m,n),(m),(k)->(n)", rows.dtype, *(xp.where(finite, theta, 0.0), rows, constant(radius))
         )
         u = xp.where(xp.any(theta != 0), u, 0.0)
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)

@@ -16,8 +16,7 @@ class JaxLibrary(Library):
 
     def apply(self, primitive: Primitive, p: float, *operands: jax.Array) -> jax.Array:
         """Evaluate as one compiled function whose derivatives are the primitive's own."""
-        result: jax.Array = _function(primitive, p)(*operands)
-        return result
+        return _function(primitive, p)(*operands)
 
     def by_examples(
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
@@ -32,11 +31,10 @@ class JaxLibrary(Library):
     ) -> tuple[jax.Array, ...]:
         """Loop in XLA, which would otherwise compile every step."""
 
-        def changes(carry: Any) -> jax.Array:
+        def changes(carry: tuple[int | jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> jax.Array:
             count, old, new = carry
             different = [jax.numpy.any(a != b) for a, b in zip(old, new, strict=True)]
-            result: jax.Array = jax.numpy.any(jax.numpy.stack(different)) & (count < times)
-            return result
+            return jax.numpy.any(jax.numpy.stack(different)) & (count < times)
 
         first = step(*state)
         _, _, result = jax.lax.while_loop(
@@ -73,7 +71,7 @@ def _compiled(function: Callable[..., Any], *static: Any) -> Any:
 
 
 @functools.cache
-def _function(primitive: Primitive, p: float) -> Any:
+def _function(primitive: Primitive, p: float) -> Callable[..., jax.Array]:
     function = jax.custom_jvp(functools.partial(primitive.value, p))
     function.defjvp(
         lambda operands, tangents: (_function(primitive, p)(*operands), primitive.jvp(p, operands, tangents))

@@ -249,13 +249,7 @@ def _mean_over_devices(gradients: Arrays, total: Array, counted: Array) -> tuple
 
 
 def _objective(
-    network: Network,
-    objective: Objective,
-    state: Arrays,
-    x: Array,
-    labels: Array,
-    sigma: Array,
-    drawn: Drawn,
+    network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, drawn: Drawn
 ) -> tuple[Array, Array]:
     """Return the objective of each example and the logits it saw."""
     masks = drawn.masks

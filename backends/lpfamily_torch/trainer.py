@@ -253,11 +253,7 @@ class TorchTrainer:
         return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
     def _odds(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        factors: Factors | None = None,
-        taps: list[Tap] | None = None,
+        self, x: Tensor, labels: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None
     ) -> Tensor:
         return error_log_odds(self._logits(x, factors, taps), labels)
 
