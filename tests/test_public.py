@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import typing
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_what_is_public_says_what_it_does(name):
     function = getattr(lpfamily, name)
     for part in "Parameters", "Raises", *function.__annotations__.keys() - {"return"}:
         assert part in function.__doc__ or "As in `" in function.__doc__
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLIC if name not in ("certify", "dual_exponent", "sample")]
+)
+def test_a_type_checker_knows_the_type_of_array_that_comes_back(name):
+    """That of the array that is given: the same type variable stands for both."""
+    hints = typing.get_type_hints(getattr(lpfamily, name))
+    array = next(hints[argument] for argument in ("grad", "v", "logits", "x") if argument in hints)
+    assert isinstance(array, typing.TypeVar)
+    assert hints["return"] is array
 
 
 def test_importing_the_mathematics_needs_three_packages():
