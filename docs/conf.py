@@ -47,7 +47,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"Array": "Array"}
+autodoc_type_aliases = {"Array": "Array", "A": "Array"}
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
@@ -86,8 +86,9 @@ def escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
 def as_written(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Show aliases in signatures by their names."""
-    return tuple(text and ALIAS.sub(r"\1", text) for text in (signature, returns))
+    """Show aliases in signatures by their names, and an array of any library as one."""
+    shown = (text and ALIAS.sub(r"\1", text) for text in (signature, returns))
+    return tuple(text and text.replace("float | ~typing.Any", "float | Array") for text in shown)
 
 
 def without_link(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
