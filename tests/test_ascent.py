@@ -89,7 +89,8 @@ def is_feasible_and_no_worse(ascend, lib, p, seed, method, sigma, bounds, start)
     if bounds:
         assert np.all((x + eps >= bounds[0] - 1e-12) & (x + eps <= bounds[1] + 1e-12))
     if start != "random":
-        assert np.all(value >= before - 1e-12)  # dask adds up the chunks of the two in different orders
+        rounding = 1e-12 if lib.slow else 0  # dask adds up the chunks of the two in different orders
+        assert np.all(value >= before - rounding)
 
 
 drawn = {

@@ -265,7 +265,7 @@ def test_a_name_cannot_speak_to_the_terminal(tmp_path):
     [
         pytest.param("d/" * 1000, id="1000 deep"),
         pytest.param("d/" * 101, id="101 deep"),
-        pytest.param("d/" * 4_000, id="4,000 deep"),
+        pytest.param("d/" * 40_000, id="40,000 deep"),
         pytest.param("d" * 256, id="256 long"),
         pytest.param("d" * 100_000, id="100,000 long"),
         pytest.param(("d" * 200 + "/") * 20 + "d" * 50, id="4,000 in all, and more with the files"),
