@@ -163,7 +163,7 @@ CHAPTER = Chapter(
             "table1",
             "Table I. Test errors on permutation invariant MNIST",
             DENSE,
-            "The paper gives one run a row. 78 errors of 10,000 have a deviation of 8.8, so 0.78 %, 0.84 % "
+            "The paper gives one run per row. 78 errors of 10,000 have a deviation of 8.8, so 0.78 %, 0.84 % "
             "and 0.94 % are within noise of each other.",
             "The row of p = inf is quoted from the paper of the fast gradient sign method, so sigma 0.25 and "
             "a clean weight of one half are that paper's; the strengths of the rows are not matched. On L(x "
