@@ -7,6 +7,7 @@ import errno
 import functools
 import importlib.util
 import io
+import itertools
 import os
 import platform
 import sys
@@ -204,7 +205,7 @@ def check_out(out: Path, longest: Path) -> None:
     `longest` is the longest path of what is to be written.
     """
     problem: str | None = None
-    for depth, there in enumerate((longest, *longest.parents)):
+    for depth, there in enumerate(itertools.chain([longest], longest.parents)):
         try:
             there.stat()
         except FileNotFoundError:
