@@ -41,14 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-case", action="store_true", help="compiled libraries run all cases of a test")
+    parser.addoption(
+        "--every-case", action="store_true", help="libraries other than NumPy run all cases of a test"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark a test with the libraries among its parameters, by which test environments choose.
 
-    Where each case is compiled, those of a test that differ in p or objective alone are the
-    first, the middle and the last: all of them run on what is not compiled, by the same definition.
+    NumPy runs all cases. Elsewhere, those of a test that differ in p or objective alone are the first,
+    the middle and the last; of a function that is made of primitives, the middle one.
     """
     cases = defaultdict(list)
     for item in items:
@@ -59,11 +61,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # the laws that are shipped for a library have neither: all of their cases run
         sampled = SAMPLED if {"lib", "autodiff", "objective"} & params.keys() else ()
         others = [re.sub(r", [\d.]+$|, inf$", "", str(params[key])) for key in params if key not in sampled]
-        cases[item.nodeid.partition("[")[0], *others].append(item)
-    if NAMES == ["jax"] and not config.getoption("every_case"):
-        kept = {id(group[k]) for group in cases.values() for k in (0, (len(group) - 1) // 2, -1)}
-        config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
-        items[:] = [item for item in items if id(item) in kept]
+        is_primitive = getattr(params.get("call"), "is_primitive", True)
+        cases[item.nodeid.partition("[")[0], is_primitive, *others].append(item)
+    if "numpy" in NAMES or config.getoption("every_case"):
+        return
+    kept = {
+        id(group[k])
+        for (_, is_primitive, *_), group in cases.items()
+        for k in ((0, (len(group) - 1) // 2, -1) if is_primitive else ((len(group) - 1) // 2,))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)
