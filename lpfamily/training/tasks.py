@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,11 @@ DIFFERENCE_STEP = 2.0**-10
 """The step of the finite-difference penalty, in units of eps."""
 
 PERTURB = {"objective": "perturb"}
+
+of_objective, of_optimiser, of_machine = (
+    functools.partial(option, group=group) for group in ("objective", "optimiser", "machine")
+)
+of_perturb = functools.partial(of_objective, needs=PERTURB)
 
 
 @dataclass(frozen=True)
@@ -42,35 +48,22 @@ class Objective:
         "penalty: L(x) + sigma ||grad L||_p*, eq. 4",
         group="objective",
     )
-    p: float = option(2.0, EXPONENT, "the exponent of the ball, from 1 to inf", group="objective")
-    steps: int = option(
-        1, COUNT, "perturb: gradients per perturbation, by Frank-Wolfe", group="objective", needs=PERTURB
+    p: float = of_objective(2.0, EXPONENT, "the exponent of the ball, from 1 to inf")
+    steps: int = of_perturb(1, COUNT, "perturb: gradients per perturbation, by Frank-Wolfe")
+    clean_weight: float = of_perturb(0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)")
+    random_start: bool = of_perturb(
+        False, None, "perturb: take the first gradient at a random point of the ball"
     )
-    clean_weight: float = option(
-        0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)", group="objective", needs=PERTURB
+    direction_dropout: Literal["none", "same", "independent"] = of_perturb(
+        "none", None, "perturb: the dropout of the passes that find eps", needs=PERTURB | {"dropout": ()}
     )
-    random_start: bool = option(
-        False,
-        None,
-        "perturb: take the first gradient at a random point of the ball",
-        group="objective",
-        needs=PERTURB,
+    direction_dtype: Literal["same", "bfloat16"] = of_perturb(
+        "same", None, "perturb: what these passes compute in"
     )
-    direction_dropout: Literal["none", "same", "independent"] = option(
-        "none",
-        None,
-        "perturb: the dropout of the passes that find eps",
-        group="objective",
-        needs=PERTURB | {"dropout": ()},
-    )
-    direction_dtype: Literal["same", "bfloat16"] = option(
-        "same", None, "perturb: what these passes compute in", group="objective", needs=PERTURB
-    )
-    penalty_by: Literal["gradient", "difference"] = option(
+    penalty_by: Literal["gradient", "difference"] = of_objective(
         "gradient",
         None,
         "penalty: differentiate through the gradient, or take a finite difference along eps",
-        group="objective",
         needs={"objective": "penalty"},
     )
 
@@ -84,26 +77,19 @@ class Objective:
 class Optimiser:
     """How a step goes down: v <- momentum v - lr g, w <- w + v, at the step's `Rates`."""
 
-    weight_decay: float = option(
-        0.0, NOT_NEGATIVE, "C in C/2 |W|^2, on weights, not biases", group="optimiser"
-    )
+    weight_decay: float = of_optimiser(0.0, NOT_NEGATIVE, "C in C/2 |W|^2, on weights, not biases")
 
 
 @dataclass(frozen=True)
 class Machine:
     """What computes, and how: it changes a run by rounding alone."""
 
-    device: str = option(
-        "cpu", TEXT, "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1", group="machine"
-    )
-    tf32: bool = option(
-        False, None, "let a GPU round the factors of float32 products to 10 bits", group="machine"
-    )
-    compile: bool = option(
+    device: str = of_machine("cpu", TEXT, "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1")
+    tf32: bool = of_machine(False, None, "let a GPU round the factors of float32 products to 10 bits")
+    compile: bool = of_machine(
         False,
         None,
         "torch: make one program of a step, in some 20 s; needs a C++ compiler, or Triton on a GPU",
-        group="machine",
     )
 
     def __post_init__(self) -> None:

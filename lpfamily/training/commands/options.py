@@ -15,7 +15,7 @@ from lpfamily.training.data import SOURCES, Dataset
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.recipes.recipe import RELU_LR
-from lpfamily.training.tasks import Machine
+from lpfamily.training.tasks import Machine, of_machine
 
 NAME = "python -m lpfamily.train"
 
@@ -35,12 +35,11 @@ GROUPS = {
 class Command:
     """What only a command needs to know: where things are, and what it shows."""
 
-    backend: str = option("numpy", TEXT, f"one of {', '.join(names())}", group="machine")
-    data_dir: Path | None = option(
+    backend: str = of_machine("numpy", TEXT, f"one of {', '.join(names())}")
+    data_dir: Path | None = of_machine(
         None,
         PATH,
         "local data files, in PATH, PATH/mnist or PATH/cifar10",
-        group="machine",
         default_text="LPFAMILY_DATA, or a download into the user's cache",
     )
     out: Path | None = option(
