@@ -121,14 +121,7 @@ def regularize(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-4.
     """
     check_p(p)
-    check_choices(
-        objective=objective,
-        clean_weight=clean_weight,
-        steps=steps,
-        start=start,
-        penalty_by=penalty_by,
-        difference_step=difference_step,
-    )
+    check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
     if not isinstance(argnum, int) or argnum < 0:
         raise ValueError(
             f"argnum must be the place of x, from 0, among the arguments of the loss; got {argnum!r}"

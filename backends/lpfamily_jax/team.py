@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from lpfamily.training.backends import SMALLER
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team, number
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered, number
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -29,7 +28,6 @@ ALIKE, BY_PROCESS = P(), P("processes")  # type: ignore[no-untyped-call]
 """How devices have an array: each all of it, or each process its row."""
 
 Combine = Callable[[jax.Array], jax.Array]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 FAREWELL = 10
 """The seconds for which a process that ends waits for the others to end."""
@@ -98,11 +96,7 @@ class JaxTeam:
 
     def gather(self, rows: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the rows of all processes."""
-        lengths = self._all(_same, np.array(len(rows)))
-        padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
-        padded[: len(rows)] = rows
-        parts = self._all(_same, padded)
-        return np.concatenate([part[:length] for part, length in zip(parts, lengths, strict=True)])
+        return gathered(rows, lambda mine: self._all(_same, mine))
 
     def leave(self) -> None:
         """Do nothing: they part as the process ends, when the command has said why."""

@@ -22,14 +22,11 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, State, layer_of, parameter_shapes, shapes
+from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes, shapes
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Kept, forward
 from lpfamily_jax.team import ALIKE, devices, join, noticing
-
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
 
 Settings = tuple[Network, Objective, Optimiser]
 
@@ -111,7 +108,7 @@ class JaxTrainer:
         self._state = {name: self._put(jnp.array(array, self.task.dtype)) for name, array in state.items()}
 
     @_scoped
-    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
         totals, done = [], 0
         with nullcontext(map) if self._device.platform == "cpu" else by_threads() as mapped:
@@ -130,15 +127,15 @@ class JaxTrainer:
         return np.asarray(forward(self.task.network, self._here, jnp.asarray(x)))
 
     @_scoped
-    def losses(self, x: Floats, labels: Integers) -> Floats:
+    def losses(self, x: Floats, labels: Ints) -> Floats:
         return np.asarray(_losses(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
-    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
+    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
         return np.asarray(_direction(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
 
     @_scoped
-    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         arrays = (jnp.asarray(x), jnp.asarray(labels), jnp.asarray(v))
         return np.asarray(_hessian_products(self.task.network, self._here, *arrays))
 
@@ -158,7 +155,7 @@ class JaxTrainer:
         # inside of a scan, convolutions take 12 times as long on a CPU
         return 1 if convolves and self._device.platform == "cpu" else SCANNED
 
-    def _steps(self, batches: Integers, rates: Floats, drawn: Drawn) -> tuple[Any, ...]:
+    def _steps(self, batches: Ints, rates: Floats, drawn: Drawn) -> tuple[Any, ...]:
         """Return what `_epoch` takes for each step.
 
         Where the devices do not divide a batch, some of its examples come twice, and count once.
@@ -261,14 +258,8 @@ def _objective(
     elif objective.name == "perturb":
         fixed, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
         start = sigma * drawn.shift if objective.random_start else None
-        x = x + frank_wolfe(
-            lambda at: _direction(network, fixed, at, labels, next(passes), objective.direction_dtype),
-            x,
-            objective.p,
-            sigma,
-            objective.steps,
-            start,
-        )
+        dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
+        x = x + frank_wolfe(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
     logits = forward(network, state, x, masks)
     losses = jax.nn.softplus(error_log_odds(logits, labels))
     if objective.name == "perturb" and (weight := objective.clean_weight):

@@ -11,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.draws import Masks
-from lpfamily.training.networks import Dense, Layer, Maxout, Network, Rectifier, State
-
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
+from lpfamily.training.networks import Dense, Floats, Layer, Maxout, Network, Rectifier, State
 
 
 class Activation(NamedTuple):

@@ -20,10 +20,10 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import Metrics, check_inputs
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
-from lpfamily_numpy.model import LAYERS, Floats, Integers, Passed, forward, resolved
+from lpfamily_numpy.model import LAYERS, Passed, forward, resolved
 
 SMALL_PRODUCT = 40_000_000
 """Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
@@ -94,7 +94,7 @@ class NumpyTrainer:
         self._state = {name: np.array(array, self.task.dtype) for name, array in state.items()}
 
     @_quiet
-    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         size, loss, wrong = self.task.batch_size, 0.0, 0
         with self._threads():
             for step, (lr, momentum, sigma) in enumerate(
@@ -112,15 +112,15 @@ class NumpyTrainer:
         return self._forward(x)[-1].outputs
 
     @_quiet
-    def losses(self, x: Floats, labels: Integers) -> Floats:
+    def losses(self, x: Floats, labels: Ints) -> Floats:
         return np.asarray(cross_entropy(self.logits(x), labels))
 
     @_quiet
-    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
+    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
         return self._direction(x, labels, None)
 
     @_quiet
-    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         passed = self._forward(x)
         deltas = self._backward(passed, _loss_delta(passed[-1].outputs, labels))
         return self._tangent(passed, deltas, labels, v)[1][0]
@@ -134,7 +134,7 @@ class NumpyTrainer:
             yield
 
     def _step(
-        self, x: Floats, labels: Integers, sigma: float, step: int, draws: Draws
+        self, x: Floats, labels: Ints, sigma: float, step: int, draws: Draws
     ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
         objective = self.task.objective
@@ -148,14 +148,8 @@ class NumpyTrainer:
         if objective.name == "penalty":
             return self._penalised(x, labels, sigma, masks)
         passes = iter(each)
-        eps = frank_wolfe(
-            lambda at: self._direction(at, labels, next(passes)),
-            x,
-            objective.p,
-            sigma,
-            objective.steps,
-            shift,
-        )
+        how = objective.p, sigma, objective.steps, shift
+        eps = frank_wolfe(lambda at: self._direction(at, labels, next(passes)), x, *how)
         losses, errors, trained = self._at(x + eps, labels, masks)
         if not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, trained))
@@ -164,7 +158,7 @@ class NumpyTrainer:
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
     def _at(
-        self, x: Floats, labels: Integers, masks: Masks | None = None
+        self, x: Floats, labels: Ints, masks: Masks | None = None
     ) -> tuple[Floats, NDArray[np.bool_], Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
@@ -172,12 +166,12 @@ class NumpyTrainer:
         losses = np.asarray(cross_entropy(logits, labels))
         return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas[1:])
 
-    def _direction(self, x: Floats, labels: Integers, masks: Masks | None) -> Floats:
+    def _direction(self, x: Floats, labels: Ints, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
         return self._backward(passed, _odds_delta(passed[-1].outputs, labels))[0]
 
     def _penalised(
-        self, x: Floats, labels: Integers, sigma: float, masks: Masks
+        self, x: Floats, labels: Ints, sigma: float, masks: Masks
     ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
@@ -218,7 +212,7 @@ class NumpyTrainer:
         self,
         passed: list[Passed],
         deltas: list[Floats],
-        labels: Integers,
+        labels: Ints,
         v: Floats,
         *,
         to_input: bool = True,
@@ -291,7 +285,7 @@ def _softmax(logits: Floats) -> Floats:
     return result
 
 
-def _odds_delta(logits: Floats, labels: Integers) -> Floats:
+def _odds_delta(logits: Floats, labels: Ints) -> Floats:
     """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one."""
     rows = np.arange(len(labels))
     wrong = logits.copy()
@@ -301,12 +295,12 @@ def _odds_delta(logits: Floats, labels: Integers) -> Floats:
     return delta
 
 
-def _loss_delta(logits: Floats, labels: Integers) -> Floats:
+def _loss_delta(logits: Floats, labels: Ints) -> Floats:
     """Return the gradient of the cross-entropy: (1 - p_y) times that of the error log-odds."""
     return _wrong(error_log_odds(logits, labels))[:, None] * _odds_delta(logits, labels)
 
 
-def _loss_delta_tangent(delta: Floats, labels: Integers, v: Floats) -> Floats:
+def _loss_delta_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
     """Return the derivative of `_loss_delta` along v: y * (v - <y, v>), y the probabilities.
 
     Taken from v_label, v leaves <y, v> = <delta, v>, and no term that cancels where y_label rounds to 1.

@@ -161,14 +161,7 @@ def regularized_loss(
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
     ball = Ball(p, sigma, bounds, mask, batch_ndim)
-    check_choices(
-        objective=objective,
-        clean_weight=clean_weight,
-        steps=steps,
-        start=start,
-        penalty_by=penalty_by,
-        difference_step=difference_step,
-    )
+    check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
     if objective == "perturb":
         eps = _frank_wolfe(passes, at, ball, steps, start)
         if not clean_weight:

@@ -6,18 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lpfamily.training.errors import BadInput
-from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Team, number
-
-Scalar = TypeVar("Scalar", bound=np.generic)
+from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered, number
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
 """By parameter, its gradient, or two matrices whose product is."""
@@ -87,15 +84,7 @@ class TorchTeam:
 
     def gather(self, rows: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the rows of all processes."""
-        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        with _noticing():
-            dist.all_gather(lengths, torch.tensor([len(rows)]))
-            most = int(max(lengths))
-            padded = np.zeros((most, *rows.shape[1:]), rows.dtype)
-            padded[: len(rows)] = rows
-            parts = [torch.empty(padded.shape, dtype=torch.from_numpy(padded).dtype) for _ in lengths]
-            dist.all_gather(parts, torch.from_numpy(padded))
-        return np.concatenate([part[: int(n)].numpy() for part, n in zip(parts, lengths, strict=True)])
+        return gathered(rows, self._exchange)
 
     def add(self, tensor: Tensor) -> None:
         """Replace a tensor by the sum of all processes' ones."""
@@ -105,6 +94,13 @@ class TorchTeam:
     def leave(self) -> None:
         """Leave the group."""
         dist.destroy_process_group()
+
+    def _exchange(self, mine: NDArray[Any]) -> list[NDArray[Any]]:
+        sent = torch.from_numpy(mine)
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        with _noticing():
+            dist.all_gather(received, sent)
+        return [each.numpy() for each in received]
 
 
 class Sums:

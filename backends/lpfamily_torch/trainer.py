@@ -19,7 +19,7 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.classification import softplus
 from lpfamily.training.backends import SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
-from lpfamily.training.networks import Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
@@ -62,9 +62,6 @@ backend = TorchBackend()
 
 RECORDED = 64
 """The most steps that a CUDA device launches as one."""
-
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
 
 Factors = list[Tensor | None]
 """What dropout multiplies each layer's inputs by."""
@@ -131,7 +128,7 @@ class TorchTrainer:
         self._sums = Sums(team, parameters) if isinstance(team, TorchTeam) else None
         self._recorded = Recorded(TorchTrainer._take) if self._records else None
 
-    def epoch(self, order: Integers, rates: Rates, draws: Draws) -> Metrics:
+    def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
         total, done = self._total.zero_(), 0
         table = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1)
@@ -159,15 +156,15 @@ class TorchTrainer:
         with torch.no_grad(), self._precision():
             return self._logits(self._tensor(x)).cpu().numpy()
 
-    def losses(self, x: Floats, labels: Integers) -> Floats:
+    def losses(self, x: Floats, labels: Ints) -> Floats:
         with torch.no_grad(), self._precision():
             return _softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
 
-    def input_gradients(self, x: Floats, labels: Integers) -> Floats:
+    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
         with self._precision():
             return self._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
-    def hessian_products(self, x: Floats, labels: Integers, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         with self._precision():
             at = self._tensor(x).requires_grad_()
             loss = softplus(self._odds(at, self._tensor(labels))).sum()
@@ -203,14 +200,8 @@ class TorchTrainer:
         if objective.name == "perturb":
             passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
-            x = x + frank_wolfe(
-                lambda at: direction(at, labels, self._factors(next(passes))),
-                x,
-                objective.p,
-                sigma,
-                objective.steps,
-                shift,
-            )
+            how = objective.p, sigma, objective.steps, shift
+            x = x + frank_wolfe(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
         logits = self._logits(x, factors, taps)
         losses = _softplus(error_log_odds(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):

@@ -25,21 +25,13 @@ from lpfamily._arrays import Bounds, Numbers
 from lpfamily.ascent import ascend
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
-from lpfamily.training.choices import (
-    COUNT,
-    COUNT_OR_NONE,
-    EXPONENT,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Range,
-    part,
-)
+from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
+from lpfamily.training.data import Split
 from lpfamily.training.networks import State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol.epochs import finite, train
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.tasks import Machine, Objective, Rates, Task
+from lpfamily.training.tasks import Machine, Rates
 from lpfamily_numpy import backend as numpy_backend
 
 Floats = NDArray[np.floating]
@@ -49,15 +41,15 @@ SHARE = 0.05
 
 MOMENTUM = 0.9
 
-RANGES = {
+FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size")} | {
+    "max_iter": "epochs",
+    "learning_rate_init": "lr",
+}
+"""The recipe's fields that parameters are."""
+
+RANGES: dict[str, Any] = {
     "pieces": COUNT_OR_NONE,
-    "p": EXPONENT,
-    "sigma": NOT_NEGATIVE,
-    "steps": COUNT,
-    "clean_weight": FRACTION,
-    "max_iter": COUNT,
-    "batch_size": COUNT,
-    "learning_rate_init": POSITIVE,
+    **{name: options(Recipe)[field].values for name, field in FIELDS.items()},
     "n_iter_no_change": COUNT,
     "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
 }
@@ -228,12 +220,10 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
                 ) from cause
             recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_labels)
         network = recipes.network_of(recipe, (1, 1, x.shape[1]), len(self.classes_))
-        found = backends.find(self.backend)
-        backends.check_layers(self.backend, found, network)
+        found = backends.find_for(self.backend, network)
         found.check_device(self.device)
-        objective, size, dtype = part(recipe, Objective), recipe.batch_size, recipe.dtype
-        task = Task(network, objective, x, labels, size, dtype, machine=Machine(self.device))
-        trainer = found.trainer(task, initial_state(network, recipe.seed, dtype))
+        task = recipes.task_of(recipe, network, Split(x, labels), Machine(self.device))
+        trainer = found.trainer(task, initial_state(network, recipe.seed, recipe.dtype))
         state, epoch, lines = _train(trainer, recipe, len(x), held, Progress(quiet=not self.verbose))
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
@@ -334,6 +324,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         """Return what is to be trained."""
         inputs, units, pieces = x.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
         exponent = 0 if self.objective == "noise" else 1 / numbers["p"]
+        numbers = {"sigma": SHARE * inputs**exponent} | numbers
         return Recipe(
             data="tabular",
             model="maxout" if pieces else "sigmoid-mlp",
@@ -342,13 +333,6 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             max_norm=(0.0,),
             init=math.sqrt(6 / (inputs + (*units, classes)[0])),
             objective=self.objective,
-            p=numbers["p"],
-            sigma=numbers.get("sigma", SHARE * inputs**exponent),
-            steps=numbers["steps"],
-            clean_weight=numbers["clean_weight"],
-            epochs=numbers["max_iter"],
-            batch_size=numbers["batch_size"],
-            lr=numbers["learning_rate_init"],
             lr_decay="linear",
             lr_epochs=numbers["max_iter"],
             momentum=MOMENTUM,
@@ -358,6 +342,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             second_stage="none",
             seed=int(check_random_state(self.random_state).randint(10**9)),
             dtype=x.dtype.name,  # type: ignore[arg-type]
+            **{field: numbers[name] for name, field in FIELDS.items()},
         )
 
 

@@ -160,7 +160,7 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
         recipe = recipe_of(setting, name, seed)
         source = data.source(recipe.data)
         network = network_of(recipe, source.shape, source.classes)
-        backends.check_layers(setting.backend, backends.find(setting.backend), network)
+        backends.find_for(setting.backend, network)
     elif (folder / runs.RESULT).exists():
         result(setting, name, folder)
 

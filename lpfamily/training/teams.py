@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats
 
 TIMEOUT = 600
 """The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
+
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+Exchange = Callable[[NDArray[Any]], Iterable[NDArray[Any]]]
+"""Returns what all processes give, arrays of one shape, by rank."""
 
 
 class Lost(OSError):
@@ -63,6 +72,14 @@ ALONE = Alone()
 def own(team: Team, examples: int) -> slice:
     """Return which of some examples this process has: consecutive ones, as many as any other or one more."""
     return slice(examples * team.rank // team.size, examples * (team.rank + 1) // team.size)
+
+
+def gathered(rows: NDArray[Scalar], exchange: Exchange) -> NDArray[Scalar]:
+    """Return the rows of all processes, which may be more in one than in another."""
+    lengths = [int(length[0]) for length in exchange(np.array([len(rows)]))]
+    padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return np.concatenate([each[:length] for each, length in zip(exchange(padded), lengths, strict=True)])
 
 
 def number(variable: str, least: int, below: int, remedy: str) -> int:

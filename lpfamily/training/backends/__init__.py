@@ -40,6 +40,7 @@ __all__ = [
     "check_inputs",
     "check_layers",
     "find",
+    "find_for",
     "launches",
     "names",
 ]
@@ -153,6 +154,13 @@ def find(name: str) -> Backend:
     return backend
 
 
+def find_for(name: str, network: Network) -> Backend:
+    """Return the backend of this name if it trains every layer of `network`; raise `BadInput` otherwise."""
+    backend = find(name)
+    check_layers(name, backend, network)
+    return backend
+
+
 def check_direction(name: str, backend: Backend, objective: Objective) -> None:
     """Raise `BadInput` if `backend` does not compute directions in the objective's dtype."""
     if objective.direction_dtype not in backend.direction_dtypes:
@@ -174,7 +182,6 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
 
 
 def check_choices(
-    *,
     objective: str,
     clean_weight: float,
     steps: int,

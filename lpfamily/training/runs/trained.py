@@ -71,9 +71,7 @@ class Trained:
             There is no such backend; its library cannot be imported, or does not have the run's dtype;
             it does not train such layers.
         """
-        found = backends.find(backend)
-        backends.check_layers(backend, found, self.network)
-        return found.model(self.network, self.parameters)
+        return backends.find_for(backend, self.network).model(self.network, self.parameters)
 
     def trainer(self, backend: str, device: str = "cpu") -> backends.Trainer:
         """Return a trainer of the network, at rest, for what it computes: logits, losses, derivatives.
@@ -90,8 +88,7 @@ class Trained:
         BadInput
             As in `model`, and for a device that is not there.
         """
-        found = backends.find(backend)
-        backends.check_layers(backend, found, self.network)
+        found = backends.find_for(backend, self.network)
         found.check_device(device)
         shapes = state_shapes(self.network)
         rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
