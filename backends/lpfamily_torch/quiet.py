@@ -108,9 +108,8 @@ def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) 
 
     def switch_off(each: object, name: str) -> None:
         changed.append((each, name, getattr(each, name)))
-        object.__setattr__(
-            each, name, 0.0 if name == "dropout" else False
-        )  # nn.Module's own looks for tensors, for ten times as long
+        # nn.Module's own looks for tensors, for ten times as long
+        object.__setattr__(each, name, 0.0 if name == "dropout" else False)
 
     try:
         for each in modules:

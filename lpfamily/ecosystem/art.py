@@ -21,8 +21,8 @@ import lpfamily
 from lpfamily._arrays import Array, Numbers, check_p
 from lpfamily.ascent import check_steps
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
+from lpfamily.training.networks import Floats
 
-Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 Labels = Any
 """Indices, one-hot rows, or whatever the loss takes of an estimator that is no classifier."""

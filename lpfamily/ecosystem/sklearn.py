@@ -27,14 +27,12 @@ from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
 from lpfamily.training.data import Split
-from lpfamily.training.networks import State, initial_state, parameter_shapes
+from lpfamily.training.networks import Floats, Ints, State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol.epochs import finite, train
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Machine, Rates
 from lpfamily_numpy import backend as numpy_backend
-
-Floats = NDArray[np.floating]
 
 SHARE = 0.05
 """How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
@@ -358,7 +356,7 @@ def _train(
     trainer: backends.Trainer,
     recipe: Recipe,
     examples: int,
-    held: tuple[Floats, NDArray[np.integer]] | None,
+    held: tuple[Floats, Ints] | None,
     progress: Progress,
 ) -> tuple[State, int, list[backends.Metrics]]:
     """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""

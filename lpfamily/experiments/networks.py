@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
-from lpfamily.training import backends, data, load, runs
+from lpfamily.training import backends, data, files, load, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.commands import options
 from lpfamily.training.data import Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import NOISE, ONE_STEP
+from lpfamily.training.files import REMEDY
 from lpfamily.training.progress import Tick
 from lpfamily.training.recipes import Recipe, network_of
 from lpfamily.training.runs import configs
@@ -170,7 +171,8 @@ def result(setting: Setting, name: str, folder: Path) -> Ended:
     run = runs.find(folder, option="")
     config, ended = configs.read(run), run.result or {}
     examples = ended["test_examples"] if "test_examples" in ended else tested(setting, name)
-    try:
+    remedy = f"{REMEDY}, or remove it and go on with python -m lpfamily.train --resume {run.folder}"
+    with files.understanding(run.folder / runs.RESULT, "not the result of a run", remedy):
         errors, texts = ended["test_error"], (ended["parameters"], ended["tested_on"])
         found: Ended = {
             "clean": errors["clean"],
@@ -196,12 +198,7 @@ def result(setting: Setting, name: str, folder: Path) -> Ended:
             raise ValueError(f"tested on {examples!r} examples")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"parameters {texts[0]!r}, tested on {texts[1]!r}")
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        raise BadInput(
-            f"{run.folder / runs.RESULT}: not the result of a run ({cause!r}); restore it from a copy, or "
-            f"remove it and go on with python -m lpfamily.train --resume {run.folder}"
-        ) from cause
-    return found
+        return found
 
 
 def tested(setting: Setting, name: str) -> int:

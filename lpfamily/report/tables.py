@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterable
 
-from lpfamily.training.errors import BadInput
+from lpfamily.training import files
 from lpfamily.training.evaluation import NOISE_DRAWS
 from lpfamily.training.files import Json
 from lpfamily.training.protocol import grid
@@ -33,7 +33,7 @@ def result_table(result: Json, recipe: Recipe, inputs: int) -> str:
 def grid_table(run: Run) -> str:
     """Return the table of what `--grid` chose from."""
     values = run.read(grid.GRID, run.config.get("grid"))
-    try:
+    with files.understanding(run.folder / grid.GRID, "not what was chosen from"):
         rows = [
             (
                 name,
@@ -43,9 +43,6 @@ def grid_table(run: Run) -> str:
             for name, kept in values["combinations"].items()
         ]
         chosen = values["chosen"]
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        path = run.folder / grid.GRID
-        raise BadInput(f"{path}: not what was chosen from ({cause!r}); restore it from a copy") from cause
     first = max((len(name) for name, _, _ in rows), default=0)
     lines = ["validation error (of stage one, in the epoch that it keeps)"]
     for name, error, epoch in rows:

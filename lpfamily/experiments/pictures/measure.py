@@ -15,10 +15,8 @@ from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST
 from lpfamily.training.draws import evaluation_noise
 from lpfamily.training.evaluation import error, in_parts
+from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick
-
-Floats = NDArray[np.floating]
-Labels = NDArray[np.integer]
 
 SIGMAS = (1.0, 10.0)
 """Of Figures 2 and 4, at p = 2, in units of the pixels, which are in [0, 1]."""
@@ -37,7 +35,7 @@ def predicted(trainer: Trainer, x: Floats) -> Json:
     return {"label": labels.tolist(), "probability": _rounded(np.exp(-trainer.losses(x, labels)), 6)}
 
 
-def perturbed_digits(trainer: Trainer, x: Floats, labels: Labels) -> Json:
+def perturbed_digits(trainer: Trainer, x: Floats, labels: Ints) -> Json:
     """Return the steps of eq. 12 at sigma 1, and the predictions at sigma 0 and `SIGMAS`, by sigma."""
     eps = epsilon(trainer.input_gradients(x, labels), 2.0, 1.0)
     return {
@@ -49,7 +47,7 @@ def perturbed_digits(trainer: Trainer, x: Floats, labels: Labels) -> Json:
     }
 
 
-def led_to(trainer: Trainer, x: Floats, labels: Labels) -> Json:
+def led_to(trainer: Trainer, x: Floats, labels: Ints) -> Json:
     """Return into what the steps of eq. 12 turn examples, as fractions of all, by sigma.
 
     `right` stay what they are, `runner_up` go to the wrong class that was most probable before (III-B),
@@ -65,7 +63,7 @@ def led_to(trainer: Trainer, x: Floats, labels: Labels) -> Json:
     return found
 
 
-def matched_steps(trainer: Trainer, x: Floats, labels: Labels, p: float) -> tuple[Floats, Floats]:
+def matched_steps(trainer: Trainer, x: Floats, labels: Ints, p: float) -> tuple[Floats, Floats]:
     """Return the radii at which eq. 3's step of p raises the loss as that of p = 2, sigma 1, and the steps.
 
     The least radius that a search by doubling, then halving, finds on the measured loss; NaN where none
@@ -91,7 +89,7 @@ def matched_steps(trainer: Trainer, x: Floats, labels: Labels, p: float) -> tupl
     return high, np.nan_to_num(high)[:, None] * direction
 
 
-def contributions(trainer: Trainer, x: Floats, labels: Labels, classes: int) -> tuple[Floats, Floats]:
+def contributions(trainer: Trainer, x: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return the decomposition of eq. 25: the coefficients (y - t)_j, and (y - t)_j J_j of each class.
 
     J_j is the input gradient of logit j. As the coefficients sum to 0, only differences of the J_j are in
@@ -125,7 +123,7 @@ def contributions(trainer: Trainer, x: Floats, labels: Labels, classes: int) -> 
     return coefficients, coefficients[:, :, None] * rows
 
 
-def class_parts(trainer: Trainer, x: Floats, labels: Labels, classes: int = MNIST.classes) -> list[Json]:
+def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.classes) -> list[Json]:
     """Return for each example eq. 12's step at sigma 1 as the sum of what classes contribute (eq. 25).
 
     `shares` are those of the step's length, <part, eps> / <eps, eps>, and sum to 1. The first part is of
@@ -156,7 +154,7 @@ def class_parts(trainer: Trainer, x: Floats, labels: Labels, classes: int = MNIS
     return found
 
 
-def transfer(trainers: dict[str, Trainer], x: Floats, labels: Labels, tick: Tick) -> Json:
+def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) -> Json:
     """Return errors of each network: `clean`, under `noise` of L2 norm 1, and `perturbed` by source.
 
     The noise is Gaussian, of each example scaled to the norm that eq. 12's steps at sigma 1 have.
@@ -182,7 +180,7 @@ def neighbours_agree(perturbations: Iterable[ArrayLike]) -> float:
     return float(np.mean([across.mean(), down.mean()]) / np.mean(images**2))
 
 
-def _runner_up(trainer: Trainer, x: Floats, labels: Labels) -> Labels:
+def _runner_up(trainer: Trainer, x: Floats, labels: Ints) -> Ints:
     """Return the most probable wrong class of each example."""
     logits = trainer.logits(x)
     right = np.arange(logits.shape[1]) == labels[:, None]

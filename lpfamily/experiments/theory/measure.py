@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lpfamily.curvature import Loss, hutchinson, loss_of, measure
 from lpfamily.experiments.networks import opened
 from lpfamily.experiments.pieces import Json, Measurement, Setting
+from lpfamily.training.networks import Floats
 from lpfamily.training.progress import Tick
-
-Floats = NDArray[np.floating]
 
 NAMES = ("sigmoid-plain", "sigmoid-p2")
 EXPONENTS = (1.0, 2.0, math.inf)

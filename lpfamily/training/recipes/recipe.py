@@ -23,14 +23,7 @@ from lpfamily.training.choices import (
 from lpfamily.training.data import SOURCES
 from lpfamily.training.data.datasets import published_radius
 from lpfamily.training.recipes.published import PUBLISHED
-from lpfamily.training.tasks import (
-    Objective,
-    ObjectiveName,
-    Optimiser,
-    of_machine,
-    of_objective,
-    of_optimiser,
-)
+from lpfamily.training.tasks import Objective, ObjectiveName, Optimiser, of_objective, of_optimiser
 
 UNITS = {"units": (), "pieces": ((),)}
 _RADII = ", ".join(
@@ -144,7 +137,7 @@ class Recipe(Optimiser, Objective):
         needs={"second_stage": ("continue", "scratch")},
     )
 
-    dtype: Literal["float32", "float64"] = of_machine("float32", None, "of weights and data")
+    dtype: Literal["float32", "float64"] = option("float32", None, "of weights and data", group="machine")
 
     def __post_init__(self) -> None:
         choices.check(self)

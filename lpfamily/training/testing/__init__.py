@@ -48,24 +48,12 @@ from lpfamily.training.testing import oracle
 Array = Floats
 
 HALF = Dropout(0.5, 2.0)
+FIRST: dict[str, Any] = {"max_norm": 1.2, "dropout": Dropout(0.8, 1.0), "lr_scale": 0.5}
+LAST = Dense(3, max_norm=1.5, dropout=HALF)
 NETWORKS = {
     "sigmoid": Network(6, (Dense(5, "sigmoid", max_norm=2.0), Dense(4, "sigmoid"), Dense(3, max_norm=1.5))),
-    "rectifiers": Network(
-        6,
-        (
-            Rectifier(5, max_norm=1.2, dropout=Dropout(0.8, 1.0), lr_scale=0.5),
-            Rectifier(5, dropout=HALF),
-            Dense(3, max_norm=1.5, dropout=HALF),
-        ),
-    ),
-    "maxout": Network(
-        6,
-        (
-            Maxout(4, 3, max_norm=1.2, dropout=Dropout(0.8, 1.0), lr_scale=0.5),
-            Maxout(5, 2, dropout=HALF),
-            Dense(3, max_norm=1.5, dropout=HALF),
-        ),
-    ),
+    "rectifiers": Network(6, (Rectifier(5, **FIRST), Rectifier(5, dropout=HALF), LAST)),
+    "maxout": Network(6, (Maxout(4, 3, **FIRST), Maxout(5, 2, dropout=HALF), LAST)),
     "convolutions": Network(
         30,
         (
