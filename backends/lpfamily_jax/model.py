@@ -60,10 +60,6 @@ def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
     return jax.nn.sigmoid(z) if layer.activation == "sigmoid" else z
 
 
-def _rectifier(layer: Rectifier, x: Array, weight: Array, bias: Array) -> Array:
-    return jax.nn.relu(x @ weight + bias)
-
-
 def _maxout(layer: Maxout, x: Array, weight: Array, bias: Array) -> Array:
     return _largest(x @ weight + bias, layer.units, layer.pieces)
 
@@ -76,7 +72,7 @@ def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Arr
 
 LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
     Dense: _dense,
-    Rectifier: _rectifier,
+    Rectifier: lambda layer, x, weight, bias: jax.nn.relu(x @ weight + bias),
     Maxout: _maxout,
     ConvMaxout: _conv_maxout,
 }

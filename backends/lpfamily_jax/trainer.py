@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,19 +73,6 @@ class JaxBackend:
 
 backend = JaxBackend()
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _scoped(method: Method) -> Method:
-    """Run a method of the trainer with its device, width and precision, whatever the process has set."""
-
-    @functools.wraps(method)
-    def wrapper(self: Any, *args: Any) -> Any:
-        with self._scope():
-            return method(self, *args)
-
-    return wrapper  # type: ignore[return-value]
-
 
 class JaxTrainer:
     """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
@@ -99,54 +86,48 @@ class JaxTrainer:
             self._x, self._labels = self._put(task.x), self._put(task.labels)
         self.load(state)
 
-    @_scoped
     def state(self) -> State:
-        return {name: np.array(array) for name, array in self._state.items()}
+        with self._scope():
+            return {name: np.array(array) for name, array in self._state.items()}
 
-    @_scoped
     def load(self, state: State) -> None:
-        self._state = {name: self._put(jnp.array(array, self.task.dtype)) for name, array in state.items()}
+        dtype = self.task.dtype
+        with self._scope():
+            self._state = {name: self._put(jnp.array(array, dtype)) for name, array in state.items()}
 
-    @_scoped
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
+        settings = self.task.network, self.task.objective, self.task.optimiser
         totals, done = [], 0
-        with nullcontext(map) if self._device.platform == "cpu" else by_threads() as mapped:
+        at_once = nullcontext(map) if self._device.platform == "cpu" else by_threads()
+        with self._scope(), at_once as mapped:
             for batches in launches(order, self.task.batch_size, self._most):
                 part = range(done, done := done + len(batches))
                 drawn = draws.steps(part, self.task, batches.shape[1], mapped)
                 steps = self._steps(batches, schedule[part], drawn)
-                given = (self._settings, self._state, self._x, self._labels, steps)
+                given = (settings, self._state, self._x, self._labels, steps)
                 self._state, total = _epoch(*given) if self._mesh is None else _shared(self._mesh, *given)
                 totals.append(total)
-        loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
+            loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
         return {"loss": loss, "error": error}
 
-    @_scoped
     def logits(self, x: Floats) -> Floats:
-        return np.asarray(forward(self.task.network, self._here, jnp.asarray(x)))
+        return self._computed(forward, x)
 
-    @_scoped
     def losses(self, x: Floats, labels: Ints) -> Floats:
-        return np.asarray(_losses(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
+        return self._computed(_losses, x, labels)
 
-    @_scoped
     def input_gradients(self, x: Floats, labels: Ints) -> Floats:
-        return np.asarray(_direction(self.task.network, self._here, jnp.asarray(x), jnp.asarray(labels)))
+        return self._computed(_direction, x, labels)
 
-    @_scoped
     def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
-        arrays = (jnp.asarray(x), jnp.asarray(labels), jnp.asarray(v))
-        return np.asarray(_hessian_products(self.task.network, self._here, *arrays))
+        return self._computed(_hessian_products, x, labels, v)
 
-    @property
-    def _here(self) -> Arrays:
-        """The state on one device of this process, which needs no other for what it computes by itself."""
-        return {name: array.addressable_data(0) for name, array in self._state.items()}
-
-    @property
-    def _settings(self) -> Settings:
-        return (self.task.network, self.task.objective, self.task.optimiser)
+    def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
+        """Return a function of the network and arrays, computed on one device of this process alone."""
+        with self._scope():
+            here = {name: array.addressable_data(0) for name, array in self._state.items()}
+            return np.asarray(function(self.task.network, here, *map(jnp.asarray, arrays)))
 
     @property
     def _most(self) -> int:
@@ -181,6 +162,7 @@ class JaxTrainer:
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
+        """Compute with the trainer's device, width and precision, whatever the process has set."""
         precision = "tensorfloat32" if self.task.tf32 else "highest"
         with (
             noticing(),

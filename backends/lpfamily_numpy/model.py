@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lpfamily.training.draws import Masks
+from lpfamily.training.draws import Mask, Masks
 from lpfamily.training.networks import Dense, Floats, Layer, Maxout, Network, Rectifier, State
 
 
@@ -29,7 +28,7 @@ class Activation(NamedTuple):
 
 def _elementwise(
     function: Callable[[Floats], Floats],
-    slope: Callable[[Floats], Floats | NDArray[np.bool_]],
+    slope: Callable[[Floats], Floats | Mask],
     bend: Callable[[Floats], Floats] | None = None,
 ) -> Activation:
     """Return an activation that is a function of each number, its derivatives functions of its outputs."""
@@ -59,7 +58,7 @@ _DENSE = {
 def _maxout(layer: Maxout) -> Activation:
     """Return the largest of each unit's pieces; kept is which one that is, (examples, units, pieces)."""
 
-    def outputs(z: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    def outputs(z: Floats) -> tuple[Floats, Mask]:
         pieces = z.reshape(len(z), layer.units, layer.pieces)
         # argmax along so few takes four times as long as this, which needs it where there are ties
         largest = functools.reduce(np.maximum, np.moveaxis(pieces, 2, 0))
@@ -68,10 +67,10 @@ def _maxout(layer: Maxout) -> Activation:
             winner = pieces.argmax(axis=2)[..., None] == np.arange(layer.pieces)
         return largest, winner
 
-    def to_z(delta: Floats, winner: NDArray[np.bool_]) -> Floats:
+    def to_z(delta: Floats, winner: Mask) -> Floats:
         return (delta[..., None] * winner).reshape(len(delta), layer.columns)
 
-    def from_z(tangent: Floats, winner: NDArray[np.bool_]) -> Floats:
+    def from_z(tangent: Floats, winner: Mask) -> Floats:
         result: Floats = np.einsum("nup,nup->nu", tangent.reshape(winner.shape), winner)
         return result
 

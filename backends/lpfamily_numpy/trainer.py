@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import Metrics, check_inputs
-from lpfamily.training.draws import Draws, Masks
+from lpfamily.training.backends import Metrics, check_inputs, launches
+from lpfamily.training.draws import Draws, Mask, Masks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
@@ -95,12 +94,12 @@ class NumpyTrainer:
 
     @_quiet
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
-        size, loss, wrong = self.task.batch_size, 0.0, 0
+        loss, wrong = 0.0, 0
         with self._threads():
-            for step, (lr, momentum, sigma) in enumerate(
-                zip(rates.lr, rates.momentum, rates.sigma, strict=True)
+            batches = launches(order, self.task.batch_size, 1)
+            for step, ((batch,), lr, momentum, sigma) in enumerate(
+                zip(batches, rates.lr, rates.momentum, rates.sigma, strict=True)
             ):
-                batch = order[step * size : (step + 1) * size]
                 x, labels = self.task.x[batch], self.task.labels[batch]
                 losses, errors, gradients = self._step(x, labels, float(sigma), step, draws)
                 self._update(gradients, float(lr), float(momentum), len(x))
@@ -135,7 +134,7 @@ class NumpyTrainer:
 
     def _step(
         self, x: Floats, labels: Ints, sigma: float, step: int, draws: Draws
-    ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
+    ) -> tuple[Floats, Mask, list[Floats]]:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
         objective = self.task.objective
         masks, each, shift = draws.step(step, self.task, len(x))
@@ -157,9 +156,7 @@ class NumpyTrainer:
         losses = weight * clean + (1 - weight) * losses
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
-    def _at(
-        self, x: Floats, labels: Ints, masks: Masks | None = None
-    ) -> tuple[Floats, NDArray[np.bool_], Factors]:
+    def _at(self, x: Floats, labels: Ints, masks: Masks | None = None) -> tuple[Floats, Mask, Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
         deltas = self._backward(passed, _loss_delta(logits, labels), to_input=False)
@@ -172,7 +169,7 @@ class NumpyTrainer:
 
     def _penalised(
         self, x: Floats, labels: Ints, sigma: float, masks: Masks
-    ) -> tuple[Floats, NDArray[np.bool_], list[Floats]]:
+    ) -> tuple[Floats, Mask, list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
         passed = self._forward(x, masks)
@@ -279,18 +276,13 @@ def _stacked(parts: list[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _softmax(logits: Floats) -> Floats:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: Floats = e / e.sum(axis=1, keepdims=True)
-    return result
-
-
 def _odds_delta(logits: Floats, labels: Ints) -> Floats:
     """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one."""
     rows = np.arange(len(labels))
     wrong = logits.copy()
     wrong[rows, labels] = -np.inf
-    delta = _softmax(wrong)
+    delta: Floats = np.exp(wrong - wrong.max(axis=1, keepdims=True))
+    delta /= delta.sum(axis=1, keepdims=True)
     delta[rows, labels] = -1
     return delta
 

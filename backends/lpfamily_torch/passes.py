@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -150,8 +150,8 @@ def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[[Model, T
     fields = getattr(x, "_fields", range(len(x)))
     arguments = dict(x) if isinstance(x, Mapping) else dict(zip(fields, x, strict=True))
     if leaf is None:
-        tensors = [name for name, value in arguments.items() if isinstance(value, Tensor | PackedSequence)]
-        floating = [name for name in tensors if _is_floating(arguments[name])]
+        tensors = {name: at for name, at in arguments.items() if isinstance(at, Tensor | PackedSequence)}
+        floating = [name for name, at in tensors.items() if isinstance(at, Tensor) and at.is_floating_point()]
         fitting = floating or tensors  # where none is floating, what is wrong with the only tensor
         if len(fitting) != 1:
             raise ValueError(f"leaf must say which argument to perturb; floating tensors are {floating}")
@@ -166,10 +166,6 @@ def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[[Model, T
         return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
 
     return _floating(arguments[leaf], f"x[{leaf!r}]"), call
-
-
-def _is_floating(x: object) -> TypeGuard[Tensor]:
-    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _floating(x: object, name: str) -> Tensor:

@@ -54,7 +54,6 @@ def quiet(
         if dropout == "independent":
             reseed(device, generators)
         kept.enter_context(keeping_tensors(modules))
-        kept.enter_context(_frozen(modules))
         kept.enter_context(_modes(modules, dropout != "none", batch_norm))
         kept.enter_context(_parametrizations())
         yield
@@ -88,22 +87,11 @@ def replay(model: Model, device: torch.device) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let parameters need no gradient: compiled modules would compute it although nobody asks."""
-    parameters = [p for each in modules if each._parameters for p in each._parameters.values()]
-    trained = [p for p in parameters if p is not None and p.requires_grad and p.is_leaf]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
 def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
-    """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing."""
+    """Let what is in training mode drop nothing, and normalise as `batch_norm` says, tracking nothing.
+
+    Parameters need no gradient: compiled modules would compute it although nobody asks.
+    """
     changed: list[tuple[object, str, object]] = []
 
     def switch_off(each: object, name: str) -> None:
@@ -113,6 +101,9 @@ def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) 
 
     try:
         for each in modules:
+            for parameter in each._parameters.values():
+                if parameter is not None and parameter.requires_grad and parameter.is_leaf:
+                    switch_off(parameter, "requires_grad")
             if each._forward_hooks:
                 for owner in _per_example(each):
                     switch_off(owner, "hooks_enabled")
@@ -121,16 +112,12 @@ def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) 
                 switch_off(each, "require_forward_param_sync")
             if not each.training:
                 continue
-            if isinstance(each, nn.RNNBase):
-                if not dropout:
-                    switch_off(each, "dropout")  # cuDNN's have no gradient in evaluation mode
-            elif not isinstance(each, _NormBase):
-                if not dropout:
-                    switch_off(each, "training")
-            elif batch_norm == "running":
-                switch_off(each, "training")
-            elif type(each).forward in KNOWN and each.track_running_stats:
-                switch_off(each, "track_running_stats")
+            if (normalises := isinstance(each, _NormBase)) and batch_norm == "batch":
+                if type(each).forward in KNOWN and each.track_running_stats:
+                    switch_off(each, "track_running_stats")
+            elif normalises or not dropout:
+                # cuDNN's recurrent layers have no gradient in evaluation mode
+                switch_off(each, "dropout" if isinstance(each, nn.RNNBase) else "training")
         yield
     finally:
         for owner, name, value in changed:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import sample
-from lpfamily.training.networks import Floats, Network, shapes
+from lpfamily.training.networks import Floats, Network, Shape, shapes
 from lpfamily.training.tasks import Task
 
 THREADS = 4
@@ -26,7 +26,8 @@ THREADS = 4
 
 _ORDER, _NOISE, _START, _TEST, _DROPOUT = range(5)
 
-Masks = list[NDArray[np.bool_] | None]
+Mask = NDArray[np.bool_]
+Masks = list[Mask | None]
 """For each layer, which of its inputs dropout keeps, (examples, *shape of the input); None is all."""
 
 
@@ -87,18 +88,16 @@ class Draws:
         """Return the order in which the epoch visits its examples."""
         return _generator(_ORDER, self.seed, self.epoch, 0).permutation(examples)
 
-    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> Floats:
+    def noise(self, step: int, shape: Shape, dtype: str) -> Floats:
         """Return standard normal noise for the inputs of a step."""
         return _normal(_generator(_NOISE, self.seed, self.epoch, step), shape, dtype)
 
-    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> Floats:
+    def start(self, step: int, shape: Shape, p: float, dtype: str) -> Floats:
         """Return points drawn uniformly from the unit Lp ball, one an example, for a random start."""
         rng = _generator(_START, self.seed, self.epoch, step)
         return np.asarray(sample(shape, p, 1.0, rng, dtype=np.dtype(dtype)))
 
-    def kept(
-        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
-    ) -> NDArray[np.bool_]:
+    def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
         """Return which inputs of a layer dropout keeps in a step; `again` counts its independent passes."""
         bits = _bits(_DROPOUT, self.seed, self.epoch, step, layer + (again << 16))
         size = math.prod(shape)
@@ -176,25 +175,23 @@ class Part(Draws):
     examples: int
     rows: slice
 
-    def noise(self, step: int, shape: tuple[int, ...], dtype: str) -> Floats:
+    def noise(self, step: int, shape: Shape, dtype: str) -> Floats:
         """Return the rows of the noise."""
         return self.whole.noise(step, (self.examples, *shape[1:]), dtype)[self.rows]
 
-    def start(self, step: int, shape: tuple[int, ...], p: float, dtype: str) -> Floats:
+    def start(self, step: int, shape: Shape, p: float, dtype: str) -> Floats:
         """Return the rows of the starts."""
         return self.whole.start(step, (self.examples, *shape[1:]), p, dtype)[self.rows]
 
-    def kept(
-        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
-    ) -> NDArray[np.bool_]:
+    def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
         """Return the rows of what is kept."""
         return self.whole.kept(step, layer, (self.examples, *shape[1:]), include, again)[self.rows]
 
 
-def evaluation_noise(seed: int, draw: int, shape: tuple[int, ...], dtype: str) -> Floats:
+def evaluation_noise(seed: int, draw: int, shape: Shape, dtype: str) -> Floats:
     """Return standard normal noise for one draw of a noise test."""
     return _normal(_generator(_TEST, seed, draw, 0), shape, dtype)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Floats:
+def _normal(rng: np.random.Generator, shape: Shape, dtype: str) -> Floats:
     return rng.standard_normal(shape, np.float32 if dtype == "float32" else np.float64)

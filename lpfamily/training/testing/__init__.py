@@ -23,12 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from numpy.typing import NDArray
 
 from lpfamily.step import epsilon
 from lpfamily.training import backends
 from lpfamily.training.backends import Backend, Trainer
-from lpfamily.training.draws import Draws
+from lpfamily.training.draws import Draws, Mask
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     ConvMaxout,
@@ -38,6 +37,7 @@ from lpfamily.training.networks import (
     Maxout,
     Network,
     Rectifier,
+    Shape,
     State,
     initial_state,
     state_shapes,
@@ -405,9 +405,7 @@ class _Injected(Draws):
 
     keeps: bool = True
 
-    def kept(
-        self, step: int, layer: int, shape: tuple[int, ...], include: float, again: int = 0
-    ) -> NDArray[np.bool_]:
+    def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
         return np.full(shape, self.keeps)
 
 
