@@ -143,14 +143,8 @@ def _terms(
     eps = epsilon(grad, p, sigma, batch_ndim=batch_ndim)
     first = penalty(grad, p, sigma, batch_ndim=batch_ndim)
     square = examples(x, "x", batch_ndim).radius(sigma)[..., 0] ** 2 / 2
-    terms = (
-        value,
-        first,
-        _dot(eps, loss.hessian_products(x, eps), batch_ndim) / 2,
-        first * first / 2,
-        square * trace[0],
-        square * trace[1],
-    )
+    second = _dot(eps, loss.hessian_products(x, eps), batch_ndim) / 2
+    terms = value, first, second, first * first / 2, *(square * each for each in trace)
     return SecondOrder(*(xp.astype(term, x.dtype, copy=False) for term in terms))
 
 

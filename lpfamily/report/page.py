@@ -75,15 +75,13 @@ def write(
         *(_section(number, section, shown) for number, section in enumerate(sections, 1)),
         _facts(facts),
     ]
-    style, template = (_resource(name) for name in ("page.css", "page.html"))
+    style, template = (
+        files("lpfamily.report").joinpath(name).read_text("utf-8") for name in ("page.css", "page.html")
+    )
     page = template.format(title=escape(title), css=style, body="\n".join(filter(None, body)))
     path = folder / "index.html"
     runs.replace(path, page.encode(errors="backslashreplace"))  # what a command names may be no Unicode
     return path
-
-
-def _resource(name: str) -> str:
-    return files("lpfamily.report").joinpath(name).read_text("utf-8")
 
 
 def _check(items: Sequence[Item]) -> None:

@@ -9,71 +9,67 @@ _LIMIT = math.sqrt(15) / 2  # for inputs that dropout with probability 1/2 doubl
 
 # Sources. IV: the paper's section IV. pylearn2: the scripts of Goodfellow et al., Maxout Networks, 2013
 # (mnist_pi.yaml, mnist.yaml, cifar10_old_small.yaml), which the paper builds on.
-_SOFTMAX = {
-    # Section V. Neither optimiser nor penalty is stated: lr 0.1 is a choice, for plain descent.
-    "units": (),
-    "max_norm": (0.0,),
-    "lr": 0.1,
-    "epochs": 100,
-    "patience": 0,
-    "second_stage": "none",
-}
-_SIGMOID_MLP: dict[str, Any] = {
-    # IV-A: 600-600, incoming norms of at most sqrt(15). The rest is not stated: batch 100, lr 1 and the
-    # range of the first weights are the defaults for sigmoid units of the toolbox that the paper
-    # acknowledges (DeepLearnToolbox); decay, momentum and patience those of the maxout networks beside it.
-}
-_MAXOUT = {
-    # pylearn2, mnist_pi.yaml: 240 units of 5 pieces, twice; inputs stay with 0.8, hidden units with 0.5.
-    "units": (240, 240),
-    "pieces": (5,),
-    "dropout": (0.8, 0.5, 0.5),
-    "max_norm": (_LIMIT,),
-    "init": 0.005,
-    "lr": 0.1,
-}
-_CONV_MAXOUT = {
-    # pylearn2, mnist.yaml; its second stage holds the learning rate.
-    "units": (48, 48, 24),
-    "pieces": (2, 2, 4),
-    "kernel": (8, 8, 5),
-    "padding": (0, 3, 3),
-    "pool": (4, 4, 2),
-    "stride": (2,),
-    "bias": "untied",
-    "dropout": (0.8, 0.5, 0.5, 0.5),
-    "max_norm": (0.9, _LIMIT, _LIMIT, _LIMIT),
-    "init": 0.005,
-    "batch_size": 128,
-    "lr": 0.05,
-    "lr_factor": 1.00004,
-    "second_lr": "constant",
-}
-_CIFAR_MAXOUT_SMALL = {
-    # pylearn2, cifar10_old_small.yaml. It trains the second stage from scratch, on the same schedule,
-    # as the rate is too small by then to go on with.
-    "units": (48, 128, 128, 240),
-    "pieces": (2, 2, 2, 5),
-    "kernel": (8, 8, 5),
-    "padding": (4, 3, 3),
-    "pool": (4, 4, 2),
-    "stride": (2,),
-    "dropout": (0.8, 0.5, 0.5, 0.5, 0.5),
-    "max_norm": (0.9, _LIMIT, _LIMIT, 1.9, _LIMIT),
-    "lr_scale": (0.05, 0.05, 0.05, 1.0, 1.0),
-    "init": 0.005,
-    "batch_size": 128,
-    "lr": 0.1,
-    "lr_decay": "linear",
-    "momentum_final": 0.6,
-    "second_stage": "scratch",
-    "second_epochs": 1000,
-}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "softmax": _SOFTMAX,
-    "sigmoid-mlp": _SIGMOID_MLP,
-    "maxout": _MAXOUT,
-    "conv-maxout": _CONV_MAXOUT,
-    "cifar-maxout-small": _CIFAR_MAXOUT_SMALL,
+    "softmax": {
+        # Section V. Neither optimiser nor penalty is stated: lr 0.1 is a choice, for plain descent.
+        "units": (),
+        "max_norm": (0.0,),
+        "lr": 0.1,
+        "epochs": 100,
+        "patience": 0,
+        "second_stage": "none",
+    },
+    "sigmoid-mlp": {
+        # IV-A: 600-600, incoming norms of at most sqrt(15). The rest is not stated: batch 100, lr 1 and the
+        # range of the first weights are the defaults for sigmoid units of the toolbox that the paper
+        # acknowledges (DeepLearnToolbox); decay, momentum and patience those of the maxout networks beside
+        # it.
+    },
+    "maxout": {
+        # pylearn2, mnist_pi.yaml: 240 units of 5 pieces, twice; inputs stay with 0.8, hidden units with 0.5.
+        "units": (240, 240),
+        "pieces": (5,),
+        "dropout": (0.8, 0.5, 0.5),
+        "max_norm": (_LIMIT,),
+        "init": 0.005,
+        "lr": 0.1,
+    },
+    "conv-maxout": {
+        # pylearn2, mnist.yaml; its second stage holds the learning rate.
+        "units": (48, 48, 24),
+        "pieces": (2, 2, 4),
+        "kernel": (8, 8, 5),
+        "padding": (0, 3, 3),
+        "pool": (4, 4, 2),
+        "stride": (2,),
+        "bias": "untied",
+        "dropout": (0.8, 0.5, 0.5, 0.5),
+        "max_norm": (0.9, _LIMIT, _LIMIT, _LIMIT),
+        "init": 0.005,
+        "batch_size": 128,
+        "lr": 0.05,
+        "lr_factor": 1.00004,
+        "second_lr": "constant",
+    },
+    "cifar-maxout-small": {
+        # pylearn2, cifar10_old_small.yaml. It trains the second stage from scratch, on the same schedule,
+        # as the rate is too small by then to go on with.
+        "units": (48, 128, 128, 240),
+        "pieces": (2, 2, 2, 5),
+        "kernel": (8, 8, 5),
+        "padding": (4, 3, 3),
+        "pool": (4, 4, 2),
+        "stride": (2,),
+        "dropout": (0.8, 0.5, 0.5, 0.5, 0.5),
+        "max_norm": (0.9, _LIMIT, _LIMIT, 1.9, _LIMIT),
+        "lr_scale": (0.05, 0.05, 0.05, 1.0, 1.0),
+        "init": 0.005,
+        "batch_size": 128,
+        "lr": 0.1,
+        "lr_decay": "linear",
+        "momentum_final": 0.6,
+        "second_stage": "scratch",
+        "second_epochs": 1000,
+    },
 }
 """By model, what differs from the defaults of `Recipe`."""

@@ -67,7 +67,8 @@ def read(run: Run) -> Config:
             values["versions"],
             candidates(values),
         )
-        if strange := _begun_in(run.folder) - config.grid.keys():
+        begun = {path.parent.name for path in (run.folder / "grid").glob(f"*/{runs.CONFIG}")}
+        if strange := begun - config.grid.keys():
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
         return config
 
@@ -103,11 +104,6 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     if found.sha256() != config.data_sha256:
         raise BadInput(f"{begin} other {which} data; give its --data-dir")
     return found
-
-
-def _begun_in(folder: Path) -> set[str]:
-    """Return the names of the combinations that have been begun in a run's folder."""
-    return {path.parent.name for path in (folder / "grid").glob(f"*/{runs.CONFIG}")}
 
 
 def _folder(name: str) -> Path:
