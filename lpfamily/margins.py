@@ -74,8 +74,7 @@ def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float
     """
     p = check_p(p)
     given = floating(x, "x")
-    xp, (rows, matrix, offset) = given.xp, _linear(given, weights, bias)
-    z, right, _ = check_logits(floating(rows @ matrix + offset, "logits"), labels)
+    xp, (matrix, z, right) = given.xp, _linear(given, weights, bias, labels)
     classes = xp.permute_dims(matrix, (1, 0))
     # class by class: all differences at once would be classes^2 inputs
     lengths = [
@@ -162,8 +161,7 @@ def flip_distance(
             )
         t = _search(logits, at, direction, labels, as_float(most), brackets, steps)
     elif isinstance(logits, tuple | list) and len(logits) == 2:
-        rows, matrix, offset = _linear(given, *logits)
-        z, right, _ = check_logits(floating(rows @ matrix + offset, "logits"), labels)
+        matrix, z, right = _linear(given, *logits, labels)
         speed = -_gaps(xp.astype(direction, z.dtype, copy=False) @ matrix, right)
         t = _first_closed(z, speed, right)
         t = xp.where(t > most, math.inf, t)
@@ -174,7 +172,8 @@ def flip_distance(
     return given.back(t)
 
 
-def _linear(given: Given[A], weights: Array, bias: Array) -> tuple[Array, Array, Array]:
+def _linear(given: Given[A], weights: Array, bias: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Return the weights, the logits, and which of them are the labels'."""
     """Return x, weights and bias in one dtype, after a look at their shapes."""
     xp, x = given.xp, given.array
     weights, bias = beside(x, weights, "weights"), beside(x, bias, "bias")
@@ -194,7 +193,8 @@ def _linear(given: Given[A], weights: Array, bias: Array) -> tuple[Array, Array,
     dtypes = [compute_dtype(value, name) for value, name in ((x, "x"), (weights, "weights"), (bias, "bias"))]
     dtype = xp.result_type(*dtypes)
     rows, matrix, offset = (xp.astype(value, dtype, copy=False) for value in (x, weights, bias))
-    return rows, matrix, offset
+    z, right, _ = check_logits(floating(rows @ matrix + offset, "logits"), labels)
+    return matrix, z, right
 
 
 def _gaps(z: Array, right: Array) -> Array:

@@ -60,10 +60,6 @@ def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
     return jax.nn.sigmoid(z) if layer.activation == "sigmoid" else z
 
 
-def _maxout(layer: Maxout, x: Array, weight: Array, bias: Array) -> Array:
-    return _largest(x @ weight + bias, layer.units, layer.pieces)
-
-
 def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
     z = _correlated(x, weight, layer.padding)
     z = z + (bias[:, None, None] if layer.tied_bias else bias)
@@ -73,7 +69,7 @@ def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Arr
 LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
     Dense: _dense,
     Rectifier: lambda layer, x, weight, bias: jax.nn.relu(x @ weight + bias),
-    Maxout: _maxout,
+    Maxout: lambda layer, x, weight, bias: _largest(x @ weight + bias, layer.units, layer.pieces),
     ConvMaxout: _conv_maxout,
 }
 """By layer type, its outputs as a function of the layer, its inputs, weight and bias."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Module, ModuleList, Parameter, ParameterDict
+from torch.nn import Module, ModuleList, ParameterDict
 from torch.nn.functional import conv2d, max_pool2d
 
 from lpfamily.training.backends import check_inputs
@@ -40,13 +40,9 @@ class TorchModel(Module):
     def __init__(self, network: Network, parameters: State) -> None:
         super().__init__()
         self.network = network
+        kinds = "weight", "bias"
         self.layers = ModuleList(
-            ParameterDict(
-                [
-                    (kind, Parameter(torch.tensor(parameters[f"layers.{index}.{kind}"])))
-                    for kind in ("weight", "bias")
-                ]
-            )
+            ParameterDict([(kind, torch.tensor(parameters[f"layers.{index}.{kind}"])) for kind in kinds])
             for index in range(len(network.layers))
         )
 
@@ -129,10 +125,6 @@ def _dense(layer: Dense, z: Tensor, largest: Largest) -> Tensor:
     return torch.sigmoid(z) if layer.activation == "sigmoid" else z
 
 
-def _maxout(layer: Maxout, z: Tensor, largest: Largest) -> Tensor:
-    return largest(z, layer.pieces)
-
-
 def _conv_maxout(layer: ConvMaxout, z: Tensor, largest: Largest) -> Tensor:
     return max_pool2d(largest(z, layer.pieces), layer.pool, layer.stride, ceil_mode=True)
 
@@ -140,7 +132,7 @@ def _conv_maxout(layer: ConvMaxout, z: Tensor, largest: Largest) -> Tensor:
 LAYERS: dict[type[Layer], Function] = {
     Dense: Function(_matrix_product, _dense),
     Rectifier: Function(_matrix_product, lambda layer, z, largest: torch.relu(z)),
-    Maxout: Function(_matrix_product, _maxout, pieces_axis=-1),
+    Maxout: Function(_matrix_product, lambda layer, z, largest: largest(z, layer.pieces), pieces_axis=-1),
     ConvMaxout: Function(_convolution, _conv_maxout, pieces_axis=0),
 }
 """By layer type, what torch computes."""

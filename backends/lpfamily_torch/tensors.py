@@ -67,15 +67,12 @@ class KeptTensors:
         for name, (tensor, data) in self._memory.items():
             if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
                 tensor.data = data
-            if (
-                name in self._copies
-                and data.nbytes <= SMALL
-                and (buffers or isinstance(tensor, nn.Parameter))
-            ):
-                copy = self._copies[name]
-                # a device is not waited for; on the CPU nothing is written to memory that may be read alone
-                if data.device.type != "cpu" or not torch.equal(data, copy):
-                    data.copy_(copy)  # uncounted, as graphs that have saved it are right again
+            copy = self._copies.get(name)
+            if copy is None or data.nbytes > SMALL or not (buffers or isinstance(tensor, nn.Parameter)):
+                continue
+            # a device is not waited for; on the CPU nothing is written to memory that may be read alone
+            if data.device.type != "cpu" or not torch.equal(data, copy):
+                data.copy_(copy)  # uncounted, as graphs that have saved it are right again
 
     def undo(self) -> list[Tensor]:
         """Put everything back; return what was changed and has no copy."""

@@ -44,10 +44,6 @@ def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
     return sigmoid(z) if layer.activation == "sigmoid" else z
 
 
-def _maxout(layer: Maxout, x: Array, weight: Array, bias: Array) -> Array:
-    return maxout(dense(x, weight, bias), layer.pieces)
-
-
 def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
     z = maxout(convolution(x, weight, bias, layer.padding), layer.pieces)
     return max_pooling(z, layer.pool, layer.stride)
@@ -56,7 +52,7 @@ def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Arr
 LAYERS: dict[type[Layer], Callable[..., Array]] = {
     Dense: _dense,
     Rectifier: lambda layer, x, weight, bias: rectifier(dense(x, weight, bias)),
-    Maxout: _maxout,
+    Maxout: lambda layer, x, weight, bias: maxout(dense(x, weight, bias), layer.pieces),
     ConvMaxout: _conv_maxout,
 }
 """By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
