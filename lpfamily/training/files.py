@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -106,6 +107,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite, as a float")
     return value
+
+
+def sha256(blocks: Iterable[bytes | memoryview]) -> hashlib._Hash:
+    """Return the hash of blocks, one after another."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest
 
 
 def replace(path: Path, *blocks: bytes | memoryview, new: Path | None = None) -> None:

@@ -5,7 +5,6 @@ blue, row by row.
 """
 
 import gzip
-import hashlib
 import math
 import sys
 import tarfile
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 
 from lpfamily.training.data import files
 from lpfamily.training.data.datasets import Dataset, Source, Split
-from lpfamily.training.data.files import REMEDY
+from lpfamily.training.data.files import OTHER_SOURCE, REMEDY
 from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import sha256
 
 # Both are the publisher's: the old address redirects to the new one.
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
@@ -44,7 +44,6 @@ FILES = tuple(
     )
 )
 PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
-OTHER_SOURCE = "name a folder that holds the files with --data-dir"
 
 
 def load(data_dir: Path | None) -> Dataset:
@@ -76,7 +75,7 @@ def load(data_dir: Path | None) -> Dataset:
     fit = _whitening(images, x)
     for values in x, test_x:
         whiten(values, mean=fit[0], matrix=fit[1:])
-    source = _checksum(PREPROCESSING, images.data, labels.data, test_images.data, test_labels.data).hex()
+    source = sha256([PREPROCESSING, images.data, labels.data, test_images.data, test_labels.data]).hexdigest()
     return CIFAR10.dataset(Split(x, labels), Split(test_x, test_labels), source)
 
 
@@ -145,7 +144,7 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
 
     They are kept in a file of their SHA-256, which covers the images too, and their float32 values.
     """
-    key = _checksum(PREPROCESSING, images.data)
+    key = sha256([PREPROCESSING, images.data]).digest()
     try:
         path = files.cache_folder() / "cifar10" / f"zca-{key.hex()}.f32"
     except BadInput:
@@ -154,7 +153,7 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
     cause = ""
     try:
         content = files.read_sized(path, len(key) + (1 + INPUTS) * INPUTS * np.dtype("<f4").itemsize)
-        if content[: len(key)] == _checksum(key, content[len(key) :]):
+        if content[: len(key)] == sha256([key, content[len(key) :]]).digest():
             return np.frombuffer(content, "<f4", offset=len(key)).reshape(1 + INPUTS, INPUTS)
         cause = f"{path} is damaged: "
     except (FileNotFoundError, NotADirectoryError):
@@ -165,7 +164,7 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
     fit = _fit(x)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, _checksum(key, fit.data) + fit.tobytes())
+        files.write(path, sha256([key, fit.data]).digest() + fit.tobytes())
     except OSError as error:
         sys.stderr.write(
             f"{path} cannot be kept ({error.strerror or error}): ZCA will be fitted every time, until its "
@@ -176,10 +175,3 @@ def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.
 
 def _fit(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.vstack(zca(x)).astype("<f4")
-
-
-def _checksum(*parts: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import sha256
 
 
 # Compared by identity: an array compared with an array has no single truth value.
@@ -78,11 +78,8 @@ class Dataset:
         """Return the checksum of everything in it, by which a run knows its data again."""
         if self.source_sha256 is not None:
             return self.source_sha256
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            digest.update(split.x.data)
-            digest.update(split.labels.data)
-        return digest.hexdigest()
+        arrays = (each for split in (self.train, self.test) for each in (split.x, split.labels))
+        return sha256(each.data for each in arrays).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import hashlib
 import http.client
 import os
 import secrets
@@ -23,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.errors import BadInput, printable
-from lpfamily.training.files import replace
+from lpfamily.training.files import replace, sha256
 
 SECONDS_OF_SILENCE = 30.0
 SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
 LONGEST_REASON = 200
 REMEDY = "copy or download it again"
+OTHER_SOURCE = "name a folder that holds the files with --data-dir"
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def cache_folder() -> Path:
             base, usual = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache"
     except RuntimeError as error:
         raise BadInput(
-            f"there is no home directory to keep downloads in ({error}): set HOME, or name a folder "
-            "that holds the files with --data-dir"
+            f"there is no home directory to keep downloads in ({error}): set HOME, or {OTHER_SOURCE}"
         ) from error
     # The XDG specification has relative paths ignored.
     return (Path(base) if base and Path(base).is_absolute() else usual) / "lpfamily"
@@ -145,7 +144,7 @@ def read_sized(path: Path, size: int) -> bytes:
 
 def matches(path: Path, remote: Remote) -> bool:
     """Return whether a path is a file with the size and the checksum of `remote`."""
-    return path.is_file() and _checksum(read_sized(path, remote.size)) == remote.sha256
+    return path.is_file() and sha256([read_sized(path, remote.size)]).hexdigest() == remote.sha256
 
 
 def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
@@ -172,7 +171,7 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     except OSError as error:
         raise BadInput(
             f"the download {path} cannot be kept ({error.strerror or error}): make its folder writable, "
-            "or name a folder that holds the files with --data-dir"
+            f"or {OTHER_SOURCE}"
         ) from error
     return path
 
@@ -191,12 +190,11 @@ def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
         except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(f"{url}: {printable(str(error))[:LONGEST_REASON]}")
             continue
-        if _checksum(content) == remote.sha256:
+        if sha256([content]).hexdigest() == remote.sha256:
             return content
         failures.append(f"{url}: {len(content)} bytes with the wrong checksum, expected {remote.size}")
     raise BadInput(
-        f"{remote.name} could not be downloaded ({'; '.join(failures)}): try again later, or name a folder "
-        "that holds the files with --data-dir"
+        f"{remote.name} could not be downloaded ({'; '.join(failures)}): try again later, or {OTHER_SOURCE}"
     )
 
 
@@ -250,10 +248,6 @@ def _receive(url: str, limit: int, abandoned: threading.Event) -> bytes:
         error.close()
         raise
     return bytes(content)
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> BadInput:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -399,10 +400,8 @@ def _say_unsealed(path: Path) -> None:
 def _sha256(values: Json, of: Json | None, arrays: State | None) -> str:
     arrays = arrays or {}
     kinds = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
-    digest = hashlib.sha256(json.dumps((values, of, kinds), sort_keys=True).encode())
-    for block in checkpoints.content(arrays):
-        digest.update(block)
-    return digest.hexdigest()
+    text = json.dumps((values, of, kinds), sort_keys=True).encode()
+    return files.sha256(itertools.chain([text], checkpoints.content(arrays))).hexdigest()
 
 
 def _json(values: Json) -> bytes:
