@@ -138,21 +138,19 @@ class NumpyTrainer:
         """Return the objective of each example, whether it is misclassified, and the summed gradients."""
         objective = self.task.objective
         masks, each, shift = draws.step(step, self.task, len(x))
+        if objective.name == "penalty":
+            return self._penalised(x, labels, sigma, masks)
         shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
-        if objective.name in ("plain", "noise"):
-            losses, errors, trained = self._at(x, labels, masks)
+        before = x
+        if objective.name == "perturb":
+            passes, how = iter(each), (objective.p, sigma, objective.steps, shift)
+            x = x + frank_wolfe(lambda at: self._direction(at, labels, next(passes)), x, *how)
+        losses, errors, trained = self._at(x, labels, masks)
+        if objective.name != "perturb" or not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, trained))
-        if objective.name == "penalty":
-            return self._penalised(x, labels, sigma, masks)
-        passes = iter(each)
-        how = objective.p, sigma, objective.steps, shift
-        eps = frank_wolfe(lambda at: self._direction(at, labels, next(passes)), x, *how)
-        losses, errors, trained = self._at(x + eps, labels, masks)
-        if not (weight := objective.clean_weight):
-            return losses, errors, _gradients((1.0, trained))
-        clean, _, clean_trained = self._at(x, labels, masks)
+        clean, _, clean_trained = self._at(before, labels, masks)
         losses = weight * clean + (1 - weight) * losses
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
