@@ -36,10 +36,9 @@ def training_curves(figure: Figure, metrics: list[Json], title: str) -> None:
             axes.axvline(second[0] - 0.5, color=INK, lw=0.8, ls=":", label="second stage")
         axes.legend(fontsize=8)
         axes.set(xlabel="epoch", yscale="log" if axes.dataLim.ymin > 0 else "linear")
+        axes.grid()
     loss.set(ylabel="loss (nats)")
     errors.set(ylabel="error (%)")
-    for axes in (loss, errors):
-        axes.grid()
 
 
 def robustness_curves(figure: Figure, result: Json) -> None:

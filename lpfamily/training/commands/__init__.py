@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -180,10 +181,8 @@ def versions(processes: int = 1) -> dict[str, str]:
     if processes > 1:
         found["processes"] = str(processes)
     for name in VERSIONS:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
