@@ -53,7 +53,13 @@ class Plot:
 
 Item = Table | Plot
 
-PERCENT = "{:.2%}"
+
+def columns(*groups: tuple[str, ...]) -> tuple[Column, ...]:
+    """Return columns by groups, each a format and the heads of the columns that have it."""
+    return tuple(Column(head, form) for form, *heads in groups for head in heads)
+
+
+TEXT, PERCENT = "{}", "{:.2%}"
 """The format of a fraction in most columns."""
 INK = "#010203"
 """Black, and in the page whatever the colour of the text is."""

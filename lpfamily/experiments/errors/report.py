@@ -11,7 +11,7 @@ from scipy import stats
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
 from lpfamily.experiments.networks import NETWORKS, Ended, cut, tested
 from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
-from lpfamily.report.contents import PERCENT, Cell, Column, Item, Table
+from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 Runs = Mapping[str, Sequence[Ended]]
 """By network, one for each seed."""
@@ -39,14 +39,8 @@ TABLE_5 = {"cifar-plain-50k": (0.1308, 0.1337, 0.1688), "cifar-p2-50k": (0.1228,
 
 
 def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str) -> Piece:
-    columns = (
-        Column("network"),
-        Column("test error", PERCENT),
-        Column("deviation over seeds", PERCENT),
-        Column("seeds", "{:d}"),
-        Column("p-value against plain", "{:.2g}"),
-        Column("the paper", PERCENT),
-    )
+    errors, tests = (PERCENT, "test error", "deviation over seeds"), ("{:.2g}", "p-value against plain")
+    heads = columns((TEXT, "network"), errors, ("{:d}", "seeds"), tests, (PERCENT, "the paper"))
 
     def report(setting: Setting, found: Runs) -> Iterator[Item]:
         rows = []
@@ -55,7 +49,7 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
             row = NETWORKS[network].label, *mean_and_deviation(errors), len(errors)
             rows.append((*row, paired_p_value(errors, plain), CLEAN.get(network)))
         notes = *remarks, *_notes(setting, found, measurement.networks)
-        yield Table(name, title, columns, tuple(rows), notes)
+        yield Table(name, title, heads, tuple(rows), notes)
 
     return Piece(name, (measurement,), report)
 
@@ -63,9 +57,7 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
 def _noise_table(
     name: str, title: str, *parts: tuple[Measurement, Mapping[str, tuple[float, ...]]], within: str = ""
 ) -> Piece:
-    columns = [Column("network")]
-    for std in STDS:
-        columns += [Column(head, PERCENT) for head in (f"std {std}", "standard error", "the paper")]
+    heads = columns((TEXT, "network"), *((PERCENT, f"std {s}", "standard error", "the paper") for s in STDS))
     measurements, papers = zip(*parts, strict=True)
 
     def report(setting: Setting, *found: Runs) -> Iterator[Item]:
@@ -83,7 +75,7 @@ def _noise_table(
                     row += [*noisy_error(measured[network], std, examples), number]
                 rows.append(tuple(row))
             notes += _notes(setting, measured, paper)
-        yield Table(name, title, tuple(columns), tuple(rows), tuple(dict.fromkeys(notes)))
+        yield Table(name, title, heads, tuple(rows), tuple(dict.fromkeys(notes)))
 
     return Piece(name, measurements, report, within)
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from lpfamily.experiments.networks import NETWORKS, network_notes
 from lpfamily.experiments.pictures import measure
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
-from lpfamily.report.contents import COLOURS, INK, PERCENT, Cell, Column, Item, Plot, Table
+from lpfamily.report.contents import COLOURS, INK, PERCENT, TEXT, Cell, Item, Plot, Table, columns
 from lpfamily.training.data.mnist import MNIST
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _figure4(setting: Setting, found: Json) -> Iterator[Item]:
 
 def _turned(found: Json) -> Table:
     heads = (f"{SHORT[name]}: {what}" for name in measure.PICTURED for what in ("runner-up", "becomes"))
-    columns = Column("digit"), Column("in the paper"), *map(Column, heads)
+    shown = columns((TEXT, "digit", "in the paper", *heads))
     digits = [found["digits"][name] for name in measure.PICTURED]
     pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
     rows = tuple(
@@ -148,7 +148,7 @@ def _turned(found: Json) -> Table:
         "Runner-up: the most probable wrong class of the clean image. Becomes: the prediction at sigma 10.",
         "The paper's digits are other images, and it says what a reader sees, not what a network does.",
     )
-    return Table("figure4-digits", "Figure 4 in words", columns, rows, notes)
+    return Table("figure4-digits", "Figure 4 in words", shown, rows, notes)
 
 
 def _led(found: Json) -> Table:
@@ -159,16 +159,13 @@ def _led(found: Json) -> Table:
             changed = led + other
             of_changed = led / changed if changed else None
             rows.append((NETWORKS[name].label, sigma, right, led, other, of_changed))
-    columns = (
-        *(Column("network"), Column("sigma")),
-        *(Column(head, PERCENT) for head in ("still right", "the runner-up", "another")),
-        Column("runner-up of the wrong ones", "{:.1%}"),
-    )
+    shares = (PERCENT, "still right", "the runner-up", "another"), ("{:.1%}", "runner-up of the wrong ones")
+    heads = columns((TEXT, "network", "sigma"), *shares)
     notes = (
         f"All {found['examples']:,} test examples, p = 2. The paper argues that a perturbation injects the "
         f"class that the network confuses an image with (III-B), and measures nothing.",
     )
-    return Table("figure4-classes", "What perturbed digits are taken for", columns, tuple(rows), notes)
+    return Table("figure4-classes", "What perturbed digits are taken for", heads, tuple(rows), notes)
 
 
 def _mean_radius(radii: Sequence[float | None]) -> float | None:
@@ -275,9 +272,9 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
         "The paper says that perturbations transfer (III-C) and has no numbers.",
         *network_notes(setting, found["runs"]),
     )
-    columns = (Column("perturbation of"), *(Column(label, PERCENT) for label in labels.values()))
+    heads = columns((TEXT, "perturbation of"), (PERCENT, *labels.values()))
     title = "III-C. Errors under the perturbations of other networks"
-    yield Table("table-transfer", title, columns, rows, notes)
+    yield Table("table-transfer", title, heads, rows, notes)
 
 
 FIGURE_4 = _figure(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from lpfamily.experiments.networks import NETWORKS
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.robustness.measure import COMPARED, ROBUSTNESS
-from lpfamily.report.contents import Column, Item, Plot, Table
+from lpfamily.report.contents import TEXT, Item, Plot, Table, columns
 from lpfamily.report.plots import robustness_curves
 from lpfamily.training.robustness import MULTIPLES, findings
 
@@ -17,7 +17,7 @@ AT = MULTIPLES.index(1.0)
 
 def _report(_: Setting, found: Json) -> Iterator[Item]:
     heads = (f"p = {p}, {what}" for p in ("1", "2", "inf") for what in ("one", "many", "noise"))
-    columns = Column("network"), *(Column(head, "{:.1%}") for head in ("clean", *heads))
+    shown = columns((TEXT, "network"), ("{:.1%}", "clean", *heads))
     rows = []
     for name, result in found.items():
         errors = (
@@ -33,7 +33,7 @@ def _report(_: Setting, found: Json) -> Iterator[Item]:
         "that norm.",
         "The networks are those of Table I, of seed 0.",
     )
-    yield Table("table-robustness", "Robust errors at matched strength", columns, tuple(rows), notes)
+    yield Table("table-robustness", "Robust errors at matched strength", shown, tuple(rows), notes)
     yield from (_plot(name, result) for name, result in found.items())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.softmax.measure import CUT, PICTURES, SMALL, SMALL_DRAWS, SOFTMAX, STDS
 from lpfamily.noise import additional_error, error_under_noise, two_sided_error
-from lpfamily.report.contents import COLOURS, PERCENT, Cell, Column, Item, Plot, Table
+from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Item, Plot, Table, columns
 from lpfamily.report.looks import legend_below
 from lpfamily.training.evaluation import NOISE_DRAWS
 
@@ -51,9 +51,9 @@ PAPER = (
 
 
 def _table(
-    name: str, title: str, heads: Iterable[tuple[str, str]], rows: Iterable[tuple[Cell, ...]], *notes: str
+    name: str, title: str, groups: Iterable[tuple[str, ...]], rows: Iterable[tuple[Cell, ...]], *notes: str
 ) -> Table:
-    return Table(name, title, (Column("model"), *(Column(*head) for head in heads)), tuple(rows), notes)
+    return Table(name, title, columns((TEXT, "model"), *groups), tuple(rows), notes)
 
 
 def _models(result: Json) -> list[tuple[Printed, Json]]:
@@ -85,7 +85,7 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     yield _table(
         "table6",
         "Table VI: minimum perturbations of softmax models on MNIST along the gradient of the loss",
-        (("c", "{:g}"), *((head, LENGTH) for head in along)),
+        (("{:g}", "c"), (LENGTH, *along)),
         (row(*each) for each in models),
         "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
         f"{counts['training']:,} training and {counts['test']:,} test images. The paper's are of the "
@@ -103,7 +103,7 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     yield _table(
         "table6-margins",
         "Distances to the nearest boundary of the same models",
-        ((head, LENGTH) for head in ("L2 along the gradient", *exact)),
+        [(LENGTH, "L2 along the gradient", *exact)],
         (margins(name, found) for name in counts for found in result["models"]),
         "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
         "than to the nearest boundary, whose distance a linear model has in closed form in every Lp "
@@ -130,9 +130,8 @@ def _table7(_: Setting, result: Json) -> Iterator[Item]:
         "table7",
         "Table VII: error of softmax models on MNIST under Gaussian noise",
         (
-            *(("sigma", "{:g}"), ("paper", PERCENT)),
-            *(("training", PERCENT), ("standard error, training", FINE)),
-            *(("test", PERCENT), ("standard error, test", FINE)),
+            *(("{:g}", "sigma"), (PERCENT, "paper", "training"), (FINE, "standard error, training")),
+            *((PERCENT, "test"), (FINE, "standard error, test")),
         ),
         (
             (found["name"], std, actual, *_noise(found["training"], std), *_noise(found["test"], std))
@@ -173,7 +172,7 @@ def _table8(_: Setting, result: Json) -> Iterator[Item]:
     yield _table(
         "table8",
         "Table VIII: error under Gaussian noise as estimated from the distances, training images",
-        (("sigma", "{:g}"), *((head, PERCENT) for head in heads)),
+        (("{:g}", "sigma"), (PERCENT, *heads)),
         (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
         "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
         "sigma = 0 the paper has the measured error instead: eq. 33 adds what the normal distribution "
@@ -208,10 +207,7 @@ def _table9(_: Setting, result: Json) -> Iterator[Item]:
     yield _table(
         "table9",
         f"Table IX: error that Gaussian noise of sigma = {SMALL} adds",
-        (
-            *(("actual, paper", PERCENT), *((head, FINE) for head in measured)),
-            *(("predicted, paper", PERCENT), *((head, FINE) for head in predicted)),
-        ),
+        ((PERCENT, "actual, paper"), (FINE, *measured), (PERCENT, "predicted, paper"), (FINE, *predicted)),
         (row(name, *model) for name in result["examples"] for model in _models(result)),
         f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
         "The paper's prediction takes the density of the distances as a line through zero, here fitted "

@@ -11,7 +11,7 @@ from lpfamily.experiments.networks import NETWORKS, network_notes
 from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.theory import measure
 from lpfamily.experiments.theory.measure import MODELS, NAMES, TOLERANCE, Increase
-from lpfamily.report.contents import COLOURS, INK, Cell, Column, Item, Plot, Table
+from lpfamily.report.contents import COLOURS, INK, TEXT, Cell, Item, Plot, Table, columns
 from lpfamily.report.looks import legend_below
 
 if TYPE_CHECKING:
@@ -97,11 +97,8 @@ def _report(setting: Setting, found: Json) -> Iterator[Item]:
         f"{found['draws']} pairs of noise. A bound lies between the sigma that is named and the table's next."
     )
     numbers = "sigma", "L increases by", *(label for label, _, _ in LOOKS.values())
-    columns = (
-        *(Column("network"), Column("step")),
-        *(Column(head, "{:.3g}") for head in numbers),
-        Column(f"examples to {TOLERANCE:.0%}", "{:.0%}"),
-    )
+    shares = "{:.0%}", f"examples to {TOLERANCE:.0%}"
+    heads = columns((TEXT, "network", "step"), ("{:.3g}", *numbers), shares)
     rows: list[tuple[Cell, ...]] = []
     for name in NAMES:
         for title, measured, models in _panels(found, name):
@@ -124,7 +121,7 @@ def _report(setting: Setting, found: Json) -> Iterator[Item]:
         (7.0, 4.4),
         (*said, *second, paper, band, method, *networks),
     )
-    yield Table("figure-theory-numbers", "The numbers of it", columns, tuple(rows), (method, *networks))
+    yield Table("figure-theory-numbers", "The numbers of it", heads, tuple(rows), (method, *networks))
 
 
 CHAPTER = Chapter(
