@@ -67,13 +67,12 @@ def walls(given: Given[Array], x: Numbers | None, bounds: Bounds | None) -> Arra
     x = entries(given, "x", x)
     low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
-        up, down = high - x, x - low
-    wall = xp.where(xp.astype(grad, dtype, copy=False) < 0, down, up)
-    visible = library.visible(wall)
+        wall, visible, within = library.reach(grad, xp.astype(x, dtype, copy=False), low, high)
     _check_seen(named, grad, mask, info, arrays=not visible)
-    within = visible and (0 in wall.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
     if not within:
-        inside = xp.minimum(up, down) >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
+        with library.unwarned():
+            room = xp.minimum(high - x, x - low)
+        inside = room >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
         wall = xp.where(inside, xp.where(wall > 0, wall, 0.0), math.nan)
     if mask is not None:
         wall = xp.where(mask_beside(grad, mask), wall, 0.0)

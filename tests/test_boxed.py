@@ -17,7 +17,7 @@ from test_mutants import check as check_law
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
 from lpfamily.box import boxed
-from lpfamily.kernels import on_numpy
+from lpfamily.kernels import rows as rows_of_numpy
 
 WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
 
@@ -522,7 +522,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block):
     rows = box.case.rows.astype(box.case.floats.compute)
     sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
+        patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
         blocks = boxed(box.case.p, rows, sigma, wall)
     with np.errstate(all="ignore"):
         definition = boxed.value(box.case.p, rows, sigma, wall)

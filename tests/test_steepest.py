@@ -14,7 +14,7 @@ from libraries import P, numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import certify, epsilon, error_log_odds
-from lpfamily.kernels import on_numpy
+from lpfamily.kernels import rows as rows_of_numpy
 from lpfamily.steepest import steepest
 from lpfamily_reference.definitions import maximise_on_ball
 
@@ -256,7 +256,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block):
     rows = case.rows.astype(case.floats.compute)
     sigma = case.radii.astype(rows.dtype)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_numpy, "CACHE_BYTES", 3 * per_block * rows[0].nbytes)
+        patch.setattr(rows_of_numpy, "CACHE_BYTES", 3 * per_block * rows[0].nbytes)
         blocks = steepest(case.p, rows, sigma)
     with np.errstate(all="ignore"):
         definition = steepest.value(case.p, rows, sigma)

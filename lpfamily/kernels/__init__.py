@@ -118,6 +118,18 @@ class Library:
         """Whether the values of x can be looked at without waiting for a device or a computation."""
         return False
 
+    def reach(self, grad: Array, x: Array, low: Any, high: Any) -> tuple[Array, bool, bool]:
+        """Return how far each entry of x is from the bound that grad points to, of x's dtype.
+
+        And whether values are visible, and whether they tell that no x is outside.
+        """
+        xp = namespace_of(x)
+        up, down = high - x, x - low
+        wall = xp.where(xp.astype(grad, x.dtype, copy=False) < 0, down, up)
+        visible = self.visible(wall)
+        within = visible and (0 in wall.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
+        return wall, visible, within
+
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""
         return x

@@ -1,0 +1,337 @@
+"""NumPy's kernels for a budget and walls: one multiplier per row, by Newton's method, a block at a time."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lpfamily.balls import nearest
+from lpfamily.box import boxed
+from lpfamily.kernels import Primitive
+from lpfamily.kernels import rows as of_rows
+from lpfamily.kernels.powers import fastest_power
+from lpfamily.kernels.rows import Floats, Rows, row_blocks, scratch, sizes, with_sign_of
+
+STEPS = 32
+"""Newton's steps at most; what has not come to an end by then goes to the definition."""
+
+NEWTON_FROM = 1.05
+"""Below this p, too few entries of a row take part in a step of Newton's method."""
+
+dots = functools.partial(of_rows.dots, piece=4096)
+"""These sums may lose a little more, and take a third of the time."""
+
+Fill = Callable[..., Rows]
+"""fill(*operands, out) fills `out` and returns a mask of the rows whose result is exact."""
+
+
+def boxed_rows(p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
+    """Evaluate `boxed` on rows."""
+    few = 1 < p < NEWTON_FROM
+    fill = _undone if few else {1: _fill_in_order, math.inf: _signs}.get(p, functools.partial(_spend, p))
+    return _by_rows(boxed, fill, p, x, sigma, wall)
+
+
+def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
+    """Evaluate `nearest` on rows."""
+    if p > 2.0**60:
+        fill: Fill = _clip
+    elif p == 2:
+        fill = functools.partial(_spend, 2, most=1.0) if wall else _shrink
+    elif p == 1:
+        fill = _lower
+    else:
+        fill = _undone
+    return _by_rows(nearest, fill, p, v, sigma, *wall)
+
+
+def _by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
+    out = np.empty(operands[0].shape, operands[0].dtype)
+    blocks = row_blocks(out, 1)
+    arrays = scratch(4, out[blocks[0]])
+    for block in blocks:
+        rows = [operand[block] for operand in operands]
+        valid = fill(*rows, out[block], [each[: len(rows[0])] for each in arrays])
+        if not valid.all():
+            wrong = ~valid
+            out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
+    return out
+
+
+def _undone(*operands: Floats) -> Rows:
+    return np.zeros(len(operands[0]), bool)
+
+
+def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
+    *wall, out, space = rest
+    np.clip(v, -sigma, sigma, out=out)
+    if not wall:
+        return np.ones(len(v), bool)
+    within(out, wall[0], space[0])
+    return ~np.isnan(wall[0].min(axis=1))
+
+
+def _shrink(v: Floats, sigma: Floats, out: Floats, space: list[Floats]) -> Rows:
+    total, info = dots(v, v), np.finfo(v.dtype)
+    np.multiply(v, np.minimum(sigma / np.sqrt(total)[:, None], 1).astype(v.dtype), out=out)
+    valid: Rows = (total >= float(info.tiny) * 2.0**26) & (total <= float(info.max))
+    return valid
+
+
+def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
+    *wall, out, space = rest
+    size, t, count, mask = space
+    np.abs(v, out=size)
+    first, second = _level(size, wall[0] if wall else None, sigma[:, 0].astype(np.float64), t, count, mask)
+    np.subtract(v, np.clip(v, -first, first, out=t), out=out)
+    out -= np.clip(out, -second, second, out=t)
+    if wall:
+        within(out, wall[0], t)
+    return ~np.isnan(second[:, 0])
+
+
+def _level(
+    size: Floats, wall: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
+) -> tuple[Floats, Floats]:
+    """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
+
+    In two columns, c = first + second: differences from the first are exact, and second is their rounding.
+    """
+    n, d = size.shape
+    first, second = np.zeros((n, 1), t.dtype), np.full((n, 1), math.nan, t.dtype)
+    rows = np.arange(n)
+    free, below = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
+    ones = np.broadcast_to(np.ones(d, t.dtype), t.shape)
+    zero[...] = 0
+    tolerance = 4 * float(np.finfo(t.dtype).eps)
+    at, low, high = np.zeros(n, t.dtype), np.zeros(n), np.full(n, math.inf)
+    for _ in range(STEPS):
+        k = len(rows)
+        np.subtract(size, at[:, None], out=t[:k])
+        np.greater(t[:k], zero[:k], out=free[:k])
+        np.maximum(t[:k], zero[:k], out=t[:k])
+        if wall is not None:
+            np.less(t[:k], wall, out=below[:k])
+            free[:k] &= below[:k]
+            np.minimum(t[:k], wall, out=t[:k])
+        count = dots(ones[:k], free[:k])
+        over = dots(t[:k], ones[:k]) - sigma
+        low, high = np.where(over > 0, at, low), np.where(over > 0, high, at)
+        change = np.where(count > 0, over / count, 0.0)
+        new = np.nextafter((at + change).astype(t.dtype), t.dtype.type(0))
+        inside = (at == 0) & (over <= 0)
+        done = inside | (np.abs(over) <= tolerance * sigma) | ((count > 0) & (over > 0) & (new <= at))
+        # beyond this, what is left of sigma would be their rounding
+        change = np.where(inside, 0.0, np.where(change > 4 * sigma, math.nan, np.maximum(change, 0)))
+        first[rows[done], 0], second[rows[done], 0] = at[done], change[done]
+        going = ~done & ~np.isnan(over)
+        if not going.any():
+            break
+        middle = np.where(high < math.inf, (low + high) / 2, 2 * low)
+        at = np.where((new > low) & (new < high), new, middle).astype(t.dtype)
+        if not going.all():
+            size, rows, at, low, high, sigma = (each[going] for each in (size, rows, at, low, high, sigma))
+            wall = None if wall is None else wall[going]
+    return first, second
+
+
+def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: list[Floats]) -> Rows:
+    info = np.finfo(x.dtype)
+    huge = x.dtype.type(2.0 ** (info.maxexp - 1))
+    np.multiply(x, huge, out=out)
+    least = huge * info.smallest_subnormal
+    np.clip(out, -least, least, out=out)
+    factor = sigma * (1 / least)
+    np.multiply(out, factor, out=out)
+    within(out, wall, space[0])
+    return np.isfinite(factor[:, 0]) & ~np.isnan(wall.min(axis=1))
+
+
+SAMPLE = 16
+"""One entry in so many tells roughly how far the budget goes at p = 1."""
+
+
+def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: list[Floats]) -> Rows:
+    """Send entries to their walls from the largest |x| down, the last as far as the budget goes.
+
+    Only entries near the last are sorted: those between two bounds, of which a sample tells.
+    """
+    size, cost, t, mask = space
+    n, d = x.shape
+    above, near = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
+    valid: Rows = np.isfinite(sizes(x, size))
+    np.minimum(wall, sigma, out=cost)
+    high, low = _bracket(size[:, ::SAMPLE], cost[:, ::SAMPLE], sigma / SAMPLE)
+    np.greater(size, high, out=above)
+    np.greater(size, low, out=near)
+    left = sigma[:, 0].astype(np.float64) - dots(cost, above)
+    beyond = left + dots(cost, above) - dots(cost, near)
+    astray = ~((left >= 0) & ((beyond <= 0) | (low[:, 0] == 0)))
+    above[astray], near[astray], left[astray] = False, size[astray] > 0, sigma[astray, 0]
+    near ^= above
+    where = np.flatnonzero(near)
+    value, price = size.take(where), cost.take(where).astype(np.float64)
+    order = np.argsort(-value)
+    row = (where[order] // d).astype(np.int16 if n < 1 << 15 else np.int64)
+    order = order[np.argsort(row, kind="stable")]
+    where, value, price = where[order], value[order], price[order]
+    row = where // d
+    count = np.bincount(row, minlength=n)
+    begins = np.cumsum(count) - count
+    spent = np.zeros((n, count.max() + 1))
+    spent[row, np.arange(1, len(row) + 1) - begins[row]] = price
+    np.cumsum(spent, axis=1, out=spent)
+    within_reach = np.count_nonzero(spent[:, 1:] <= left[:, None], axis=1)
+    some = within_reach < count
+    last, rest = begins[some] + within_reach[some], left[some] - spent[some, within_reach[some]]
+    threshold = np.full(n, np.finfo(x.dtype).smallest_subnormal)
+    threshold[some] = value[last]
+    np.subtract(size, threshold[:, None], out=t)
+    bits = f"i{x.itemsize}"
+    np.right_shift(t.view(bits), 8 * x.itemsize - 1, out=t.view(bits))
+    np.invert(t.view(bits), out=t.view(bits))
+    np.bitwise_and(cost.view(bits), t.view(bits), out=out.view(bits))
+    np.put(out, where[last], rest)
+    with_sign_of(x, out, t)
+    # equal entries share what is left, which the definition knows
+    for other in last - 1, last + 1:
+        near_by = np.clip(other, 0, len(value) - 1)
+        alone = (value[near_by] != value[last]) | (row[near_by] != row[last]) | (near_by == last)
+        valid[some] &= alone
+    valid &= ~np.isnan(left)
+    return valid
+
+
+def _bracket(size: Floats, cost: Floats, sigma: Floats) -> tuple[Floats, Floats]:
+    """Return two columns that the least |x| which the budget affords is likely to lie between."""
+    order = np.argsort(-size, axis=1)
+    size = np.take_along_axis(size, order, axis=1)
+    spent = np.cumsum(np.take_along_axis(cost, order, axis=1), axis=1)
+    at = np.count_nonzero(spent <= sigma, axis=1)[:, None]
+    margin = (3 + 3 * np.sqrt(at)).astype(int)
+    last = size.shape[1] - 1
+    high = np.where(
+        at - margin < 0, math.inf, np.take_along_axis(size, np.clip(at - margin, 0, last), axis=1)
+    )
+    low = np.where(at + margin > last, 0, np.take_along_axis(size, np.clip(at + margin, 0, last), axis=1))
+    return high.astype(size.dtype), low.astype(size.dtype)
+
+
+def within(x: Floats, wall: Floats, t: Floats) -> None:
+    """Bring the entries of x to -wall or wall where they are beyond."""
+    np.minimum(x, wall, out=x)
+    np.negative(wall, out=t)
+    np.maximum(x, t, out=x)
+
+
+def _spend(
+    p: float,
+    x: Floats,
+    sigma: Floats,
+    wall: Floats,
+    out: Floats,
+    space: list[Floats],
+    most: float = math.inf,
+) -> Rows:
+    t, limits, weights, mask = space
+    free = mask.view(bool)[:, : x.shape[1]]
+    power = fastest_power(1 / (p - 1), x.dtype)
+    u, unit = power.take(x, out, t)
+    np.multiply(u, x, out=weights)
+    info = np.finfo(x.dtype)
+    ends = float(info.tiny) * 2.0**26, 2.0**40 if p >= 5 else float(info.max) * 2.0**-26
+    scale, budget = _wall_powers(p, wall, sigma[:, 0].astype(np.float64), limits, t)
+    s = _multiplier(weights, limits, budget, t, free, ends, most)
+    exhausted = s == math.inf
+    root = Fraction(1) / Fraction(p)
+    own = s if unit is None else s * unit ** (1 + power.carries)
+    factor = own ** float(root)
+    if x.itemsize == 8:
+        factor *= 1 + float(root - Fraction(float(root))) * np.log(np.where(own > 0, own, 1))
+    if power.carries:
+        factor /= unit
+    factor *= scale
+    np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
+    within(out, wall, t)
+    valid: Rows = (factor >= info.tiny) & (factor <= info.max)
+    if exhausted.any():
+        gone = x[exhausted]
+        out[exhausted] = np.copysign(np.where(gone == 0, 0, wall[exhausted]), gone)
+        lost = (weights[exhausted] == 0) & (gone != 0)
+        valid[exhausted] = ~lost.any(axis=1)
+    return valid
+
+
+def _wall_powers(p: float, wall: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Any, Floats]:
+    """Fill `out` with wall^p in a unit, and return the unit and the budget in it."""
+    if p == 2:
+        np.multiply(wall, wall, out=out)
+        budget = sigma * sigma
+        info = np.finfo(out.dtype)
+        ordinary = (budget == 0) | (budget > float(info.tiny) * 2.0**40) & (
+            budget < float(info.max) * 2.0**-40
+        )
+        return 1.0, np.where(ordinary, budget, math.nan)
+    unit = np.where(sigma > 0, sigma, 1.0)
+    np.multiply(wall, (1 / unit).astype(wall.dtype)[:, None], out=out)
+    if p == 1.5:
+        np.sqrt(out, out=t)
+        out *= t
+    elif p == 3:
+        np.multiply(out, out, out=t)
+        out *= t
+    elif p == 4:
+        np.multiply(out, out, out=out)
+        np.multiply(out, out, out=out)
+    else:
+        np.log(out, out=out)
+        out *= p
+        np.exp(out, out=out)
+    return unit, np.where(sigma > 0, 1.0, sigma)
+
+
+def _multiplier(
+    weights: Floats,
+    limits: Floats,
+    budget: Floats,
+    t: Floats,
+    free: Rows,
+    ends: tuple[float, float],
+    most: float = math.inf,
+) -> Floats:
+    """Return s with sum min(s * weights, limits) = budget, at most `most`, or inf if all reach their limits.
+
+    The sum is concave and piecewise linear in s: Newton's steps from below never pass the solution, and
+    end in its piece.
+    """
+    result, rows = np.full(len(weights), math.nan), np.arange(len(weights))
+    ones = np.broadcast_to(np.ones(t.shape[1], t.dtype), t.shape)
+    total = dots(weights, ones)
+    s = np.where(total > 0, np.minimum(budget / np.where(total > 0, total, 1), most), 1.0)
+    s[total > ends[1]], s[budget == 0] = math.nan, 0.0
+    tolerance = 4 * float(np.finfo(t.dtype).eps)
+    for _ in range(STEPS):
+        k = len(rows)
+        np.multiply(weights, s.astype(t.dtype)[:, None], out=t[:k])
+        np.less(t[:k], limits, out=free[:k])
+        slope = dots(weights, free[:k])
+        np.minimum(t[:k], limits, out=t[:k])
+        rest = budget - dots(t[:k], ones[:k])
+        done = (np.abs(rest) <= tolerance * budget) | ((s >= most) & (rest >= 0))
+        exhausted = ~done & (slope == 0) & (rest > 0)
+        result[rows] = np.where(
+            done & ((slope >= ends[0]) | (s == 0) | (s >= most)), s, np.where(exhausted, math.inf, math.nan)
+        )
+        going = ~(done | exhausted) & (slope >= ends[0])
+        s = np.minimum(s + rest / slope, most)
+        if not going.any():
+            break
+        if not going.all():
+            weights, limits = weights[going], limits[going]
+            rows, s, budget = rows[going], s[going], budget[going]
+    return result

@@ -1,0 +1,70 @@
+"""What NumPy's kernels do with the rows of an array: blocks of them, and one number for each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CACHE_BYTES = 1 << 20
+"""For a block, its result and its scratch: half of a common second-level cache."""
+
+PIECE = 1024
+"""How many products NumPy may add one after another: the sum loses a few units in the last place."""
+
+Floats = NDArray[Any]
+Rows = NDArray[np.bool_]
+
+
+def row_blocks(rows: Floats, arrays: int = 4) -> list[slice]:
+    """Return blocks of rows, so many arrays of which stay in the cache."""
+    step = max(1, CACHE_BYTES // (arrays * rows[0].nbytes))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def scratch(count: int, like: Floats) -> list[Floats]:
+    """Return arrays like this one that begin where a line of the cache does, which NumPy's do not."""
+    size = -(-like.nbytes // 64) * 64
+    memory = np.empty(count * size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    parts = [memory[start + i * size :][: like.size * like.itemsize] for i in range(count)]
+    return [part.view(like.dtype).reshape(like.shape) for part in parts]
+
+
+def dots(a: Floats, b: Floats, piece: int = PIECE) -> Floats:
+    """Return the sum of products of each row, in float64."""
+    pieces = a.shape[1] // piece
+    if pieces < 2:
+        return np.asarray(np.vecdot(a, b).astype(np.float64))
+    first, second = (each[:, : pieces * piece].reshape(len(a), pieces, piece) for each in (a, b))
+    rest = np.vecdot(a[:, pieces * piece :], b[:, pieces * piece :])
+    total: Floats = np.vecdot(first, second).sum(axis=1, dtype=np.float64) + rest
+    return total
+
+
+def sizes(x: Floats, t: Floats) -> Floats:
+    """Fill t with |x| and return the largest of each row: numbers are in the order of their bits."""
+    np.abs(x, out=t)
+    top: Floats = t.view(f"i{x.itemsize}").max(axis=1).view(x.dtype)
+    return top
+
+
+def scale_down(x: Floats, t: Floats, most: float = math.inf) -> Floats:
+    """Fill t with |x| / unit, below 1 where `most` allows it, and return the units, powers of two."""
+    unit = np.minimum(np.ldexp(1.0, np.frexp(sizes(x, t))[1]), most)
+    np.multiply(t, (1 / unit).astype(x.dtype)[:, None], out=t)
+    return unit
+
+
+_SIGN_BITS: dict[int, Any] = {4: np.uint32(1 << 31), 8: np.uint64(1 << 63)}
+
+
+def with_sign_of(x: Floats, u: Floats, t: Floats) -> Floats:
+    """Give the entries of u, which are not negative, the signs of x."""
+    sign = _SIGN_BITS[x.itemsize]
+    bits = sign.dtype
+    np.bitwise_and(x.view(bits), sign, out=t.view(bits))
+    np.bitwise_or(u.view(bits), t.view(bits), out=u.view(bits))
+    return u
