@@ -46,14 +46,14 @@ def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
     elif p == 1:
         fill = _lower
     else:
-        fill = _undone
+        fill = functools.partial(_share, p) if p >= NEWTON_FROM else _undone
     return _by_rows(nearest, fill, p, v, sigma, *wall)
 
 
 def _by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
     out = np.empty(operands[0].shape, operands[0].dtype)
     blocks = row_blocks(out, 1)
-    arrays = scratch(4, out[blocks[0]])
+    arrays = scratch(10, out[blocks[0]])
     for block in blocks:
         rows = [operand[block] for operand in operands]
         valid = fill(*rows, out[block], [each[: len(rows[0])] for each in arrays])
@@ -65,6 +65,119 @@ def _by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> F
 
 def _undone(*operands: Floats) -> Rows:
     return np.zeros(len(operands[0]), bool)
+
+
+def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
+    """Split r = |v| / max|v| into tau z + nu z^(p-1), where z = |y| / sigma has norm 1 or is at its wall."""
+    *wall, out, space = rest
+    r, w, t, cap = space[:4]
+    info, dtype = np.finfo(v.dtype), v.dtype.type
+    radius, top = sigma[:, 0].astype(np.float64), sizes(v, r).astype(np.float64)
+    tau = radius / top
+    ones = np.broadcast_to(np.ones(v.shape[1], dtype), v.shape)
+    r *= column(1 / top, dtype)
+    np.clip(r, dtype(float(info.tiny) ** 0.8), dtype(1), out=r)  # smaller entries are as good as none
+    np.log(r, out=w)
+    np.subtract(w, column(np.log(tau), dtype), out=t)
+    if wall:
+        np.multiply(wall[0], column(1 / radius, dtype), out=cap)
+        np.log(cap, out=cap)
+        np.minimum(t, cap, out=t)
+        cap *= dtype(p)
+        np.exp(cap, out=cap)
+    t *= dtype(p)
+    total = dots(np.exp(t, out=t), ones)
+    outside: Rows = total > 1
+    valid: Rows = (tau > float(info.tiny)) & (tau < math.inf) & ~np.isnan(total)
+    rows = np.flatnonzero(outside & valid)
+    valid[rows] = _split(p, r, w, tau, cap if wall else None, rows, space[4:])
+    np.multiply(w, dtype(p), out=t)
+    np.exp(t, out=t)
+    np.exp(w, out=w)
+    spent = dots(t, ones)
+    left = 1.0
+    if wall:
+        free = space[4].view(bool)[:, : v.shape[1]]
+        spent = dots(t, np.less(t, cap, out=free))
+        np.minimum(t, cap, out=t)
+        left = np.maximum(1 - (dots(t, ones) - spent), 0)
+    # what nu's rounding, magnified by 1 / (p - 1), has done to all free entries alike
+    w *= column(radius * (left / np.where(spent > 0, spent, 1)) ** (1 / p), dtype)
+    w[~outside] = math.inf
+    np.copyto(out, v)
+    within(out, w, t)
+    if wall:
+        within(out, wall[0], t)
+    return valid
+
+
+def _split(
+    p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: list[Floats]
+) -> Rows:
+    """Make w = log r of these rows the log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1.
+
+    Newton's method for log nu and all entries at once, three to six steps of two exponentials each. Return
+    where it has come to its end.
+    """
+    dtype, every, place = w.dtype.type, w, rows
+    found = np.zeros(len(w), bool)
+    r, w, tau, cap = r[rows], w[rows], tau[rows], None if cap is None else cap[rows]
+    ones = np.broadcast_to(np.ones(w.shape[1], dtype), w.shape)
+    square = dots(r, r)
+    scale = np.minimum(w.shape[1] ** (0.5 - 1 / p) / np.sqrt(square), 0.99 / tau)
+    log_nu = np.log(scale * square * (1 - tau * scale))
+    alone = (w - column(log_nu, dtype)) * dtype(1 / (p - 1))
+    np.minimum(w - column(np.log(tau), dtype), alone, out=w)
+    tolerance = float(np.finfo(dtype).eps) ** 0.5 / 4
+    for _ in range(STEPS):
+        a, b, power, t, rest = (each[: len(w)] for each in space[:5])
+        free = space[5][: len(w)].view(bool)[:, : w.shape[1]]
+        np.exp(w, out=a)
+        np.multiply(w, dtype(p - 1), out=b)
+        b += column(log_nu, dtype)
+        np.exp(b, out=b)
+        np.multiply(a, b, out=power)
+        power *= column(np.exp(-log_nu), dtype)
+        a *= column(tau, dtype)
+        np.multiply(b, dtype(p - 1), out=t)
+        t += a
+        a += b
+        b /= t  # minus the slope of log z in log nu
+        # half the residual of log(a + b) = log r, nearly, and bounded; and what it asks of log z
+        np.add(a, r, out=rest)
+        np.divide(a, t, out=t)
+        np.subtract(a, r, out=a)
+        a /= rest
+        largest = 2 * np.maximum(a.max(axis=1), -a.min(axis=1))
+        a *= t
+        if cap is None:
+            total, weight = dots(power, ones[: len(w)]), ones[: len(w)]
+        else:
+            weight = np.less(power, cap, out=free)
+            total = dots(np.minimum(power, cap, out=t), ones[: len(w)])
+        asked = 2 * dots(np.multiply(power, a, out=t), weight)
+        slope = dots(np.multiply(power, b, out=t), weight)
+        change = np.clip((total * np.log(total) / p - asked) / slope, -3, 3)
+        a *= dtype(2)
+        w -= a
+        b *= column(change, dtype)
+        w -= b
+        log_nu = log_nu + change
+        done = np.maximum(largest, np.abs(change)) < tolerance
+        going = ~done & np.isfinite(change)
+        if not going.all():
+            every[place[done]], found[place[done]] = w[done], True
+            if not going.any():
+                break
+            place, r, w, tau, log_nu = (each[going] for each in (place, r, w, tau, log_nu))
+            cap = None if cap is None else cap[going]
+    return found[rows]
+
+
+def column(numbers: Any, dtype: Any) -> Floats:
+    """Return one number per row beside entries of this dtype."""
+    result: Floats = np.asarray(numbers, dtype)[:, None]
+    return result
 
 
 def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
@@ -85,7 +198,7 @@ def _shrink(v: Floats, sigma: Floats, out: Floats, space: list[Floats]) -> Rows:
 
 def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
     *wall, out, space = rest
-    size, t, count, mask = space
+    size, t, count, mask = space[:4]
     np.abs(v, out=size)
     first, second = _level(size, wall[0] if wall else None, sigma[:, 0].astype(np.float64), t, count, mask)
     np.subtract(v, np.clip(v, -first, first, out=t), out=out)
@@ -161,7 +274,7 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: l
 
     Only entries near the last are sorted: those between two bounds, of which a sample tells.
     """
-    size, cost, t, mask = space
+    size, cost, t, mask = space[:4]
     n, d = x.shape
     above, near = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
     valid: Rows = np.isfinite(sizes(x, size))
@@ -238,7 +351,7 @@ def _spend(
     space: list[Floats],
     most: float = math.inf,
 ) -> Rows:
-    t, limits, weights, mask = space
+    t, limits, weights, mask = space[:4]
     free = mask.view(bool)[:, : x.shape[1]]
     power = fastest_power(1 / (p - 1), x.dtype)
     u, unit = power.take(x, out, t)
