@@ -32,6 +32,18 @@ class TorchLibrary(Library):
             return function(x)  # which refuses what is not dense; at a level x may carry a tangent
         return torch.from_numpy(function(x.numpy()))
 
+    def reach(self, grad: Any, x: Any, low: Any, high: Any) -> tuple[Any, bool, bool]:
+        """Let NumPy look at plain tensors that need no derivative."""
+        tensors = [a for a in (grad, x, low, high) if isinstance(a, torch.Tensor)]
+        if not all(map(_is_plain, tensors)) or any(a.requires_grad for a in tensors):
+            return super().reach(grad, x, low, high)
+        if forward_ad._current_level >= 0:  # at which they may carry a tangent
+            return super().reach(grad, x, low, high)
+        grad = grad.to(x.dtype)
+        arrays = [a.numpy() if isinstance(a, torch.Tensor) else a for a in (grad, x, low, high)]
+        wall, visible, within = library_of(arrays[0]).reach(*arrays)
+        return torch.from_numpy(wall), visible, within
+
     def unwarned(self) -> AbstractContextManager[None]:
         """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
         return nullcontext()

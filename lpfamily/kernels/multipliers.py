@@ -299,25 +299,38 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: l
     spent = np.zeros((n, count.max() + 1))
     spent[row, np.arange(1, len(row) + 1) - begins[row]] = price
     np.cumsum(spent, axis=1, out=spent)
-    within_reach = np.count_nonzero(spent[:, 1:] <= left[:, None], axis=1)
-    some = within_reach < count
-    last, rest = begins[some] + within_reach[some], left[some] - spent[some, within_reach[some]]
+    reached = np.count_nonzero(spent[:, 1:] <= left[:, None], axis=1)
+    some = reached < count
     threshold = np.full(n, np.finfo(x.dtype).smallest_subnormal)
-    threshold[some] = value[last]
+    threshold[some] = value[(begins + reached)[some]]
     np.subtract(size, threshold[:, None], out=t)
     bits = f"i{x.itemsize}"
     np.right_shift(t.view(bits), 8 * x.itemsize - 1, out=t.view(bits))
     np.invert(t.view(bits), out=t.view(bits))
     np.bitwise_and(cost.view(bits), t.view(bits), out=out.view(bits))
-    np.put(out, where[last], rest)
+    if some.any():
+        last = np.flatnonzero((value == threshold[row]) & some[row])
+        where, row, price, ties = where[last], row[last], price[last], np.bincount(row[last], minlength=n)
+        column = np.arange(len(row)) - (np.cumsum(ties) - ties)[row]
+        paid = np.zeros(n)
+        paid[row[column == 0]] = spent[row, last - begins[row]][column == 0]
+        prices = np.full((n, ties.max()), math.inf)
+        prices[row, column] = price
+        np.put(out, where, np.minimum(_even(prices, ties, left - paid)[row], price))
     with_sign_of(x, out, t)
-    # equal entries share what is left, which the definition knows
-    for other in last - 1, last + 1:
-        near_by = np.clip(other, 0, len(value) - 1)
-        alone = (value[near_by] != value[last]) | (row[near_by] != row[last]) | (near_by == last)
-        valid[some] &= alone
     valid &= ~np.isnan(left)
     return valid
+
+
+def _even(prices: Floats, count: Any, budget: Floats) -> Floats:
+    """Return c with sum min(c, price) = budget, of the first `count` prices of each row."""
+    prices.sort(axis=1)
+    place = np.arange(prices.shape[1])
+    real = place < count[:, None]
+    paid = np.cumsum(np.where(real, prices, 0), axis=1)
+    share = (budget[:, None] - np.where(real, paid - prices, 0)) / np.maximum(count[:, None] - place, 1)
+    enough = (share <= prices) | (place == count[:, None] - 1)
+    return np.take_along_axis(share, np.argmax(enough, axis=1)[:, None], axis=1)[:, 0]
 
 
 def _bracket(size: Floats, cost: Floats, sigma: Floats) -> tuple[Floats, Floats]:

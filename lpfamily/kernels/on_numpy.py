@@ -73,8 +73,9 @@ class NumpyLibrary(Library):
 
     def reach(self, grad: Floats, x: Floats, low: Any, high: Any) -> tuple[Floats, bool, bool]:
         """Select by the bits of grad's sign, in blocks: a choice by a mask costs more than all else."""
-        if grad.dtype != x.dtype or grad.ndim == 0 or not grad.size:
+        if grad.ndim == 0 or not grad.size:
             return super().reach(grad, x, low, high)
+        grad = np.ascontiguousarray(grad, x.dtype)
         sides = [np.broadcast_to(np.asarray(side, x.dtype), x.shape) for side in (low, high)]
         wall, bits = np.empty(x.shape, x.dtype), f"i{x.itemsize}"
         blocks = row_blocks(wall)
