@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,9 @@ from test_mutants import check as check_law
 
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
+from lpfamily.balls import nearest
 from lpfamily.box import boxed
+from lpfamily.kernels import multipliers
 from lpfamily.kernels import rows as rows_of_numpy
 
 WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
@@ -516,6 +519,131 @@ def test_bounds_round_as_x_does(lib):
             assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(0, 0.3))), 0.0)
 
 
+@st.composite
+def boxed_points(draw, lib):
+    """Draw a box and the point that is projected: far from the ball, or near it."""
+    box = draw(boxes(lib))
+    size = np.minimum(norms(box.case.rows, box.case.p), box.case.floats.largest / 4).astype(float)
+    share = np.array([draw(st.sampled_from([0.5, 1 - 1e-4, 0.01, 2.0])) for _ in size])
+    near = lib.floats[box.case.floats.compute].round(share * size)
+    return replace(box, case=replace(box.case, sigma=near)) if draw(st.booleans()) else box
+
+
+def nothing_in_ball_and_box_is_nearer(project, box):
+    """<v - y, z - y> <= 0 for every z of ball and box; the most of <v - y, z> is known."""
+    case, y = box.case, box.step(project).astype(np.longdouble)
+    rest = case.rows - y
+    rows = zip(rest.astype(float), case.radii, box.wall, strict=True)
+    if case.p == math.inf:
+        best = np.sign(rest) * np.minimum(case.radii[:, None], box.wall)
+    else:
+        best = np.stack([maximiser(row, case.p, radius, wall) for row, radius, wall in rows])
+    unit = np.maximum(np.abs(case.rows).max(axis=1, keepdims=True), case.floats.least)
+    gap = np.sum(rest / unit * (best - y), axis=1)
+    parts = (np.abs(rest) + np.abs(case.rows)) / unit * (np.abs(y) + np.abs(best))
+    bad = ~(gap <= 16 * case.tolerance * np.sum(parts, axis=1) + box.slack)
+    assert not bad.any(), f"nearer by {gap[bad]} of {np.sum(parts, axis=1)[bad]}\n{box}"
+
+
+PROJECT_LAWS = [
+    stays_in_ball_and_box,
+    moves_nothing_further_outside,
+    nothing_in_ball_and_box_is_nearer,
+    spends_nothing_outside_the_mask,
+    keeps_nan_in_its_row,
+]
+
+
+@pytest.mark.parametrize("law", PROJECT_LAWS, ids=lambda law: law.__name__)
+@given(data=st.data())
+def test_project_in_a_box(data, lib, law):
+    law(project, data.draw(boxed_points(lib)))
+
+
+@pytest.mark.parametrize("walled", [False, True])
+@given(data=st.data(), per_block=st.integers(1, 4))
+def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
+    box = data.draw(boxed_points(numpy_readonly()))
+    case, compute = box.case, box.case.floats.compute
+    operands = [case.rows.astype(compute), case.radii.astype(compute)[:, None], box.wall.astype(compute)]
+    operands = operands if walled else operands[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_of_numpy, "CACHE_BYTES", per_block * operands[0][0].nbytes)
+        blocks = nearest(case.p, *operands).astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        definition = nearest.value(case.p, *operands).astype(np.longdouble)
+    size, underflow = norms(definition, 2), 4 * case.underflow
+    assert np.all(norms(blocks - definition, 2) <= 64 * case.tolerance * size + underflow), box
+    longest = norms(definition, case.p) * (1 + case.tolerance) + underflow
+    assert np.all(norms(blocks, case.p) <= np.maximum(longest, case.radii)), box
+
+
+@pytest.mark.parametrize("p", [1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf])
+def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, monkeypatch):
+    rng, left = np.random.default_rng(0), []
+    grad = rng.standard_normal((60, 500))
+    grad[::4] *= rng.random((15, 500)) < 0.23
+    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, 500))
+    grad[2::4] = np.round(grad[2::4])
+    wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
+    operands = [a.astype(np.float32) for a in (grad, np.full((60, 1), 500 ** (1 / p) / 32), wall)]
+    by_rows = multipliers.by_rows
+
+    def counted(primitive, fill, p, *operands):
+        def counting(*arguments):
+            valid = fill(*arguments)
+            left.append(np.count_nonzero(~valid))
+            return valid
+
+        return by_rows(primitive, counting, p, *operands)
+
+    monkeypatch.setattr(multipliers, "by_rows", counted)
+    for primitive, few in (boxed, operands), (nearest, operands[:2]), (nearest, operands):
+        left.clear()
+        primitive(p, *few)
+        assert sum(left) <= (6 if p < 1.1 else 0), primitive.name
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 2.7, math.inf])
+def test_threads_change_no_byte(p, monkeypatch):
+    rng = np.random.default_rng(1)
+    grad, x = rng.standard_normal((50, 300)).astype("f4"), rng.random((50, 300)).astype("f4")
+    grad[7, 3], grad[8, 0], grad[9] = math.nan, math.inf, 0
+    monkeypatch.setattr(rows_of_numpy, "CACHE_BYTES", 5 * grad[0].nbytes)
+    monkeypatch.setattr(rows_of_numpy, "THREADS_FROM", 0)
+    box = {"x": x, "bounds": (0, 1)}
+    results = []
+    for count in 1, 3:
+        with rows_of_numpy.threads(count):
+            steps = epsilon(grad, p, 0.5), epsilon(grad, p, 0.5, **box), project(grad, p, 0.5, **box)
+            results.append([step.tobytes() for step in (*steps, project(grad, p, 0.5))])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "several"), [(1, 1 << 30, False), (3, 1 << 30, True), (3, 1, False)]
+)
+def test_as_many_threads_as_are_allowed(count, size, several):
+    workers, together = set(), threading.Barrier(count if several else 1, timeout=30)
+
+    def work(blocks):
+        workers.add(threading.get_ident())
+        together.wait()
+        assert len(blocks) == 6 / together.parties
+
+    with rows_of_numpy.threads(count):
+        rows_of_numpy.share_out(work, range(6), size)
+    assert len(workers) == together.parties
+
+
+def test_what_goes_wrong_in_a_thread_is_raised():
+    def work(blocks):
+        raise MemoryError
+
+    with pytest.raises(MemoryError), rows_of_numpy.threads(2):
+        rows_of_numpy.share_out(work, range(4), 1 << 30)
+
+
 @given(data=st.data(), per_block=st.integers(1, 4))
 def test_numpy_blocks_agree_with_the_definition(data, per_block):
     box = data.draw(boxes(numpy_readonly()))
@@ -640,6 +768,49 @@ def beyond_the_ball(grad, p, sigma, *, x, bounds, mask=None):
 
 def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+def projection_scaled_and_clipped(v, p, sigma, *, x, bounds, mask=None):
+    rows = v.reshape(len(v), -1)
+    size = np.maximum(norms(rows, p), 1e-300)
+    factor = np.minimum(1, np.broadcast_to(sigma, len(v)) / size).reshape(-1, *[1] * (v.ndim - 1))
+    return np.clip((v * factor).astype(v.dtype), bounds[0] - x, bounds[1] - x)
+
+
+def projection_without_walls(v, p, sigma, *, x, bounds, mask=None):
+    return project(v, p, sigma, mask=mask)
+
+
+def projection_short_of_the_ball(v, p, sigma, *, x, bounds, mask=None):
+    return project(v, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+PROJECTION_MUTANTS = [
+    (projection_scaled_and_clipped, nothing_in_ball_and_box_is_nearer),
+    (projection_without_walls, stays_in_ball_and_box),
+    (projection_short_of_the_ball, nothing_in_ball_and_box_is_nearer),
+]
+
+
+@pytest.mark.parametrize(("mutant", "law"), PROJECTION_MUTANTS, ids=lambda function: function.__name__)
+def test_a_mistake_in_projecting_breaks_its_law(mutant, law):
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        check_law(law, mutant, boxed_points(numpy_readonly()))
+
+
+def walls_ignored(x, wall, t):
+    """Stand for `multipliers.within`."""
+
+
+KERNEL_MUTANTS = [("within", walls_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_END", 2.0**22)]
+
+
+@pytest.mark.parametrize(("name", "mutant"), KERNEL_MUTANTS, ids=[name for name, _ in KERNEL_MUTANTS])
+def test_a_mistake_in_numpys_kernels_shows(name, mutant, monkeypatch):
+    """Walls ignored, a budget that is not spent, Newton's method stopped early."""
+    monkeypatch.setattr(multipliers, name, mutant)
+    with pytest.raises(AssertionError):
+        check_law(nothing_in_ball_and_box_is_nearer, project, boxed_points(numpy_readonly()))
 
 
 MUTANTS = [

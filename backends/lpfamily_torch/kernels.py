@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from lpfamily.kernels import Library, Primitive, library_of, primitives
+from lpfamily.kernels.rows import threads_by_default
 
 
 class TorchLibrary(Library):
@@ -30,7 +31,8 @@ class TorchLibrary(Library):
             return function(x)
         if x.layout is not torch.strided or x.is_nested or forward_ad._current_level >= 0:
             return function(x)  # which refuses what is not dense; at a level x may carry a tangent
-        return torch.from_numpy(function(x.numpy()))
+        with threads_by_default(torch.get_num_threads()):
+            return torch.from_numpy(function(x.numpy()))
 
     def reach(self, grad: Any, x: Any, low: Any, high: Any) -> tuple[Any, bool, bool]:
         """Let NumPy look at plain tensors that need no derivative."""
@@ -41,7 +43,8 @@ class TorchLibrary(Library):
             return super().reach(grad, x, low, high)
         grad = grad.to(x.dtype)
         arrays = [a.numpy() if isinstance(a, torch.Tensor) else a for a in (grad, x, low, high)]
-        wall, visible, within = library_of(arrays[0]).reach(*arrays)
+        with threads_by_default(torch.get_num_threads()):
+            wall, visible, within = library_of(arrays[0]).reach(*arrays)
         return torch.from_numpy(wall), visible, within
 
     def unwarned(self) -> AbstractContextManager[None]:
@@ -160,4 +163,5 @@ def _is_plain(x: torch.Tensor) -> bool:
 
 def _through_numpy(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
     arrays = [operand.detach().numpy() for operand in operands]
-    return torch.from_numpy(library_of(arrays[0]).apply(primitive, p, *arrays))
+    with threads_by_default(torch.get_num_threads()):
+        return torch.from_numpy(library_of(arrays[0]).apply(primitive, p, *arrays))

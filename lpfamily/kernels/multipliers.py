@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -15,10 +15,16 @@ from lpfamily.box import boxed
 from lpfamily.kernels import Primitive
 from lpfamily.kernels import rows as of_rows
 from lpfamily.kernels.powers import fastest_power
-from lpfamily.kernels.rows import Floats, Rows, row_blocks, scratch, sizes, with_sign_of
+from lpfamily.kernels.rows import Floats, Rows, row_blocks, scratch, share_out, sizes, with_sign_of
 
 STEPS = 32
 """Newton's steps at most; what has not come to an end by then goes to the definition."""
+
+ROUNDINGS = 4
+"""By how many units in the last place what is spent may miss the budget."""
+
+NEWTON_END = 0.25
+"""Of the root of a unit in the last place: the step after so short a one ends in the last place."""
 
 NEWTON_FROM = 1.05
 """Below this p, too few entries of a row take part in a step of Newton's method."""
@@ -34,7 +40,7 @@ def boxed_rows(p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
     """Evaluate `boxed` on rows."""
     few = 1 < p < NEWTON_FROM
     fill = _undone if few else {1: _fill_in_order, math.inf: _signs}.get(p, functools.partial(_spend, p))
-    return _by_rows(boxed, fill, p, x, sigma, wall)
+    return by_rows(boxed, fill, p, x, sigma, wall)
 
 
 def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
@@ -47,19 +53,22 @@ def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
         fill = _lower
     else:
         fill = functools.partial(_share, p) if p >= NEWTON_FROM else _undone
-    return _by_rows(nearest, fill, p, v, sigma, *wall)
+    return by_rows(nearest, fill, p, v, sigma, *wall)
 
 
-def _by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
+def by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
     out = np.empty(operands[0].shape, operands[0].dtype)
-    blocks = row_blocks(out, 1)
-    arrays = scratch(10, out[blocks[0]])
-    for block in blocks:
-        rows = [operand[block] for operand in operands]
-        valid = fill(*rows, out[block], [each[: len(rows[0])] for each in arrays])
-        if not valid.all():
-            wrong = ~valid
-            out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
+
+    def work(blocks: Sequence[slice]) -> None:
+        space = scratch(10, out[blocks[0]])
+        for block in blocks:
+            rows = [operand[block] for operand in operands]
+            valid = fill(*rows, out[block], [each[: len(rows[0])] for each in space])
+            if not valid.all():
+                wrong = ~valid
+                out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
+
+    share_out(work, row_blocks(out, 1), out.nbytes)
     return out
 
 
@@ -128,7 +137,7 @@ def _split(
     log_nu = np.log(scale * square * (1 - tau * scale))
     alone = (w - column(log_nu, dtype)) * dtype(1 / (p - 1))
     np.minimum(w - column(np.log(tau), dtype), alone, out=w)
-    tolerance = float(np.finfo(dtype).eps) ** 0.5 / 4
+    tolerance = NEWTON_END * float(np.finfo(dtype).eps) ** 0.5
     for _ in range(STEPS):
         a, b, power, t, rest = (each[: len(w)] for each in space[:5])
         free = space[5][: len(w)].view(bool)[:, : w.shape[1]]
@@ -221,7 +230,7 @@ def _level(
     free, below = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
     ones = np.broadcast_to(np.ones(d, t.dtype), t.shape)
     zero[...] = 0
-    tolerance = 4 * float(np.finfo(t.dtype).eps)
+    tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
     at, low, high = np.zeros(n, t.dtype), np.zeros(n), np.full(n, math.inf)
     for _ in range(STEPS):
         k = len(rows)
@@ -238,15 +247,17 @@ def _level(
         change = np.where(count > 0, over / count, 0.0)
         new = np.nextafter((at + change).astype(t.dtype), t.dtype.type(0))
         inside = (at == 0) & (over <= 0)
-        done = inside | (np.abs(over) <= tolerance * sigma) | ((count > 0) & (over > 0) & (new <= at))
+        last = (new <= at) | (high <= np.nextafter(at, t.dtype.type(math.inf)))
+        done = inside | (np.abs(over) <= tolerance * sigma) | ((count > 0) & (over > 0) & last)
         # beyond this, what is left of sigma would be their rounding
         change = np.where(inside, 0.0, np.where(change > 4 * sigma, math.nan, np.maximum(change, 0)))
         first[rows[done], 0], second[rows[done], 0] = at[done], change[done]
         going = ~done & ~np.isnan(over)
         if not going.any():
             break
-        middle = np.where(high < math.inf, (low + high) / 2, 2 * low)
-        at = np.where((new > low) & (new < high), new, middle).astype(t.dtype)
+        middle = np.where(high < math.inf, (low + high) / 2, 2 * low).astype(t.dtype)
+        middle = np.where(middle < high, middle, low).astype(t.dtype)
+        at = np.where((new > low) & (new < high), new, middle)
         if not going.all():
             size, rows, at, low, high, sigma = (each[going] for each in (size, rows, at, low, high, sigma))
             wall = None if wall is None else wall[going]
@@ -440,7 +451,7 @@ def _multiplier(
     total = dots(weights, ones)
     s = np.where(total > 0, np.minimum(budget / np.where(total > 0, total, 1), most), 1.0)
     s[total > ends[1]], s[budget == 0] = math.nan, 0.0
-    tolerance = 4 * float(np.finfo(t.dtype).eps)
+    tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
     for _ in range(STEPS):
         k = len(rows)
         np.multiply(weights, s.astype(t.dtype)[:, None], out=t[:k])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Library, Primitive, multipliers
 from lpfamily.kernels.powers import fastest_power
-from lpfamily.kernels.rows import Floats, Rows, dots, row_blocks, scratch
+from lpfamily.kernels.rows import Floats, Rows, dots, row_blocks, scratch, share_out
 from lpfamily.steepest import steepest
 
 
@@ -78,20 +78,23 @@ class NumpyLibrary(Library):
         grad = np.ascontiguousarray(grad, x.dtype)
         sides = [np.broadcast_to(np.asarray(side, x.dtype), x.shape) for side in (low, high)]
         wall, bits = np.empty(x.shape, x.dtype), f"i{x.itemsize}"
-        blocks = row_blocks(wall)
-        up, signs = scratch(2, wall[blocks[0]])
-        within = True
-        for block in blocks:
-            down, k = wall[block], len(wall[block])
-            np.subtract(x[block], sides[0][block], out=down)
-            np.subtract(sides[1][block], x[block], out=up[:k])
-            within = within and bool(down.min() >= 0) and bool(up[:k].min() >= 0)
-            ours, sign, other = down.view(bits), signs[:k].view(bits), up[:k].view(bits)
-            np.right_shift(grad[block].view(bits), 8 * x.itemsize - 1, out=sign)
-            ours ^= other
-            ours &= sign
-            ours ^= other
-        return wall, True, within
+        least = []
+
+        def work(blocks: Sequence[slice]) -> None:
+            up, signs = scratch(2, wall[blocks[0]])
+            for block in blocks:
+                down, k = wall[block], len(wall[block])
+                np.subtract(x[block], sides[0][block], out=down)
+                np.subtract(sides[1][block], x[block], out=up[:k])
+                least.extend([down.min(), up[:k].min()])
+                ours, sign, other = down.view(bits), signs[:k].view(bits), up[:k].view(bits)
+                np.right_shift(grad[block].view(bits), 8 * x.itemsize - 1, out=sign)
+                ours ^= other
+                ours &= sign
+                ours ^= other
+
+        share_out(work, row_blocks(wall), wall.nbytes)
+        return wall, True, all(each >= 0 for each in least)
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
@@ -121,11 +124,15 @@ def _steepest(p: float, x: Floats, sigma: Floats) -> Floats:
     kernel = _kernel(p, x.dtype)
     blocks = row_blocks(x, kernel.arrays)
     out = np.zeros(x.shape, x.dtype) if kernel.zeroed else np.empty(x.shape, x.dtype)
-    t = np.empty(x[blocks[0]].shape if kernel.scratch else (0, 0), x.dtype)
-    numbers = []
-    for block in blocks:
-        rows = x[block]
-        numbers.append(kernel.fill(rows, sigma[block], out[block], t[: len(rows)]))
+    numbers: list[Any] = [()] * len(blocks)
+
+    def work(places: Sequence[int]) -> None:
+        t = np.empty(x[blocks[0]].shape if kernel.scratch else (0, 0), x.dtype)
+        for place in places:
+            rows = x[blocks[place]]
+            numbers[place] = kernel.fill(rows, sigma[blocks[place]], out[blocks[place]], t[: len(rows)])
+
+    share_out(work, range(len(blocks)), x.nbytes)
     whole = numbers[0] if len(blocks) == 1 else map(np.concatenate, zip(*numbers, strict=True))
     right = kernel.valid(sigma, *whole)
     if not right.all():

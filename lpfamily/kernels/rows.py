@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +21,63 @@ PIECE = 1024
 
 Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
+
+
+THREADS_FROM = 1 << 22
+"""Bytes of an array from which several threads are worth their start."""
+
+Block = TypeVar("Block")
+
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let NumPy's kernels use so many threads inside; None leaves it to the environment.
+
+    That is OMP_NUM_THREADS, or else the cores that this process may use; for torch's tensors it is
+    torch.get_num_threads(). Results do not depend on it.
+    """
+    token = _threads.set(count)
+    try:
+        yield
+    finally:
+        _threads.reset(token)
+
+
+@contextmanager
+def threads_by_default(count: int) -> Iterator[None]:
+    """Let NumPy's kernels use so many threads inside where no one has said how many."""
+    with threads(_threads.get() or count):
+        yield
+
+
+def thread_count() -> int:
+    """Return how many threads NumPy's kernels may use."""
+    if (count := _threads.get()) is not None:
+        return count
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdecimal():
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(work: Callable[[Sequence[Block]], None], blocks: Sequence[Block], size: int) -> None:
+    """Do work(blocks), in threads with some of the blocks each where the array has many bytes."""
+    count = min(thread_count(), len(blocks)) if size >= THREADS_FROM else 1
+    if count < 2:
+        work(blocks)
+        return
+
+    def alone(blocks: Sequence[Block]) -> None:
+        with threads(1):
+            work(blocks)
+
+    with ThreadPoolExecutor(count) as pool:
+        # NumPy's error state and buffer size are of the context
+        done = [pool.submit(copy_context().run, alone, blocks[i::count]) for i in range(count)]
+    for future in done:
+        future.result()
 
 
 def row_blocks(rows: Floats, arrays: int = 4) -> list[slice]:
