@@ -57,6 +57,7 @@ def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
 
 
 def by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
+    """Fill blocks of rows, and give to the definition those that come out inexact."""
     out = np.empty(operands[0].shape, operands[0].dtype)
 
     def work(blocks: Sequence[slice]) -> None:
@@ -195,7 +196,8 @@ def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
     if not wall:
         return np.ones(len(v), bool)
     within(out, wall[0], space[0])
-    return ~np.isnan(wall[0].min(axis=1))
+    valid: Rows = ~np.isnan(wall[0].min(axis=1))
+    return valid
 
 
 def _shrink(v: Floats, sigma: Floats, out: Floats, space: list[Floats]) -> Rows:
@@ -208,17 +210,19 @@ def _shrink(v: Floats, sigma: Floats, out: Floats, space: list[Floats]) -> Rows:
 def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
     *wall, out, space = rest
     size, t, count, mask = space[:4]
-    np.abs(v, out=size)
-    first, second = _level(size, wall[0] if wall else None, sigma[:, 0].astype(np.float64), t, count, mask)
+    top = sizes(v, size)
+    radius = sigma[:, 0].astype(np.float64)
+    first, second = _level(size, top, wall[0] if wall else None, radius, t, count, mask)
     np.subtract(v, np.clip(v, -first, first, out=t), out=out)
     out -= np.clip(out, -second, second, out=t)
     if wall:
         within(out, wall[0], t)
-    return ~np.isnan(second[:, 0])
+    valid: Rows = ~np.isnan(second[:, 0])
+    return valid
 
 
 def _level(
-    size: Floats, wall: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
+    size: Floats, high: Floats, wall: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
 ) -> tuple[Floats, Floats]:
     """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
 
@@ -231,7 +235,7 @@ def _level(
     ones = np.broadcast_to(np.ones(d, t.dtype), t.shape)
     zero[...] = 0
     tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
-    at, low, high = np.zeros(n, t.dtype), np.zeros(n), np.full(n, math.inf)
+    at, low, high = np.zeros(n, t.dtype), np.zeros(n), high.astype(np.float64)
     for _ in range(STEPS):
         k = len(rows)
         np.subtract(size, at[:, None], out=t[:k])
@@ -255,7 +259,7 @@ def _level(
         going = ~done & ~np.isnan(over)
         if not going.any():
             break
-        middle = np.where(high < math.inf, (low + high) / 2, 2 * low).astype(t.dtype)
+        middle = ((low + high) / 2).astype(t.dtype)
         middle = np.where(middle < high, middle, low).astype(t.dtype)
         at = np.where((new > low) & (new < high), new, middle)
         if not going.all():
@@ -273,7 +277,8 @@ def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: list[Floa
     factor = sigma * (1 / least)
     np.multiply(out, factor, out=out)
     within(out, wall, space[0])
-    return np.isfinite(factor[:, 0]) & ~np.isnan(wall.min(axis=1))
+    valid: Rows = np.isfinite(factor[:, 0]) & ~np.isnan(wall.min(axis=1))
+    return valid
 
 
 SAMPLE = 16
