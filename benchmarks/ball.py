@@ -125,7 +125,7 @@ def _call(library: str, name: str, grad: Any, x: Any, p: float, sigma: float) ->
     import torch
 
     torch.compiler.reset()
-    dtype = getattr(torch, library, torch.float32)
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(library, torch.float32)
     tensors = [torch.from_numpy(a).to(dtype) for a in (grad, x)]
     return functools.partial(torch.compile(call, fullgraph=True) if "compile" in library else call, *tensors)
 

@@ -181,7 +181,8 @@ def _split(
                 break
             place, r, w, tau, log_nu = (each[going] for each in (place, r, w, tau, log_nu))
             cap = None if cap is None else cap[going]
-    return found[rows]
+    result: Rows = found[rows]
+    return result
 
 
 def column(numbers: Any, dtype: Any) -> Floats:
@@ -453,7 +454,8 @@ def _multiplier(
     """
     result, rows = np.full(len(weights), math.nan), np.arange(len(weights))
     ones = np.broadcast_to(np.ones(t.shape[1], t.dtype), t.shape)
-    total = dots(weights, ones)
+    # what is pressed against its wall is so in every box of pixels
+    total = dots(weights, np.greater(limits, 0, out=free))
     s = np.where(total > 0, np.minimum(budget / np.where(total > 0, total, 1), most), 1.0)
     s[total > ends[1]], s[budget == 0] = math.nan, 0.0
     tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
