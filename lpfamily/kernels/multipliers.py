@@ -69,7 +69,7 @@ def by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Fl
                 wrong = ~valid
                 out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
 
-    share_out(work, row_blocks(out, 1), out.nbytes)
+    share_out(work, row_blocks(out, 1), 4 * out.nbytes)  # each costs several steps
     return out
 
 

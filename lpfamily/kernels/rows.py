@@ -23,8 +23,8 @@ Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
 
 
-THREADS_FROM = 1 << 22
-"""Bytes of an array from which several threads are worth their start."""
+THREADS_FROM = 1 << 24
+"""Bytes of an array from which a step in several threads is worth their start."""
 
 Block = TypeVar("Block")
 
