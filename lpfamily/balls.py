@@ -174,7 +174,7 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
         return v
     size = xp.abs(v)
     if wall is not None:
-        size = xp.where(wall == 0, 0.0, size)  # what cannot move sets no scale
+        size = xp.where((wall == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
     within = size if wall is None else xp.minimum(size, wall)
     if p > 2.0**60:  # where the norm is the largest entry, to rounding
         bad = sigma != sigma if wall is None else (sigma != sigma) | _any_nan(xp, wall)
