@@ -177,7 +177,9 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
         size = xp.where((wall == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
     within = size if wall is None else xp.minimum(size, wall)
     if p > 2.0**60:  # where the norm is the largest entry, to rounding
-        bad = sigma != sigma if wall is None else (sigma != sigma) | _any_nan(xp, wall)
+        bad = sigma != sigma
+        if wall is not None or p < math.inf:
+            bad = bad | _any_nan(xp, within)
         return xp.where(bad, math.nan, xp.copysign(xp.minimum(within, sigma), v))
     norm = dual_norm(dual_exponent(p), within, xp.ones_like(sigma))[..., None]
     outside = norm > sigma
