@@ -160,7 +160,7 @@ def _print_goals(shape: tuple[int, int], times: Times) -> None:
             other = CLIPPED
         else:
             other = {"float16": "torch", "bfloat16": "torch"}.get(library, "NumPy")
-            goals = dict.fromkeys(times, {"torch": 1.1, "float16": 2.0, "bfloat16": 2.0}.get(library, 3.0))
+            goals = dict.fromkeys(times, {"torch": 1.5, "float16": 2.0, "bfloat16": 2.0}.get(library, 3.0))
         if (kind, name, other) not in times[next(iter(times))]:
             continue
         ratios = {p: times[p][kind, name, library] / times[p][kind, name, other] for p in times}

@@ -19,7 +19,7 @@ from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
 from lpfamily.balls import nearest
 from lpfamily.box import boxed
-from lpfamily.kernels import multipliers
+from lpfamily.kernels import multipliers, threads
 from lpfamily.kernels import rows as rows_of_numpy
 
 WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
@@ -614,7 +614,7 @@ def test_threads_change_no_byte(p, monkeypatch):
     box = {"x": x, "bounds": (0, 1)}
     results = []
     for count in 1, 3:
-        with rows_of_numpy.threads(count):
+        with threads(count):
             steps = epsilon(grad, p, 0.5), epsilon(grad, p, 0.5, **box), project(grad, p, 0.5, **box)
             results.append([step.tobytes() for step in (*steps, project(grad, p, 0.5))])
     assert results[0] == results[1]
@@ -631,7 +631,7 @@ def test_as_many_threads_as_are_allowed(count, size, several):
         together.wait()
         assert len(blocks) == 6 / together.parties
 
-    with rows_of_numpy.threads(count):
+    with threads(count):
         rows_of_numpy.share_out(work, range(6), size)
     assert len(workers) == together.parties
 
@@ -640,7 +640,7 @@ def test_what_goes_wrong_in_a_thread_is_raised():
     def work(blocks):
         raise MemoryError
 
-    with pytest.raises(MemoryError), rows_of_numpy.threads(2):
+    with pytest.raises(MemoryError), threads(2):
         rows_of_numpy.share_out(work, range(4), 1 << 30)
 
 

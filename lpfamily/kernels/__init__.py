@@ -23,6 +23,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 
 from lpfamily._arrays import A, Array, constant_when_traced, device_of, library_name, namespace_of
+from lpfamily.kernels.rows import threads as threads
 
 GROUP = "lpfamily.kernels"
 """The group of entry points, named after the module whose arrays a `Library` serves."""
