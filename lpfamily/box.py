@@ -67,7 +67,7 @@ def walls(given: Given[Array], x: Numbers | None, bounds: Bounds | None) -> Arra
     x = entries(given, "x", x)
     low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
-        wall, visible, within = library.reach(grad, xp.astype(x, dtype, copy=False), low, high)
+        wall, visible, within = library.reach(grad, x, low, high)
     _check_seen(named, grad, mask, info, arrays=not visible)
     if not within:
         with library.unwarned():

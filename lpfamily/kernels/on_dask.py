@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lpfamily._arrays import Array
-from lpfamily.kernels import Library, Primitive, library_of
+from lpfamily.kernels import Library, Primitive, library_of, threads
 
 
 class DaskLibrary(Library):
@@ -59,4 +59,5 @@ def _by_examples(function: Callable[..., Any], signature: str, dtypes: Any, *ope
 
 
 def _apply(primitive: Primitive, p: float, *operands: Array) -> Array:
-    return library_of(operands[0]).apply(primitive, p, *operands)
+    with threads(1):  # dask has its own
+        return library_of(operands[0]).apply(primitive, p, *operands)
