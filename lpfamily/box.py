@@ -61,7 +61,7 @@ def walls(given: Given[Array], x: Numbers | None, bounds: Bounds | None) -> Arra
         raise ValueError("x and bounds=(low, high) belong together: give both, or neither")
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds must be a pair (low, high) of numbers or arrays; got {bounds!r}")
-    xp, grad, mask, dtype = given.xp, given.array, given.mask, given.values.dtype
+    xp, grad, mask = given.xp, given.array, given.mask
     library, info = library_of(grad), finfo(xp, grad.dtype)
     named = {"low": bounds[0], "x": x, "high": bounds[1]}
     x = entries(given, "x", x)
