@@ -101,7 +101,7 @@ class Given(Generic[A]):
 
     def back(self, result: Array) -> A:
         """Return a result in the dtype of what was given."""
-        array: A = self.xp.astype(result, self.array.dtype, copy=False)
+        array: A = as_dtype(self.xp, result, self.array.dtype)
         return array
 
     def shaped(self, rows: Array) -> A:
@@ -112,7 +112,7 @@ class Given(Generic[A]):
 def floating(x: A, name: str) -> Given[A]:
     """Return a real floating array, and its values in the dtype to compute in."""
     xp, array = admit(x, name)
-    return Given(xp, array, xp.astype(array, compute_dtype(array, name), copy=False), None)
+    return Given(xp, array, as_dtype(xp, array, compute_dtype(array, name)), None)
 
 
 def examples(x: A, name: str, batch_ndim: int | None, mask: Array | None = None) -> Given[A]:
@@ -121,7 +121,7 @@ def examples(x: A, name: str, batch_ndim: int | None, mask: Array | None = None)
     dtype, shape = compute_dtype(array, name), _shape_of_rows(array, batch_ndim, name)
     if mask is not None:
         array = masked(array, mask, name)
-    return Given(xp, array, xp.astype(reshape(array, shape), dtype, copy=False), mask)
+    return Given(xp, array, as_dtype(xp, reshape(array, shape), dtype), mask)
 
 
 def _check_radius(name: str, sigma: Numbers, fits: bool | np.bool_, largest: float, dtype: DType) -> None:
@@ -333,6 +333,11 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     if 0 in shape and hasattr(x, "rechunk"):
         x = x.rechunk(-1)  # dask reshapes what has no entries only where it is one chunk
     return namespace_of(x).reshape(x, shape)
+
+
+def as_dtype(xp: ModuleType, x: Array, dtype: DType) -> Array:
+    """Return `x` in this dtype."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)
 
 
 def sign(x: Array) -> Array:

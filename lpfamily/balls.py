@@ -37,7 +37,7 @@ from lpfamily._arrays import (
     reshape,
     sign,
 )
-from lpfamily.box import boxed, last_affordable, walls
+from lpfamily.box import box_of, boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
@@ -90,11 +90,17 @@ def project(
     Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
     """
     p = check_p(p)
-    given = examples(v, "v", batch_ndim, mask)
-    operands = [given.values, given.radius(sigma)]
-    if x is not None or bounds is not None:
-        operands.append(walls(given, x, bounds))
-    return given.shaped(nearest(p, *operands))
+
+    def point(v: A, mask: Array | None, *box: Numbers) -> A:
+        given = examples(v, "v", batch_ndim, mask)
+        operands = [given.values, given.radius(sigma)]
+        if box:
+            operands.append(walls(given, *box))
+        return given.shaped(nearest(p, *operands))
+
+    if isinstance(sigma, int | float):  # as in `epsilon`
+        return library_of(v, "v").detour(point, v, mask, *box_of(x, bounds))
+    return point(v, mask, *box_of(x, bounds))
 
 
 def sample(

@@ -31,6 +31,7 @@ from lpfamily._arrays import (
     FInfo,
     Given,
     Numbers,
+    as_dtype,
     as_float,
     beside,
     carried,
@@ -52,18 +53,25 @@ ROUNDINGS = 4
 """By how many units in the last place of the larger bound x may be outside: it was scaled, as they were."""
 
 
-def walls(given: Given[Array], x: Numbers | None, bounds: Bounds | None) -> Array:
-    """Return how far entries may move along the signs of the rows: not at all where x is outside by rounding.
-
-    What is further outside is an error where values can be looked at, and NaN elsewhere.
-    """
+def box_of(x: Numbers | None, bounds: Bounds | None) -> tuple[()] | tuple[Numbers, Numbers, Numbers]:
+    """Return x and its bounds, or nothing where there are none; raise where one is missing."""
+    if x is None and bounds is None:
+        return ()
     if x is None or bounds is None:
         raise ValueError("x and bounds=(low, high) belong together: give both, or neither")
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise ValueError(f"bounds must be a pair (low, high) of numbers or arrays; got {bounds!r}")
+    return x, *bounds
+
+
+def walls(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array:
+    """Return how far entries may move along the signs of the rows: not at all where x is outside by rounding.
+
+    What is further outside is an error where values can be looked at, and NaN elsewhere.
+    """
     xp, grad, mask = given.xp, given.array, given.mask
     library, info = library_of(grad), finfo(xp, grad.dtype)
-    named = {"low": bounds[0], "x": x, "high": bounds[1]}
+    named = {"low": low, "x": x, "high": high}
     x = entries(given, "x", x)
     low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
@@ -87,7 +95,8 @@ def entries(given: Given[Array], name: str, value: Numbers) -> Array:
     if is_number(value):
         number = _in_range(value, finfo(xp, grad.dtype))
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
-    return xp.broadcast_to(_bound(given, name, value), grad.shape)
+    array: Array = _bound(given, name, value)
+    return array if array.shape == grad.shape else xp.broadcast_to(array, grad.shape)
 
 
 def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
@@ -103,12 +112,12 @@ def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
         with np.errstate(over="ignore"):
             value = xp.asarray(carried(value), dtype=grad.dtype, device=device_of(grad))
     else:
-        value = xp.astype(beside(grad, value, name), grad.dtype, copy=False)
+        value = as_dtype(xp, beside(grad, value, name), grad.dtype)
     shape, whole = tuple(value.shape), tuple(grad.shape)
     fits = all(n in (1, m) for n, m in zip(shape[::-1], whole[::-1], strict=False))
     if len(shape) > len(whole) or not fits:
         raise ValueError(f"{name} must be a number or broadcast to the shape of grad, {whole}; got {shape}")
-    return xp.astype(value, dtype, copy=False)
+    return as_dtype(xp, value, dtype)
 
 
 def _in_range(number: float, info: FInfo) -> float:
@@ -162,6 +171,8 @@ def _check_seen(
             seen |= {name: value.astype(dtype).astype(np.float64) for name, value in given.items()}
     low, high = seen.get("low", -math.inf), seen.get("high", math.inf)
     x = seen.get("x", low)
+    if not given and low <= x <= high:
+        return
     slack = _slack(np, low, high, info, _coarsest(namespace_of(grad), grad, given))
     inside = (x >= low - slack) & (x <= high + slack)
     if isinstance(inside, bool):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, finfo, floating, namespace_of
-from lpfamily.box import entries, walls
+from lpfamily.box import box_of, entries, walls
 from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty
 
@@ -119,17 +119,17 @@ def certify(
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     eps = given.rows(xp.astype(eps, dtype, copy=False))
-    in_box = x is not None or bounds is not None
-    if not in_box:
+    box = box_of(x, bounds)
+    if not box:
         wall, room = xp.full_like(rows, math.inf), 0.0
     else:
-        wall = walls(given, x, bounds)
+        wall = walls(given, *box)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
         room = xp.abs(given.rows(entries(given, "x", x))) + xp.where(wall < math.inf, wall, 0.0)
     could_move = (rows != 0) & (xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room)
     could_move = xp.any(could_move, axis=-1)
     judged = library_of(rows).by_examples(
-        functools.partial(_judge, p, rounding, in_box),
+        functools.partial(_judge, p, rounding, bool(box)),
         "(n),(n),(n),(k),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
         *(constant(each) for each in (rows, eps, wall, given.radius(sigma), could_move)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
-from lpfamily.box import boxed, walls
+from lpfamily.box import box_of, boxed, walls
 from lpfamily.kernels import library_of
 from lpfamily.steepest import steepest
 
@@ -91,13 +91,13 @@ def epsilon(
     """
     p = check_p(p)
 
-    def step(grad: A) -> A:
+    def step(grad: A, mask: Array | None, *box: Numbers) -> A:
         given = examples(grad, "grad", batch_ndim, mask)
         radius = given.radius(sigma)
-        if x is None and bounds is None:
+        if not box:
             return given.shaped(steepest(p, given.values, radius))
-        return given.shaped(boxed(p, given.values, radius, walls(given, x, bounds)))
+        return given.shaped(boxed(p, given.values, radius, walls(given, *box)))
 
-    if mask is None and x is None and bounds is None and isinstance(sigma, int | float):
-        return library_of(grad, "grad").detour(step, grad)
-    return step(grad)
+    if isinstance(sigma, int | float):  # of an array the libraries do not see the same
+        return library_of(grad, "grad").detour(step, grad, mask, *box_of(x, bounds))
+    return step(grad, mask, *box_of(x, bounds))

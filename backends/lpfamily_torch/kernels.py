@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from lpfamily.kernels import Library, Primitive, library_of, primitives
-from lpfamily.kernels.rows import threads_by_default
+from lpfamily.kernels.rows import THREADS_FROM, threads_by_default
 
 
 class TorchLibrary(Library):
@@ -25,27 +26,18 @@ class TorchLibrary(Library):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
         return _value(primitive, p, *operands)
 
-    def detour(self, function: Callable[[Any], Any], x: Any) -> Any:
+    def detour(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
-        if not _is_plain(x) or x.requires_grad or x.dtype not in (torch.float32, torch.float64):
-            return function(x)
-        if x.layout is not torch.strided or x.is_nested or forward_ad._current_level >= 0:
-            return function(x)  # which refuses what is not dense; at a level x may carry a tangent
-        with threads_by_default(torch.get_num_threads()):
-            return torch.from_numpy(function(x.numpy()))
-
-    def reach(self, grad: Any, x: Any, low: Any, high: Any) -> tuple[Any, bool, bool]:
-        """Let NumPy look at plain tensors that need no derivative."""
-        tensors = [a for a in (grad, x, low, high) if isinstance(a, torch.Tensor)]
-        if not all(map(_is_plain, tensors)) or any(a.requires_grad for a in tensors):
-            return super().reach(grad, x, low, high)
-        if forward_ad._current_level >= 0:  # at which they may carry a tangent
-            return super().reach(grad, x, low, high)
-        grad = grad.to(x.dtype)
-        arrays = [a.numpy() if isinstance(a, torch.Tensor) else a for a in (grad, x, low, high)]
-        with threads_by_default(torch.get_num_threads()):
-            wall, visible, within = library_of(arrays[0]).reach(*arrays)
-        return torch.from_numpy(wall), visible, within
+        if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # where they may carry tangents
+            return function(*arguments)
+        arrays = []
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                if not _is_shared(argument):
+                    return function(*arguments)
+                argument = argument.numpy()
+            arrays.append(argument)
+        return _in_numpy(function, *arrays)
 
     def unwarned(self) -> AbstractContextManager[None]:
         """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
@@ -87,6 +79,8 @@ class TorchLibrary(Library):
 
 library = TorchLibrary()
 
+_OF_NUMPY = (torch.float32, torch.float64, torch.bool)
+
 
 def _value(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
     if primitive.iterates and torch.compiler.is_compiling():
@@ -115,7 +109,8 @@ class _ReverseOnly(torch.autograd.Function):
     @staticmethod
     def forward(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
         if all(map(_is_plain, operands)):
-            return _through_numpy(primitive, p, *operands)
+            arrays = [operand.detach().numpy() for operand in operands]
+            return _in_numpy(functools.partial(library_of(arrays[0]).apply, primitive, p), *arrays)
         result = _value(primitive, p, *operands)
         # an operand that is empty may be its own value, which autograd wants as another tensor
         return result.view_as(result) if any(result is operand for operand in operands) else result
@@ -161,7 +156,15 @@ def _is_plain(x: torch.Tensor) -> bool:
     )
 
 
-def _through_numpy(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
-    arrays = [operand.detach().numpy() for operand in operands]
+def _is_shared(x: torch.Tensor) -> bool:
+    """Whether NumPy takes x for what it is, and no derivative is asked for."""
+    dense = x.layout is torch.strided and not x.is_nested  # what is not is refused elsewhere
+    return dense and x.dtype in _OF_NUMPY and not x.requires_grad and _is_plain(x)
+
+
+def _in_numpy(function: Callable[..., Any], *arguments: Any) -> torch.Tensor:
+    """Return `function` of arrays, in as many threads as torch has where several are of use."""
+    if arguments[0].nbytes < THREADS_FROM // 4:
+        return torch.from_numpy(function(*arguments))
     with threads_by_default(torch.get_num_threads()):
-        return torch.from_numpy(library_of(arrays[0]).apply(primitive, p, *arrays))
+        return torch.from_numpy(function(*arguments))

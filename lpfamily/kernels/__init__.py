@@ -94,9 +94,9 @@ class Library:
         with self.unwarned():
             return self.implementations.get(primitive, primitive.value)(p, *operands)
 
-    def detour(self, function: Callable[[A], A], x: A) -> A:
-        """Return `function` of x, by a faster library that shares x's memory where there is one."""
-        return function(x)
+    def detour(self, function: Callable[..., A], *arguments: Any) -> A:
+        """Return `function` of arrays, and of anything else, by a faster library that shares their memory."""
+        return function(*arguments)
 
     def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
         """Evaluate a `function` of many steps that takes each example by itself.

@@ -64,7 +64,7 @@ def by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Fl
         space = scratch(10, out[blocks[0]])
         for block in blocks:
             rows = [operand[block] for operand in operands]
-            valid = fill(*rows, out[block], [each[: len(rows[0])] for each in space])
+            valid = fill(*rows, out[block], space[:, : len(rows[0])])
             if not valid.all():
                 wrong = ~valid
                 out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
@@ -121,9 +121,7 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     return valid
 
 
-def _split(
-    p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: list[Floats]
-) -> Rows:
+def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: Floats) -> Rows:
     """Make w = log r of these rows the log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1.
 
     Newton's method for log nu and all entries at once, three to six steps of two exponentials each. Return
@@ -202,7 +200,7 @@ def _clip(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     return valid
 
 
-def _shrink(v: Floats, sigma: Floats, out: Floats, space: list[Floats]) -> Rows:
+def _shrink(v: Floats, sigma: Floats, out: Floats, space: Floats) -> Rows:
     total, info = dots(v, v), np.finfo(v.dtype)
     np.multiply(v, np.minimum(sigma / np.sqrt(total)[:, None], 1).astype(v.dtype), out=out)
     valid: Rows = (total >= float(info.tiny) * 2.0**26) & (total <= float(info.max))
@@ -270,7 +268,7 @@ def _level(
     return first, second
 
 
-def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: list[Floats]) -> Rows:
+def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: Floats) -> Rows:
     info = np.finfo(x.dtype)
     huge = x.dtype.type(2.0 ** (info.maxexp - 1))
     np.multiply(x, huge, out=out)
@@ -287,7 +285,7 @@ SAMPLE = 16
 """One entry in so many tells roughly how far the budget goes at p = 1."""
 
 
-def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: list[Floats]) -> Rows:
+def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: Floats) -> Rows:
     """Send entries to their walls from the largest |x| down, the last as far as the budget goes.
 
     Only entries near the last are sorted: those between two bounds, of which a sample tells.
@@ -379,7 +377,7 @@ def _spend(
     sigma: Floats,
     wall: Floats,
     out: Floats,
-    space: list[Floats],
+    space: Floats,
     most: float = math.inf,
 ) -> Rows:
     t, limits, weights, mask = space[:4]

@@ -25,6 +25,9 @@ from lpfamily.kernels.powers import fastest_power
 from lpfamily.kernels.rows import Floats, Rows, dots, row_blocks, scratch, share_out
 from lpfamily.steepest import steepest
 
+BLOCKS_FROM = 1 << 14
+"""Bytes of an array from which blocks save more than they cost."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -73,7 +76,7 @@ class NumpyLibrary(Library):
 
     def reach(self, grad: Floats, x: Floats, low: Any, high: Any) -> tuple[Floats, bool, bool]:
         """Select by the bits of grad's sign, in blocks: a choice by a mask costs more than all else."""
-        if grad.ndim == 0 or not grad.size:
+        if grad.ndim == 0 or grad.nbytes < BLOCKS_FROM:
             return super().reach(grad, x, low, high)
         grad = np.ascontiguousarray(grad, x.dtype)
         sides = [np.broadcast_to(np.asarray(side, x.dtype), x.shape) for side in (low, high)]
