@@ -1,5 +1,6 @@
 """Many steps of ascent: feasible, never worse than the start, and as good as what is known to be best."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,11 +13,11 @@ from libraries import numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 from test_balls import generator
 
-from lpfamily import ascend, epsilon, error_log_odds, project
+from lpfamily import ascend, epsilon, error_log_odds, project, sample
 from lpfamily.ascent import frank_wolfe
 from lpfamily.linear import worst_residual
 
-METHODS = "projected", "frank-wolfe"
+METHODS = "adaptive", "projected", "frank-wolfe"
 EXPONENTS = 1, 1.5, 2, 3, math.inf
 
 
@@ -47,8 +48,9 @@ def test_a_concave_top_is_the_projection(lib, p, bounds):
         for method, atol, options in (
             ("projected", 1e-2, {"step_size": 0.01, "steps": 60}),
             ("frank-wolfe", 3e-2, {"steps": 200}),
+            ("adaptive", 1e-2, {"steps": 60}),
         ):
-            if (lib.compiles or lib.slow) and method == "frank-wolfe":
+            if (lib.compiles or lib.slow) and method != "projected":
                 continue  # the same lines; compiled or scheduled one by one they take minutes
             options["steps"] = 8 if lib.slow else options["steps"]
             eps = ascend(near(lib, target), at, p, 0.5, bounds=bounds, method=method, **options)
@@ -110,6 +112,18 @@ def test_is_feasible_and_no_worse(lib, p, seed, method, sigma, bounds, start):
     is_feasible_and_no_worse(ascend, lib, p, seed, method, sigma, bounds, start)
 
 
+def with_drift(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, method=None):
+    eps = before = best = np.zeros(x.shape)
+    value, grad = value_and_grad(x)
+    box = {"x": x, "bounds": bounds} if bounds else {}
+    for _ in range(steps):
+        there = project(eps + epsilon(grad, p, 2 * sigma), p, sigma, **box)
+        eps, before = there + (eps - before) / 4, eps
+        new, grad = value_and_grad(x + eps)
+        best, value = np.where((new > value)[:, None], eps, best), np.maximum(value, new)
+    return best
+
+
 def last_iterate(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, method=None):
     eps = np.zeros(x.shape) if start is None or isinstance(start, np.random.Generator) else start
     box = {"x": x, "bounds": bounds} if bounds else {}
@@ -125,7 +139,7 @@ def unprojected(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, 
     return eps
 
 
-@pytest.mark.parametrize("mutant", [last_iterate, unprojected])
+@pytest.mark.parametrize("mutant", [last_iterate, unprojected, with_drift])
 def test_a_mistake_shows(mutant):
     def run():
         for seed in range(50):
@@ -165,6 +179,212 @@ def test_restarts_find_the_worst_case_of_linear_regression(p):
     found = [loss(ascend(value_and_grad, np.zeros((1, 5)), p, 0.7, 60, 1.4, start)) for start in starts]
     assert np.all(np.array(found) <= best * (1 + 1e-9))
     assert_allclose(max(found), best, rtol=1e-3)
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_libraries_take_the_same_adaptive_steps(lib, p):
+    x, _ = problem(5)
+    box, sigma = (np.full((1, 8), -0.2), 1.1), np.linspace(0.1, 0.5, 5)
+    numpy = steep(numpy_readonly(), 5)
+    options = {"bounds": box, "stop_above": 1.5, "restarts": 1}
+    expected = ascend(lambda x, _: numpy(x), x, p, sigma, 8, **options)
+    with lib.scope():
+        at, low = lib.from_numpy(x, "float64"), lib.from_numpy(box[0], "float64")
+        function = steep(lib, 5)
+
+        def ascended(x, sigma):
+            options = {"bounds": (low, 1.1), "stop_above": 1.5, "restarts": 1}
+            return ascend(lambda x, _: function(x), x, p, sigma, 8, **options)
+
+        found = lib.to_numpy(lib.jit(ascended)(at, lib.from_numpy(sigma, "float64")))
+    assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    assert np.abs(found).max() > 0.01
+
+
+def adaptive_by_hand(value_and_grad, x, p, sigma, steps):
+    """Do one example, in the plainest way; the ends of windows are Auto-PGD's for so many steps."""
+    ends = {10: (3, 5, 6, 7, 8, 9, 10), 50: (11, 21, 29, 35, 40, 44, 47, 50)}[steps]
+    eps = before = best = np.zeros_like(x)
+    value, grad = value_and_grad(x)
+    most, best_grad, rises, rose, drift, begun = value, grad, 0, False, 0.0, 0
+    share = 1.0 if steps >= 50 or p not in (1, math.inf) else 0.5
+    for k in range(1, steps + 1):
+        if k == 1:
+            step = epsilon(grad, p, sigma)
+        elif p in (1, math.inf):
+            step = epsilon(grad, p, 2 * sigma * share)
+        else:
+            step = share * (epsilon(grad, p, sigma) - eps)
+        move = (1 - drift) * step + drift * (eps - before)
+        eps, before, drift = project(eps + move, p, sigma), eps, 0.25
+        new, grad = value_and_grad(x + eps)
+        rises, value = rises + (new > value), new
+        if new > most:
+            best, most, best_grad, rose = eps, new, grad, True
+        if k in ends:
+            if rises < 0.75 * (k - begun) or not rose:
+                eps, value, grad, share, drift = best, most, best_grad, share / 2, 0.0
+            rises, rose, begun = 0, False, k
+    return best
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_adaptive_steps_are_those_of_each_example_by_hand(p, steps):
+    x, _ = problem(7)
+    function = steep(numpy_readonly(), 7)
+
+    def of_one(at):
+        value, grad = function(at[None])
+        return value[0], grad[0]
+
+    expected = [adaptive_by_hand(of_one, each, p, 0.4, steps) for each in x]
+    assert_allclose(ascend(function, x, p, 0.4, steps), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_adaptive_steps_climb_higher_than_others_in_a_network(p):
+    trainer, x, labels = trainer_on_digits("float64", confidence=1)
+    x, labels, sigma = x[:60], labels[:60], 0.0875 * 64 ** (1 / p)
+
+    def value_and_grad(x):
+        return error_log_odds(trainer.logits(x), labels), trainer.input_gradients(x, labels)
+
+    for bounds in None, (0, 1):
+        means = {}
+        for method in METHODS:
+            eps = ascend(value_and_grad, x, p, sigma, 25, bounds=bounds, method=method)
+            means[method] = np.mean(value_and_grad(x + eps)[0])
+        assert means["adaptive"] > means["projected"]
+        assert means["adaptive"] > means["frank-wolfe"] or (p == 1 and bounds)
+
+
+def test_the_method_is_adaptive_unless_there_is_a_step_size(lib):
+    x, _ = problem()
+    with lib.scope():
+        at, function = lib.from_numpy(x, "float64"), steep(lib, 0)
+        for method, options in ("adaptive", {}), ("projected", {"step_size": 0.1}):
+            found, named = (ascend(function, at, 2, 0.4, 4, method=m, **options) for m in (None, method))
+            assert_array_equal(lib.to_numpy(found), lib.to_numpy(named))
+
+
+def counted(lib, seed, calls):
+    """Return a function that oscillates at a speed of each example, and note whom it is asked for."""
+    function = steep(lib, seed)
+    speed = np.linspace(0.1, 2.0, 12)
+
+    def value_and_grad(x, rows):
+        asked = np.arange(12)[rows if isinstance(rows, slice) else np.asarray(rows)]
+        calls.append(asked)
+        of = lib.from_numpy(speed[asked], "float64")
+        value, grad = function(x * of[:, None])
+        return value, grad * of[:, None]
+
+    return value_and_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_examples_that_have_reached_enough_are_left_there(lib, method, restarts):
+    x, enough, calls = np.random.default_rng(4).random((12, 8)), 2.0, []
+    sigma = np.linspace(0.05, 0.5, 12)
+    low = np.minimum(x - 0.3, 0)  # each its own, and one for all
+    bounds, mask = (low, np.full((1, 8), 1.2)), np.arange(96).reshape(12, 8) % 5 > 0
+    steps, restarts = (2, restarts // 2) if lib.compiles or lib.slow else (12, restarts)
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        given = [lib.from_numpy(each) for each in (low, bounds[1], mask)]
+        options = {"method": method, "restarts": restarts, "stop_above": enough}
+        eps = ascend(
+            counted(lib, 4, calls), at, 2, lib.from_numpy(sigma), steps,
+            bounds=tuple(given[:2]), mask=given[2], **options,
+        )  # fmt: skip
+        value = lib.to_numpy(counted(lib, 4, [])(at + eps, slice(None))[0])
+        eps = lib.to_numpy(eps)
+    # each alone, on NumPy, with what it has drawn at its place
+    expected, path = np.zeros_like(x), counted(numpy_readonly(), 4, [])
+    starts = [
+        None,
+        *[sample(x.shape, 2, sigma, rng) for rng in [np.random.default_rng(0)] for _ in range(restarts)],
+    ]
+    for i in range(12):
+        most = -math.inf
+        for start in starts:
+            ball = {"bounds": (low[i : i + 1], bounds[1]), "mask": mask[i : i + 1]}
+            begin = None if start is None else start[i : i + 1]
+            if most <= enough:
+                seen = []
+
+                def value_and_grad(x, rows=None, i=i, seen=seen):
+                    value, grad = path(x, slice(i, i + 1))
+                    seen.append((value[0], x[0]))
+                    return value, grad
+
+                ascend(value_and_grad, x[i : i + 1], 2, sigma[i], steps, start=begin, method=method, **ball)
+                beyond = [each for each in seen if each[0] > enough]
+                reached, there = beyond[0] if beyond else max(seen, key=lambda each: each[0])
+                if reached > most:
+                    most, expected[i] = reached, there - x[i]
+    assert_allclose(eps, expected, atol=1e-7)
+    reached = value > enough
+    if steps > 2:
+        assert 2 < np.count_nonzero(reached) < 10
+    if lib.name in ("numpy", "torch"):
+        assert sum(map(len, calls)) < 0.8 * 12 * len(calls)
+        for before, after in itertools.pairwise(calls):
+            assert set(after) <= set(before)
+        assert set(calls[-1]) >= set(np.flatnonzero(~reached))
+    else:
+        assert all(len(each) == 12 for each in calls)
+
+
+def test_more_starts_are_never_worse_and_keep_the_best(lib):
+    x, _ = problem(9)
+    with lib.scope():
+        at, function = lib.from_numpy(x, "float64"), steep(lib, 9)
+        best = lib.to_numpy(function(at + ascend(function, at, 2, 0.6, 3))[0])
+        draws = np.random.default_rng(0)
+        for restarts in (1,) if lib.compiles or lib.slow else (1, 2, 3):
+            start = lib.from_numpy(sample(x.shape, 2, 0.6, draws), "float64")
+            again = lib.to_numpy(function(at + ascend(function, at, 2, 0.6, 3, start=start))[0])
+            most = lib.to_numpy(function(at + ascend(function, at, 2, 0.6, 3, restarts=restarts))[0])
+            best = np.maximum(best, again)
+            assert_allclose(most, best, rtol=1e-9)
+        if not lib.slow:
+            drawn = ascend(function, at, 2, 0.6, 3, start=generator(lib, 1), restarts=1)
+            once = ascend(function, at, 2, 0.6, 3, start=generator(lib, 1))
+            gain = function(at + drawn)[0] - function(at + once)[0]
+            assert np.all(lib.to_numpy(gain) >= 0)
+            assert np.any(lib.to_numpy(gain) > 0)
+
+
+def test_a_traced_ascent_is_one_loop(lib):
+    if not lib.compiles:
+        pytest.skip("a library that traces nothing")
+    import jax
+
+    x, _ = problem()
+    function, calls = steep(lib, 0), []
+
+    def value_and_grad(x):
+        calls.append(x)
+        return function(x)
+
+    with lib.scope():
+        at = lib.from_numpy(x, "float64")
+        for method in METHODS:
+            calls.clear()
+            jitted = jax.jit(lambda x, method=method: ascend(value_and_grad, x, 2, 0.4, 40, method=method))
+            found = lib.to_numpy(jitted(at))
+            assert len(calls) <= 3
+            assert_allclose(found, lib.to_numpy(ascend(function, at, 2, 0.4, 40, method=method)), atol=1e-6)
+        twice = jax.lax.fori_loop(0, 2, lambda _, x: x + ascend(function, x, 2, 0.2, 3), at)
+        once = at + ascend(function, at, 2, 0.2, 3)
+        assert_allclose(
+            lib.to_numpy(twice), lib.to_numpy(once + ascend(function, once, 2, 0.2, 3)), atol=1e-6
+        )
+        slope = jax.grad(lambda x: function(x + ascend(function, x, 2, 0.2, 3))[0].sum())(at)
+        assert np.isfinite(lib.to_numpy(slope)).all()
 
 
 def test_a_value_that_is_nan_costs_nothing(lib):
@@ -310,7 +530,10 @@ def test_an_error_says_what_was_given():
     for match, options in {
         "steps must be at least 1; got 0": {"steps": 0},
         "method must be": {"method": "newton"},
-        "step_size belongs": {"method": "frank-wolfe", "step_size": 1.0},
+        "step_size belongs to .*: 'frank-wolfe' has": {"method": "frank-wolfe", "step_size": 1.0},
+        "step_size belongs to .*: 'adaptive' has": {"method": "adaptive", "step_size": 1.0},
+        "restarts must be at least 0; got -1": {"restarts": -1},
+        "stop_above must be a number or None; got nan": {"stop_above": math.nan},
         r"start must have the shape of x, \(2, 3\); got \(3,\)": {"start": np.ones(3)},
         "start must be None, a floating array like x, or a generator or key; got 7": {"start": 7},
         "step_size is the ball's radius.*got -1.0": {"step_size": -1.0},

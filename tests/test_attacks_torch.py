@@ -261,11 +261,12 @@ def odds_in_double(trained, s, adversarial):
 
 
 @pytest.mark.parametrize("package", MANY)
-@pytest.mark.parametrize("how", ["projected", "frank-wolfe", "small steps", "random start"])
+@pytest.mark.parametrize("how", ["adaptive", "projected", "frank-wolfe", "small steps", "random start"])
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
 def test_many_steps_stay_inside_and_gain_as_much_as_one(trained, package, how, p):
     options = {
-        "projected": {},
+        "adaptive": {},
+        "projected": {"method": "projected"},
         "frank-wolfe": {"method": "frank-wolfe"},
         "small steps": {"step_size": radius(p) / 4},
         "random start": {"random_start": np.random.default_rng(0)},
@@ -296,7 +297,7 @@ class OwnLoss(torch.nn.Module):
         return torch.nn.functional.cross_entropy(outputs, labels.argmax(1))
 
 
-@pytest.mark.parametrize("method", ["projected", "frank-wolfe"])
+@pytest.mark.parametrize("method", [None, "projected", "frank-wolfe"])
 def test_a_loss_of_ones_own_keeps_the_last_iterate(trained, method):
     # at the first iterates it is 0 in float32, as at the start; only the last ones are near the sphere
     s = setting(trained, factor=0.3, examples=30)
@@ -304,6 +305,8 @@ def test_a_loss_of_ones_own_keeps_the_last_iterate(trained, method):
     adversarial = MANY["art"](s, 2, radius(2), steps=8, method=method)
     assert np.all(norms(adversarial - s.x, 2) > 0.9 * radius(2))
     assert np.all(norms(adversarial - s.x, 2) <= radius(2) * (1 + 1e-5))
+    with pytest.raises(ValueError, match="'adaptive' needs the value of each example"):
+        MANY["art"](s, 2, radius(2), steps=8, method="adaptive")
 
 
 def test_a_linear_model_of_scikit_learn(trained):
@@ -503,6 +506,7 @@ def test_an_error_says_what_was_given(trained):
         ({"eps": -0.1}, "eps must be at least 0; got -0.1"),
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"method": "newton"}, "method must be .*; got 'newton'"),
+        ({"method": "adaptive", "step_size": 0.1}, "step_size belongs to method='projected'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ):
         with pytest.raises(ValueError, match=match):

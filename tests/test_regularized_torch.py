@@ -589,6 +589,40 @@ def test_torch_an_ascent_finds_no_less_than_a_step():
     assert gain.max() > 1e-3
 
 
+class Gated(nn.Module):
+    """A network with a second argument, and a parameter as long as there are examples."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.offset, self.seen = net, nn.Parameter(torch.arange(6.0, dtype=torch.float64)), []
+
+    def forward(self, x, gate):
+        self.seen.append(len(x))
+        return self.net(x) * gate["scale"][:, None] + self.offset[:3]
+
+
+def test_torch_what_an_ascent_has_settled_takes_no_more_passes():
+    model, (x, y) = Gated(network(seed=3)), batch()
+    gate = {"scale": torch.linspace(0.2, 2, len(x), dtype=torch.float64)}
+    weighted = lambda outputs, y: y["weight"] * losses_of(outputs, y["label"])  # noqa: E731
+    y = {"label": y, "weight": torch.linspace(0.5, 1, len(x), dtype=torch.float64)}
+    ball = {"sigma": torch.linspace(0.2, 1, len(x)), "leaf": 0, "steps": 12, "bounds": (x - 0.5, 2.0)}
+    whole = ascend(model, weighted, (x, gate), y, **ball)
+    passes, model.seen = model.seen, []
+    most = weighted(model(x + whole, gate), y)
+    enough = most.median().item()
+    model.seen = []
+    some = ascend(model, weighted, (x, gate), y, stop_above=enough, **ball)
+    assert passes == [len(x)] * 13
+    assert model.seen[0] == len(x)
+    assert model.seen == sorted(model.seen, reverse=True)
+    assert sum(model.seen) < 0.8 * sum(passes)
+    reached = weighted(model(x + some, gate), y)
+    assert torch.equal(reached > enough, most > enough)
+    assert torch.equal(some[most <= enough], whole[most <= enough])
+    assert (reached < most)[most > enough].any()
+
+
 def test_torch_confident_networks_keep_their_direction():
     model, (x, y) = network(), batch()
     with torch.no_grad():
@@ -1056,7 +1090,7 @@ SIGNATURES = {
     "direction='loss', ignore_index=-100, steps=1, start=None, direction_dropout='none', "
     "direction_dtype='same', batch_norm='batch', scaler=None)",
     ascend: "(model, loss, x, y, *, p=2.0, sigma, steps=10, step_size=None, start=None, bounds=None, "
-    "mask=None, method='projected', leaf=None, direction='loss', ignore_index=-100, "
+    "mask=None, method=None, restarts=0, stop_above=None, leaf=None, direction='loss', ignore_index=-100, "
     "direction_dropout='none', direction_dtype='same', batch_norm='batch', scaler=None)",
 }
 
@@ -1086,7 +1120,8 @@ def said_of_arguments(function):
 def test_torch_each_function_says_what_its_arguments_are(function):
     said, whole = said_of_arguments(function), said_of_arguments(regularized_loss)
     assert said.keys() == inspect.signature(function).parameters.keys()
-    of_ascent = {"steps", "step_size", "start", "method"} if function is ascend else set()
+    of_ascent = {"steps", "step_size", "start", "method", "restarts", "stop_above"}
+    of_ascent = of_ascent if function is ascend else set()
     for name in said.keys() - of_ascent:
         assert said[name] == whole[name]
     assert "As in `regularized_loss`" not in inspect.getdoc(function)

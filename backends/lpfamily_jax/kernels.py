@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,23 @@ class JaxLibrary(Library):
             changes, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (1, state, first)
         )
         return tuple(result)
+
+    def iterate(self, step: Callable[[Any, Any], Any], state: Any, numbers: Sequence[float]) -> Any:
+        """Loop in XLA where the state is traced."""
+        if not numbers or not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+            return super().iterate(step, state, numbers)
+        xs = jax.numpy.asarray(numbers)
+        return jax.lax.scan(lambda state, number: (step(state, number), None), state, xs)[0]
+
+    def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
+        """Decide in XLA where the condition is traced."""
+        if not isinstance(condition, jax.core.Tracer):
+            return super().branch(condition, function, state)
+        return jax.lax.cond(condition, function, lambda state: state, state)
+
+    def generators(self, rng: Any, count: int) -> Sequence[Any]:
+        """Split a key."""
+        return list(jax.random.split(rng, count))
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any

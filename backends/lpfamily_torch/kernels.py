@@ -43,12 +43,13 @@ class TorchLibrary(Library):
         """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
         return nullcontext()
 
+    def places(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """Wait for the device, if values can be seen: a pass through a model would cost more."""
+        return torch.nonzero(mask)[:, 0] if _has_values(mask) else None
+
     def settled(self, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> bool:
         """Wait for the device, if values can be seen: hundreds of steps more would cost more."""
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        if torch.compiler.is_compiling() or any(x.is_meta or wrapped(x) for x in new):
-            return False
-        return all(map(torch.equal, old, new))
+        return all(map(_has_values, new)) and all(map(torch.equal, old, new))
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: torch.dtype | None
@@ -143,6 +144,12 @@ class _Function(_ReverseOnly):
         filled = [torch.zeros_like(o) if t is None else t for o, t in zip(operands, tangents, strict=True)]
         result: torch.Tensor = ctx.primitive.jvp(ctx.p, operands, tuple(filled))
         return result
+
+
+def _has_values(x: torch.Tensor) -> bool:
+    return not (
+        torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def _is_plain(x: torch.Tensor) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily._arrays import Bounds, Numbers
@@ -68,9 +70,14 @@ class Passes:
 
     model: Model
     loss: Loss
-    call: Callable[[Model, Tensor], Any]
+    call: Callable[..., Any]
     y: Any
     search: Search
+
+    def of(self, rows: Tensor, examples: int) -> Passes:
+        """Return the passes of some of the examples: these rows of every tensor that has one per example."""
+        call = partial(self.call, rows=rows)
+        return replace(self, call=call, y=_taken(self.y, rows, examples))
 
     def quiet(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the scope in which `value_and_grad` leaves nothing behind."""
@@ -137,12 +144,27 @@ class Passes:
         return values.sum() if scaler is None else scaler.scale(values.mean())
 
 
-def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[[Model, Tensor], Any]]:
-    """Return the tensor to perturb, and how the model is called with another in its place."""
+def _taken(values: Any, rows: Tensor | None, examples: int) -> Any:
+    """Return values with these rows of every tensor whose first axis is as long as there are examples."""
+    if rows is None:
+        return values
+
+    def take(value: Any) -> Any:
+        is_aligned = isinstance(value, Tensor) and value.ndim and len(value) == examples
+        return value[rows.to(value.device)] if is_aligned else value
+
+    return tree_map(take, values)
+
+
+def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[..., Any]]:
+    """Return the tensor to perturb, and how the model is called with another in its place.
+
+    That is `call(model, at)`, or `call(model, at, rows=rows)` where `at` holds some of the examples.
+    """
     if isinstance(x, Tensor | PackedSequence):
         if leaf is not None:
             raise ValueError(f"leaf names an argument of a tuple or dict; x is one tensor, got leaf={leaf!r}")
-        return _floating(x, "x"), lambda model, at: model(at)
+        return _floating(x, "x"), lambda model, at, rows=None: model(at)
     if not isinstance(x, tuple | Mapping):
         raise TypeError(
             f"x must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(x).__name__}"
@@ -161,11 +183,13 @@ def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[[Model, T
     if leaf not in arguments:
         raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
 
-    def call(model: Model, at: Tensor) -> Any:
-        changed = arguments | {leaf: at}
+    perturbed = _floating(arguments[leaf], f"x[{leaf!r}]")
+
+    def call(model: Model, at: Tensor, rows: Tensor | None = None) -> Any:
+        changed = _taken(arguments, rows, len(perturbed)) | {leaf: at}
         return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
 
-    return _floating(arguments[leaf], f"x[{leaf!r}]"), call
+    return perturbed, call
 
 
 def _floating(x: object, name: str) -> Tensor:

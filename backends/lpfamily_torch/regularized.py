@@ -243,7 +243,9 @@ def ascend(
     start: Start = None,
     bounds: Bounds | None = None,
     mask: Tensor | None = None,
-    method: Literal["projected", "frank-wolfe"] = "projected",
+    method: ascent.Method | None = None,
+    restarts: int = 0,
+    stop_above: float | None = None,
     leaf: Hashable | None = None,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
@@ -262,8 +264,13 @@ def ascend(
     model, loss, x, y, p, sigma, bounds, mask, leaf, direction, ignore_index, direction_dropout, \
     direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
-    steps, step_size, start, method
+    steps, step_size, start, method, restarts
         As in `lpfamily.ascend`.
+    stop_above
+        A loss, or odds, that is enough, or None, as in `lpfamily.ascend`. An example that has reached more
+        is left out of the passes: of y and the model's other arguments, in tuples, lists and dicts too,
+        every tensor whose first axis is as long as x's loses its row. A model in which examples meet, as
+        in a batch norm in training, then sees those that are left.
 
     Returns
     -------
@@ -275,7 +282,7 @@ def ascend(
     TypeError, ValueError, RuntimeError
         As in `regularized_loss`.
     ValueError
-        As in `lpfamily.ascend`, for steps, step_size and method.
+        As in `lpfamily.ascend`, for steps, step_size, method, restarts and stop_above.
 
     References
     ----------
@@ -286,8 +293,14 @@ def ascend(
     passes = Passes(model, loss, call, y, search)
     how: dict[str, Any] = {"steps": steps, "step_size": step_size, "start": start, "method": method}
     at, ball = at.detach(), Ball(p, sigma, bounds, mask)
+
+    def value_and_grad(x: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        return (passes if isinstance(rows, slice) else passes.of(rows, len(at))).value_and_grad(x)
+
     with passes.quiet(at.device), torch.no_grad():
-        return ascent.ascend(passes.value_and_grad, at, **how, **vars(ball))
+        return ascent.ascend(
+            value_and_grad, at, **how, restarts=restarts, stop_above=stop_above, **vars(ball)
+        )
 
 
 def _may_round_to_tf32(at: Tensor) -> bool:

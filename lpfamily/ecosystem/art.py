@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import lpfamily
 from lpfamily._arrays import Array, Numbers, check_p
-from lpfamily.ascent import check_steps
+from lpfamily.ascent import Method, check_ascent
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
 from lpfamily.training.networks import Floats
 
@@ -56,7 +56,8 @@ class LpGradientMethod(EvasionAttack):
         (n, 1, ..., 1) for one radius an example.
     steps, step_size, method
         As in `lpfamily.ascend`: how many gradients; the Lp norm of a projected step, a number, None for
-        2.5 eps / steps; "projected" or "frank-wolfe".
+        2.5 eps / steps; "adaptive", "projected" or "frank-wolfe". None is "adaptive" without a step_size
+        where the log-odds are known, else "projected": "adaptive" needs values, and without them is an error.
     random_start
         True starts from a uniform point of the ball, a `numpy.random.Generator` does so repeatably.
     targeted
@@ -90,7 +91,7 @@ class LpGradientMethod(EvasionAttack):
         steps: int = 1,
         *,
         step_size: float | None = None,
-        method: Literal["projected", "frank-wolfe"] = "projected",
+        method: Method | None = None,
         random_start: RandomStart = False,
         targeted: bool = False,
         batch_size: int = 128,
@@ -110,7 +111,7 @@ class LpGradientMethod(EvasionAttack):
         check_p(self.p)
         if not np.all(np.asarray(self.eps) >= 0):
             raise ValueError(f"eps must be at least 0; got {self.eps}")
-        check_steps(self.steps, self.method)
+        check_ascent(self.steps, self.method, self.step_size)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
@@ -196,8 +197,15 @@ class LpGradientMethod(EvasionAttack):
             if self.steps == 1 and start is None:
                 grad = value_and_grad(x)[1]
                 return lpfamily.epsilon(grad, self.p, radius, x=None if bounds is None else x, **options)
-            how = self.steps, self.step_size, start
-            return lpfamily.ascend(value_and_grad, x, self.p, radius, *how, method=self.method, **options)
+            how, method = (self.steps, self.step_size, start), self.method
+            if odds is None and method == "adaptive":
+                raise ValueError(
+                    "method='adaptive' needs the value of each example, known for a PyTorchClassifier of "
+                    "CrossEntropyLoss or NLLLoss and hard labels: pass 'projected' or 'frank-wolfe'"
+                )
+            if odds is None:
+                method = method or "projected"
+            return lpfamily.ascend(value_and_grad, x, self.p, radius, *how, method=method, **options)
 
 
 def _dtype_of(estimator: BaseEstimator, x: Floats) -> DTypeLike:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import eagerpy as ep
 import foolbox
@@ -13,6 +13,7 @@ from foolbox.devutils import atleast_kd
 
 import lpfamily
 from lpfamily._arrays import Array, Bounds, check_p
+from lpfamily.ascent import Method
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
 
 Evaluate = Callable[[Array], tuple[Array, Array]]
@@ -119,7 +120,8 @@ class LpAscentAttack(_LpAttack):
         A number in [1, inf].
     steps, step_size, method
         As in `lpfamily.ascend`: how many gradients; the Lp norm of a projected step, None for 2.5
-        epsilon / steps; "projected" or "frank-wolfe".
+        epsilon / steps; "adaptive", "projected" or "frank-wolfe", None for "projected" if there is a
+        step_size, else "adaptive".
     random_start
         True starts from a uniform point of the ball; a NumPy or torch generator does so repeatably.
         `attack.repeat(n)` keeps the best of n starts.
@@ -142,7 +144,7 @@ class LpAscentAttack(_LpAttack):
         steps: int = 10,
         step_size: float | None = None,
         random_start: RandomStart = False,
-        method: Literal["projected", "frank-wolfe"] = "projected",
+        method: Method | None = None,
     ):
         super().__init__(p)
         self.steps = steps

@@ -11,7 +11,7 @@ first array of that library arrives. `lpfamily.kernels.testing.LibraryTests` hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -144,6 +144,24 @@ class Library:
             if self.settled(old, state):
                 break
         return state
+
+    def iterate(self, step: Callable[[Any, Any], Any], state: Any, numbers: Sequence[float]) -> Any:
+        """Return the state after state = step(state, number) for each of some numbers; a tuple of arrays."""
+        for number in numbers:
+            state = step(state, number)
+        return state
+
+    def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
+        """Return function(state) where a number's condition holds, else the state."""
+        return function(state) if condition else state
+
+    def places(self, mask: Array) -> Array | None:
+        """Return the places where a vector is True, or None where shapes cannot depend on values."""
+        return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else None
+
+    def generators(self, rng: Any, count: int) -> Sequence[Any]:
+        """Return generators of independent draws, the same one where it moves on."""
+        return [rng] * count
 
     def settled(self, old: tuple[Array, ...], new: tuple[Array, ...]) -> bool:
         """Whether two states are equal; False where values cannot be looked at."""
