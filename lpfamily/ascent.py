@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -145,8 +145,7 @@ def ascend(
     )
     begin = partial(starting_point, at, p, sigma, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
     best, value = _climb(search, begin(start), length, chosen, steps)
-    random = start if _is_random(start) else np.random.default_rng(0)
-    for each in library_of_generator(random).generators(random, restarts) if restarts else ():
+    for each in _restarts(start, restarts):
         rows = search.left(value)
         if rows is not None and not rows.shape[0]:
             break
@@ -155,6 +154,13 @@ def ascend(
         best = _put(best, rows, search.where(better, found, _of(best, rows)))
         value = _put(value, rows, search.where(better, reached, _of(value, rows)))
     return given.back(best)
+
+
+def _restarts(start: Any, count: int) -> Sequence[Any]:
+    if not count:
+        return ()
+    random = start if _is_random(start) else np.random.default_rng(0)
+    return library_of_generator(random).generators(random, count)
 
 
 def check_ascent(

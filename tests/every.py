@@ -144,7 +144,7 @@ def calls() -> Iterator[Call]:
         yield Call(f"certify, {p}", certified(p), (grad, step, sigma), constant=True)
     for p in 1.5, INF:
         yield Call(f"certify, bounds, {p}", certified(p), (grad, step, sigma, x, low, high), constant=True)
-    for method in "projected", "frank-wolfe":
+    for method in "adaptive", "projected", "frank-wolfe":
         yield Call(
             f"ascend, {method}",
             lambda x, s, method=method: ascend(oscillating, x, 2, s, 2, method=method),

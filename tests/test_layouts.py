@@ -110,7 +110,7 @@ def more():
         lambda v, s, m, x, low: project(v, 2, s, mask=m, x=x, bounds=(low, 1.0)),
         (grad, sigma, mask, x, x - 0.1),
     )
-    for method in "projected", "frank-wolfe":
+    for method in "adaptive", "projected", "frank-wolfe":
         yield Call(
             f"ascend, {method}, start",
             lambda x, s, m, start, low, method=method: ascend(
