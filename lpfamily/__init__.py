@@ -4,6 +4,7 @@ from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
 from lpfamily.classification import binary_error_log_odds, cross_entropy, error_log_odds
+from lpfamily.ensemble import robustness
 from lpfamily.norms import dual_exponent, norm, penalty
 from lpfamily.step import epsilon
 
@@ -18,6 +19,7 @@ __all__ = [
     "norm",
     "penalty",
     "project",
+    "robustness",
     "sample",
 ]
 

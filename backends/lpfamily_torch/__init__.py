@@ -1,6 +1,7 @@
 """The torch backend, CPU and CUDA, and the family inside a torch loop of one's own."""
 
 from lpfamily_torch.regularized import ascend, perturb, regularized_loss
+from lpfamily_torch.robust import robustness
 from lpfamily_torch.trainer import backend
 
-__all__ = ["ascend", "backend", "perturb", "regularized_loss"]
+__all__ = ["ascend", "backend", "perturb", "regularized_loss", "robustness"]

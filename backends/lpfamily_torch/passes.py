@@ -94,7 +94,7 @@ class Passes:
             at = at.detach().requires_grad_()
             outputs = self.call(model, at)
             values = self._followed(outputs, len(at))
-            gradient = _input_gradient(self._total(values), at)
+            gradient = input_gradient(self._total(values), at)
             if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
                 gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
                 if search.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
@@ -121,7 +121,7 @@ class Passes:
         outputs = self.call(self.model, at)
         losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
         values = losses if self.search.direction == "loss" else self._followed(outputs, len(at))
-        gradient = _input_gradient(self._total(values), at, create_graph=True)
+        gradient = input_gradient(self._total(values), at, create_graph=True)
         if (scaler := self.search.scaler) is not None:
             gradient = gradient * (len(at) / scaler.scale(torch.ones((), device=at.device)))
         if values is losses:
@@ -218,7 +218,8 @@ def _one_an_example(values: object, examples: int, name: str) -> Tensor:
     return values
 
 
-def _input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+def input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a sum of values with respect to an input."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
     gradient = None

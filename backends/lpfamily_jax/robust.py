@@ -1,0 +1,86 @@
+"""The robustness of any JAX classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from lpfamily import ensemble, error_log_odds
+from lpfamily._arrays import Bounds
+from lpfamily.measured import Robustness
+
+
+def robustness(
+    logits: Callable[[Array], Array],
+    x: Any,
+    y: Any = None,
+    *,
+    p: float | Sequence[float] = (1, 2, math.inf),
+    sigma: ensemble.Sigmas,
+    bounds: Bounds | None = None,
+    effort: ensemble.Effort = "standard",
+    batch_size: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Robustness:
+    """Return how many examples a JAX classifier gets wrong in Lp balls, and how small a ball is enough.
+
+    The attacks, the parameters and what the numbers mean are those of `lpfamily.robustness`. The function is
+    compiled, for numbers of examples that are powers of two; the steps are NumPy's.
+
+    Parameters
+    ----------
+    logits
+        A function that JAX can trace and differentiate: it maps inputs to logits, of shape (n, classes), each
+        example by itself.
+    x, y
+        The inputs, a floating array whose first axis indexes examples, and their classes, integers of shape
+        (n,); or, without y, an iterable of such pairs.
+    p, sigma, bounds, effort, batch_size, seed, progress
+        As in `lpfamily.robustness`.
+
+    Returns
+    -------
+    Robustness
+        Errors by p and sigma, what fooled which example, the smallest radii, and findings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.robustness`.
+    """
+
+    def value(x: Array, y: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+        z = logits(x)
+        rows = jnp.arange(len(y))
+        margins = z[rows, jnp.maximum(targets, 0)] - z[rows, y]
+        values = jnp.where(targets < 0, error_log_odds(z, y), margins)
+        return values.sum(), (z, values)
+
+    compiled, forward = jax.jit(jax.grad(value, has_aux=True)), jax.jit(logits)
+
+    def evaluate(x: Any, y: Any, targets: Any) -> tuple[Any, Any, Any]:
+        targets = np.full(len(y), -1) if targets is None else targets
+        grad, (z, values) = compiled(*(_padded(each) for each in (x, y, targets)))
+        z, values, grad = (np.asarray(each)[: len(x)] for each in (z, values, grad))
+        return z, values, grad
+
+    def on_host() -> Any:
+        for inputs, labels in ensemble.batches(x, y, batch_size):
+            yield np.asarray(inputs), np.asarray(labels)
+
+    passes = ensemble.Passes(evaluate, lambda x: np.asarray(forward(_padded(x)))[: len(x)])
+    return ensemble.measure(passes, on_host(), p, sigma, bounds, effort, seed, progress)
+
+
+def _padded(x: NDArray[Any]) -> NDArray[Any]:
+    """Return an array with its first entry repeated up to a power of two entries: few shapes are compiled."""
+    missing = (1 << max(len(x) - 1, 0).bit_length()) - len(x)
+    return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing and len(x) else x

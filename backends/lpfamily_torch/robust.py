@@ -1,0 +1,89 @@
+"""The robustness of any torch classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpfamily import ensemble, error_log_odds
+from lpfamily._arrays import Bounds
+from lpfamily.measured import Robustness
+from lpfamily_torch.docstrings import documented_by
+from lpfamily_torch.passes import input_gradient
+from lpfamily_torch.quiet import quiet, without_team
+from lpfamily_torch.reachable import Model
+
+
+@documented_by(ensemble.robustness)
+def robustness(
+    model: Model,
+    x: Any,
+    y: Tensor | None = None,
+    *,
+    p: float | Sequence[float] = (1, 2, math.inf),
+    sigma: ensemble.Sigmas,
+    bounds: Bounds | None = None,
+    effort: ensemble.Effort = "standard",
+    batch_size: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Robustness:
+    """Return how many examples a torch classifier gets wrong in Lp balls, and how small a ball is enough.
+
+    The attacks, and what the numbers mean, are those of `lpfamily.robustness`. The model is evaluated as in
+    `model.eval()`, and left as it was: modes, buffers, `param.grad` and random states.
+
+    Parameters
+    ----------
+    model
+        A module or a function that maps inputs to logits, of shape (n, classes).
+    x, y
+        The inputs, a floating tensor whose first axis indexes examples, and their classes, integers of shape
+        (n,). Without y, x is an iterable of such pairs, as a `DataLoader` is. Each batch is taken to the
+        device of the model's parameters.
+    p, sigma, bounds, effort, batch_size, seed, progress
+        As in `robustness`.
+
+    Returns
+    -------
+    Robustness
+        Errors by p and sigma, what fooled which example, the smallest radii, and findings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.robustness`.
+    RuntimeError
+        In inference mode; for a parameter that the model changes in place and that is not copied.
+
+    References
+    ----------
+    Croce and Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    Attacks, 2020; Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    eq. 1 and 3.
+    """
+    inner = without_team(model)
+    states = [*inner.parameters(), *inner.buffers()] if isinstance(inner, nn.Module) else []
+    device = states[0].device if states else x.device if isinstance(x, Tensor) else torch.device("cpu")
+
+    def evaluate(x: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = inner(x)
+            if targets is None:
+                values = error_log_odds(logits, y)
+            else:
+                values = (logits.gather(1, targets[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+            return logits.detach(), values.detach(), input_gradient(values.sum(), x)
+
+    def on_device() -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in ensemble.batches(x, y, batch_size):
+            yield inputs.detach().to(device), labels.to(device, torch.int64)
+
+    passes = ensemble.Passes(evaluate, lambda x: inner(x), lambda tensor: tensor.detach().cpu().numpy())
+    with quiet(inner, device, "none", "running"), torch.no_grad():
+        return ensemble.measure(passes, on_device(), p, sigma, bounds, effort, seed, progress)

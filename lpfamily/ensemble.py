@@ -1,0 +1,367 @@
+"""The robustness of any classifier in Lp balls, by an ensemble of attacks built from eq. 3."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, namespace_of
+from lpfamily.ascent import ascend
+from lpfamily.balls import project, sample
+from lpfamily.classification import error_log_odds
+from lpfamily.measured import PARTS, Ball, Robustness
+from lpfamily.norms import norm
+from lpfamily.step import epsilon
+
+Effort: TypeAlias = Literal["quick", "standard", "thorough"]
+Sigmas: TypeAlias = "float | Sequence[float] | Mapping[float, float | Sequence[float]]"
+Ints = NDArray[np.int64]
+
+NOISE_DRAWS = 5
+"""How many random points are tried in each ball, of the examples that nothing else fools."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many gradients each part of the ensemble takes of an example that is left."""
+
+    steps: int
+    """On the log-odds, from the example and from every restart."""
+    targets: int
+    """How many classes are aimed at."""
+    target_steps: int
+    restarts: int
+    halvings: int
+    """How often the interval between two radii is halved, in search of the smallest."""
+    halving_steps: int
+
+
+EFFORTS: dict[str, Plan] = {
+    "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, halvings=3, halving_steps=5),
+    "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, halvings=5, halving_steps=20),
+    "thorough": Plan(steps=200, targets=20, target_steps=100, restarts=10, halvings=8, halving_steps=50),
+}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes through a classifier, on arrays of one library.
+
+    `evaluate(x, y, targets)` returns logits, values and gradients of examples, like x: the value is the error
+    log-odds of y or, where `targets` names a class, its logit less that of y. `logits(x)` returns the logits.
+    """
+
+    evaluate: Callable[[Array, Array, Array | None], tuple[Array, Array, Array]]
+    logits: Callable[[Array], Array]
+    host: Callable[[Array], NDArray[Any]] = np.asarray
+    """Returns an array as NumPy's."""
+
+
+def robustness(
+    model: Callable[[Array], tuple[Array, Callable[[Array], Array]]],
+    x: Any,
+    y: Array | None = None,
+    *,
+    p: float | Sequence[float] = (1, 2, math.inf),
+    sigma: Sigmas,
+    bounds: Bounds | None = None,
+    effort: Effort = "standard",
+    batch_size: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Robustness:
+    """Return how many examples a classifier gets wrong in Lp balls, and how small a ball is enough for each.
+
+    Every example is attacked in the ball ||eps||_p <= sigma, and in the box of `bounds`, until one attack has
+    found an eps with argmax logits(x + eps) != y; each attack takes those that are left:
+
+    - "one step": eq. 3 at the gradient of the error log-odds.
+    - "log-odds": `lpfamily.ascend` of the error log-odds, adaptive.
+    - "margins": the same of z_t - z_y, for the classes t in the order of their logits.
+    - "restarts": of the log-odds again, from random points of the ball.
+    - "noise": points drawn uniformly from the ball. Where this fools what the others do not, the gradients
+      do not show the way.
+
+    What is fooled in a ball is fooled in every larger one, so the error never falls as sigma grows. It is a
+    lower bound of the error in the ball: no attack proves that there is no eps. "standard" takes at most
+    the gradients per example of AutoAttack's white-box part, 1,000 in each ball, "quick" a tenth, and
+    "thorough" some 4,600. The smallest sigma is then searched by halving the interval between the largest
+    sigma that an example has withstood and the norm of what fooled it.
+
+    Parameters
+    ----------
+    model
+        A function of NumPy arrays: `model(x)` returns logits, of shape (n, classes), and a function that maps
+        weights like them to the gradient of sum(weights * logits) with respect to x.
+        `lpfamily_torch.robustness` and `lpfamily_jax.robustness` take models of these libraries.
+    x, y
+        The inputs, a floating array whose first axis indexes examples, and their classes, integers of shape
+        (n,). Without y, x is an iterable of such pairs, as a data loader is, so that not all of them need
+        fit into memory.
+    p
+        Exponents of balls, in [1, inf]: 1 moves few entries far, 2 takes the Euclidean norm, inf moves all by
+        sigma at most.
+    sigma
+        The radius or radii, in units of x, for every p or as a mapping from p to its own.
+    bounds
+        (low, high), as in `lpfamily.epsilon`: numbers, or arrays that broadcast to one example.
+    effort
+        "quick", "standard" or "thorough".
+    batch_size
+        How many examples are attacked together, where y is given.
+    seed
+        Of the random points.
+    progress
+        Whether standard error shows how far it is.
+
+    Returns
+    -------
+    Robustness
+        Errors by p and sigma, what fooled which example, the smallest radii, and findings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For labels and logits that do not have their shape, no example, no radius, an unknown effort, and as
+        in `lpfamily.epsilon`.
+
+    References
+    ----------
+    Croce and Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    Attacks, 2020; Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
+    eq. 1 and 3.
+    """
+
+    def evaluate(x: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
+        logits, pullback = model(x)
+        rows, right = np.arange(len(y)), np.zeros(logits.shape, logits.dtype)
+        right[rows, y] = 1
+        if targets is None:
+            value = error_log_odds(logits, y)
+            wrong = np.where(right == 1, -np.inf, logits)
+            weights = np.exp(wrong - wrong.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+        else:
+            value, weights = logits[rows, targets] - logits[rows, y], np.zeros_like(right)
+            weights[rows, targets] = 1
+        return logits, value, pullback(weights - right)
+
+    passes = Passes(evaluate, lambda x: model(x)[0])
+    return measure(passes, batches(x, y, batch_size), p, sigma, bounds, effort, seed, progress)
+
+
+def batches(x: Any, y: Any, batch_size: int) -> Iterable[tuple[Any, Any]]:
+    """Return pairs of inputs and labels, of so many examples each, or those that are given."""
+    if y is None:
+        pairs: Iterable[tuple[Any, Any]] = x
+        return pairs
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if len(x) != len(y):
+        raise ValueError(f"x and y must be as long; got {len(x)} inputs and {len(y)} labels")
+    return [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+
+
+def measure(
+    passes: Passes,
+    data: Iterable[tuple[Array, Array]],
+    p: float | Sequence[float],
+    sigma: Sigmas,
+    bounds: Bounds | None,
+    effort: str,
+    seed: int,
+    progress: bool,
+) -> Robustness:
+    """Return what `robustness` does, of passes through a model of any library."""
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(map(repr, EFFORTS))}; got {effort!r}")
+    radii, rng = _radii(p, sigma), np.random.default_rng(seed)
+    made = []
+    for number, (x, y) in enumerate(data):
+        batch = _Batch(passes, x, y, bounds, EFFORTS[effort], rng)
+        balls = {}
+        for each, sigmas in radii.items():
+            if progress:
+                of = f" of {len(data)}" if isinstance(data, Sized) else ""
+                sys.stderr.write(f"\rrobustness: batch {number + 1}{of}, p = {each:g}    ")
+                sys.stderr.flush()
+            balls[each] = batch.ball(each, sigmas)
+        made.append((batch, balls))
+    if progress:
+        sys.stderr.write("\n")
+    if not sum(len(batch.labels) for batch, _ in made):
+        raise ValueError("there is no example: x is empty, or an iterable that gives nothing")
+    return Robustness(
+        labels=np.concatenate([batch.labels for batch, _ in made]),
+        predicted=np.concatenate([batch.predicted for batch, _ in made]),
+        classes=made[0][0].order.shape[1],
+        no_gradient=np.concatenate([batch.still for batch, _ in made]),
+        random=any(batch.random for batch, _ in made),
+        effort=effort,
+        seed=seed,
+        balls={each: Ball.joined([balls[each] for _, balls in made]) for each in radii},
+    )
+
+
+def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float, ...]]:
+    ps: list[Any] = [p] if np.ndim(p) == 0 else list(p)  # type: ignore[arg-type]
+    if not ps:
+        raise ValueError("p must name at least one exponent, such as 2; got none")
+    result = {}
+    for each in ps:
+        if isinstance(sigma, Mapping):
+            if each not in sigma:
+                raise ValueError(f"sigma has no radius for p = {each:g}; it has some for {list(sigma)}")
+            given: Any = sigma[each]
+        else:
+            given = sigma
+        radii = np.unique(np.atleast_1d(np.asarray(given, float)))
+        if not len(radii) or not np.all((radii >= 0) & (radii < math.inf)) or not radii[-1] > 0:
+            raise ValueError(
+                f"sigma must be one or more radii in units of x, the largest above 0; got {given}"
+            )
+        result[check_p(each)] = tuple(float(radius) for radius in radii if radius > 0)
+    return result
+
+
+def _directed(grad: Array) -> tuple[Array, Array]:
+    """Return gradients, 0 for those of examples that are not finite, and which have no direction."""
+    xp = namespace_of(grad)
+    axes = tuple(range(1, grad.ndim))
+    finite = xp.all(xp.isfinite(grad), axis=axes, keepdims=True)
+    grad = xp.where(finite, grad, xp.zeros_like(grad))
+    return grad, xp.all(grad == 0, axis=axes)
+
+
+class _Batch:
+    """Some examples under attack."""
+
+    def __init__(
+        self, passes: Passes, x: Array, y: Array, bounds: Bounds | None, plan: Plan, rng: np.random.Generator
+    ):
+        self.passes, self.x, self.y, self.bounds, self.plan, self.rng = passes, x, y, bounds, plan, rng
+        self.labels: Ints = passes.host(y)
+        if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) != len(x):
+            raise ValueError(
+                f"y must be integers, one class per example, of shape ({len(x)},); got {self.labels.dtype} "
+                f"of shape {self.labels.shape}"
+            )
+        self.z = passes.host(passes.logits(x))
+        if self.z.ndim != 2 or len(self.z) != len(x) or self.z.shape[1] < 2:
+            raise ValueError(
+                f"the model must return logits of shape ({len(x)}, classes), with at least two classes; got "
+                f"{self.z.shape}"
+            )
+        logits, _, grad = passes.evaluate(x, y, None)
+        self.random = not np.array_equal(self.z, passes.host(logits), equal_nan=True)
+        self.predicted = self.z.argmax(axis=1)
+        right = np.arange(self.z.shape[1]) == self.labels[:, None]
+        self.order = np.argsort(-np.where(right, -math.inf, self.z), axis=1, kind="stable")
+        self.grad, still = _directed(grad)
+        self.still = passes.host(still)
+        self.gradients = 0
+
+    def fools(self, rows: Ints, eps: Array) -> NDArray[np.bool_]:
+        """Return which of these examples are misclassified at x + eps."""
+        z = self.passes.host(self.passes.logits(self.x[rows] + eps))
+        return np.asarray(z.argmax(axis=1) != self.labels[rows])
+
+    def here(self, values: NDArray[Any], like: Array) -> Array:
+        """Return values of NumPy as an array of the model's library."""
+        xp = namespace_of(like)
+        return xp.asarray(values, dtype=like.dtype, device=device_of(like))
+
+    def climb(
+        self, rows: Ints, p: float, sigma: Numbers, steps: int, targets: Ints | None = None, start: Any = None
+    ) -> tuple[Array, NDArray[np.int64]]:
+        """Return perturbations, each as soon as it fools, and how many gradients each has taken."""
+        x, y, xp = self.x[rows], self.y[rows], namespace_of(self.x)
+        aims = None if targets is None else self.here(targets, self.y)
+        taken = np.zeros(len(rows), np.int64)
+
+        def value_and_grad(at: Array, some: Any) -> tuple[Array, Array]:
+            logits, value, grad = self.passes.evaluate(at, y[some], None if aims is None else aims[some])
+            taken[some if isinstance(some, slice) else self.passes.host(some)] += 1
+            wrong = xp.argmax(logits, axis=-1) != y[some]
+            return xp.where(wrong, math.inf, xp.astype(value, xp.float64)), _directed(grad)[0]
+
+        enough = float(np.finfo(np.float64).max)
+        options: dict[str, Any] = {"start": start, "bounds": self.bounds, "batch_ndim": 1}
+        eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=enough, **options)
+        self.gradients += int(taken.sum())
+        return eps, taken
+
+    def noise(self, rows: Ints, p: float, sigma: float) -> Array:
+        """Return random points of ball and box."""
+        drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, batch_ndim=1), self.x)
+        return drawn if self.bounds is None else project(drawn, p, sigma, x=self.x[rows], bounds=self.bounds)
+
+    def ball(self, p: float, sigmas: Sequence[float]) -> Ball:
+        """Attack every example in balls of these radii, in their order."""
+        n, plan, begun = len(self.labels), self.plan, self.gradients
+        part = np.where(self.predicted != self.labels, 0, -1)
+        smallest, low = np.where(part == 0, 0.0, math.inf), np.zeros(n)
+        best = np.zeros(tuple(self.x.shape), self.passes.host(self.x[:0]).dtype)
+        fooled, one_step, late = [], [], np.zeros(len(sigmas), np.int64)
+
+        def note(rows: Ints, eps: Array, sigma: Any, name: str) -> NDArray[np.bool_]:
+            """Note which of these examples a perturbation fools, and how small it is."""
+            hit, size = self.fools(rows, eps), self.passes.host(norm(eps, p, batch_ndim=1))
+            part[rows[hit & (part[rows] < 0)]] = PARTS.index(name)
+            size = np.minimum(size, sigma)  # which it is above by rounding at most
+            less = hit & (size < smallest[rows])
+            smallest[rows[less]], best[rows[less]] = size[less], self.passes.host(eps)[less]
+            return hit
+
+        def left() -> Ints:
+            return np.flatnonzero(part < 0)
+
+        for index, sigma in enumerate(sigmas):
+            box: dict[str, Any] = {} if self.bounds is None else {"x": self.x, "bounds": self.bounds}
+            step = epsilon(self.grad, p, sigma, batch_ndim=1, **box)
+            one_step.append(self.fools(np.arange(n), step))
+            note(left(), step[left()], sigma, "one step")
+            if len(rows := left()):
+                eps, taken = self.climb(rows, p, sigma, plan.steps)
+                hit = note(rows, eps, sigma, "log-odds")
+                late[index] = np.count_nonzero(hit & (taken > 0.75 * plan.steps))
+            for k in range(min(plan.targets, self.z.shape[1] - 1)):
+                if len(rows := left()):
+                    eps, _ = self.climb(rows, p, sigma, plan.target_steps, self.order[rows, k])
+                    note(rows, eps, sigma, "margins")
+            for _ in range(plan.restarts):
+                if len(rows := left()):
+                    eps, _ = self.climb(rows, p, sigma, plan.steps, start=self.rng)
+                    note(rows, eps, sigma, "restarts")
+            for _ in range(NOISE_DRAWS):
+                if len(rows := left()):
+                    note(rows, self.noise(rows, p, sigma), sigma, "noise")
+            low = np.where(part < 0, sigma, low)
+            fooled.append(part >= 0)
+        for _ in range(plan.halvings):
+            rows = np.flatnonzero((part > 0) & (low < smallest))
+            if not len(rows):
+                break
+            middle = (low[rows] + smallest[rows]) / 2
+            shrunk = best[rows] * (middle / smallest[rows]).reshape(-1, *[1] * (best.ndim - 1))
+            start = self.here(shrunk, self.x)
+            hit = note(
+                rows, self.climb(rows, p, middle, plan.halving_steps, start=start)[0], middle, "log-odds"
+            )
+            low[rows[~hit]] = middle[~hit]
+        return Ball(
+            p=p,
+            sigmas=tuple(sigmas),
+            smallest=smallest,
+            part=part,
+            fooled=np.array(fooled),
+            one_step=np.array(one_step),
+            late=late,
+            gradients=self.gradients - begun + n,
+        )

@@ -1,0 +1,331 @@
+"""What is known of a classifier's robustness: errors by ball, smallest radii, and findings."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PARTS = ("clean", "one step", "log-odds", "margins", "restarts", "noise")
+"""What may have fooled an example, in the order in which they are tried."""
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+GAP = 0.2
+"""How much lower one step's error must be than that of all attacks for a finding."""
+SURE = 3.0
+"""Standard errors from which on a difference is no accident."""
+
+
+class Error(NamedTuple):
+    """A fraction of examples, and its standard error."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2%} +- {self.standard_error:.2%}"
+
+
+def _error(wrong: Mask) -> Error:
+    mean = float(np.mean(wrong))
+    return Error(mean, math.sqrt(mean * (1 - mean) / len(wrong)))
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """What was found in the balls of one p; arrays have one entry per example, or one row per radius."""
+
+    p: float
+    sigmas: tuple[float, ...]
+    smallest: Floats
+    """The norm of the smallest eps that fools an example, an upper bound; 0 if it is wrong as it is, inf if
+    nothing has fooled it."""
+    part: Ints
+    """Which of `PARTS` has fooled it first, in the smallest ball; -1 for none."""
+    fooled: Mask
+    """Whether it is wrong in the ball, of shape (radii, examples)."""
+    one_step: Mask
+    """Whether it is wrong after one step, likewise."""
+    late: Ints
+    """How many the ascent of the log-odds has fooled in the last quarter of its steps, for each radius."""
+    gradients: int
+    """How many gradients of one example were taken."""
+
+    @classmethod
+    def joined(cls, balls: Sequence[Ball]) -> Ball:
+        """Return what was found for several batches of examples."""
+        first = balls[0]
+        return cls(
+            p=first.p,
+            sigmas=first.sigmas,
+            smallest=np.concatenate([ball.smallest for ball in balls]),
+            part=np.concatenate([ball.part for ball in balls]),
+            fooled=np.concatenate([ball.fooled for ball in balls], axis=1),
+            one_step=np.concatenate([ball.one_step for ball in balls], axis=1),
+            late=np.sum([ball.late for ball in balls], axis=0),
+            gradients=sum(ball.gradients for ball in balls),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Robustness:
+    """How many examples a classifier gets wrong in Lp balls, as measured by `lpfamily.robustness`."""
+
+    labels: Ints
+    predicted: Ints
+    """The classes without an attack."""
+    classes: int
+    no_gradient: Mask
+    """Whose gradient is zero or not finite."""
+    random: bool
+    """Whether two passes of the same inputs have given other logits."""
+    effort: str
+    seed: int
+    balls: dict[float, Ball]
+    """By p."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def error(self, p: float | None = None, sigma: float = 0.0) -> Error:
+        """Return the fraction that is wrong in a ball, a lower bound, and its standard error.
+
+        Parameters
+        ----------
+        p
+            The exponent of a ball that was tested; None needs sigma = 0, the error without an attack.
+        sigma
+            A radius that was tested, or 0.
+
+        Raises
+        ------
+        ValueError
+            For a ball that was not tested.
+        """
+        if sigma == 0:
+            return _error(self.predicted != self.labels)
+        ball = None if p is None else self.balls.get(p)
+        if ball is None or sigma not in ball.sigmas:
+            known = "; ".join(
+                f"p = {each.p:g}: {', '.join(f'{s:g}' for s in each.sigmas)}" for each in self.balls.values()
+            )
+            raise ValueError(f"the ball of p = {p}, sigma = {sigma} was not tested; radii are, for {known}")
+        return _error(ball.fooled[ball.sigmas.index(sigma)])
+
+    def parts(self, p: float) -> dict[str, int]:
+        """Return how many examples each attack has fooled first, by its name."""
+        return {name: int(np.count_nonzero(self.balls[p].part == k)) for k, name in enumerate(PARTS)}
+
+    def smallest(self, p: float) -> Floats:
+        """Return, for each example, the norm of the smallest eps that is known to fool it, an upper bound."""
+        return self.balls[p].smallest
+
+    def findings(self) -> list[str]:
+        """Return what makes these numbers say less than they seem to, as sentences."""
+        n, clean, found = len(self), self.error(), []
+        counts = np.bincount(self.predicted, minlength=self.classes)
+        if counts.max() == n > 1 and len(set(self.labels.tolist())) > 1:
+            found.append(
+                f"the network predicts class {counts.argmax()} for all {n} examples, so its robustness "
+                "means nothing"
+            )
+        elif clean.value + SURE * max(clean.standard_error, 1 / n) > 1 - 1 / self.classes:
+            found.append(
+                f"the network is at chance: its error without an attack is {clean}, so its robustness means "
+                "nothing"
+            )
+        if count := int(np.count_nonzero(self.no_gradient)):
+            found.append(
+                f"masked gradients: {count} of {n} examples have a gradient that is zero or not finite, so "
+                "no step changes them; that is no robustness"
+            )
+        if self.random:
+            found.append(
+                "the model's passes are random: two of the same inputs differ, so attacks aim at a moving "
+                "target; take the expectation over passes, or put the model into evaluation mode"
+            )
+        for ball in self.balls.values():
+            found += self._findings_of(ball)
+        return found
+
+    def _findings_of(self, ball: Ball) -> list[str]:
+        n, clean, found = len(self), self.predicted != self.labels, []
+        gaps = [
+            _error(all_ & ~one).value for all_, one in zip(ball.fooled, ball.one_step | clean, strict=True)
+        ]
+        worst = int(np.argmax(gaps))
+        where = f"at p = {ball.p:g}, sigma = {ball.sigmas[worst]:.4g}"
+        if gaps[worst] > GAP and gaps[worst] > SURE * math.sqrt(gaps[worst] * (1 - gaps[worst]) / n):
+            one, most = _error(ball.one_step[worst] | clean).value, _error(ball.fooled[worst]).value
+            found.append(
+                f"one step is too weak {where}: the error is {one:.2%} after one step and {most:.2%} after "
+                "all attacks; in a network that was trained with this step it is catastrophic overfitting"
+            )
+        gains = [clean.mean() - one.mean() for one in ball.one_step]
+        leak = int(np.argmax(gains))
+        changed = np.mean(clean != ball.one_step[leak])
+        if gains[leak] > SURE * math.sqrt(max(changed - gains[leak] ** 2, 0) / n):
+            found.append(
+                f"label leaking at p = {ball.p:g}, sigma = {ball.sigmas[leak]:.4g}: the error is "
+                f"{ball.one_step[leak].mean():.2%} after one step and {clean.mean():.2%} before; the step "
+                "gives the label away"
+            )
+        noise = int(np.count_nonzero(ball.part == PARTS.index("noise")))
+        if noise > SURE * math.sqrt(noise):
+            found.append(
+                f"masked gradients at p = {ball.p:g}: random points fool {noise} of {n} examples that no "
+                "attack by gradients does; the gradients do not show the way"
+            )
+        late, sigma = max(zip(ball.late.tolist(), ball.sigmas, strict=True))
+        if late > max(SURE * math.sqrt(late), 0.01 * n):
+            found.append(
+                f"an attack was still improving when it stopped, at p = {ball.p:g}, sigma = {sigma:.4g}: the "
+                f"last quarter of its steps has fooled {late} of {n} examples; give more effort"
+            )
+        return found
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the table as data: one entry for each ball, errors as fractions."""
+        rows: list[dict[str, float]] = []
+        for ball in self.balls.values():
+            for sigma, one in zip(
+                (0.0, *ball.sigmas), (self.predicted != self.labels, *ball.one_step), strict=True
+            ):
+                error = self.error(ball.p, sigma)
+                rows.append(
+                    {
+                        "p": ball.p,
+                        "sigma": sigma,
+                        "error": error.value,
+                        "standard_error": error.standard_error,
+                        "one_step": float(np.mean(one)),
+                    }
+                )
+        return rows
+
+    def quantiles(self, p: float) -> dict[float, float]:
+        """Return quantiles of the smallest sigma over the examples that are right without an attack."""
+        radii = self.balls[p].smallest[self.predicted == self.labels]
+        values = (
+            np.quantile(radii, QUANTILES, method="inverted_cdf")
+            if len(radii)
+            else [math.nan] * len(QUANTILES)
+        )
+        return dict(zip(QUANTILES, map(float, values), strict=True))
+
+    def table(self) -> str:
+        """Return errors in percent by p and sigma, smallest radii, and findings, as text."""
+        lines = [
+            f"robustness ({len(self)} examples, effort {self.effort!r}): errors with standard errors",
+            f"  clean {self.error()}",
+        ]
+        for p, ball in self.balls.items():
+            lines += [
+                "",
+                f"  p = {p:g}, sigma".ljust(20) + "".join(f"{sigma:>18.4g}" for sigma in ball.sigmas),
+            ]
+            lines.append(
+                "  one step".ljust(20) + "".join(f"{_error(wrong)!s:>18}" for wrong in ball.one_step)
+            )
+            lines.append(
+                "  all attacks".ljust(20) + "".join(f"{self.error(p, s)!s:>18}" for s in ball.sigmas)
+            )
+            counts = self.parts(p).items()
+            lines.append("  fooled by".ljust(20) + "  " + ", ".join(f"{name} {n}" for name, n in counts if n))
+            values = self.quantiles(p).items()
+            lines.append(
+                "  smallest sigma".ljust(20)
+                + "  "
+                + ", ".join(
+                    f"{q:.0%} {value:.4g}" if value < math.inf else f"{q:.0%} -" for q, value in values
+                )
+            )
+        lines += [
+            "",
+            "  all attacks: a lower bound of the error in the ball; smallest sigma: quantiles, over the",
+            "  examples that are right at first, of an upper bound of the radius that changes the prediction",
+        ]
+        return "\n".join([*lines, *(f"warning: {finding}" for finding in self.findings())])
+
+    def compare(self, **others: Robustness) -> str:
+        """Return a table of the errors of this result, called "this", beside others by their names."""
+        results = {"this": self} | others
+        width = max(18, *(len(name) + 2 for name in results))
+        lines = ["error in the ball, percent".ljust(32) + "".join(f"{name:>{width}}" for name in results)]
+        lines.append("  clean".ljust(32) + "".join(f"{each.error()!s:>{width}}" for each in results.values()))
+        balls = dict.fromkeys(
+            (p, s) for each in results.values() for p, b in each.balls.items() for s in b.sigmas
+        )
+        for p, sigma in balls:
+            tested = [p in each.balls and sigma in each.balls[p].sigmas for each in results.values()]
+            errors = [
+                str(each.error(p, sigma)) if there else "-"
+                for each, there in zip(results.values(), tested, strict=True)
+            ]
+            lines.append(
+                f"  p = {p:g}, sigma = {sigma:.4g}".ljust(32) + "".join(f"{e:>{width}}" for e in errors)
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as values of JSON; infinite radii are None."""
+        balls = {}
+        for p, ball in self.balls.items():
+            errors = [self.error(p, sigma) for sigma in ball.sigmas]
+            balls[f"{p:g}"] = {
+                "sigma": list(ball.sigmas),
+                "error": [each.value for each in errors],
+                "standard_error": [each.standard_error for each in errors],
+                "one_step": [float(np.mean(wrong)) for wrong in ball.one_step],
+                "fooled_first_by": self.parts(p),
+                "gradients": ball.gradients,
+                "smallest": [float(s) if s < math.inf else None for s in ball.smallest],
+                "part": [PARTS[k] if k >= 0 else None for k in ball.part],
+            }
+        return {
+            "examples": len(self),
+            "effort": self.effort,
+            "seed": self.seed,
+            "clean": self.error()._asdict(),
+            "labels": self.labels.tolist(),
+            "predicted": self.predicted.tolist(),
+            "balls": balls,
+            "findings": self.findings(),
+        }
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure: error against sigma for each p, by one step and by all attacks."""
+        return _report().figure_of(self)
+
+    def save(self, folder: str | Path, warn: Callable[[str], None] = warnings.warn) -> None:
+        """Write all of it into a folder, which is made if it is not there.
+
+        `robustness.json` has all numbers, those of each example too. `index.html` shows tables, curves and
+        findings; beside it are `errors.csv`, `attacks.csv`, `smallest.csv`, `curves.png` and `curves.svg`.
+        Files of these names are replaced. `warn` is told if the curves cannot be drawn.
+        """
+        report, folder = _report(), Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        (folder / "robustness.json").write_text(content + "\n", encoding="utf-8")
+        report.save(self, folder, warn)
+
+
+def _report() -> Any:
+    try:
+        return import_module("lpfamily.report.robust")
+    except ImportError as cause:
+        raise ImportError(
+            f"{cause}: pip install 'lpfamily[train]' brings what plots and pages need"
+        ) from cause
