@@ -300,6 +300,8 @@ class _Search:
             return self
 
         def some(operand: Any, ndim: int = self.x.ndim) -> Any:
+            if is_number(operand):
+                return operand
             operand = operand if hasattr(operand, "shape") else np.asarray(operand)
             if len(operand.shape) < ndim or operand.shape[0] == 1:
                 return operand  # the same for all

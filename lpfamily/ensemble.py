@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,9 +24,6 @@ Effort: TypeAlias = Literal["quick", "standard", "thorough"]
 Sigmas: TypeAlias = "float | Sequence[float] | Mapping[float, float | Sequence[float]]"
 Ints = NDArray[np.int64]
 
-NOISE_DRAWS = 5
-"""How many random points are tried in each ball, of the examples that nothing else fools."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,6 +38,8 @@ class Plan:
     halvings: int
     """How often the interval between two radii is halved, in search of the smallest."""
     halving_steps: int
+    noise: int = 5
+    """How many random points are tried in each ball, of the examples that nothing else fools."""
 
 
 EFFORTS: dict[str, Plan] = {
@@ -182,9 +182,10 @@ def measure(
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(map(repr, EFFORTS))}; got {effort!r}")
     radii, rng = _radii(p, sigma), np.random.default_rng(seed)
-    made = []
+    made, random = [], False
     for number, (x, y) in enumerate(data):
-        batch = _Batch(passes, x, y, bounds, EFFORTS[effort], rng)
+        batch = Batch(passes, x, y, bounds, EFFORTS[effort], rng)
+        random = random or batch.is_random()
         balls = {}
         for each, sigmas in radii.items():
             if progress:
@@ -202,7 +203,7 @@ def measure(
         predicted=np.concatenate([batch.predicted for batch, _ in made]),
         classes=made[0][0].order.shape[1],
         no_gradient=np.concatenate([batch.still for batch, _ in made]),
-        random=any(batch.random for batch, _ in made),
+        random=random,
         effort=effort,
         seed=seed,
         balls={each: Ball.joined([balls[each] for _, balls in made]) for each in radii},
@@ -239,7 +240,7 @@ def _directed(grad: Array) -> tuple[Array, Array]:
     return grad, xp.all(grad == 0, axis=axes)
 
 
-class _Batch:
+class Batch:
     """Some examples under attack."""
 
     def __init__(
@@ -252,20 +253,21 @@ class _Batch:
                 f"y must be integers, one class per example, of shape ({len(x)},); got {self.labels.dtype} "
                 f"of shape {self.labels.shape}"
             )
-        self.z = passes.host(passes.logits(x))
-        if self.z.ndim != 2 or len(self.z) != len(x) or self.z.shape[1] < 2:
-            raise ValueError(
-                f"the model must return logits of shape ({len(x)}, classes), with at least two classes; got "
-                f"{self.z.shape}"
-            )
         logits, _, grad = passes.evaluate(x, y, None)
-        self.random = not np.array_equal(self.z, passes.host(logits), equal_nan=True)
+        self.z = passes.host(logits)
+        if self.z.ndim != 2 or len(self.z) != len(x):
+            raise ValueError(f"the model must return logits of shape ({len(x)}, classes); got {self.z.shape}")
         self.predicted = self.z.argmax(axis=1)
         right = np.arange(self.z.shape[1]) == self.labels[:, None]
         self.order = np.argsort(-np.where(right, -math.inf, self.z), axis=1, kind="stable")
         self.grad, still = _directed(grad)
         self.still = passes.host(still)
         self.gradients = 0
+        self.taken = np.zeros(len(x), np.int64)
+
+    def is_random(self) -> bool:
+        """Whether a second pass gives other logits."""
+        return not np.array_equal(self.z, self.passes.host(self.passes.logits(self.x)), equal_nan=True)
 
     def fools(self, rows: Ints, eps: Array) -> NDArray[np.bool_]:
         """Return which of these examples are misclassified at x + eps."""
@@ -278,11 +280,14 @@ class _Batch:
         return xp.asarray(values, dtype=like.dtype, device=device_of(like))
 
     def climb(
-        self, rows: Ints, p: float, sigma: Numbers, steps: int, targets: Ints | None = None, start: Any = None
-    ) -> tuple[Array, NDArray[np.int64]]:
-        """Return perturbations, each as soon as it fools, and how many gradients each has taken."""
+        self, rows: Ints, p: float, sigma: Numbers, steps: int, rank: int | None = None, start: Any = None
+    ) -> Array:
+        """Return perturbations, each as soon as it fools; `taken` has how many gradients each has taken.
+
+        They raise the log-odds or, of this rank among the wrong classes, the margin of the class.
+        """
         x, y, xp = self.x[rows], self.y[rows], namespace_of(self.x)
-        aims = None if targets is None else self.here(targets, self.y)
+        aims = None if rank is None else self.here(self.order[rows, rank], self.y)
         taken = np.zeros(len(rows), np.int64)
 
         def value_and_grad(at: Array, some: Any) -> tuple[Array, Array]:
@@ -294,66 +299,75 @@ class _Batch:
         enough = float(np.finfo(np.float64).max)
         options: dict[str, Any] = {"start": start, "bounds": self.bounds, "batch_ndim": 1}
         eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=enough, **options)
+        self.taken[rows] = taken
         self.gradients += int(taken.sum())
-        return eps, taken
+        return eps
+
+    def step(self, p: float, sigma: float) -> Array:
+        """Return eq. 3 in ball and box, for every example."""
+        box: dict[str, Any] = {} if self.bounds is None else {"x": self.x, "bounds": self.bounds}
+        return epsilon(self.grad, p, sigma, batch_ndim=1, **box)
 
     def noise(self, rows: Ints, p: float, sigma: float) -> Array:
         """Return random points of ball and box."""
         drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, batch_ndim=1), self.x)
         return drawn if self.bounds is None else project(drawn, p, sigma, x=self.x[rows], bounds=self.bounds)
 
-    def ball(self, p: float, sigmas: Sequence[float]) -> Ball:
-        """Attack every example in balls of these radii, in their order."""
+    def ball(
+        self, p: float, sigmas: Sequence[float], tick: Callable[[int, str], None] = lambda *_: None
+    ) -> Ball:
+        """Attack every example in balls of these radii, in their order; `tick` is told which is next."""
         n, plan, begun = len(self.labels), self.plan, self.gradients
         part = np.where(self.predicted != self.labels, 0, -1)
         smallest, low = np.where(part == 0, 0.0, math.inf), np.zeros(n)
         best = np.zeros(tuple(self.x.shape), self.passes.host(self.x[:0]).dtype)
         fooled, one_step, late = [], [], np.zeros(len(sigmas), np.int64)
 
-        def note(rows: Ints, eps: Array, sigma: Any, name: str) -> NDArray[np.bool_]:
+        def note(rows: Ints, eps: Array, hit: NDArray[np.bool_], sigma: Any, name: str) -> None:
             """Note which of these examples a perturbation fools, and how small it is."""
-            hit, size = self.fools(rows, eps), self.passes.host(norm(eps, p, batch_ndim=1))
             part[rows[hit & (part[rows] < 0)]] = PARTS.index(name)
-            size = np.minimum(size, sigma)  # which it is above by rounding at most
+            # of a norm that is above sigma by rounding at most
+            size = np.minimum(self.passes.host(norm(eps, p, batch_ndim=1)), sigma)
             less = hit & (size < smallest[rows])
             smallest[rows[less]], best[rows[less]] = size[less], self.passes.host(eps)[less]
-            return hit
 
-        def left() -> Ints:
-            return np.flatnonzero(part < 0)
+        def attack(name: str, sigma: float, make: Callable[[Ints], Array]) -> Ints:
+            """Return which of those that are left an attack fools."""
+            rows = np.flatnonzero(part < 0)
+            if not len(rows):
+                return rows
+            eps = make(rows)
+            hit = self.fools(rows, eps)
+            note(rows, eps, hit, sigma, name)
+            return rows[hit]
 
         for index, sigma in enumerate(sigmas):
-            box: dict[str, Any] = {} if self.bounds is None else {"x": self.x, "bounds": self.bounds}
-            step = epsilon(self.grad, p, sigma, batch_ndim=1, **box)
-            one_step.append(self.fools(np.arange(n), step))
-            note(left(), step[left()], sigma, "one step")
-            if len(rows := left()):
-                eps, taken = self.climb(rows, p, sigma, plan.steps)
-                hit = note(rows, eps, sigma, "log-odds")
-                late[index] = np.count_nonzero(hit & (taken > 0.75 * plan.steps))
-            for k in range(min(plan.targets, self.z.shape[1] - 1)):
-                if len(rows := left()):
-                    eps, _ = self.climb(rows, p, sigma, plan.target_steps, self.order[rows, k])
-                    note(rows, eps, sigma, "margins")
+            tick(index, f"sigma = {sigma:.4g}")
+            step = self.step(p, sigma)
+            hit = self.fools(np.arange(n), step)
+            one_step.append(hit)
+            note(np.arange(n), step, hit, sigma, "one step")
+            climb = partial(self.climb, p=p, sigma=sigma)
+            hits = attack("log-odds", sigma, partial(climb, steps=plan.steps))
+            late[index] = np.count_nonzero(self.taken[hits] > 0.75 * plan.steps)
+            for rank in range(min(plan.targets, self.z.shape[1] - 1)):
+                attack("margins", sigma, partial(climb, steps=plan.target_steps, rank=rank))
             for _ in range(plan.restarts):
-                if len(rows := left()):
-                    eps, _ = self.climb(rows, p, sigma, plan.steps, start=self.rng)
-                    note(rows, eps, sigma, "restarts")
-            for _ in range(NOISE_DRAWS):
-                if len(rows := left()):
-                    note(rows, self.noise(rows, p, sigma), sigma, "noise")
+                attack("restarts", sigma, partial(climb, steps=plan.steps, start=self.rng))
+            for _ in range(plan.noise):
+                attack("noise", sigma, partial(self.noise, p=p, sigma=sigma))
             low = np.where(part < 0, sigma, low)
             fooled.append(part >= 0)
-        for _ in range(plan.halvings):
+        for halving in range(plan.halvings):
+            tick(len(sigmas) + halving, "smallest sigma")
             rows = np.flatnonzero((part > 0) & (low < smallest))
             if not len(rows):
                 break
             middle = (low[rows] + smallest[rows]) / 2
             shrunk = best[rows] * (middle / smallest[rows]).reshape(-1, *[1] * (best.ndim - 1))
-            start = self.here(shrunk, self.x)
-            hit = note(
-                rows, self.climb(rows, p, middle, plan.halving_steps, start=start)[0], middle, "log-odds"
-            )
+            eps = self.climb(rows, p, middle, plan.halving_steps, start=self.here(shrunk, self.x))
+            hit = self.fools(rows, eps)
+            note(rows, eps, hit, middle, "log-odds")
             low[rows[~hit]] = middle[~hit]
         return Ball(
             p=p,

@@ -7,24 +7,23 @@ it is trained with. Many steps find what one has missed, and `findings` says whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lpfamily.ascent import ascend
+from lpfamily import ensemble
 from lpfamily.classification import error_log_odds
+from lpfamily.ensemble import Batch, Passes, Plan
 from lpfamily.margins import flip_distance
+from lpfamily.measured import Ball
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
-from lpfamily.training.evaluation import NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
+from lpfamily.training.evaluation import AT_ONCE, NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
 from lpfamily.training.files import Json
 from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe, matched_radius
-
-Mask = NDArray[np.bool_]
 
 MULTIPLES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """The radii that are tested, in units of the one whose strength matches the recipe's."""
@@ -56,8 +55,9 @@ def measure(
       the fraction that is wrong at x and right there.
     - `multi_step`: the error that the ball is known to hold. An example counts if it is wrong at x, after
       one step to this radius or any smaller one (each tested radius, and `lpfamily.margins.flip_distance`
-      along the direction), or at an iterate of `lpfamily.ascend` in a ball up to this one. So the error
-      never falls as sigma grows, and is never below `one_step`.
+      along the direction), or by the ensemble of `lpfamily.robustness` in a ball up to this one: `steps`
+      on the log-odds, half as many towards each of the three classes of the largest logits. So the
+      error never falls as sigma grows, and is never below `one_step`.
     - `noise`: under unclipped Gaussian noise of norm sigma (`noise_std`), mean and standard error over
       `NOISE_DRAWS` draws, which are the same for all p and sigma.
 
@@ -98,22 +98,32 @@ def measure(
             f"a radius must be above 0; got multiples up to {multiples[-1]:g} of sigma = {recipe.sigma:g}"
         )
     x, ps = x.astype(recipe.dtype), list(ps)
-    gradients = _finite(in_parts(trainer.input_gradients, x, labels))
+    plan = Plan(steps, 3, -(-steps // 2), 0, HALVINGS, steps, noise=0)
+    # some examples at a time, as an ascent takes several arrays like x
+    batches = [_attacked(trainer, *some, plan) for some in ensemble.batches(x, labels, AT_ONCE)]
+    gradients, predicted = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("grad", "predicted")
+    )
     parts = len(multiples) + HALVINGS + 1
     balls = {}
     for index, p in enumerate(ps):
 
         def advance(done: int, what: str, before: int = index * parts, p: float = p) -> None:
-            tick(before + done, len(ps) * parts, f"p = {p:g}, {what}")
+            tick(before + 1 + done, len(ps) * parts, f"p = {p:g}, {what}")
 
         matched = matched_radius(recipe, p, x.shape[1])
         sigmas = [multiple * matched for multiple in multiples]
-        ball = _Ball(trainer, x, labels, p, steps)
-        advance(0, "one step")
-        along = ball.along(epsilon(gradients, p, 1.0), sigmas[-1])
-        stepped = [ball.wrong(epsilon(gradients, p, sigma)) for sigma in sigmas]
-        fooled, smallest = _climb(ball, sigmas, stepped, along, advance)
-        advance(parts - 1, "noise")
+        advance(-1, "one step")
+        along = _along(trainer, x, labels, epsilon(gradients, p, 1.0), sigmas[-1])
+        ball = Ball.joined([batch.ball(p, sigmas[1:], advance) for batch in batches])
+        wrong = predicted != labels
+        stepped = [wrong, *ball.one_step]
+        fooled = [
+            wrong,
+            *(within | (along <= sigma) for within, sigma in zip(ball.fooled, sigmas[1:], strict=True)),
+        ]
+        smallest = np.minimum(ball.smallest, np.where(along > 0, along, math.inf))
+        advance(parts - 2, "noise")
         right, stds = ~stepped[0], [noise_std(p, sigma, x.shape[1]) for sigma in sigmas]
         balls[f"{p:g}"] = {
             "matched": matched,
@@ -223,10 +233,13 @@ def monitor(trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, s
     The last is as in `measure`, without the search along the direction. To be taken after every epoch,
     on the same examples in the trainer's dtype; `is_healthy` judges it.
     """
-    ball = _Ball(trainer, x, labels, p, steps)
-    wrong = ball.wrong(np.zeros_like(x))
-    stepped = ball.wrong(epsilon(_finite(in_parts(trainer.input_gradients, x, labels)), p, sigma))
-    errors = {"clean": wrong, "one_step": stepped, "multi_step": ball.climb(sigma, stepped)}
+    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, 0, 0, noise=0))
+    ball = batch.ball(p, [sigma])
+    errors = {
+        "clean": batch.predicted != labels,
+        "one_step": ball.one_step[0],
+        "multi_step": ball.fooled[0],
+    }
     return {"examples": len(x)} | {name: float(np.mean(mask)) for name, mask in errors.items()}
 
 
@@ -247,75 +260,26 @@ def _deviation(square: float, mean: float, examples: int) -> float:
     return math.sqrt(max(square - mean**2, 0.0) / examples)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ball:
-    """What is attacked, and how."""
+def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
+    """Return the examples as what the ensemble attacks; a class is aimed at by its own log-odds."""
 
-    trainer: Trainer
-    x: Floats
-    labels: Ints
-    p: float
-    steps: int
+    def evaluate(x: Floats, y: Ints, targets: Ints | None) -> tuple[Floats, Floats, Floats]:
+        logits, classes = in_parts(trainer.logits, x), y if targets is None else targets
+        values, grad = error_log_odds(logits, classes), in_parts(trainer.input_gradients, x, classes)
+        return (logits, values, grad) if targets is None else (logits, -values, -grad)
 
-    def wrong(self, eps: Floats) -> Mask:
-        return np.asarray(in_parts(self.trainer.logits, self.x + eps).argmax(axis=1) != self.labels)
-
-    def along(self, direction: Floats, most: float) -> Floats:
-        """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
-
-        def search(x: Floats, direction: Floats, labels: Ints) -> Floats:
-            return np.asarray(flip_distance(self.trainer.logits, x, direction, labels, most=most))
-
-        found = in_parts(search, self.x, direction, self.labels)
-        return np.where(np.isnan(found), math.inf, found)
-
-    def climb(self, sigma: float | Floats, fooled: Mask) -> Mask:
-        """Return `fooled` and what iterates of ascent fool of the others, sigma a number or one each."""
-        left = np.flatnonzero(~fooled)
-        if left.size:
-            sigmas = np.broadcast_to(sigma, fooled.shape)[left].astype(self.x.dtype)
-            fooled = fooled.copy()
-            fooled[left] = in_parts(self._climb, self.x[left], self.labels[left], sigmas)
-        return fooled
-
-    def _climb(self, x: Floats, labels: Ints, sigmas: Floats) -> Mask:
-        found = np.zeros(len(x), bool)
-
-        # every iterate counts, not the best alone: the log-odds may rank a right one above a wrong one
-        def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
-            logits = self.trainer.logits(at)
-            np.logical_or(found, logits.argmax(axis=1) != labels, out=found)
-            gradients = _finite(self.trainer.input_gradients(at, labels))
-            return np.asarray(error_log_odds(logits, labels)), gradients
-
-        ascend(value_and_grad, x, self.p, sigmas, self.steps)
-        return found
+    passes = Passes(evaluate, partial(in_parts, trainer.logits))
+    return Batch(passes, x, labels, None, plan, np.random.default_rng(0))
 
 
-def _climb(
-    ball: _Ball, sigmas: list[float], stepped: list[Mask], along: Floats, advance: Callable[[int, str], None]
-) -> tuple[list[Mask], Floats]:
-    """Return which examples are fooled within each radius, and the smallest radius of each, about."""
-    fooled, low, high = stepped[:1], np.zeros(along.shape), along
-    for index, sigma in enumerate(sigmas[1:], 1):
-        advance(index, f"sigma = {sigma:.4g}")
-        now = ball.climb(sigma, fooled[-1] | stepped[index] | (along <= sigma))
-        low = np.where(now, low, sigma)
-        high = np.where(now, np.minimum(high, sigma), high)
-        fooled.append(now)
-    for halving in range(HALVINGS):
-        advance(len(sigmas) + halving, "smallest sigma")
-        middle = (low + np.where(fooled[-1], high, 0.0)) / 2
-        settled = ~fooled[-1] | (low >= high)
-        now = ball.climb(middle, settled)
-        high = np.where(now & ~settled, middle, high)
-        low = np.where(now, low, middle)
-    return fooled, high
+def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:
+    """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
 
+    def search(x: Floats, direction: Floats, labels: Ints) -> Floats:
+        return np.asarray(flip_distance(trainer.logits, x, direction, labels, most=most))
 
-def _finite(gradients: Floats) -> Floats:
-    """Return the gradients, and 0, which has no direction, for those that are not finite."""
-    return np.where(np.isfinite(gradients).all(axis=1, keepdims=True), gradients, gradients.dtype.type(0))
+    distances = in_parts(search, x, direction, labels)
+    return np.where(np.isnan(distances), math.inf, distances)
 
 
 def _quantiles(smallest: Floats) -> Json:
