@@ -61,6 +61,13 @@ class Passes:
     logits: Callable[[Array], Array]
     host: Callable[[Array], NDArray[Any]] = np.asarray
     """Returns an array as NumPy's."""
+    admit: Callable[[Any], Array] = np.asarray
+    """Returns what is given, x or y, as the model takes it."""
+    rank: int = 0
+    """Which of `size` processes this is: it takes one of every `size` batches."""
+    size: int = 1
+    gather: Callable[[Any], list[Any]] = lambda made: [made]
+    """Returns what all processes have made, in all of them."""
 
 
 def robustness(
@@ -181,11 +188,12 @@ def measure(
     """Return what `robustness` does, of passes through a model of any library."""
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(map(repr, EFFORTS))}; got {effort!r}")
-    radii, rng = _radii(p, sigma), np.random.default_rng(seed)
-    made, random = [], False
+    radii, made = _radii(p, sigma), {}
     for number, (x, y) in enumerate(data):
-        batch = Batch(passes, x, y, bounds, EFFORTS[effort], rng)
-        random = random or batch.is_random()
+        if number % passes.size != passes.rank:
+            continue
+        rng = np.random.default_rng((seed, number))
+        batch = Batch(passes, passes.admit(x), passes.admit(y), bounds, EFFORTS[effort], rng)
         balls = {}
         for each, sigmas in radii.items():
             if progress:
@@ -193,21 +201,22 @@ def measure(
                 sys.stderr.write(f"\rrobustness: batch {number + 1}{of}, p = {each:g}    ")
                 sys.stderr.flush()
             balls[each] = batch.ball(each, sigmas)
-        made.append((batch, balls))
+        made[number] = Robustness(
+            labels=batch.labels,
+            predicted=batch.predicted,
+            classes=batch.z.shape[1],
+            no_gradient=batch.still,
+            random=batch.is_random(),
+            effort=effort,
+            seed=seed,
+            balls=balls,
+        )
     if progress:
         sys.stderr.write("\n")
-    if not sum(len(batch.labels) for batch, _ in made):
+    numbered = {number: each for some in passes.gather(made) for number, each in some.items()}
+    if not sum(map(len, numbered.values())):
         raise ValueError("there is no example: x is empty, or an iterable that gives nothing")
-    return Robustness(
-        labels=np.concatenate([batch.labels for batch, _ in made]),
-        predicted=np.concatenate([batch.predicted for batch, _ in made]),
-        classes=made[0][0].order.shape[1],
-        no_gradient=np.concatenate([batch.still for batch, _ in made]),
-        random=random,
-        effort=effort,
-        seed=seed,
-        balls={each: Ball.joined([balls[each] for _, balls in made]) for each in radii},
-    )
+    return Robustness.joined([numbered[number] for number in sorted(numbered)])
 
 
 def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float, ...]]:

@@ -95,6 +95,20 @@ class Robustness:
     balls: dict[float, Ball]
     """By p."""
 
+    @classmethod
+    def joined(cls, results: Sequence[Robustness]) -> Robustness:
+        """Return the result for the examples of several, measured in the same balls."""
+        return cls(
+            labels=np.concatenate([each.labels for each in results]),
+            predicted=np.concatenate([each.predicted for each in results]),
+            classes=results[0].classes,
+            no_gradient=np.concatenate([each.no_gradient for each in results]),
+            random=any(each.random for each in results),
+            effort=results[0].effort,
+            seed=results[0].seed,
+            balls={p: Ball.joined([each.balls[p] for each in results]) for p in results[0].balls},
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -72,12 +72,9 @@ def robustness(
         z, values, grad = (np.asarray(each)[: len(x)] for each in (z, values, grad))
         return z, values, grad
 
-    def on_host() -> Any:
-        for inputs, labels in ensemble.batches(x, y, batch_size):
-            yield np.asarray(inputs), np.asarray(labels)
-
     passes = ensemble.Passes(evaluate, lambda x: np.asarray(forward(_padded(x)))[: len(x)])
-    return ensemble.measure(passes, on_host(), p, sigma, bounds, effort, seed, progress)
+    data = ensemble.batches(x, y, batch_size)
+    return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)
 
 
 def _padded(x: NDArray[Any]) -> NDArray[Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lpfamily import ensemble, error_log_odds
@@ -44,7 +45,8 @@ def robustness(
     x, y
         The inputs, a floating tensor whose first axis indexes examples, and their classes, integers of shape
         (n,). Without y, x is an iterable of such pairs, as a `DataLoader` is. Each batch is taken to the
-        device of the model's parameters.
+        device of the model's parameters. Where torch.distributed is initialised, all processes are given the
+        same data: each attacks a share of the batches, and all return the whole result.
     p, sigma, bounds, effort, batch_size, seed, progress
         As in `robustness`.
 
@@ -80,10 +82,26 @@ def robustness(
                 values = (logits.gather(1, targets[:, None]) - logits.gather(1, y[:, None]))[:, 0]
             return logits.detach(), values.detach(), input_gradient(values.sum(), x)
 
-    def on_device() -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, labels in ensemble.batches(x, y, batch_size):
-            yield inputs.detach().to(device), labels.to(device, torch.int64)
+    def admit(given: Any) -> Tensor:
+        tensor: Tensor = torch.as_tensor(given).detach().to(device)
+        return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
 
-    passes = ensemble.Passes(evaluate, lambda x: inner(x), lambda tensor: tensor.detach().cpu().numpy())
+    share: dict[str, Any] = {}
+
+    def gather(made: Any) -> list[Any]:
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, made)
+        return parts
+
+    if dist.is_available() and dist.is_initialized():
+        share = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}
+    passes = ensemble.Passes(
+        evaluate,
+        inner,
+        host=lambda tensor: tensor.detach().cpu().numpy(),
+        admit=admit,
+        **share,
+    )
     with quiet(inner, device, "none", "running"), torch.no_grad():
-        return ensemble.measure(passes, on_device(), p, sigma, bounds, effort, seed, progress)
+        data = ensemble.batches(x, y, batch_size)
+        return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)
