@@ -153,6 +153,16 @@ def test_every_eps_lies_in_ball_and_box_and_fools(monkeypatch):
         assert np.all(least[known] <= ball.smallest[known] * (1 + 1e-9))
 
 
+@pytest.mark.parametrize(("effort", "most"), [("quick", 100), ("standard", 1000)])
+def test_no_example_takes_more_gradients_than_its_effort(effort, most):
+    weights, x, y = problem(n=6, classes=12)
+    y = (x @ weights).argmax(axis=1)
+    for sigma in 1e-6, 0.02, 0.2:  # of which the first fools none
+        found = robustness(linear(weights), x, y, p=2, sigma=sigma, effort=effort, progress=False)
+        assert found.balls[2].gradients <= most * len(x)
+        assert found.balls[2].gradients > 0.7 * most * len(x) or sigma > 1e-6
+
+
 def test_files_say_what_the_table_says(tmp_path):
     model, x, y = curved()
     found = robustness(
