@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, namespace_of
+from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.classification import error_log_odds
@@ -263,7 +263,7 @@ class Batch:
                 f"of shape {self.labels.shape}"
             )
         logits, _, grad = passes.evaluate(x, y, None)
-        self.z = passes.host(logits)
+        self.z, self.largest = passes.host(logits), float(finfo(namespace_of(logits), logits.dtype).max)
         if self.z.ndim != 2 or len(self.z) != len(x):
             raise ValueError(f"the model must return logits of shape ({len(x)}, classes); got {self.z.shape}")
         self.predicted = self.z.argmax(axis=1)
@@ -303,11 +303,10 @@ class Batch:
             logits, value, grad = self.passes.evaluate(at, y[some], None if aims is None else aims[some])
             taken[some if isinstance(some, slice) else self.passes.host(some)] += 1
             wrong = xp.argmax(logits, axis=-1) != y[some]
-            return xp.where(wrong, math.inf, xp.astype(value, xp.float64)), _directed(grad)[0]
+            return xp.where(wrong, math.inf, value), _directed(grad)[0]
 
-        enough = float(np.finfo(np.float64).max)
         options: dict[str, Any] = {"start": start, "bounds": self.bounds, "batch_ndim": 1}
-        eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=enough, **options)
+        eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=self.largest, **options)
         self.taken[rows] = taken
         self.gradients += int(taken.sum())
         return eps

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import NDArray
 
 from lpfamily import ensemble, error_log_odds
 from lpfamily._arrays import Bounds
 from lpfamily.measured import Robustness
+from lpfamily_jax.padding import padded
 
 
 def robustness(
@@ -33,7 +33,7 @@ def robustness(
     """Return how many examples a JAX classifier gets wrong in Lp balls, and how small a ball is enough.
 
     The attacks, the parameters and what the numbers mean are those of `lpfamily.robustness`. The function is
-    compiled, for numbers of examples that are powers of two; the steps are NumPy's.
+    compiled for few sizes of batches, which are filled up to them; the steps are those of NumPy.
 
     Parameters
     ----------
@@ -68,16 +68,10 @@ def robustness(
 
     def evaluate(x: Any, y: Any, targets: Any) -> tuple[Any, Any, Any]:
         targets = np.full(len(y), -1) if targets is None else targets
-        grad, (z, values) = compiled(*(_padded(each) for each in (x, y, targets)))
+        grad, (z, values) = compiled(*(padded(each) for each in (x, y, targets)))
         z, values, grad = (np.asarray(each)[: len(x)] for each in (z, values, grad))
         return z, values, grad
 
-    passes = ensemble.Passes(evaluate, lambda x: np.asarray(forward(_padded(x)))[: len(x)])
+    passes = ensemble.Passes(evaluate, lambda x: np.asarray(forward(padded(x)))[: len(x)])
     data = ensemble.batches(x, y, batch_size)
     return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)
-
-
-def _padded(x: NDArray[Any]) -> NDArray[Any]:
-    """Return an array with its first entry repeated up to a power of two entries: few shapes are compiled."""
-    missing = (1 << max(len(x) - 1, 0).bit_length()) - len(x)
-    return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing and len(x) else x

@@ -26,6 +26,7 @@ from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, p
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Kept, forward
+from lpfamily_jax.padding import padded
 from lpfamily_jax.team import ALIKE, devices, join, noticing
 
 Settings = tuple[Network, Objective, Optimiser]
@@ -127,7 +128,8 @@ class JaxTrainer:
         """Return a function of the network and arrays, computed on one device of this process alone."""
         with self._scope():
             here = {name: array.addressable_data(0) for name, array in self._state.items()}
-            return np.asarray(function(self.task.network, here, *map(jnp.asarray, arrays)))
+            given = (jnp.asarray(padded(array)) for array in arrays)
+            return np.asarray(function(self.task.network, here, *given))[: len(arrays[0])]
 
     @property
     def _most(self) -> int:
