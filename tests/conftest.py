@@ -1,6 +1,7 @@
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not
 
 # NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
 EXAMPLES = min(
-    10 if library.slow else 30 if library.compiles else 200 if library.name == "numpy" else 100
+    5 if library.slow else 20 if library.compiles else 100 if library.name == "numpy" else 40
     for library in UNDER_TEST
 )
 
@@ -72,6 +73,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> Iterator[None]:
+    """Forget what JAX has compiled for the tests of a file: for all of them it takes 5 GiB."""
+    yield
+    if "jax" in NAMES:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)
