@@ -143,7 +143,9 @@ def stays_in_ball_and_box(epsilon, box):
 
 
 def moves_nothing_further_outside(epsilon, box):
-    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in (box.x, box.low, box.high, box.ulp))
+    seen = box.case.floats.seen
+    sides = (seen(box.x), seen(box.low), seen(box.high), box.ulp)
+    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in sides)
     reached = x + box.step(epsilon)
     assert np.all(reached >= np.minimum(x, low - ulp)), box
     assert np.all(reached <= np.maximum(x, high + ulp)), box
