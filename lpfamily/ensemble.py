@@ -21,7 +21,7 @@ from lpfamily.norms import norm
 from lpfamily.step import epsilon
 
 Effort: TypeAlias = Literal["quick", "standard", "thorough"]
-Sigmas: TypeAlias = "float | Sequence[float] | Mapping[float, float | Sequence[float]]"
+Sigmas: TypeAlias = float | Sequence[float] | Mapping[float, float | Sequence[float]]
 Ints = NDArray[np.int64]
 
 
