@@ -203,7 +203,7 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
             None if wall is None else xp.where(sigma > 0, wall / xp.where(sigma > 0, sigma, 1.0), math.inf)
         )
         y = _shares(xp, p, r, tau, share)
-        y = sigma * y if share is None else xp.where(y < share, xp.minimum(sigma * y, wall), wall)
+        y = sigma * y if share is None else xp.where(y < share, xp.minimum(sigma * y, within), within)
     y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
     return xp.where((norm != norm) | (sigma != sigma), math.nan, y)
 

@@ -562,6 +562,13 @@ def test_project_in_a_box(data, lib, law):
     law(project, data.draw(boxed_points(lib)))
 
 
+@pytest.mark.parametrize("p", [1.5, 2, 3])
+def test_projecting_leaves_zero_entries_where_they_are(lib, p):
+    """A wall that underflows in units of sigma is no further than a zero entry may go."""
+    v, high = (lib.from_numpy(np.asarray([row], "f4")) for row in ([3e24, 0, 1e24], [1e30, 1e-37, 1e30]))
+    assert lib.to_numpy(project(v, p, 3e9, x=0.0, bounds=(-1e30, high)))[0, 1] == 0
+
+
 @pytest.mark.parametrize("walled", [False, True])
 @given(data=st.data(), per_block=st.integers(1, 4))
 def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
