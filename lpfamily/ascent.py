@@ -253,7 +253,7 @@ class _Search:
         batch = tuple(self.x.shape[: self.batch_ndim])
         if tuple(value.shape) != batch or tuple(grad.shape) != tuple(self.x.shape):
             raise ValueError(
-                f"value_and_grad must return a value an example, {batch}, and a gradient like x, "
+                f"value_and_grad must return one value per example, {batch}, and a gradient like x, "
                 f"{tuple(self.x.shape)}; got shapes {tuple(value.shape)} and {tuple(grad.shape)}"
             )
         return value, grad

@@ -542,5 +542,5 @@ def test_an_error_says_what_was_given():
     }.items():
         with pytest.raises((TypeError, ValueError), match=match):
             ascend(never, x, 2, **({"sigma": 1.0} | options))
-    with pytest.raises(ValueError, match=r"a value an example, \(2,\)"):
+    with pytest.raises(ValueError, match=r"one value per example, \(2,\)"):
         ascend(lambda x: (x.sum(), x), x, 2, 1.0)

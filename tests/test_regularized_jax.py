@@ -566,7 +566,7 @@ def test_a_bad_loss_or_input_says_what_to_do():
     params, x, labels = problem()
     mean = regularize(lambda *given: loss(*given).mean(), sigma=0.1)
     with pytest.raises(
-        ValueError, match=r"one value an example, of shape \(4,\); got \(\): take the mean of"
+        ValueError, match=r"one value per example, of shape \(4,\); got \(\): take the mean of"
     ):
         jax.eval_shape(mean, params, x, labels)
     with pytest.raises(ValueError, match=r"got tuple: .* needs has_aux=True"):

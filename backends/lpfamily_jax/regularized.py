@@ -58,7 +58,7 @@ def regularize(
     Parameters
     ----------
     loss
-        Returns one value an example, of shape `x.shape[:1]`, or a scalar for `batch_ndim` 0; with
+        Returns one value per example, of shape `x.shape[:1]`, or a scalar for `batch_ndim` 0; with
         `has_aux` a pair of that and anything.
     p
         A number in [1, inf]: inf takes the sign of the gradient, 2 its direction, 1 its largest entry.
@@ -221,7 +221,7 @@ def _check_values(values: object, shape: tuple[int, ...]) -> None:
     found = getattr(values, "shape", type(values).__name__)
     if found != shape:
         raise ValueError(
-            f"the loss, and the direction, must return one value an example, of shape {shape}; got {found}: "
+            f"the loss, and the direction, must return one value per example, of shape {shape}; got {found}: "
             "take the mean of what `regularize` returns, as the penalty of a mean shrinks with the batch; "
             "(values, aux) needs has_aux=True"
         )

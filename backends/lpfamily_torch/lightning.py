@@ -22,7 +22,7 @@ class PerturbInputs(Callback):
     Parameters
     ----------
     loss
-        `loss(outputs, labels)` returns one value an example of what `forward` returns.
+        `loss(outputs, labels)` returns one value per example of what `forward` returns.
     sigma
         The radius, in units of the input: a number, or a function of the trainer, for a schedule.
     p

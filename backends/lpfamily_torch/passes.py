@@ -212,7 +212,7 @@ def _one_an_example(values: object, examples: int, name: str) -> Tensor:
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or shape != (examples,):
         raise ValueError(
-            f"{name} must return one value an example, of shape ({examples},); got {shape}: with their mean "
+            f"{name} must return one value per example, of shape ({examples},); got {shape}: with their mean "
             f"the penalty would shrink with the batch; losses of torch take reduction='none'"
         )
     return values
