@@ -280,7 +280,8 @@ def _log_ratio(xp: ModuleType, size: Array) -> Array:
     scaled = xp.where(infinite, xp.astype(size == top, size.dtype), size * scale)
     unit = xp.where(infinite | (top == 0), 1.0, top * scale)
     r = scaled / unit
-    tiny = (r < float(xp.finfo(size.dtype).smallest_normal)) & ~infinite & (top > 0)
+    tiny = xp.minimum(r, scaled) < float(xp.finfo(size.dtype).smallest_normal)
+    tiny = tiny & ~infinite & (top > 0)
     near = r > 0.5  # where the difference is exact
     log = xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)
     return xp.where(near, xp.log1p(xp.where(near, (scaled - unit) / unit, 0.0)), log)

@@ -85,8 +85,8 @@ def _powers(xp: ModuleType, p: float, x: Array) -> tuple[Array, Array, Array]:
     elif exponent > 0.25:
         u = xp.exp(exponent * xp.log(r))
     else:
-        # the power of an r that underflows may still be large
-        tiny = r < float(xp.finfo(x.dtype).smallest_normal)
+        # the power of an r that underflows, or loses bits on the way, may still be large
+        tiny = xp.minimum(r, scaled) < float(xp.finfo(x.dtype).smallest_normal)
         tiny = tiny & (top > 0) & (top < math.inf)
         u = xp.exp(exponent * (xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)))
     return u, xp.sum(u * r, axis=-1, keepdims=True), top

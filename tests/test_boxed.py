@@ -333,6 +333,27 @@ def test_sorting_in_float64_agrees(lib, p, radius):
         assert_allclose(got, best, atol=1e-4)
 
 
+@pytest.mark.parametrize("p", [1.05, 1.1, 1.3, 1.49, 1.8, 2, 2.7, 3.5, 5, 12, 40])
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_what_is_pressed_against_its_wall_sets_no_scale(lib, name, p):
+    # not of the powers of the rest, however much smaller that is
+    rng, floats = np.random.default_rng(6), lib.floats[name]
+    for span in np.log(floats.largest) * np.array([0.01, 0.1, 0.45]):
+        grad = floats.round(np.exp(rng.uniform(-span, span, (8, 33))))
+        pressed = rng.random(grad.shape) < 0.5
+        rest, radii = np.where(pressed, 0, grad), np.full((8, 1), 0.25)
+        wall = np.where(pressed, 0.0, 1.0)
+        with lib.scope():
+            options = {"x": lib.from_numpy(1 - wall, name), "bounds": (0, 1)}
+            step, near = (
+                lib.to_numpy(f(lib.from_numpy(grad, name), p, 0.25, **options)) for f in (epsilon, project)
+            )
+        tolerance = 40 * floats.eps
+        assert_allclose(norms(step, p), 0.25, rtol=tolerance)
+        assert np.all(norms(step - closed_form(rest, p, radii[:, 0]), p) <= 0.25 * max(1, span) * tolerance)
+        assert_allclose(near, nearest.value(p, rest, radii, wall), rtol=0, atol=tolerance)
+
+
 @given(data=st.data(), p=st.floats(1.2, 5), seed=st.integers(0, 2**32 - 1))
 def test_the_optimality_conditions_hold(data, lib, p, seed):
     p = data.draw(st.sampled_from([1.2, 1.5, 2, 3, 5])) if lib.compiles else p

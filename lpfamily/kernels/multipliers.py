@@ -86,7 +86,8 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     tau = radius / top
     ones = np.broadcast_to(np.ones(v.shape[1], dtype), v.shape)
     r *= column(1 / top, dtype)
-    np.clip(r, dtype(float(info.tiny) ** 0.8), dtype(1), out=r)  # smaller entries are as good as none
+    least = float(info.tiny) ** 0.8
+    np.clip(r, dtype(least), dtype(1), out=r)
     np.log(r, out=w)
     np.subtract(w, column(np.log(tau), dtype), out=t)
     if wall:
@@ -98,7 +99,8 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     t *= dtype(p)
     total = dots(np.exp(t, out=t), ones)
     outside: Rows = total > 1
-    valid: Rows = (tau > float(info.tiny)) & (tau < math.inf) & ~np.isnan(total)
+    # what is smaller than `least` of the largest must not matter
+    valid: Rows = (tau > least / float(info.eps)) & (tau < math.inf) & ~np.isnan(total)
     rows = np.flatnonzero(outside & valid)
     valid[rows] = _split(p, r, w, tau, cap if wall else None, rows, space[4:])
     np.multiply(w, dtype(p), out=t)
@@ -401,6 +403,9 @@ def _spend(
     np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
     within(out, wall, t)
     valid: Rows = (factor >= info.tiny) & (factor <= info.max)
+    if unit is not None:
+        # own * sum r^{p*} of what walls leave free is at most 1
+        valid &= own <= power.least ** (p / (1 - p))
     if exhausted.any():
         gone = x[exhausted]
         out[exhausted] = np.copysign(np.where(gone == 0, 0, wall[exhausted]), gone)

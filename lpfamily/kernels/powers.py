@@ -38,6 +38,8 @@ class Power:
     """How many arrays of a block's size it comes back to."""
     carries: bool = False
     """Whether the result carries its unit."""
+    least: float = 0.0
+    """The least |x / unit| whose power is taken to nearly full relative accuracy."""
 
 
 def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
@@ -49,10 +51,11 @@ def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
     if root in _ROOTS and is_close(e, 1 / root, dtype):
         return _ROOTS[root]
     if whole:
-        return Power(functools.partial(_by_squaring, whole, e), Fraction(whole), carries=True)
-    if e > 2:
-        return Power(functools.partial(_steep, e), carries=True)
-    return Power(functools.partial(_by_logarithm, e))
+        least = _floor(e, dtype) ** 0.5
+        return Power(functools.partial(_by_squaring, whole, e), Fraction(whole), carries=True, least=least)
+    if e > 2:  # the rounding of 1 - r, magnified by (e - 1) / r
+        return Power(functools.partial(_steep, e), carries=True, least=(e - 1) / (e + 47))
+    return Power(functools.partial(_by_logarithm, e), least=max(math.exp(-8 / e), 1e-300))  # that of e log r
 
 
 def _itself(x: Floats, u: Floats, t: Floats) -> Powers:
@@ -96,10 +99,14 @@ _ROOTS = {
 }
 
 
+def _floor(e: float, dtype: np.dtype[Any]) -> float:
+    return float(np.finfo(dtype).tiny) ** (0.75 / e)
+
+
 def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Powers:
     # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
     unit = scale_down(x, t)
-    np.maximum(t, float(np.finfo(x.dtype).tiny) ** (0.75 / e), out=t)
+    np.maximum(t, _floor(e, x.dtype), out=t)
     n = whole - 1
     while n % 2 == 0:
         t *= t
