@@ -84,7 +84,7 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     info, dtype = np.finfo(v.dtype), v.dtype.type
     radius, top = sigma[:, 0].astype(np.float64), sizes(v, r).astype(np.float64)
     tau = radius / top
-    ones = np.broadcast_to(np.ones(v.shape[1], dtype), v.shape)
+    ones = ones_like(v)
     r *= column(1 / top, dtype)
     least = float(info.tiny) ** 0.8
     np.clip(r, dtype(least), dtype(1), out=r)
@@ -132,7 +132,7 @@ def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows
     dtype, every, place = w.dtype.type, w, rows
     found = np.zeros(len(w), bool)
     r, w, tau, cap = r[rows], w[rows], tau[rows], None if cap is None else cap[rows]
-    ones = np.broadcast_to(np.ones(w.shape[1], dtype), w.shape)
+    ones = ones_like(w)
     square = dots(r, r)
     scale = np.minimum(w.shape[1] ** (0.5 - 1 / p) / np.sqrt(square), 0.99 / tau)
     log_nu = np.log(scale * square * (1 - tau * scale))
@@ -234,7 +234,7 @@ def _level(
     first, second = np.zeros((n, 1), t.dtype), np.full((n, 1), math.nan, t.dtype)
     rows = np.arange(n)
     free, below = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
-    ones = np.broadcast_to(np.ones(d, t.dtype), t.shape)
+    ones = ones_like(t)
     zero[...] = 0
     tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
     at, low, high = np.zeros(n, t.dtype), np.zeros(n), high.astype(np.float64)
@@ -366,6 +366,11 @@ def _bracket(size: Floats, cost: Floats, sigma: Floats) -> tuple[Floats, Floats]
     return high.astype(size.dtype), low.astype(size.dtype)
 
 
+def ones_like(x: Floats) -> Floats:
+    """Return ones in the shape of x, all of them one row in memory."""
+    return np.ndarray(x.shape, x.dtype, np.ones(x.shape[1], x.dtype), 0, (0, x.itemsize))
+
+
 def within(x: Floats, wall: Floats, t: Floats) -> None:
     """Bring the entries of x to -wall or wall where they are beyond."""
     np.minimum(x, wall, out=x)
@@ -457,7 +462,7 @@ def _multiplier(
     end in its piece.
     """
     result, rows = np.full(len(weights), math.nan), np.arange(len(weights))
-    ones = np.broadcast_to(np.ones(t.shape[1], t.dtype), t.shape)
+    ones = ones_like(t)
     # what is pressed against its wall is so in every box of pixels
     total = dots(weights, np.greater(limits, 0, out=free))
     s = np.where(total > 0, np.minimum(budget / np.where(total > 0, total, 1), most), 1.0)
