@@ -312,13 +312,13 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: F
         astray = ~((left >= 0) & ((beyond <= 0) | (low[:, 0] == 0)))
         near[astray] = False
         where = np.flatnonzero(near)
-        count = np.count_nonzero(near, axis=1)
-        width, begins = max(count.max(), 1), np.cumsum(count) - count
-        places = np.arange(len(where)) + np.repeat(np.arange(n) * width - begins, count)
-        few = np.zeros((2, n, width), x.dtype)
-        for each, all_ in zip(few, (size, cost), strict=True):
-            np.put(each, places, all_.take(where))
-        least[...], share[...] = _last(*few, left)
+        begins = np.searchsorted(where, d * np.arange(n + 1))
+        count = np.diff(begins)
+        width = max(count.max(), 1)
+        places = np.arange(len(where)) + np.repeat(np.arange(n) * width - begins[:-1], count)
+        few = np.zeros((2, n * width), x.dtype)
+        few[0, places], few[1, places] = size.take(where), cost.take(where)
+        least[...], share[...] = _last(*few.reshape(2, n, width), left)
     if astray.any():
         some = size[astray]
         least[astray], share[astray] = _last(some, np.where(some > 0, cost[astray], 0), budget[astray])
@@ -338,14 +338,14 @@ def _last(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats]:
     """Return the least size that the budget reaches, and what each entry of it may cost; inf if it is ample."""
     size, cost = _in_order(size, cost)
     spent = np.zeros((len(size), size.shape[1] + 1))
-    np.cumsum(cost, axis=1, out=spent[:, 1:])
-    rows, reached = np.arange(len(size)), np.count_nonzero(spent[:, 1:] <= budget[:, None], axis=1)
+    spent[:, 1:] = cost
+    np.cumsum(spent, axis=1, out=spent)
+    rows, reached = np.arange(len(size)), _first(spent[:, 1:] > budget[:, None])
     ample = reached == size.shape[1]
     least = size[rows, np.where(ample, 0, reached)]
     least[ample] = np.finfo(size.dtype).smallest_subnormal
-    first = np.count_nonzero(size > least[:, None], axis=1)
-    ties = np.count_nonzero(size == least[:, None], axis=1)
-    ties[ample] = 1
+    first = _first(size <= least[:, None])
+    ties = np.where(ample, 1, _first(size < least[:, None]) - first)
     share = budget - spent[rows, first]
     if (most := ties.max()) > 1:
         place = np.arange(most)
@@ -353,6 +353,12 @@ def _last(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats]:
         share = _even(np.where(place < ties[:, None], prices, math.inf), ties, share)
     share[ample & ~np.isnan(spent[:, -1])] = math.inf
     return least, share
+
+
+def _first(mask: Rows) -> Any:
+    """Return where each row has its first True, or how long it is."""
+    at = mask.argmax(axis=1)
+    return np.where(mask[np.arange(len(mask)), at], at, mask.shape[1])
 
 
 def _in_order(size: Floats, cost: Floats) -> tuple[Floats, Floats]:
@@ -381,7 +387,7 @@ def _even(prices: Floats, count: Any, budget: Floats) -> Floats:
 def _bracket(size: Floats, cost: Floats, sigma: Floats) -> tuple[Floats, Floats]:
     """Return two columns that the least |x| which the budget affords is likely to lie between."""
     size, cost = _in_order(size, cost)
-    at = np.count_nonzero(np.cumsum(cost, axis=1) <= sigma, axis=1)
+    at = _first(np.cumsum(cost, axis=1) > sigma)
     margin = (3 + 3 * np.sqrt(at)).astype(int)
     last, rows = size.shape[1] - 1, np.arange(len(size))
     high = np.where(at < margin, math.inf, size[rows, np.clip(at - margin, 0, last)])
