@@ -46,8 +46,11 @@ def boxed_rows(p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
 
 def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
     """Evaluate `nearest` on rows."""
+    if p == math.inf and not wall:
+        result: Floats = np.clip(v, -sigma, sigma)
+        return result
     if p > 2.0**60:
-        fill: Fill = functools.partial(_clip, p)
+        fill: Fill = _clip
     elif p == 2:
         fill = functools.partial(_spend, 2, most=1.0) if wall else _shrink
     elif p == 1:
@@ -192,11 +195,10 @@ def column(numbers: Any, dtype: Any) -> Floats:
     return result
 
 
-def _clip(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
+def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
     *wall, out, space = rest
-    np.clip(v, -sigma, sigma, out=out)
-    if not wall and p == math.inf:
-        return np.ones(len(v), bool)
+    np.minimum(v, sigma, out=out)
+    np.maximum(out, -sigma, out=out)
     if wall:
         within(out, wall[0], space[0])
     valid: Rows = ~np.isnan(out.max(axis=1))
