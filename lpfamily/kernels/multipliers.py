@@ -320,7 +320,8 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: F
         places = np.arange(len(where)) + np.repeat(np.arange(n) * width - begins[:-1], count)
         few = np.zeros((2, n * width), x.dtype)
         few[0, places], few[1, places] = size.take(where), cost.take(where)
-        least[...], share[...] = _last(*few.reshape(2, n, width), left)
+        values, prices = few.reshape(2, n, width)
+        least[...], share[...] = _last(values, prices, left)
     if astray.any():
         some = size[astray]
         least[astray], share[astray] = _last(some, np.where(some > 0, cost[astray], 0), budget[astray])
@@ -337,7 +338,7 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: F
 
 
 def _last(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats]:
-    """Return the least size that the budget reaches, and what each entry of it may cost; inf if it is ample."""
+    """Return the least size that the budget reaches, and what its entries may cost each: inf where all can."""
     size, cost = _in_order(size, cost)
     spent = np.zeros((len(size), size.shape[1] + 1))
     spent[:, 1:] = cost
