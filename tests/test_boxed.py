@@ -542,6 +542,22 @@ def test_bounds_round_as_x_does(lib):
             assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(0, 0.3))), 0.0)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypatch):
+    rng, sorted_ = np.random.default_rng(0), []
+    grad, wall = rng.standard_normal((60, 4000)), np.clip(rng.normal(0.3, 0.5, (60, 4000)), 0, 1)
+    grad[1::3] = np.round(2 * grad[1::3])
+    grad[2::3] *= 10 ** rng.uniform(-12, 0, (20, 4000))
+    operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), wall)]
+    in_order = multipliers._in_order
+    monkeypatch.setattr(multipliers, "_in_order", lambda *a: sorted_.append(a[0].size) or in_order(*a))
+    step = boxed(1, *operands)
+    with np.errstate(all="ignore"):
+        definition = boxed.value(1, *(a.astype("f8") for a in operands))
+    assert np.all(np.abs(step - definition) <= 4 * np.finfo(dtype).eps * operands[1])
+    assert sum(sorted_) < grad.size
+
+
 @st.composite
 def boxed_points(draw, lib):
     """Draw a box and the point that is projected: far from the ball, or near it."""
@@ -611,12 +627,12 @@ def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
 @pytest.mark.parametrize("p", [1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf])
 def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, monkeypatch):
     rng, left = np.random.default_rng(0), []
-    grad = rng.standard_normal((60, 500))
-    grad[::4] *= rng.random((15, 500)) < 0.23
-    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, 500))
+    grad = rng.standard_normal((60, 600))
+    grad[::4] *= rng.random((15, 600)) < 0.23
+    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, 600))
     grad[2::4] = np.round(grad[2::4])
     wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
-    operands = [a.astype(np.float32) for a in (grad, np.full((60, 1), 500 ** (1 / p) / 32), wall)]
+    operands = [a.astype(np.float32) for a in (grad, np.full((60, 1), 600 ** (1 / p) / 32), wall)]
     by_rows = multipliers.by_rows
 
     def counted(primitive, fill, p, *operands):
@@ -674,13 +690,14 @@ def test_what_goes_wrong_in_a_thread_is_raised():
         rows_of_numpy.share_out(work, range(4), 1 << 30)
 
 
-@given(data=st.data(), per_block=st.integers(1, 4))
-def test_numpy_blocks_agree_with_the_definition(data, per_block):
+@given(data=st.data(), per_block=st.integers(1, 4), sampled_from=st.sampled_from([1, 512]))
+def test_numpy_blocks_agree_with_the_definition(data, per_block, sampled_from):
     box = data.draw(boxes(numpy_readonly()))
     rows = box.case.rows.astype(box.case.floats.compute)
     sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
+        patch.setattr(multipliers, "SAMPLED_FROM", sampled_from)
         blocks = boxed(box.case.p, rows, sigma, wall)
     with np.errstate(all="ignore"):
         definition = boxed.value(box.case.p, rows, sigma, wall)

@@ -338,7 +338,7 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: F
 
 
 def _last(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats]:
-    """Return the least size that the budget reaches, and what its entries may cost each: inf where all can."""
+    """Return the least size that the budget reaches, and what its entries may cost: inf where all can."""
     size, cost = _in_order(size, cost)
     spent = np.zeros((len(size), size.shape[1] + 1))
     spent[:, 1:] = cost
