@@ -199,9 +199,9 @@ def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Arr
         unit = xp.where((top > 0) & finite, top * scale, 1.0)
         r = xp.where(finite, size * scale / unit, xp.astype(size == top, v.dtype))
         tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
-        share = (
-            None if wall is None else xp.where(sigma > 0, wall / xp.where(sigma > 0, sigma, 1.0), math.inf)
-        )
+        share = None
+        if wall is not None:  # a wall that the whole budget cannot pass is none
+            share = xp.where(wall < sigma, wall / xp.where(sigma > 0, sigma, 1.0), math.inf)
         y = _shares(xp, p, r, tau, share)
         y = sigma * y if share is None else xp.where(y < share, xp.minimum(sigma * y, within), within)
     y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
@@ -229,7 +229,9 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None) -> Arr
         budget = xp.where(finite, left * scale / unit, 0.0)
         # differences are multiples of their rounding: less depth than this makes none
         budget = xp.maximum(budget, xp.full_like(budget, float(xp.finfo(size.dtype).eps) ** 4))
-        cap = math.inf if wall is None else budget * (wall / xp.where(left > 0, left, 1.0))
+        # with nothing left no entry rises to its wall
+        some, unit = left > 0, xp.where(left > 0, left, 1.0)
+        cap = math.inf if wall is None else xp.where(some, budget * (wall / unit), math.inf)
         full = low + cap
 
         def filled(level: Array, low: Array = low, cap: Any = cap, full: Array = full) -> Array:

@@ -97,7 +97,7 @@ def _box(kind, radius, shape, floats, rng):
                 "close": lambda: radius * np.exp2(rng.uniform(-12, 0, shape)),
                 "far": lambda: radius * np.exp2(rng.uniform(-2, 4, shape)),
                 "half open": lambda: np.where(rng.random(shape) < 0.5, math.inf, radius * rng.random(shape)),
-                "tied": lambda: radius * rng.integers(0, 4, shape) / 16,
+                "tied": lambda: radius * rng.choice([0, 1, 2, 3, 16], shape) / 16,
                 "wide": lambda: np.exp2(
                     rng.uniform(math.log2(floats.tiny), math.log2(floats.largest) - 1, shape)
                 ),
@@ -599,6 +599,17 @@ def test_project_in_a_box(data, lib, law):
     law(project, data.draw(boxed_points(lib)))
 
 
+@pytest.mark.parametrize("p", [1, 1.05, 1.5, 2, 2.7, 5, 20, math.inf])
+def test_walls_as_far_as_the_radius(lib, p):
+    rng, floats = np.random.default_rng(4), lib.floats["float32"]
+    grad = floats.round(rng.standard_normal((200, 6)))
+    wall = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
+    box = Box(Case(lib, floats, grad, p, 1.0, 0), np.zeros_like(wall), -wall, wall)
+    attains_the_most(epsilon, box)
+    stays_in_ball_and_box(project, box)
+    nothing_in_ball_and_box_is_nearer(project, box)
+
+
 @pytest.mark.parametrize("p", [1.5, 2, 3])
 def test_projecting_leaves_zero_entries_where_they_are(lib, p):
     """A wall that underflows in units of sigma is no further than a zero entry may go."""
@@ -647,7 +658,7 @@ def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, monkeypatch):
     for primitive, few in (boxed, operands), (nearest, operands[:2]), (nearest, operands):
         left.clear()
         primitive(p, *few)
-        assert sum(left) <= (15 if p < 1.1 else 0), primitive.name
+        assert sum(left) <= (20 if p < 1.1 else 0), primitive.name
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 2.7, math.inf])

@@ -117,6 +117,8 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
         spent = dots(t, np.less(t, cap, out=free))
         np.minimum(t, cap, out=t)
         left = np.maximum(1 - (dots(t, ones) - spent), 0)
+        # a wall as far as the radius is none, so that what stands at it leaves nothing to share by rounding
+        valid &= ~outside | (left > 64 * float(info.eps)) | (spent == 0)
     # what nu's rounding, magnified by 1 / (p - 1), has done to all free entries alike
     w *= column(radius * (left / np.where(spent > 0, spent, 1)) ** (1 / p), dtype)
     w[~outside] = math.inf

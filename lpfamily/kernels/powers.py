@@ -100,7 +100,7 @@ _ROOTS = {
 
 
 def _floor(e: float, dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).tiny) ** (0.75 / e)
+    return math.pow(np.finfo(dtype).tiny, 0.75 / e)
 
 
 def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Powers:
