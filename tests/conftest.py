@@ -15,7 +15,7 @@ DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not
 
 # NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
 EXAMPLES = min(
-    5 if library.slow else 20 if library.compiles else 100 if library.name == "numpy" else 40
+    3 if library.slow else 12 if library.compiles else 60 if library.name == "numpy" else 25
     for library in UNDER_TEST
 )
 
