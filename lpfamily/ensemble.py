@@ -193,7 +193,9 @@ def measure(
         if number % passes.size != passes.rank:
             continue
         rng = np.random.default_rng((seed, number))
-        batch = Batch(passes, passes.admit(x), passes.admit(y), bounds, EFFORTS[effort], rng)
+        x, y = passes.admit(x), passes.admit(y)
+        z = _checked(passes.host(passes.logits(x)), passes.host(y), len(x))
+        batch = Batch(passes, x, y, bounds, EFFORTS[effort], rng)
         balls = {}
         for each, sigmas in radii.items():
             if progress:
@@ -206,7 +208,7 @@ def measure(
             predicted=batch.predicted,
             classes=batch.z.shape[1],
             no_gradient=batch.still,
-            random=batch.is_random(),
+            random=not np.array_equal(z, batch.z, equal_nan=True),
             effort=effort,
             seed=seed,
             balls=balls,
@@ -217,6 +219,23 @@ def measure(
     if not sum(map(len, numbered.values())):
         raise ValueError("there is no example: x is empty, or an iterable that gives nothing")
     return Robustness.joined([numbered[number] for number in sorted(numbered)])
+
+
+def _checked(z: NDArray[Any], labels: Ints, n: int) -> NDArray[Any]:
+    """Return the logits of n examples if they and the labels are what they must be."""
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"y must be integers, one class per example, of shape ({n},); got {labels.dtype} of shape "
+            f"{labels.shape}"
+        )
+    if z.ndim != 2 or len(z) != n:
+        raise ValueError(f"the model must return logits of shape ({n}, classes); got {z.shape}")
+    if n and not 0 <= labels.min() <= labels.max() < z.shape[1]:
+        raise ValueError(
+            f"y must be classes of the {z.shape[1]} that have logits, from 0; got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return z
 
 
 def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float, ...]]:
@@ -257,15 +276,8 @@ class Batch:
     ):
         self.passes, self.x, self.y, self.bounds, self.plan, self.rng = passes, x, y, bounds, plan, rng
         self.labels: Ints = passes.host(y)
-        if self.labels.ndim != 1 or self.labels.dtype.kind not in "iu" or len(self.labels) != len(x):
-            raise ValueError(
-                f"y must be integers, one class per example, of shape ({len(x)},); got {self.labels.dtype} "
-                f"of shape {self.labels.shape}"
-            )
         logits, _, grad = passes.evaluate(x, y, None)
         self.z, self.largest = passes.host(logits), float(finfo(namespace_of(logits), logits.dtype).max)
-        if self.z.ndim != 2 or len(self.z) != len(x):
-            raise ValueError(f"the model must return logits of shape ({len(x)}, classes); got {self.z.shape}")
         self.predicted = self.z.argmax(axis=1)
         right = np.arange(self.z.shape[1]) == self.labels[:, None]
         self.order = np.argsort(-np.where(right, -math.inf, self.z), axis=1, kind="stable")
@@ -273,10 +285,6 @@ class Batch:
         self.still = passes.host(still)
         self.gradients = 0
         self.taken = np.zeros(len(x), np.int64)
-
-    def is_random(self) -> bool:
-        """Whether a second pass gives other logits."""
-        return not np.array_equal(self.z, self.passes.host(self.passes.logits(self.x)), equal_nan=True)
 
     def fools(self, rows: Ints, eps: Array) -> NDArray[np.bool_]:
         """Return which of these examples are misclassified at x + eps."""

@@ -1,4 +1,4 @@
-"""`python -m lpfamily.evaluate RUN`: how robust a run's network is, by many steps as well as by one."""
+"""`python -m lpfamily.evaluate`: how robust runs' networks, or any model, are in Lp balls."""
 
 from __future__ import annotations
 
@@ -16,25 +16,46 @@ import os
 import shlex
 import sys
 import textwrap
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lpfamily.training import backends, commands, data, recipes, runs
-from lpfamily.training.choices import COUNT, COUNT_OR_NONE, EXPONENT, NOT_NEGATIVE, PATH, TEXT, Numbers
+from lpfamily.training.choices import (
+    COUNT,
+    COUNT_OR_NONE,
+    EXPONENT,
+    NOT_NEGATIVE,
+    PATH,
+    RADIUS,
+    TEXT,
+    Names,
+    Numbers,
+    Range,
+)
 from lpfamily.training.commands import Given
 from lpfamily.training.errors import BadInput
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.files import Json
-from lpfamily.training.progress import Progress
+from lpfamily.training.progress import Progress, Tick
 from lpfamily.training.protocol import grid
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import configs
+from lpfamily.training.runs.trained import Trained
 
 NAME = "python -m lpfamily.evaluate"
 EXAMPLES = 1000
 STEPS = 20
+OF_RUNS, OF_MODELS = ("multiples", "steps", "data_dir", "backend"), ("data", "bounds", "effort")
+"""Options that have no effect with --model, and without it."""
+BOUND = Range("a number", lambda v: not math.isnan(v))
+RESULT, PAGE = "robustness.json", "robustness"
+"""The file of numbers, and the folder of a page where no --out names one."""
+
+Radii = Mapping[float, tuple[float, ...]]
+"""By p."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,31 +64,48 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> commands.Parser:
+    from lpfamily.ensemble import EFFORTS
     from lpfamily.training import robustness
 
     result = commands.Parser(
         prog=NAME,
-        description="Test the network of a run: error against sigma by one step, many steps and noise, the "
-        "smallest sigma that changes predictions, and warnings of what one step alone would hide.",
-        epilog=f"example: {NAME} runs/mine --p 2 --sigmas 0.5,1,2 --steps 50",
+        description="Test the networks of runs, or any model, in Lp balls: error against sigma by one step "
+        "and many, the smallest sigma that changes predictions, and warnings of what one step would hide.",
+        epilog=f"examples: {NAME} runs/mine --p 2 --multiples 0.5,1,2; {NAME} runs/mine runs/other --p inf "
+        f"--sigma 2/255,8/255; {NAME} --model mine:load --data test.npz --p inf --sigma 8/255 --bounds 0,1",
     )
-    result.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, finished or not")
+    result.add_argument(
+        "run", type=Path, metavar="RUN", nargs="*", default=[], help="folders of runs, finished or not"
+    )
     add = result.group("what is tested")
     add("--p", "exponents of balls, from 1 to inf", Numbers(EXPONENT), default="1,2,inf")
+    add("--sigma", "radii of all balls, in units of x: numbers or fractions", Numbers(RADIUS))
     add(
-        "--sigmas",
-        "radii, in units of the one whose strength matches that of the run; 0 is always there",
+        "--multiples",
+        "instead, radii in units of the one whose strength matches that of the run; 0 is always there",
         Numbers(NOT_NEGATIVE),
         default=",".join(f"{multiple:g}" for multiple in robustness.MULTIPLES),
+        old="--sigmas",
     )
     add("--steps", "gradients that the ascent takes in each ball", COUNT, default=STEPS)
     add("--examples", "use the first N test examples; 0 is all", COUNT_OR_NONE, default=EXAMPLES)
-    add("--seed", "of the noise", COUNT_OR_NONE, default="that of the run")
+    add("--seed", "of what is random", COUNT_OR_NONE, default="that of the run; 0 with --model")
     add("--data-dir", "local data files, as in lpfamily.train", PATH, default="that of the run")
+    add = result.group("any model, in the place of runs")
+    add("--model", "package.module:function, which returns a torch module, a JAX or a NumPy function", TEXT)
+    add("--data", "an .npz file with its inputs x, floating, and classes y, integers", PATH)
+    add("--bounds", "low,high of x, which no attack leaves", Numbers(BOUND))
+    add("--effort", "of lpfamily.robustness", Names(tuple(EFFORTS)), default="standard")
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="that of the run")
     add("--device", "as in lpfamily.train", TEXT, default="that of the run; cpu with --backend")
-    add("--out", "the JSON file; the curves are beside it, as PNG", PATH, default="RUN/robustness.json")
+    add(
+        "--out",
+        "the JSON file of a run, with its curves beside it as PNG; of several runs or a model, a folder",
+        PATH,
+        default=f"RUN/robustness.json; ./{PAGE}",
+    )
+    add("--force", "replace an earlier result")
     add("--quiet", "no progress, only the table at the end")
     return result
 
@@ -75,49 +113,130 @@ def _parser() -> commands.Parser:
 def _evaluate(argv: list[str]) -> int:
     given = _parser().parse(argv)
     commands.check_extra()
-    from lpfamily.report.tables import robustness_table
-    from lpfamily.training import load, robustness
+    without = OF_RUNS if "model" in given else OF_MODELS
+    if useless := [name for name in without if name in given]:
+        kind = "of a run" if "model" in given else "with --model"
+        raise BadInput(f"--{useless[0].replace('_', '-')} has an effect only {kind}; leave it out")
+    if "model" in given:
+        return _evaluate_model(given)
+    if not given["run"]:
+        raise BadInput("give the folder of a run, or --model with --data")
+    return _evaluate_runs(given, argv)
 
-    config, trained, out = configs.read(runs.find(given["run"], option="")), load(given["run"]), _out(given)
-    dataset = configs.dataset(config, given.get("data_dir"), f"{given['run']}: the run has used")
-    dataset = dataset.first(config.recipe.examples, config.recipe.test_examples)
-    if (wanted := given.get("examples", 0)) > (there := len(dataset.test.x)):
-        raise BadInput(f"--examples {wanted}: the run has {there} test examples; give less, or 0 for all")
-    recipe = _with_radius(trained.recipe)
-    ps, multiples = given.get("p", ONE_STEP), given.get("sigmas", robustness.MULTIPLES)
-    _check_radii(recipe, ps, multiples, dataset.train.x.shape[1])
-    backend: str = given.get("backend") or config.backend
-    device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
-    trainer = trained.trainer(backend, device)
-    test = dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
-    seed = given.get("seed", recipe.seed)
-    progress, what = Progress(given.get("quiet", False)), "robustness"
-    with _interrupts.interruptible(), progress.parts({what: 1.0}) as part, part(what) as tick:
-        result = robustness.measure(
-            trainer, test.x, test.labels, recipe, ps, multiples, given.get("steps", STEPS), seed, tick
-        )
-    found = robustness.findings(result)
-    made = {
-        "command": f"{NAME} {shlex.join(argv)}",
-        "versions": commands.versions(),
-        "backend": backend,
-        "device": device,
-        "run_seed": recipe.seed,
-        "epoch": trained.epoch,
-        "data": recipe.data,
-        "data_sha256": dataset.sha256(),
-    }
-    content = json.dumps(made | result | {"findings": found}, indent=2, allow_nan=False) + "\n"
-    runs.replace(out, content.encode())
-    warnings = [textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ") for finding in found]
-    print("\n".join([robustness_table(result, recipe.data), *warnings]), flush=True)
-    _draw(result, out.with_suffix(".png"), progress)
+
+def _evaluate_model(given: Given) -> int:
+    from lpfamily.training import classifiers
+
+    if given["run"]:
+        raise BadInput(f"{given['run'][0]}: give runs or --model, not both")
+    if missing := [name for name in ("data", "sigma") if name not in given]:
+        raise BadInput(f"--model needs --{missing[0]}")
+    if len(bounds := given.get("bounds") or (-math.inf, math.inf)) != 2 or not bounds[0] < bounds[1]:
+        raise BadInput(f"--bounds: must be low,high with low below high; got {','.join(map(str, bounds))}")
+    x, y = classifiers.examples(given["data"])
+    _check_examples(given, len(x), str(given["data"]))
+    first, quiet = slice(given.get("examples", EXAMPLES) or None), "quiet" in given
+    options: Given = {name: given[name] for name in ("bounds", "effort", "seed") if name in given}
+    options |= {"p": _ps(given), "sigma": _sigmas(given), "progress": not quiet}
+    out = _folder(given)
+    with _interrupts.interruptible():
+        found = classifiers.measured(given["model"], x[first], y[first], given.get("device"), **options)
+    print(found.table(), flush=True)
+    found.save(out, Progress(quiet).warn)
     return 0
 
 
-def _out(given: Given) -> Path:
-    """Return where the result goes, after a look at whether it can, before the work is done."""
-    out: Path = given.get("out", given["run"] / "robustness.json")
+@dataclass(frozen=True)
+class _Opened:
+    """A run, and what is to be measured of it."""
+
+    trained: Trained
+    trainer: backends.Trainer
+    dataset: data.Dataset
+    recipe: Recipe
+    backend: str
+    device: str
+
+    @classmethod
+    def of(cls, folder: Path, given: Given) -> _Opened:
+        """Return the run in a folder, with the backend, device and data that the options name."""
+        from lpfamily.training import load
+
+        config, trained = configs.read(runs.find(folder, option="")), load(folder)
+        dataset = configs.dataset(config, given.get("data_dir"), f"{folder}: the run has used")
+        dataset = dataset.first(config.recipe.examples, config.recipe.test_examples)
+        backend: str = given.get("backend") or config.backend
+        device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
+        trainer = trained.trainer(backend, device)
+        return cls(trained, trainer, dataset, _with_radius(trained.recipe), backend, device)
+
+    def measured(self, radii: Radii, given: Given, argv: list[str], tick: Tick) -> Json:
+        """Return what `lpfamily.training.robustness` finds, and how it was made."""
+        from lpfamily.training import robustness
+
+        test = self.dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
+        seed, steps = given.get("seed", self.recipe.seed), given.get("steps", STEPS)
+        result = robustness.measure(self.trainer, test.x, test.labels, self.recipe, radii, steps, seed, tick)
+        made = {
+            "command": f"{NAME} {shlex.join(argv)}",
+            "versions": commands.versions(),
+            "backend": self.backend,
+            "device": self.device,
+            "run_seed": self.recipe.seed,
+            "epoch": self.trained.epoch,
+            "data": self.recipe.data,
+            "data_sha256": self.dataset.sha256(),
+        }
+        return made | result | {"findings": robustness.findings(result)}
+
+
+def _evaluate_runs(given: Given, argv: list[str]) -> int:
+    from lpfamily.report import compared
+    from lpfamily.report.tables import robustness_table
+
+    names = [str(folder) for folder in given["run"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{twice[0]}: is there twice; leave one out")
+    several = len(names) > 1
+    opened = {name: _Opened.of(Path(name), given) for name in names}
+    first = opened[names[0]]
+    for name, run in opened.items():
+        _check_examples(given, len(run.dataset.test.x), "the run")
+        if run.recipe.data != first.recipe.data:
+            raise BadInput(
+                f"{name}: of {run.recipe.data}, and {names[0]} of {first.recipe.data}; runs of the same data "
+                "can be compared"
+            )
+    radii = _radii(given, first.recipe, first.dataset.train.x.shape[1])
+    out = _folder(given) if several else _file(given)
+    progress, results = Progress(given.get("quiet", False)), {}
+    whats = {name: f"robustness of {name}" if several else "robustness" for name in names}
+    with _interrupts.interruptible(), progress.parts(dict.fromkeys(whats.values(), 1.0)) as part:
+        for name, run in opened.items():
+            with part(whats[name]) as tick:
+                results[name] = run.measured(radii, given, argv, tick)
+    content = json.dumps(results if several else results[names[0]], indent=2, allow_nan=False) + "\n"
+    if several:
+        out.mkdir(parents=True, exist_ok=True)
+    runs.replace(out / RESULT if several else out, content.encode())
+    for name, result in results.items():
+        warnings = [
+            textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ")
+            for finding in result["findings"]
+        ]
+        title = f"{name}: {first.recipe.data}" if several else first.recipe.data
+        print("\n".join([robustness_table(result, title), *warnings]), flush=True)
+    if several:
+        print(f"\n{compared.table(results)}", flush=True)
+        compared.write(results, out, progress.warn)
+    else:
+        _draw(results[names[0]], out.with_suffix(".png"), progress)
+    return 0
+
+
+def _file(given: Given) -> Path:
+    """Return where the result of one run goes, after a look at whether it can, before the work is done."""
+    out: Path = given.get("out", given["run"][0] / RESULT)
     if out.suffix != ".json":
         raise BadInput(f"--out {out}: must end in .json; the curves are beside it, in .png")
     commands.check_out(out, out.with_name(f".{out.name}.new"))
@@ -126,7 +245,30 @@ def _out(given: Given) -> Path:
     own = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
     if own & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
         raise BadInput(f"--out {out}: would replace a file of the run in that folder; give another name")
+    _check_new(given, out, out)
     return out
+
+
+def _folder(given: Given) -> Path:
+    """Return the folder where a page goes, after the same look."""
+    out: Path = given.get("out", Path(PAGE))
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out}: is a file; give a folder")
+    if (out / runs.CONFIG).exists():
+        raise BadInput(f"--out {out}: is the folder of a run; give another")
+    commands.check_out(out, out / f".{RESULT}.new")
+    _check_new(given, out / RESULT, out)
+    return out
+
+
+def _check_new(given: Given, result: Path, out: Path) -> None:
+    if result.exists() and not given.get("force"):
+        raise BadInput(f"{out}: has an earlier result; give --force to replace it, or another --out")
+
+
+def _check_examples(given: Given, there: int, what: str) -> None:
+    if (wanted := given.get("examples", 0)) > there:
+        raise BadInput(f"--examples {wanted}: {what} has {there} test examples; give less, or 0 for all")
 
 
 def _with_radius(recipe: Recipe) -> Recipe:
@@ -138,22 +280,45 @@ def _with_radius(recipe: Recipe) -> Recipe:
     return replace(recipe, sigma=published.sigma)
 
 
-def _check_radii(recipe: Recipe, ps: tuple[float, ...], multiples: tuple[float, ...], inputs: int) -> None:
+def _radii(given: Given, recipe: Recipe, inputs: int) -> Radii:
+    """Return by p the radii that are tested, all in the range of the dtype."""
+    from lpfamily.training import robustness
+
+    ps, sigmas = _ps(given), _sigmas(given)
+    if sigmas is None:
+        name, asked = "--multiples", given.get("multiples", robustness.MULTIPLES)
+        if not max(asked, default=0.0) > 0:
+            raise BadInput(f"{name} {','.join(map(str, asked)) or 'none'}: one must be above 0")
+        radii, of = robustness.matched_radii(recipe, ps, asked, inputs), f", in units of {recipe.sigma:g}"
+    else:
+        name, asked, radii, of = "--sigma", sigmas, dict.fromkeys(ps, sigmas), ""
+    limits, largest = np.finfo(recipe.dtype), [max(each) for each in radii.values()]
+    if not max(largest) < math.sqrt(float(limits.max)):
+        raise BadInput(f"{name} {max(asked):g}: too large for {recipe.dtype}; give less")
+    if min(largest) < float(limits.tiny):
+        raise BadInput(f"{name} {max(asked):g}: too small for {recipe.dtype}{of}; give more")
+    return radii
+
+
+def _ps(given: Given) -> tuple[float, ...]:
+    ps: tuple[float, ...] = given.get("p", ONE_STEP)
     if not ps:
         raise BadInput("--p none: give an exponent, such as 2")
     names = [f"{p:g}" for p in ps]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"--p: {twice[0]} is there twice, in six digits; leave one out")
-    largest, limits = max(multiples, default=0.0), np.finfo(recipe.dtype)
-    if not largest > 0:
-        raise BadInput(f"--sigmas {','.join(map(str, multiples)) or 'none'}: one must be above 0")
-    radii = [largest * recipes.matched_radius(recipe, p, inputs) for p in ps]
-    if not max(radii) < math.sqrt(float(limits.max)):
-        raise BadInput(f"--sigmas {largest:g}: too large for {recipe.dtype}; give less")
-    if min(radii) < float(limits.tiny):
-        raise BadInput(
-            f"--sigmas {largest:g}: too small for {recipe.dtype}, in units of {recipe.sigma:g}; give more"
-        )
+    return ps
+
+
+def _sigmas(given: Given) -> tuple[float, ...] | None:
+    sigmas: tuple[float, ...] | None = given.get("sigma")
+    if sigmas is None:
+        return None
+    if "multiples" in given:
+        raise BadInput("--sigma and --multiples: give one of them")
+    if not max(sigmas, default=0.0) > 0:
+        raise BadInput(f"--sigma {','.join(map(str, sigmas)) or 'none'}: one must be above 0")
+    return sigmas
 
 
 def _draw(result: Json, path: Path, progress: Progress) -> None:

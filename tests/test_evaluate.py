@@ -1,5 +1,6 @@
 """Robustness: laws of the errors, what gives a broken network away, and the command."""
 
+import csv
 import functools
 import json
 import math
@@ -24,6 +25,7 @@ from lpfamily.report import plots
 from lpfamily.report.contents import Plot
 from lpfamily.report.plots import robustness_curves
 from lpfamily.training import robustness
+from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Progress
 from lpfamily.training.recipes import Recipe, default, matched_radius
 
@@ -55,8 +57,9 @@ def stub(margin, slope):
     return Stub(lambda x: margin(x[:, 0]), gradient)
 
 
-def measured(trainer, x, recipe=RECIPE, **options):
-    return robustness.measure(trainer, x, np.zeros(len(x), int), recipe, steps=5, **options)
+def measured(trainer, x, recipe=RECIPE, *, ps=ONE_STEP, multiples=robustness.MULTIPLES, **options):
+    radii = robustness.matched_radii(recipe, ps, multiples, x.shape[1])
+    return robustness.measure(trainer, x, np.zeros(len(x), int), recipe, radii, steps=5, **options)
 
 
 def kinds(result):
@@ -210,7 +213,7 @@ def test_progress_grows_to_the_whole():
 @pytest.mark.parametrize("options", [{"multiples": [0.0]}, {"recipe": replace(RECIPE, sigma=0.0)}])
 def test_a_radius_must_be_above_0(options):
     trainer, x, _ = linear(examples=5)
-    with pytest.raises(ValueError, match="a radius must be above 0; got multiples up to"):
+    with pytest.raises(ValueError, match="a radius must be above 0; got none for p = 1"):
         measured(trainer, x, **options)
 
 
@@ -348,7 +351,8 @@ def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_result(run, tmp_path
 def test_a_link_is_replaced_and_what_it_leads_to_left_alone(run, tmp_path, name):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / name).symlink_to("mine")
-    assert evaluate.main([str(run), *FAST, "--quiet", "--out", str(tmp_path / "here.json")]) == 0
+    flags = [str(run), *FAST, "--quiet", "--force", "--out", str(tmp_path / "here.json")]
+    assert evaluate.main(flags) == 0
     assert (tmp_path / "mine").read_text() == "mine"
     assert not (tmp_path / name).is_symlink()
 
@@ -374,7 +378,7 @@ def no_constant(text):
 
 def test_the_command_leaves_a_table_a_json_and_curves(run, capsys):
     capsys.readouterr()
-    argv = [str(run), "--sigmas", "0.5,1", "--steps", "3", "--examples", "0"]
+    argv = [str(run), "--multiples", "0.5,1", "--steps", "3", "--examples", "0"]
     assert evaluate.main(argv) == 0
     printed = capsys.readouterr()
     result = json.loads((run / "robustness.json").read_text(), parse_constant=no_constant)
@@ -401,13 +405,73 @@ def test_the_command_does_what_the_flags_say(run, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     result = json.loads(out.read_text())
     assert (result["examples"], result["steps"], result["seed"]) == (40, 3, 7)
-    assert (result["multiples"], list(result["balls"])) == ([0, 3], ["1.5", "inf"])
+    assert {p: ball["sigma"] for p, ball in result["balls"].items()} == {
+        p: [0, 3 * ball["matched"]] for p, ball in result["balls"].items()
+    }
+    assert list(result["balls"]) == ["1.5", "inf"]
     assert (result["backend"], result["device"], result["findings"]) == (
         "numpy",
         "cpu",
         robustness.findings(result),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here.json", "here.png"]
+
+
+def test_an_earlier_result_is_replaced_by_force_alone(run, tmp_path, capsys):
+    out = tmp_path / "here.json"
+    flags = [str(run), *FAST, "--p", "2", "--sigma", "1/8,0.5", "--quiet", "--out", str(out)]
+    assert evaluate.main(flags) == 0
+    kept = out.read_bytes()
+    assert json.loads(kept)["balls"]["2"]["sigma"] == [0, 0.125, 0.5]
+    capsys.readouterr()
+    assert evaluate.main(flags) == 2
+    assert "here.json: has an earlier result; give --force to replace it" in capsys.readouterr().err
+    assert out.read_bytes() == kept
+    assert evaluate.main([*flags, "--seed", "1", "--force"]) == 0
+    assert out.read_bytes() != kept
+
+
+def test_runs_are_compared_in_the_same_balls(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    flags = ["--units", "10", "--epochs", "1", "--p", "inf", "--quiet", "--out", str(other)]
+    assert train.main(flags) == 0
+    folder = tmp_path / "page"
+    flags = [*FAST, "--p", "2,inf", "--quiet", "--out", str(folder)]
+    capsys.readouterr()
+    assert evaluate.main([str(run), str(other), *flags]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((folder / "robustness.json").read_text(), parse_constant=no_constant)
+    assert list(results) == [str(run), str(other)]
+    with (folder / "errors.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[2::2] == list(results)
+    lines = [line.split() for line in printed.partition("error in the ball")[2].splitlines()[1:]]
+    assert len(lines) == len(rows) == 12
+    for row, line in zip(rows, lines, strict=True):
+        p, sigma, *numbers = row
+        for k, result in enumerate(results.values()):
+            ball = result["balls"][p]
+            error = ball["multi_step"][ball["sigma"].index(float(sigma))]
+            assert float(numbers[2 * k]) == error
+            assert f"{error:.2%}" == line[6 + 3 * k]
+    assert (folder / "index.html").exists()
+    assert not (other / "robustness.json").exists()
+    assert evaluate.main([str(run), str(other), *flags]) == 2
+    assert "has an earlier result" in capsys.readouterr().err
+
+
+def test_runs_of_other_data_are_not_compared(run, tmp_path, capsys, monkeypatch):
+    other = shutil.copytree(run, tmp_path / "other")
+    opened = evaluate._Opened.of
+
+    def of(folder, given):
+        found = opened(folder, given)
+        return replace(found, recipe=replace(found.recipe, data="mnist")) if folder == other else found
+
+    monkeypatch.setattr(evaluate._Opened, "of", of)
+    capsys.readouterr()
+    assert evaluate.main([str(run), str(other), "--out", str(tmp_path / "page")]) == 2
+    assert "runs of the same data can be compared" in capsys.readouterr().err
 
 
 def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys):
@@ -429,21 +493,27 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("RUN", "--p", "none"), ("--p none: give an exponent",)),
         (("RUN", "--p", "2,2.0000001,3"), ("--p: 2 is there twice", "leave one out")),
         (("RUN", "--examples", "301"), ("--examples 301: the run has 300 test examples", "0 for all")),
-        (("RUN", "--sigmas", "0"), ("--sigmas 0", "one must be above 0")),
-        (("RUN", "--sigmas", "1,-1"), ("--sigmas: must be a finite number, 0 or more; got -1",)),
-        (("RUN", "--sigmas", "5e-324"), ("--sigmas 4.94066e-324: too small for float32",)),
-        (("RUN", "--sigmas", "1e-38"), ("--sigmas 1e-38: too small for float32",)),
-        (("RUN", "--sigmas", "1e30"), ("--sigmas 1e+30: too large for float32",)),
+        (("RUN", "--sigmas", "0"), ("--multiples 0", "one must be above 0")),
+        (("RUN", "--sigmas", "1,-1"), ("--multiples/--sigmas: must be a finite number, 0 or more; got -1",)),
+        (("RUN", "--sigmas", "5e-324"), ("--multiples 4.94066e-324: too small for float32",)),
+        (("RUN", "--sigmas", "1e-38"), ("--multiples 1e-38: too small for float32",)),
+        (("RUN", "--sigmas", "1e30"), ("--multiples 1e+30: too large for float32",)),
         (("RUN", "--steps", "0"), ("--steps: must be a whole number from 1 to 10^9; got 0",)),
-        (("RUN", "--backend", "fortran"), ("unknown backend 'fortran'; installed: ",)),
-        (("RUN", "--device", "abacus"), ("abacus",)),
+        (("RUN", "--force", "--backend", "fortran"), ("unknown backend 'fortran'; installed: ",)),
+        (("RUN", "--force", "--device", "abacus"), ("abacus",)),
         (("RUN", "--out", "here"), ("--out here: must end in .json",)),
         (("RUN", "--out", f"{'x' * 300}.json"), ("--out xxx", "cannot be written (File name too long)")),
         (("RUN", "--out", f"{'x' * 250}.json"), ("--out xxx", "cannot be written (File name too long)")),
         (("RUN", "--out", f"{'d/' * 3000}x.json"), ("--out d/d/", "cannot be written (File name too long)")),
         (("RUN", "--out", "nowhere/here.json"), ("--out nowhere/here.json: cannot be written",)),
         (("nothing",), ("nothing: holds no config.json, so it is not a run",)),
-        ((), ("the following arguments are required: RUN",)),
+        (("RUN", "--sigma", "1/0"), ("--sigma: must be a finite number or fraction, 0 or more; got 1/0",)),
+        (("RUN", "--sigma", "0"), ("--sigma 0", "one must be above 0")),
+        (("RUN", "--sigma", "1", "--multiples", "1"), ("--sigma and --multiples: give one of them",)),
+        (("RUN", "--effort", "quick"), ("--effort has an effect only with --model; leave it out",)),
+        (("RUN", "RUN"), ("is there twice; leave one out",)),
+        (("RUN", "--model", "mine:load"), ("give runs or --model, not both",)),
+        ((), ("give the folder of a run, or --model with --data",)),
     ],
     ids=lambda value: str(value)[:80],
 )

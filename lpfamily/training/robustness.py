@@ -7,7 +7,7 @@ it is trained with. Many steps find what one has missed, and `findings` says whe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -36,20 +36,27 @@ SURE = 3.0
 """Standard errors from which on a difference is no accident."""
 
 
+def matched_radii(
+    recipe: Recipe, ps: Iterable[float], multiples: Iterable[float], inputs: int
+) -> dict[float, tuple[float, ...]]:
+    """Return by p the radii, in units of x, that are these multiples of the one that matches the recipe's."""
+    return {p: tuple(k * matched_radius(recipe, p, inputs) for k in sorted({0.0, *multiples})) for p in ps}
+
+
 def measure(
     trainer: Trainer,
     x: Floats,
     labels: Ints,
     recipe: Recipe,
-    ps: Iterable[float] = ONE_STEP,
-    multiples: Iterable[float] = MULTIPLES,
+    radii: Mapping[float, Iterable[float]] | None = None,
     steps: int = 20,
     seed: int = 0,
     tick: Tick = silent,
 ) -> Json:
     """Return errors by p and radius, as fractions, and the smallest radii that change predictions.
 
-    `balls` has for each p lists over the radii `sigma`:
+    `balls` has for each p `matched`, the radius of the strength that the recipe trains with, and lists over
+    the radii `sigma`:
 
     - `one_step`: the error at x + eps, eps eq. 3's at the gradient of the error log-odds; `repaired` is
       the fraction that is wrong at x and right there.
@@ -74,12 +81,10 @@ def measure(
     x, labels
         Inputs, (n, inputs), and right classes.
     recipe
-        Of the network: it has the dtype, the p and objective that it was trained with, and by
-        `matched_radius` the radius, in units of x, that `multiples` are multiples of.
-    ps
-        Exponents of balls, in [1, inf].
-    multiples
-        Of radii, of which 0 is always one and another must be above it.
+        Of the network: it has the dtype, and the p, sigma and objective that it was trained with.
+    radii
+        Of balls, in units of x, by their exponent in [1, inf]; 0 is always one and another must be above it.
+        None are `MULTIPLES` of the matched radius, at p = 1, 2 and inf.
     steps
         How many gradients the ascent takes, at least 1.
     seed
@@ -92,27 +97,26 @@ def measure(
     ValueError
         No radius is above 0; p or steps out of range.
     """
-    multiples = sorted({0.0, *multiples})
-    if not multiples[-1] * recipe.sigma > 0:
-        raise ValueError(
-            f"a radius must be above 0; got multiples up to {multiples[-1]:g} of sigma = {recipe.sigma:g}"
-        )
-    x, ps = x.astype(recipe.dtype), list(ps)
+    if radii is None:
+        radii = matched_radii(recipe, ONE_STEP, MULTIPLES, x.shape[1])
+    tested = {p: sorted({0.0, *each}) for p, each in radii.items()}
+    for p, sigmas in tested.items():
+        if not sigmas[-1] > 0:
+            raise ValueError(f"a radius must be above 0; got none for p = {p:g}")
+    x = x.astype(recipe.dtype)
     plan = Plan(steps, 3, -(-steps // 2), 0, HALVINGS, steps, noise=0)
     # some examples at a time, as an ascent takes several arrays like x
     batches = [_attacked(trainer, *some, plan) for some in ensemble.batches(x, labels, AT_ONCE)]
     gradients, predicted = (
         np.concatenate([getattr(batch, name) for batch in batches]) for name in ("grad", "predicted")
     )
-    parts = len(multiples) + HALVINGS + 1
-    balls = {}
-    for index, p in enumerate(ps):
+    begun, whole = 0, sum(len(sigmas) + HALVINGS + 1 for sigmas in tested.values())
+    balls: Json = {}
+    for p, sigmas in tested.items():
 
-        def advance(done: int, what: str, before: int = index * parts, p: float = p) -> None:
-            tick(before + 1 + done, len(ps) * parts, f"p = {p:g}, {what}")
+        def advance(done: int, what: str, before: int = begun, p: float = p) -> None:
+            tick(before + 1 + done, whole, f"p = {p:g}, {what}")
 
-        matched = matched_radius(recipe, p, x.shape[1])
-        sigmas = [multiple * matched for multiple in multiples]
         advance(-1, "one step")
         along = _along(trainer, x, labels, epsilon(gradients, p, 1.0), sigmas[-1])
         ball = Ball.joined([batch.ball(p, sigmas[1:], advance) for batch in batches])
@@ -123,10 +127,11 @@ def measure(
             *(within | (along <= sigma) for within, sigma in zip(ball.fooled, sigmas[1:], strict=True)),
         ]
         smallest = np.minimum(ball.smallest, np.where(along > 0, along, math.inf))
-        advance(parts - 2, "noise")
+        advance(len(sigmas) + HALVINGS - 1, "noise")
+        begun += len(sigmas) + HALVINGS + 1
         right, stds = ~stepped[0], [noise_std(p, sigma, x.shape[1]) for sigma in sigmas]
         balls[f"{p:g}"] = {
-            "matched": matched,
+            "matched": matched_radius(recipe, p, x.shape[1]),
             "sigma": sigmas,
             "one_step": [float(np.mean(mask)) for mask in stepped],
             "repaired": [float(np.mean(~right & ~mask)) for mask in stepped],
@@ -145,7 +150,6 @@ def measure(
         "steps": steps,
         "seed": seed,
         "noise_draws": NOISE_DRAWS,
-        "multiples": multiples,
         "balls": balls,
     }
 
@@ -189,7 +193,8 @@ def findings(result: Json) -> list[str]:
     """
     found, n = [], result["examples"]
     for p, ball in result["balls"].items():
-        inside = [k for k, multiple in enumerate(result["multiples"]) if multiple <= 1]
+        within = ball["matched"] * (1 + 1e-9)  # which another p and d have rounded
+        inside = [k for k, sigma in enumerate(ball["sigma"]) if sigma <= within]
         worst = max(inside, key=lambda k: ball["multi_step"][k] - max(ball["one_step"][k], result["clean"]))
         one, many = ball["one_step"][worst], ball["multi_step"][worst]
         if _misses(max(one, result["clean"]), many, n):

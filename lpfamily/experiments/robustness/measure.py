@@ -5,6 +5,7 @@ from __future__ import annotations
 from lpfamily.experiments.networks import of_kinds, opened, recipe_of
 from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training import robustness
+from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import matched_radius
 
@@ -24,13 +25,15 @@ def measure(setting: Setting, tick: Tick) -> Json:
             tick(before + done / of, len(COMPARED), f"{name}, {what}")
 
         recipe = recipe_of(setting, name)
-        matched = matched_radius(recipe, 2.0, test.x.shape[1])  # so that all have the same radii
+        inputs = test.x.shape[1]
+        matched = matched_radius(recipe, 2.0, inputs)  # so that all have the same radii
+        multiples = [multiple / matched for multiple in robustness.MULTIPLES]
         found[name] = robustness.measure(
             trainer,
             test.x[first],
             test.labels[first],
             recipe,
-            multiples=[multiple / matched for multiple in robustness.MULTIPLES],
+            robustness.matched_radii(recipe, ONE_STEP, multiples, inputs),
             steps=STEPS[setting.budget],
             seed=recipe.seed,
             tick=advance,

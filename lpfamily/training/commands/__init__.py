@@ -50,18 +50,19 @@ class Parser(argparse.ArgumentParser):
         )
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options and return what adds one, by its flag, its help and its values."""
+        """Start a group of options and return what adds one: its flag, help, values, and an older flag."""
         group = self.add_argument_group(title)
 
-        def add(flag: str, what: str, values: Values = SWITCH, *, default: Any = None) -> None:
+        def add(flag: str, what: str, values: Values = SWITCH, *, default: Any = None, old: str = "") -> None:
+            flags = [flag, old] if old else [flag]
             text = what if default is None else f"{what} (default: {default})"
             if values is SWITCH:
-                group.add_argument(flag, action="store_true", help=text)
+                group.add_argument(*flags, action="store_true", help=text)
             elif isinstance(values, Names):
-                group.add_argument(flag, choices=list(values.names), help=text)
+                group.add_argument(*flags, choices=list(values.names), help=text)
             else:
                 group.add_argument(
-                    flag, type=functools.partial(_read, values), metavar=values.metavar, help=text
+                    *flags, type=functools.partial(_read, values), metavar=values.metavar, help=text
                 )
 
         return add

@@ -1,0 +1,112 @@
+"""The robustness of several runs beside one another, as a table and as a page with its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lpfamily.report import page
+from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Plot, Table, columns
+from lpfamily.report.looks import legend_below
+from lpfamily.report.plots import robustness_curves
+from lpfamily.training.files import Json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Json]
+"""By name what `lpfamily.training.robustness.measure` returns, all of the same balls, and findings."""
+
+
+def _errors(results: Results) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+    """Return p, sigma and for each result its error in the ball and the standard error of that."""
+    first = next(iter(results.values()))
+    for p, ball in first["balls"].items():
+        for k, sigma in enumerate(ball["sigma"]):
+            errors = []
+            for result in results.values():
+                error = result["balls"][p]["multi_step"][k]
+                errors.append((error, math.sqrt(error * (1 - error) / result["examples"])))
+            yield p, sigma, errors
+
+
+def table(results: Results) -> str:
+    """Return the errors in the balls, in percent, with one column for each result."""
+    width = max(18, *(len(name) + 2 for name in results))
+    lines = ["error in the ball".ljust(30) + "".join(f"{name:>{width}}" for name in results)]
+    for p, sigma, errors in _errors(results):
+        cells = "".join(f"{f'{error:.2%} +- {spread:.2%}':>{width}}" for error, spread in errors)
+        lines.append(f"  p = {p}, sigma = {sigma:.4g}".ljust(30) + cells)
+    return "\n".join(lines)
+
+
+def curves(figure: Figure, results: Results) -> None:
+    """Draw on an empty figure, for each p, each result's error and one standard error around it."""
+    rows, names = list(_errors(results)), list(results)
+    balls = list(dict.fromkeys(p for p, _, _ in rows))
+    all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
+    for axes, p in zip(all_axes, balls, strict=True):
+        sigmas = [sigma for each, sigma, _ in rows if each == p]
+        for k, name in enumerate(names):
+            mean, spread = 100 * np.array([errors[k] for each, _, errors in rows if each == p]).T
+            colour = COLOURS[k % len(COLOURS)]
+            axes.plot(sigmas, mean, ".-", color=colour, label=name)
+            axes.fill_between(sigmas, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+        axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
+    all_axes[0].set_ylabel("test error (%)")
+    legend_below(figure, all_axes[0], 2, None)
+
+
+def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
+    """Write a page that compares them, with its table as CSV and its curves as PNG and SVG."""
+    first, size = next(iter(results.values())), (3.0 * len(next(iter(results.values()))["balls"]) + 1, 3.6)
+    heads = (head for name in results for head in (name, f"{name}: standard error"))
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (p, sigma, *(value for error in errors for value in error)) for p, sigma, errors in _errors(results)
+    )
+    ends = {name: result["balls"] for name, result in results.items()}
+    alt = "; ".join(
+        f"{name} ends at "
+        + ", ".join(f"{ball['multi_step'][-1]:.1%} for p = {p}" for p, ball in balls.items())
+        for name, balls in ends.items()
+    )
+    sections = [
+        page.Section(
+            "Errors in Lp balls",
+            (
+                f"Of {first['examples']} test examples, attacked up to sigma by all attacks. The error in a "
+                "ball is a lower bound: there may be an eps that fools what no attack has fooled.",
+            ),
+            (
+                Table(
+                    "errors",
+                    "Error by p and sigma",
+                    columns((TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, *heads)),
+                    rows,
+                ),
+                Plot("curves", "Error against sigma", alt, partial(curves, results=results), size),
+            ),
+        ),
+        *(
+            page.Section(
+                name,
+                (f"Made by `{result['command']}`.", *result["findings"]),
+                (
+                    Plot(
+                        f"curves-{number}",
+                        f"{name}: error against sigma",
+                        f"By one step, by up to {result['steps']} steps and by noise of the same norm.",
+                        partial(robustness_curves, result=result),
+                        size,
+                    ),
+                ),
+            )
+            for number, (name, result) in enumerate(results.items(), 1)
+        ),
+    ]
+    page.write(folder, "How robust the runs are", sections, (), warn)

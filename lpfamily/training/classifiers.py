@@ -1,0 +1,162 @@
+"""A classifier and its examples as a command names them: any torch module, JAX or NumPy function."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from lpfamily.ensemble import robustness
+from lpfamily.measured import Robustness
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import Floats, Ints
+
+RETURNS = "a torch module, a JAX function of x, or a NumPy one that returns logits and their pullback"
+
+
+def examples(path: Path) -> tuple[Floats, Ints]:
+    """Return `x` and `y` of an .npz file, checked; nothing in it is unpickled."""
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, NpzFile):
+                raise BadInput(f"--data {path}: is one array; save x and y with numpy.savez")
+            if missing := {"x", "y"} - set(file.files):
+                there = ", ".join(file.files) or "nothing"
+                raise BadInput(f"--data {path}: has no array {min(missing)!r}, only {there}")
+            x, y = file["x"], file["y"]
+    except BadInput:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+        reason = getattr(cause, "strerror", None) or "not an .npz file of plain arrays, or damaged"
+        raise BadInput(f"--data {path}: cannot be read ({reason})") from cause
+    if x.dtype.kind != "f":
+        hint = "; divide by 255 for pixels from 0 to 1" if x.dtype == np.uint8 else ""
+        raise BadInput(f"--data {path}: x must be floating; got {x.dtype}{hint}")
+    if x.ndim < 2 or not x.size:
+        raise BadInput(f"--data {path}: x must have an axis of examples and others; got shape {x.shape}")
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise BadInput(
+            f"--data {path}: y must be integers, one class per example, of shape ({len(x)},); got {y.dtype} "
+            f"of shape {y.shape}"
+        )
+    if bad := np.count_nonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1)):
+        raise BadInput(f"--data {path}: x is not finite in {bad} of {len(x)} examples")
+    return x, y.astype(np.int64)
+
+
+def measured(name: str, x: Floats, y: Ints, device: str | None, **options: Any) -> Robustness:
+    """Return the robustness of the classifier that the function `name`, package.module:function, returns.
+
+    `options` are those of `lpfamily.robustness`.
+    """
+    model = _made(name)
+    with _blaming(name, "calling it on one example"):
+        classes, measure = _of_library(name, model, x[:1], device)
+    if y.min() < 0 or y.max() >= classes:
+        raise BadInput(
+            f"--data: y has classes from {y.min()} to {y.max()}, and {name} returns {classes} logits, for "
+            f"0 to {classes - 1}"
+        )
+    try:
+        return measure(x, y, **options)
+    except (TypeError, ValueError) as cause:
+        raise BadInput(f"--model {name}: {cause}") from cause
+
+
+def _made(name: str) -> Any:
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise BadInput(f"--model {name}: must be package.module:function")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as python -m has it: the module may lie in this folder
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as cause:
+        raise BadInput(f"--model {name}: there is no module {cause.name!r} here") from cause
+    if not callable(make := getattr(found, function, None)):
+        raise BadInput(f"--model {name}: {module} has no function {function!r}")
+    with _blaming(name, f"{function}()"):
+        return make()
+
+
+@contextmanager
+def _blaming(name: str, what: str) -> Iterator[None]:
+    """Answer what goes wrong in the user's function with one line that says where."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as cause:
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        raise BadInput(
+            f"--model {name}: {what} raised {type(cause).__name__} in {Path(last.filename).name}, line "
+            f"{last.lineno}: {cause}"
+        ) from cause
+
+
+def _of_library(
+    name: str, model: Any, one: Floats, device: str | None
+) -> tuple[int, Callable[..., Robustness]]:
+    """Return how many classes it tells apart, and what measures it on arrays of NumPy."""
+    if (torch := sys.modules.get("torch")) is not None and isinstance(model, torch.nn.Module):
+        return _of_torch(model, one, device)
+    if device is not None:
+        raise BadInput(f"--device {device}: is for torch modules; {name} returns {_kind(model)}")
+    if not callable(model):
+        raise BadInput(f"--model {name}: must return {RETURNS}; it returns {_kind(model)}")
+    returned = model(one)
+    if isinstance(returned, tuple) and len(returned) == 2 and callable(returned[1]):
+        return _classes(name, returned[0]), partial(robustness, model)
+    if (jax := sys.modules.get("jax")) is not None and isinstance(returned, jax.Array):
+        from lpfamily_jax import robustness as of_jax
+
+        return _classes(name, returned), partial(of_jax, model)
+    raise BadInput(f"--model {name}: must return {RETURNS}; what it returns gives {_kind(returned)} of x")
+
+
+def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callable[..., Robustness]]:
+    import torch
+
+    from lpfamily_torch import robustness as of_torch
+    from lpfamily_torch.quiet import quiet
+
+    try:
+        model = model if device is None else model.to(device)
+    except RuntimeError as cause:
+        raise BadInput(f"--device {device}: torch cannot use it ({str(cause).splitlines()[0]})") from cause
+    parameters = [*model.parameters(), *model.buffers()]
+    floating = [each for each in parameters if each.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.get_default_dtype()
+
+    def measure(x: Floats, y: Ints, **options: Any) -> Robustness:
+        return of_torch(model, torch.as_tensor(x).to(dtype), torch.as_tensor(y), **options)
+
+    where = floating[0].device if floating else torch.device("cpu")
+    with quiet(model, where, "none", "running"), torch.no_grad():
+        logits = model(torch.as_tensor(one).to(where, dtype))
+    return _classes("the model", logits), measure
+
+
+def _classes(name: str, logits: Any) -> int:
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
+        raise BadInput(
+            f"--model: {name} must map examples to logits, (n, classes); for one it gives shape {shape}"
+        )
+    return int(shape[1])
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
