@@ -200,8 +200,8 @@ def test_findings_say_when_the_numbers_mean_nothing():
     weights, x, y = problem(n=200)
     options = {"p": 2, "sigma": 0.3, "effort": "quick", "progress": False}
 
-    def findings(model, labels=y):
-        return " ".join(robustness(model, x, labels, **options).findings())
+    def findings(model, labels=y, **others):
+        return " ".join(robustness(model, x, labels, **options | others).findings())
 
     assert findings(linear(weights)) == ""
     assert "predicts class 2 for all 200" in findings(
@@ -215,6 +215,26 @@ def test_findings_say_when_the_numbers_mean_nothing():
     assert "passes are random" in findings(
         lambda x: (x @ weights + 0.1 * rng.standard_normal((len(x), 4)), lambda c: c @ weights.T)
     )
+    # the step goes where the label is more probable, and the wrong 10 % become right
+    leaking = findings(lambda x: (x @ weights, lambda c: -(c @ weights.T)), sigma=3)
+    assert "label leaking at p = 2, sigma = 3: the error is 0.00% after one step and 10.00%" in leaking
+
+
+def test_an_attack_that_ends_on_its_last_steps_is_told():
+    weights, x, y = problem(n=200)
+    y = (x @ weights).argmax(axis=1)
+    for last, improving in (28, True), (12, False):
+        calls = []
+
+        def model(x, last=last, calls=calls):
+            calls.append(x)  # as a model whose mistakes lie deep, it errs after so many passes
+            turned = 1 if len(calls) < last else -1
+            return turned * (x @ weights), lambda c: c @ weights.T
+
+        found = robustness(model, x, y, p=2, sigma=1e-3, effort="quick", progress=False)
+        told = [line for line in found.findings() if "still improving when it stopped, at p = 2" in line]
+        assert bool(told) == improving
+        assert found.parts(2)["log-odds"] > 190
 
 
 def test_batches_and_pairs_give_the_same(capsys):
@@ -240,6 +260,8 @@ def test_an_error_says_what_was_given():
         ({"p": 0.5}, r"p must lie in \[1, inf\]"),
         ({"y": y[:9]}, "x and y must be as long; got 10 inputs and 9 labels"),
         ({"y": y + 0.5}, "y must be integers"),
+        ({"y": y + 4}, "y must be classes of the 4 that have logits, from 0; got 4 to 7"),
+        ({"y": y - 1}, "y must be classes of the 4 that have logits, from 0; got -1 to 2"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"x": x[:0], "y": y[:0]}, "there is no example"),
         ({"bounds": (0.5, 1)}, "clip x"),
