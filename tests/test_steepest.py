@@ -14,6 +14,8 @@ from libraries import P, numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import certify, epsilon, error_log_odds
+from lpfamily.kernels import on_numpy
+from lpfamily.kernels import powers as powers_of_numpy
 from lpfamily.kernels import rows as rows_of_numpy
 from lpfamily.steepest import steepest
 from lpfamily_reference.definitions import maximise_on_ball
@@ -42,6 +44,19 @@ def test_every_scale_of_gradient_and_radius(lib, p, dtype):
     rows = np.random.default_rng(1).standard_normal((scale.size, 9)) * scale.reshape(-1, 1)
     case = case_of(lib, rows, p, sigma.ravel(), dtype)
     assert_rows_close(case.step_rows(epsilon), closed_form(case.rows, p, case.radii), case)
+
+
+@pytest.mark.parametrize("p", [4, 10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_numpy_takes_cube_roots_in_either_way(monkeypatch, slow, dtype, p):
+    """On some processors NumPy's are slower than logarithms."""
+    monkeypatch.setattr(powers_of_numpy, "_cube_roots_are_slow", lambda dtype: slow)
+    on_numpy._kernel.cache_clear()
+    try:
+        test_every_scale_of_gradient_and_radius(numpy_readonly(), p, dtype)
+    finally:
+        on_numpy._kernel.cache_clear()
 
 
 @pytest.mark.parametrize(

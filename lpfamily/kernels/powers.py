@@ -48,7 +48,11 @@ def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
     root = round(1 / e)
     if whole in _POWERS:
         return _POWERS[whole]
-    if root in _ROOTS and is_close(e, 1 / root, dtype):
+    if (
+        root in _ROOTS
+        and is_close(e, 1 / root, dtype)
+        and not (root % 3 == 0 and _cube_roots_are_slow(dtype))
+    ):
         return _ROOTS[root]
     if whole:
         least = _floor(e, dtype) ** 0.5
@@ -56,6 +60,14 @@ def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
     if e > 2:  # the rounding of 1 - r, magnified by (e - 1) / r
         return Power(functools.partial(_steep, e), carries=True, least=(e - 1) / (e + 47))
     return Power(functools.partial(_by_logarithm, e), least=max(math.exp(-8 / e), 1e-300))  # that of e log r
+
+
+@functools.cache
+def _cube_roots_are_slow(dtype: np.dtype[Any]) -> bool:
+    """Whether NumPy takes cube roots one by one on this processor, and logarithms many at a time."""
+    found = np.lib.introspect.opt_func_info(func_name="^(cbrt|log)$")
+    one_by_one = {name: "baseline" in found[name][2 * dtype.char]["current"] for name in ("cbrt", "log")}
+    return one_by_one["cbrt"] and not one_by_one["log"]
 
 
 def _itself(x: Floats, u: Floats, t: Floats) -> Powers:
