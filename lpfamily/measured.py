@@ -209,25 +209,6 @@ class Robustness:
             )
         return found
 
-    def rows(self) -> list[dict[str, float]]:
-        """Return the table as data: one entry for each ball, errors as fractions."""
-        rows: list[dict[str, float]] = []
-        for ball in self.balls.values():
-            for sigma, one in zip(
-                (0.0, *ball.sigmas), (self.predicted != self.labels, *ball.one_step), strict=True
-            ):
-                error = self.error(ball.p, sigma)
-                rows.append(
-                    {
-                        "p": ball.p,
-                        "sigma": sigma,
-                        "error": error.value,
-                        "standard_error": error.standard_error,
-                        "one_step": float(np.mean(one)),
-                    }
-                )
-        return rows
-
     def quantiles(self, p: float) -> dict[float, float]:
         """Return quantiles of the smallest sigma over the examples that are right without an attack."""
         radii = self.balls[p].smallest[self.predicted == self.labels]
@@ -303,6 +284,7 @@ class Robustness:
                 "standard_error": [each.standard_error for each in errors],
                 "one_step": [float(np.mean(wrong)) for wrong in ball.one_step],
                 "fooled_first_by": self.parts(p),
+                "quantiles": {f"{q:.0%}": s if s < math.inf else None for q, s in self.quantiles(p).items()},
                 "gradients": ball.gradients,
                 "smallest": [float(s) if s < math.inf else None for s in ball.smallest],
                 "part": [PARTS[k] if k >= 0 else None for k in ball.part],
@@ -320,7 +302,7 @@ class Robustness:
 
     def plot(self) -> Any:
         """Return a matplotlib figure: error against sigma for each p, by one step and by all attacks."""
-        return _report().figure_of(self)
+        return _report().figure_of(self.to_json())
 
     def save(self, folder: str | Path, warn: Callable[[str], None] = warnings.warn) -> None:
         """Write all of it into a folder, which is made if it is not there.
@@ -329,11 +311,11 @@ class Robustness:
         findings; beside it are `errors.csv`, `attacks.csv`, `smallest.csv`, `curves.png` and `curves.svg`.
         Files of these names are replaced. `warn` is told if the curves cannot be drawn.
         """
-        report, folder = _report(), Path(folder)
+        report, folder, content = _report(), Path(folder), self.to_json()
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(self.to_json(), indent=2, allow_nan=False)
-        (folder / "robustness.json").write_text(content + "\n", encoding="utf-8")
-        report.save(self, folder, warn)
+        text = json.dumps(content, indent=2, allow_nan=False)
+        (folder / "robustness.json").write_text(text + "\n", encoding="utf-8")
+        report.save(content, folder, warn)
 
 
 def _report() -> Any:
