@@ -188,8 +188,17 @@ def test_flags_that_do_not_fit_are_answered_with_one_line(more, part, folder, ca
     assert_one_line(capsys, part)
 
 
-def test_a_module_that_is_not_there_is_named(folder, capsys):
+def test_a_module_that_cannot_be_imported_is_named(folder, capsys):
     arrays(folder)
+    (folder / "broken.py").write_text("1 / 0")
+    (folder / "unfinished.py").write_text("def load(:")
+    for name, part in (
+        ("broken:load", "importing broken raised ZeroDivisionError in broken.py, line 1: division by zero"),
+        ("unfinished:load", "importing unfinished raised SyntaxError"),
+        (".relative:load", "importing .relative raised TypeError"),
+    ):
+        assert evaluate.main(["--model", name, "--data", "data.npz", *BALLS]) == 2
+        assert_one_line(capsys, f"--model {name}: {part}")
     for name, part in (
         ("nowhere:load", "there is no module 'nowhere' here"),
         ("mine", "must be package.module"),

@@ -78,12 +78,11 @@ def _made(name: str) -> Any:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise BadInput(f"--model {name}: must be package.module:function")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as python -m has it: the module may lie in this folder
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as cause:
-        raise BadInput(f"--model {name}: there is no module {cause.name!r} here") from cause
+    with _blaming(name, f"importing {module}"):
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as cause:
+            raise BadInput(f"--model {name}: there is no module {cause.name!r} here") from cause
     if not callable(make := getattr(found, function, None)):
         raise BadInput(f"--model {name}: {module} has no function {function!r}")
     with _blaming(name, f"{function}()"):
