@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 from collections import defaultdict
@@ -19,6 +20,7 @@ EXAMPLES = min(
     for library in UNDER_TEST
 )
 
+FEW = any(library.compiles or library.slow for library in UNDER_TEST)
 SAMPLED = "p", "objective"
 
 np.set_printoptions(threshold=300)  # a case is printed when it fails, and Hypothesis objects to 30 kB
@@ -51,7 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark a test with the libraries among its parameters, by which test environments choose.
 
     NumPy runs all cases. Elsewhere, those of a test that differ in p or objective alone are the first,
-    the middle and the last; of a function that is made of primitives, or compiled, the middle one.
+    the middle and the last; of a function that is made of primitives, or where each takes long, the
+    middle one.
     """
     cases = defaultdict(list)
     for item in items:
@@ -62,18 +65,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # the laws that are shipped for a library have neither: all of their cases run
         sampled = SAMPLED if {"lib", "autodiff", "objective"} & params.keys() else ()
         others = [re.sub(r", [\d.]+$|, inf$", "", str(params[key])) for key in params if key not in sampled]
-        # a compiler sees the lines that the other tests run
-        is_primitive = getattr(params.get("call"), "is_primitive", True) and "compiles" not in item.name
-        cases[item.nodeid.partition("[")[0], is_primitive, *others].append(item)
+        # a compiler sees the lines that the other tests, and other libraries, run
+        takes_long = "compiles" in item.name or (FEW and "objective" not in params)
+        all_three = not takes_long and getattr(params.get("call"), "is_primitive", True)
+        cases[item.nodeid.partition("[")[0], all_three, *others].append(item)
     if "numpy" in NAMES or config.getoption("every_case"):
         return
     kept = {
         id(group[k])
-        for (_, is_primitive, *_), group in cases.items()
-        for k in ((0, (len(group) - 1) // 2, -1) if is_primitive else ((len(group) - 1) // 2,))
+        for (_, all_three, *_), group in cases.items()
+        for k in ((0, (len(group) - 1) // 2, -1) if all_three else ((len(group) - 1) // 2,))
     }
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Look for garbage seldom, and not among what is there to stay: it takes a tenth of JAX's tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -349,9 +349,11 @@ class BackendTests:
     def test_a_compiled_step_is_the_same(self, network: Network) -> None:
         if problem := self.find().compile_problem(self.device):
             pytest.skip(problem)
-        objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="independent", steps=2)
+        objective = Objective("perturb", 1.5, direction_dropout="independent")
         if network is NETWORKS["sigmoid"]:
             objective = Objective("penalty", 2.0)
+        if network is NETWORKS["rectifiers"]:  # a compiler takes a minute for several passes of convolutions
+            objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same", steps=2)
         found = []
         for machine in Machine(), Machine(compile=True):
             decay = Optimiser(0.01)
