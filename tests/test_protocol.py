@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from lpfamily.training import runs
@@ -295,11 +297,17 @@ class OverfitScript(Script):
         return Overfit(self, task, state)
 
 
-def test_a_checkpoint_before_catastrophic_overfitting_is_kept(tmp_path, capsys):
-    recipe = replace(RECIPE, objective="perturb", sigma=1.0, epochs=5, patience=0, second_stage="none")
-    run, _ = trained(tmp_path / "run", OverfitScript([0]), recipe)
-    found = [(line["monitor_one_step"], line["monitor_multi_step"]) for line in run.metrics()]
-    assert found == [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)]
+PERTURBED = replace(RECIPE, objective="perturb", sigma=1.0, epochs=5, patience=0, second_stage="none")
+
+
+@pytest.mark.parametrize(("every", "seen"), [(1, {1: 0, 2: 0, 3: 1, 4: 1, 5: 0}), (2, {2: 0, 4: 1})])
+def test_the_checkpoint_of_the_last_look_before_catastrophic_overfitting_is_kept(
+    tmp_path, capsys, every, seen
+):
+    run, _ = trained(tmp_path / "run", OverfitScript([0]), replace(PERTURBED, monitor=every))
+    looks = [line for line in run.metrics() if "monitor_clean" in line]
+    found = {line["epoch"]: (line["monitor_one_step"], line["monitor_multi_step"]) for line in looks}
+    assert found == {epoch: (0, many) for epoch, many in seen.items()}
     assert load_file(run.folder / runs.HEALTHY)["layers.0.bias"] == pytest.approx(2)
     said = capsys.readouterr().err
     assert (
@@ -308,8 +316,27 @@ def test_a_checkpoint_before_catastrophic_overfitting_is_kept(tmp_path, capsys):
     )
 
 
-def test_a_healthy_run_keeps_no_second_checkpoint(tmp_path, capsys):
-    recipe = replace(RECIPE, objective="perturb", epochs=2, patience=0, second_stage="none")
-    run, _ = trained(tmp_path / "run", Script([0]), recipe)
+@pytest.mark.parametrize("every", [1, 2, 9])
+def test_a_healthy_run_keeps_no_second_checkpoint(tmp_path, capsys, every):
+    run, _ = trained(tmp_path / "run", Script([0]), replace(PERTURBED, monitor=every))
     assert not (run.folder / runs.HEALTHY).exists()
     assert capsys.readouterr().err == ""
+
+
+@given(
+    examples=st.integers(1, 10**5),
+    validation=st.integers(1, 1000),
+    epochs=st.integers(1, 1000),
+    changes=st.sampled_from([{}, {"steps": 7}, {"clean_weight": 0.5}, {"objective": "penalty"}]),
+)
+def test_looks_take_a_twentieth_of_the_passes_and_the_last_epoch_has_one_at_least(
+    examples, validation, epochs, changes
+):
+    recipe = replace(PERTURBED, validation=validation, **changes)
+    every = stages.epochs_to_a_look(recipe, examples, epochs)
+    assert 1 <= every <= epochs
+    # five steps take six gradients, and their logits
+    look, epoch = (6 * (3 + 1) + 1) * min(200, validation), recipe.passes * examples
+    assert look <= 0.05 * every * epoch or every == epochs
+    assert every == 1 or look > 0.05 * (every - 1) * epoch
+    assert stages.epochs_to_a_look(replace(recipe, monitor=3), examples, epochs) == 3

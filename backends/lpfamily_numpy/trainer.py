@@ -108,7 +108,8 @@ class NumpyTrainer:
 
     @_quiet
     def logits(self, x: Floats) -> Floats:
-        return self._forward(x)[-1].outputs
+        with self._threads():
+            return self._forward(x)[-1].outputs
 
     @_quiet
     def losses(self, x: Floats, labels: Ints) -> Floats:
@@ -116,7 +117,8 @@ class NumpyTrainer:
 
     @_quiet
     def input_gradients(self, x: Floats, labels: Ints) -> Floats:
-        return self._direction(x, labels, None)
+        with self._threads():
+            return self._direction(x, labels, None)
 
     @_quiet
     def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
@@ -126,7 +128,7 @@ class NumpyTrainer:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Give a step's products one thread where they are small."""
+        """Give products one thread where a step's are small: it is no network for several."""
         largest = max(math.prod(shape) for shape in parameter_shapes(self.task.network).values())
         limit = 1 if self.task.batch_size * largest <= SMALL_PRODUCT else None
         with self._pools.limit(limits=limit, user_api="blas"):

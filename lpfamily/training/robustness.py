@@ -34,6 +34,9 @@ GAP = 0.2
 """How much lower one step's error must be than that of many for `findings` to say so."""
 SURE = 3.0
 """Standard errors from which on a difference is no accident."""
+MONITOR_STEPS = 5
+MONITOR_PASSES = 4 * (1 + MONITOR_STEPS) + 1
+"""Of an example in `monitor`: logits and a gradient, of three, at x and each step, and one step's logits."""
 
 
 def matched_radii(
@@ -232,11 +235,13 @@ def findings(result: Json) -> list[str]:
     return found
 
 
-def monitor(trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, steps: int = 5) -> Json:
+def monitor(
+    trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, steps: int = MONITOR_STEPS
+) -> Json:
     """Return errors of a few examples within one ball: `clean`, `one_step`, `multi_step`.
 
-    The last is as in `measure`, without the search along the direction. To be taken after every epoch,
-    on the same examples in the trainer's dtype; `is_healthy` judges it.
+    The last is as in `measure`, without the search along the direction. To be taken after some epochs, on
+    the same examples in the trainer's dtype; `is_healthy` judges it.
     """
     batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, 0, 0, noise=0))
     ball = batch.ball(p, [sigma])

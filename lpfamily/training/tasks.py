@@ -72,6 +72,12 @@ class Objective:
         """The objective's name."""
         return self.objective
 
+    @property
+    def passes(self) -> int:
+        """About how many passes through the network a step takes of an example, a gradient being three."""
+        gradients = {"perturb": 1 + self.steps + bool(self.clean_weight), "penalty": 2}
+        return 3 * gradients.get(self.objective, 1)
+
 
 @dataclass(frozen=True)
 class Optimiser:

@@ -33,7 +33,27 @@ CHECKED = 50
 """After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
 
 MONITORED = 200
-"""So many held-out examples are perturbed by many steps after every epoch."""
+"""So many held-out examples are perturbed by many steps, in a look for catastrophic overfitting."""
+
+SHARE = 0.05
+"""What looks may take of the training's passes, where the recipe does not say how often to look."""
+
+MONITOR = "monitor_"
+"""What the names of a look's metrics begin with."""
+
+
+def epochs_to_a_look(recipe: Recipe, examples: int, epochs: int) -> int:
+    """Return after how many epochs, of so many in all, to look for catastrophic overfitting."""
+    if recipe.monitor:
+        return recipe.monitor
+    look = min(MONITORED, recipe.validation) * robustness.MONITOR_PASSES
+    return min(epochs, math.ceil(look / (SHARE * examples * recipe.passes)))
+
+
+def _is_healthy(line: Json) -> bool | None:
+    """Return what the look after an epoch has shown, None if there was none, from its metrics."""
+    found = {name.removeprefix(MONITOR): value for name, value in line.items() if name.startswith(MONITOR)}
+    return robustness.is_healthy(found) if found else None
 
 
 def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
@@ -171,6 +191,8 @@ class _Training:
 
     def ended(self) -> Json:
         """Return where the protocol has come to its end."""
+        if all(_is_healthy(line) is not False for line in self.metrics):
+            self.run.forget_healthy()
         return {
             "parameters": self._which,
             "seconds_per_epoch": statistics.median([line["seconds"] for line in self.metrics] or [0.0]),
@@ -205,11 +227,13 @@ class _Training:
 
     def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:
         """Train a stage of `count` epochs at most, and keep each."""
-        begin, examples = self.position, len(split.x)
+        begin, examples, recipe = self.position, len(split.x), self.recipe
+        is_monitored = recipe.objective in ("perturb", "penalty") and recipe.validation
+        self._looks = epochs_to_a_look(recipe, examples, count) if is_monitored else 0
         first, is_second = begin.first or 0, begin.first is not None
         trained = epochs.train(
             self.trainer,
-            self.recipe,
+            recipe,
             examples,
             functools.partial(self._rates, scheduled),
             functools.partial(self._measured, split),
@@ -235,6 +259,7 @@ class _Training:
                     held_out_loss=metrics.get("held_out_loss"),
                     metrics=self.digest.hexdigest(),
                 )
+                self._keep_healthy(line)
                 self._save(epoch.state)
                 self.metrics.append(line)
                 report(line, examples)
@@ -258,7 +283,7 @@ class _Training:
             measured["unused"] = count / of
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
-            if recipe.validation:
+            if self._looks and (self.position.epoch + 1) % self._looks == 0:
                 measured |= self._monitored()
         if self.position.first is not None:
             measured["held_out_loss"] = self._loss(self.held_out, "the held-out loss")
@@ -268,22 +293,22 @@ class _Training:
         return measured
 
     def _monitored(self) -> Json:
-        """Return errors in the ball on a few held-out examples; the last healthy checkpoint is kept."""
+        """Return errors in the ball on a few held-out examples."""
         recipe, few = self.recipe, self.held_out.rows(slice(MONITORED))
         found = robustness.monitor(self.trainer, few.x, few.labels, recipe.p, recipe.sigma)
-        was_healthy = all(
-            robustness.is_healthy({name: line[f"monitor_{name}"] for name in found})
-            for line in self.metrics[-1:]
-            if all(f"monitor_{name}" in line for name in found)
-        )
-        if was_healthy and not robustness.is_healthy(found):
-            self.run.keep_healthy()
+        before = [healthy for healthy in map(_is_healthy, self.metrics) if healthy is not None]
+        if all(before[-1:]) and not robustness.is_healthy(found):
             self.progress.warn(
                 f"catastrophic overfitting: on {len(few.x)} held-out examples the error is "
                 f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five; "
-                f"{self.run.folder / runs.HEALTHY} is the checkpoint before"
+                f"{self.run.folder / runs.HEALTHY} is the checkpoint of the last look before"
             )
-        return {f"monitor_{name}": value for name, value in found.items()}
+        return {MONITOR + name: value for name, value in found.items()}
+
+    def _keep_healthy(self, line: Json) -> None:
+        """Keep the checkpoint of a healthy look before another replaces it, unless that is of one too."""
+        if self._looks and all(map(_is_healthy, self.metrics[-1:])) and not _is_healthy(line):
+            self.run.keep_healthy()
 
     def _loss(self, split: Split, what: str) -> float:
         loss = evaluation.loss(self.trainer, split.x, split.labels)

@@ -101,6 +101,13 @@ class Recipe(Optimiser, Objective):
         needs={"objective": ("noise", "perturb", "penalty")},
     )
 
+    monitor: int = of_objective(
+        0,
+        COUNT_OR_NONE,
+        "look for catastrophic overfitting every so many epochs; 0: for a twentieth of the passes",
+        needs={"objective": ("perturb", "penalty")},
+    )
+
     epochs: int = of_optimiser(1000, COUNT, "how often to go through the training set, at most")
     batch_size: int = of_optimiser(100, COUNT, "examples per step")
     lr: float = of_optimiser(1.0, POSITIVE, f"the learning rate; with --activation relu {RELU_LR} by default")

@@ -171,6 +171,10 @@ class Run:
         found = self._checkpoint(CHECKPOINT)
         self.save(found.arrays, found.values, self.decisive, HEALTHY)
 
+    def forget_healthy(self) -> None:
+        """Remove what `keep_healthy` has kept, if anything."""
+        (self.folder / HEALTHY).unlink(missing_ok=True)
+
     def load(self, recipe: Recipe, network: Network, name: str = CHECKPOINT) -> Checkpoint:
         """Return the checkpoint; raise `BadInput` unless a run of the recipe and its network can be there.
 
