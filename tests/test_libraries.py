@@ -54,6 +54,24 @@ def test_wrong_kernels_break_a_law(monkeypatch, primitive, wrong, law):
         getattr(Tests(), law)(1.5, *([1e290] if "direction" in law else []))
 
 
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        ("iterate", lambda step, state, numbers: step(state, numbers[0])),
+        ("branch", lambda condition, function, state: function(state)),
+        ("branch", lambda condition, function, state: state),
+        ("places", lambda mask: np.flatnonzero(~mask)),
+    ],
+)
+def test_a_wrong_loop_or_choice_breaks_its_law(monkeypatch, method, wrong):
+    class Tests(LibraryTests):
+        from_numpy = staticmethod(np.asarray)
+
+    monkeypatch.setattr(on_numpy.library, method, wrong, raising=True)
+    with pytest.raises(AssertionError):
+        Tests().test_its_loop_and_its_choice_are_pythons()
+
+
 if "array-api-strict" in NAMES:
     import array_api_strict
 

@@ -24,6 +24,7 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 import lpfamily
+from lpfamily._arrays import namespace_of
 from lpfamily.kernels import Library, library_of
 
 Floats = NDArray[Any]
@@ -176,3 +177,31 @@ class LibraryTests:
         halved = library.repeat(lambda a: (a / 2,), (self.given(np.ones((1, 2))),), 5)[0]
         assert_allclose(self.taken(halved, x), 2.0**-5)
         assert_allclose(self.taken(library.constant(x), x), [[0.5, 3.0, -40.0]])
+
+    def test_its_loop_and_its_choice_are_pythons(self) -> None:
+        x = self.given(np.ones((1, 3)))
+        library = library_of(x)
+        total, product = library.iterate(lambda at, by: (at[0] + by, at[1] * by), (x, x), [2.0, 4.0])
+        assert_allclose(self.taken(total, x), 7.0)
+        assert_allclose(self.taken(product, x), 8.0)
+        for condition, expected in (True, 3.0), (False, 1.0):
+            after = library.branch(self.given(np.array(condition)), lambda at: 3 * at, x)
+            assert_allclose(self.taken(after, x), expected)
+        places = library.places(self.given(np.array([True, False, True])))
+        if places is not None:  # its shapes depend on values
+            assert np.asarray(type(self).to_numpy(places)).tolist() == [0, 2]
+
+    @pytest.mark.parametrize("p", [1.5, 2.0, math.inf])
+    def test_the_adaptive_ascent_finds_the_top(self, p: float) -> None:
+        """The most of -||x + eps - top||^2 in a ball is at the nearest point of it."""
+        x, top = self.given(np.zeros((4, 12))), self.given(rows())
+        xp = namespace_of(x)
+
+        def value_and_grad(at: Any) -> tuple[Any, Any]:
+            return -xp.sum((at - top) ** 2, axis=-1), 2 * (top - at)
+
+        radii = self.given(RADII)
+        found = self.taken(lpfamily.ascend(value_and_grad, x, p, radii, 60, method="adaptive"), x)
+        nearest = self.taken(lpfamily.project(top, p, radii), x)
+        far, near = (np.linalg.norm(rows() - eps, axis=1) for eps in (found, nearest))
+        assert_allclose(far, near, rtol=1e-3, atol=0.05)
