@@ -105,7 +105,7 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
     from lpfamily_torch.quiet import quiet
 
     torch.manual_seed(0)
-    model = (_resnet if name == "resnet" else _vit)(options.width)
+    model = (resnet if name == "resnet" else _vit)(options.width)
     x = torch.rand(options.batch, 3, 32, 32)
     y = torch.randint(10, (options.batch,))
     x, y, model = (each.to(options.device) for each in (x, y, model))
@@ -197,7 +197,7 @@ def _peak(call: Callable[[], object], device: str) -> int:
     return peak
 
 
-def _resnet(width: int) -> Any:
+def resnet(width: int) -> Any:
     """Return a network like ResNet-18: four stages of two blocks, a first layer for small images."""
     import torch
     from torch import nn

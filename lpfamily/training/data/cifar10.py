@@ -64,19 +64,27 @@ def load(data_dir: Path | None) -> Dataset:
     BadInput
         A file is missing, unreadable, damaged or not what its name says, or could not be downloaded.
     """
+    pixels, labels, test_pixels, test_labels = images(data_dir)
+    x, test_x = global_contrast_normalise(pixels), global_contrast_normalise(test_pixels)
+    fit = _whitening(pixels, x)
+    for values in x, test_x:
+        whiten(values, mean=fit[0], matrix=fit[1:])
+    source = sha256([PREPROCESSING, pixels.data, labels.data, test_pixels.data, test_labels.data]).hexdigest()
+    return CIFAR10.dataset(Split(x, labels), Split(test_x, test_labels), source)
+
+
+def images(
+    data_dir: Path | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the pixels, (n, 3072), and classes of the training images, then of the test images."""
     if data_dir is None:
         paths = _official(files.cache_folder() / "cifar10")
     else:
         folders = (data_dir / "cifar10", data_dir / FOLDER, data_dir)
         paths = [files.find(remote.name, folders) for remote in FILES]
-    labels, images = _read(paths[:-1])
-    test_labels, test_images = _read(paths[-1:])
-    x, test_x = global_contrast_normalise(images), global_contrast_normalise(test_images)
-    fit = _whitening(images, x)
-    for values in x, test_x:
-        whiten(values, mean=fit[0], matrix=fit[1:])
-    source = sha256([PREPROCESSING, images.data, labels.data, test_images.data, test_labels.data]).hexdigest()
-    return CIFAR10.dataset(Split(x, labels), Split(test_x, test_labels), source)
+    labels, pixels = _read(paths[:-1])
+    test_labels, test_pixels = _read(paths[-1:])
+    return pixels, labels, test_pixels, test_labels
 
 
 CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0)

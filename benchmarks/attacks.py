@@ -1,0 +1,232 @@
+"""`python -m benchmarks.attacks`: how much our attacks leave of accuracy, beside other packages'.
+
+The networks are trained with fixed seeds on the real MNIST and CIFAR-10, and kept in --folder. Every attack
+is given the same test images, in [0, 1]; what leaves ball or box counts as no error found. `left` is the
+accuracy that an attack leaves, `gradients` what it takes of each image on average, by counting backward
+passes, and `seconds` its wall time. Ours is the whole of `lpfamily_torch.robustness`, with the smallest sigma
+of each image, for which it takes gradients too; `smallest` is the median of these sigmas, beside attacks that
+look for nothing else, with as many gradients. At the end stand seconds per gradient, of interleaved rounds,
+and which goals are met. All of it takes hours; --networks, --examples and --peers take less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.timing import medians, threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EFFORTS = ("quick", "standard")
+TIMED = 20
+"""Steps of the attacks whose seconds per gradient are compared."""
+PER_GRADIENT = 1.15
+"""What a gradient of ours may take, in units of one of torchattacks' PGD."""
+
+Ball = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an attack has left, and what it took."""
+
+    left: float
+    gradients: float
+    seconds: float
+    smallest: float = math.nan
+    right: Any = None
+    """Which images are still right."""
+
+
+def main() -> None:
+    """Print a table for each network and ball, and the goals."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", help="some of them, by name (default: all)")
+    parser.add_argument("--examples", type=int, default=500, help="test images (default: 500)")
+    parser.add_argument("--seed", type=int, default=1, help="of the networks' training (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/attacked"), help="of the networks (default: %(default)s)"
+    )
+    parser.add_argument("--peers", nargs="*", help="some of the packages (default: those that are installed)")
+    options = parser.parse_args()
+    threads(options.threads)
+
+    import torch
+
+    from benchmarks import attack_peers
+    from benchmarks.attacked import NETWORKS, images, network
+
+    torch.set_num_threads(options.threads)
+    names = options.networks or list(NETWORKS)
+    for kind, given, known in (
+        ("network", names, list(NETWORKS)),
+        ("peer", options.peers or [], list(attack_peers.MODULES)),
+    ):
+        if unknown := set(given) - set(known):
+            parser.error(f"no such {kind}: {', '.join(unknown)}; there are {'; '.join(known)}")
+    if options.peers is None:
+        options.peers = list(filter(attack_peers.is_installed, attack_peers.MODULES))
+    goals = _Goals(options.examples)
+    for name in names:
+        model = attack_peers.Counted(network(name, options.seed, options.folder))
+        x, y = (part[: options.examples] for part in images(NETWORKS[name].data, train=False))
+        for ball in NETWORKS[name].balls:
+            rows = dict(_rows(model, x, y, ball, options.peers))
+            _print_table(name, ball, rows)
+            goals.add(f"{name}, p = {ball[0]:g}, sigma = {ball[1]:.3g}", ball[0], rows)
+        if "torchattacks" in options.peers:
+            goals.add_speed(name, _speed(model, x, y))
+    goals.print()
+
+
+def _rows(model: Any, x: Tensor, y: Tensor, ball: Ball, peers: list[str]) -> Iterator[tuple[str, Row]]:
+    """Attack, and yield what each attack has come to."""
+    import torch
+
+    from benchmarks import attack_peers
+    from lpfamily_torch import robustness
+
+    p, sigma = ball
+    for effort in EFFORTS:
+        with _measured(model, len(x)) as took:
+            found = robustness(model, x, y, p=p, sigma=sigma, bounds=(0, 1), effort=effort, progress=False)
+        right = ~torch.from_numpy(found.balls[p].fooled[0])
+        yield effort, Row(_share(right), *took, float(statistics.median(found.balls[p].smallest)), right)
+    budget = round(took[0])
+    attacks = {"adaptive, 100": attack_peers.adaptive(p, sigma, 100)}
+    attacks |= attack_peers.within(p, sigma, peers)
+    for name, attack in attacks.items():
+        with _measured(model, len(x)) as took:
+            there = attack(model, x, y).detach()
+        right = ~_is_fooled(model, x, y, there, p, sigma)
+        yield name, Row(_share(right), *took, right=right)
+    for name, attack in attack_peers.smallest(p, budget, peers).items():
+        with _measured(model, len(x)) as took:
+            there = attack(model, x, y).detach()
+        radii = torch.linalg.vector_norm((there - x).flatten(1), ord=p, dim=1)
+        fooled = _is_fooled(model, x, y, there, p, math.inf)
+        radii = torch.where(fooled, radii, math.inf)
+        right = radii > sigma
+        yield name, Row(_share(right), *took, float(statistics.median(radii.tolist())), right)
+
+
+@contextmanager
+def _measured(model: Any, examples: int) -> Iterator[list[float]]:
+    """Yield a list that has, after the block, the gradients of an image that it took and its seconds."""
+    took: list[float] = []
+    model.gradients, begin = 0, time.perf_counter()
+    yield took
+    took += [model.gradients / examples, time.perf_counter() - begin]
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _is_fooled(model: Any, x: Tensor, y: Tensor, there: Tensor, p: float, sigma: float) -> Tensor:
+    """Return which images are in ball and box, to rounding, and have another class, or have one at first."""
+    import torch
+
+    with torch.no_grad():
+        wrong, begin = (model(at).argmax(dim=1) != y for at in (there, x))
+    norms = torch.linalg.vector_norm((there - x).flatten(1), ord=p, dim=1)
+    outside = (there - there.clamp(0, 1)).abs().flatten(1).amax(dim=1)
+    return begin | wrong & (norms <= 1.0001 * sigma) & (outside <= 1e-6)
+
+
+def _speed(model: Any, x: Tensor, y: Tensor) -> dict[float, float]:
+    """Return by p what a gradient of ours takes, in units of one of torchattacks' PGD."""
+    from benchmarks import attack_peers
+
+    x, y, ratios = x[:100], y[:100], {}
+    for p, sigma in (2.0, 1.0), (math.inf, 0.1):
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(attack, model, x, y)
+            for name, attack in (
+                ("ours", attack_peers.adaptive(p, sigma, TIMED)),
+                ("PGD", attack_peers.pgd(p, sigma, TIMED)),
+            )
+        }
+        taken = {}
+        for name, call in calls.items():
+            with _measured(model, len(x)) as took:
+                call()
+            taken[name] = took[0]
+        times = medians(calls, rounds=5)
+        ratios[p] = times["ours"] / taken["ours"] / (times["PGD"] / taken["PGD"])
+    return ratios
+
+
+def _print_table(name: str, ball: Ball, rows: dict[str, Row]) -> None:
+    print(f"\n{name}: p = {ball[0]:g}, sigma = {ball[1]:.3g}")
+    print(f"{'':28}{'left':>8}{'gradients':>11}{'seconds':>9}{'smallest':>10}")
+    for attack, row in rows.items():
+        smallest = "" if math.isnan(row.smallest) else f"{row.smallest:.4g}"
+        print(f"{attack:28}{row.left:8.1%}{row.gradients:11.0f}{row.seconds:9.1f}{smallest:>10}", flush=True)
+
+
+class _Goals:
+    """What is compared in each ball: lines of what was found and whether the goal is met."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+        self.lines: dict[str, list[tuple[bool, str]]] = {}
+
+    def add(self, where: str, p: float, rows: dict[str, Row]) -> None:
+        """Compare the attacks on one network in one ball."""
+        standard, quick = rows["standard"], rows["quick"]
+        white_box = [rows.get(f"torchattacks {name}") for name in ("APGD-CE", "APGDT")]
+        first, targeted = white_box
+        if first and targeted:
+            union, seconds = _share(first.right & targeted.right), first.seconds + targeted.seconds
+            self._left("standard leaves no more than APGD-CE and APGDT", where, standard.left, union)
+            self._left("quick leaves no more than APGD-CE of 100 gradients", where, quick.left, first.left)
+            text = f"{where}: {standard.seconds:.1f} and {seconds:.1f} s"
+            self._line("standard takes less time than both", standard.seconds < seconds, text)
+        if peer := rows.get("adv-lib APGD-L1, 10 restarts"):
+            self._left("standard leaves less than adv-lib's APGD-L1", where, standard.left, peer.left)
+        others = [row.smallest for name, row in rows.items() if name not in EFFORTS and row.smallest > 0]
+        if others:
+            text = f"{where}: {standard.smallest:.4g} and {min(others):.4g}"
+            met = standard.smallest <= min(others)
+            self._line("the median smallest sigma is no larger than the peers'", met, text)
+
+    def add_speed(self, name: str, ratios: dict[float, float]) -> None:
+        """Compare seconds per gradient."""
+        for p, ratio in ratios.items():
+            text = f"{name}, p = {p:g}: {ratio:.2f}"
+            self._line(f"a gradient takes at most {PER_GRADIENT} of PGD's", ratio <= PER_GRADIENT, text)
+
+    def print(self) -> None:
+        """Print how often each goal is met, and where it is missed."""
+        for goal, lines in self.lines.items():
+            print(f"\n{goal}: {sum(met for met, _ in lines)} of {len(lines)}")
+            for met, text in lines:
+                if not met:
+                    print(f"  missed, {text}")
+
+    def _left(self, goal: str, where: str, ours: float, theirs: float) -> None:
+        error = math.sqrt(theirs * (1 - theirs) / self.examples)
+        text = f"{where}: {ours:.1%} and {theirs:.1%}, standard error {error:.1%}"
+        self._line(f"{goal}, within a standard error", ours <= theirs + error, text)
+        self._line(f"{goal}, strictly", ours <= theirs, text)
+
+    def _line(self, goal: str, met: bool, text: str) -> None:
+        self.lines.setdefault(goal, []).append((met, text))
+
+
+if __name__ == "__main__":
+    main()
