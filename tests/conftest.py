@@ -16,7 +16,7 @@ DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not
 
 # NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
 EXAMPLES = min(
-    3 if library.slow else 8 if library.compiles else 60 if library.name == "numpy" else 25
+    3 if library.slow else 5 if library.compiles else 40 if library.name == "numpy" else 15
     for library in UNDER_TEST
 )
 

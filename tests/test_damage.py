@@ -259,7 +259,7 @@ def test_no_damage_gives_another_result(plain, other, choosing, tmp_path, record
 
 def test_a_checkpoint_of_another_epoch_is_not_taken_for_the_one_that_was_measured(plain, tmp_path):
     folder = shutil.copytree(plain.folder, tmp_path / "run")
-    shutil.copy(plain.copies[1] / CHECKPOINT, folder / CHECKPOINT)
+    shutil.copy(plain.copies[2] / CHECKPOINT, folder / CHECKPOINT)
     result, _ = robustness(folder)
     assert result.returncode == 2, result
     line = f"python -m lpfamily.evaluate: {folder / CHECKPOINT}: is of another epoch or run than result.json"
