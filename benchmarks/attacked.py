@@ -32,7 +32,7 @@ class Attacked:
     steps: int = 5
     """Gradients for each image that is trained on."""
     data: str = "mnist"
-    epochs: int = 3
+    epochs: int = 2
     lr: float = 2e-3
 
 
@@ -72,7 +72,7 @@ NETWORKS = {
         (math.inf, 4 / 255),
         steps=1,
         data="cifar10",
-        epochs=6,
+        epochs=3,
         lr=5e-3,
     ),
 }
@@ -109,13 +109,20 @@ def _trained(model: nn.Module, attacked: Attacked) -> Iterator[float]:
     steps = attacked.epochs * len(x) // BATCH
     optimizer = torch.optim.Adam(model.parameters(), attacked.lr)
     schedule = OneCycleLR(optimizer, attacked.lr, total_steps=steps)
+    done = 0
     for _ in range(attacked.epochs):
         wrong = 0
         for batch in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:
             at, of = x[batch], labels[batch]
             if attacked.trained:
                 p, sigma = attacked.trained
-                how = {"p": p, "sigma": sigma, "bounds": (0, 1), "direction": "log-odds"}
+                # rising over a half: at once, large balls leave a network at chance
+                how = {
+                    "p": p,
+                    "sigma": sigma * min(1.0, 2 * done / steps),
+                    "bounds": (0, 1),
+                    "direction": "log-odds",
+                }
                 if attacked.steps > 1:
                     at = at + ascend(model, cross_entropy, at, of, steps=attacked.steps, **how)
                 else:
@@ -125,5 +132,6 @@ def _trained(model: nn.Module, attacked: Attacked) -> Iterator[float]:
             cross_entropy(logits, of).backward()
             optimizer.step()
             schedule.step()
+            done += 1
             wrong += int((logits.argmax(dim=1) != of).sum())
         yield wrong / len(x)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of
+from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of, reshape
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.classification import error_log_odds
@@ -262,10 +262,11 @@ def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float
 def _directed(grad: Array) -> tuple[Array, Array]:
     """Return gradients, 0 for those of examples that are not finite, and which have no direction."""
     xp = namespace_of(grad)
-    axes = tuple(range(1, grad.ndim))
-    finite = xp.all(xp.isfinite(grad), axis=axes, keepdims=True)
-    grad = xp.where(finite, grad, xp.zeros_like(grad))
-    return grad, xp.all(grad == 0, axis=axes)
+    size = xp.max(xp.abs(reshape(grad, (grad.shape[0], -1))), axis=1)
+    finite = xp.isfinite(size)
+    if not bool(xp.all(finite)):
+        grad = xp.where(reshape(finite, (-1, *[1] * (grad.ndim - 1))), grad, xp.zeros_like(grad))
+    return grad, ~finite | (size == 0)
 
 
 class Batch:
@@ -343,7 +344,7 @@ class Batch:
             """Note which of these examples a perturbation fools, and how small it is."""
             part[rows[hit & (part[rows] < 0)]] = PARTS.index(name)
             # of a norm that is above sigma by rounding at most
-            size = np.minimum(self.passes.host(norm(eps, p, batch_ndim=1)), sigma)
+            size = np.minimum(self.passes.host(norm(eps, p, batch_ndim=1)).astype(np.float64), sigma)
             less = hit & (size < smallest[rows])
             smallest[rows[less]], best[rows[less]] = size[less], self.passes.host(eps)[less]
 

@@ -122,6 +122,16 @@ def every_part_has_attacked(found, asked):
                 assert all(set(robust) <= set(each) for each in rows)
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_in_float32_too_what_is_fooled_has_no_larger_radius(p):
+    """0.1 is larger in float32."""
+    weights, x, y = (np.asarray(each, np.float32) for each in problem(n=400))
+    options = {"sigma": (0.1, 0.3), "effort": "quick", "progress": False}
+    ball = robustness(linear(weights), x, y.astype(int), p=p, **options).balls[p]
+    for sigma, fooled in zip(ball.sigmas, ball.fooled, strict=True):
+        assert_array_equal(ball.smallest <= sigma, fooled)
+
+
 def test_what_is_called_robust_was_attacked_by_every_part(monkeypatch):
     found, asked, *_ = attacked(monkeypatch)
     every_part_has_attacked(found, asked)
