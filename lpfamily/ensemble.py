@@ -42,6 +42,11 @@ class Plan:
     """How many random points are tried in each ball, of the examples that nothing else fools."""
 
 
+WIDER = (3, 2)
+"""Where margins and restarts begin, in units of the radius: larger balls lead around what stops a step."""
+SHARE = 0.3
+"""Of their steps in each of these balls."""
+
 EFFORTS: dict[str, Plan] = {
     "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, halvings=3, halving_steps=5),
     "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, halvings=5, halving_steps=20),
@@ -90,8 +95,9 @@ def robustness(
 
     - "one step": eq. 3 at the gradient of the error log-odds.
     - "log-odds": `lpfamily.ascend` of the error log-odds, adaptive.
-    - "margins": the same of z_t - z_y, for the classes t in the order of their logits.
-    - "restarts": of the log-odds again, from random points of the ball.
+    - "margins": the same of z_t - z_y, for the classes t in the order of their logits, first in balls of
+      three and two times the radius, and from there in this one.
+    - "restarts": of the log-odds again, likewise, from random points.
     - "noise": points drawn uniformly from the ball. Where this fools what the others do not, the gradients
       do not show the way.
 
@@ -141,8 +147,9 @@ def robustness(
     References
     ----------
     Croce and Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-    Attacks, 2020; Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
-    eq. 1 and 3.
+    Attacks, 2020; Croce and Hein: Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers,
+    2021 (larger balls first); Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial
+    Examples, 2015, eq. 1 and 3.
     """
 
     def evaluate(x: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
@@ -298,11 +305,19 @@ class Batch:
         return xp.asarray(values, dtype=like.dtype, device=device_of(like))
 
     def climb(
-        self, rows: Ints, p: float, sigma: Numbers, steps: int, rank: int | None = None, start: Any = None
+        self,
+        rows: Ints,
+        p: float,
+        sigma: Numbers,
+        steps: int,
+        rank: int | None = None,
+        start: Any = None,
+        stop: bool = True,
     ) -> Array:
         """Return perturbations, each as soon as it fools; `taken` has how many gradients each has taken.
 
-        They raise the log-odds or, of this rank among the wrong classes, the margin of the class.
+        They raise the log-odds or, of this rank among the wrong classes, the margin of the class. Those that
+        do not stop there have the largest value.
         """
         x, y, xp = self.x[rows], self.y[rows], namespace_of(self.x)
         aims = None if rank is None else self.here(self.order[rows, rank], self.y)
@@ -311,14 +326,24 @@ class Batch:
         def value_and_grad(at: Array, some: Any) -> tuple[Array, Array]:
             logits, value, grad = self.passes.evaluate(at, y[some], None if aims is None else aims[some])
             taken[some if isinstance(some, slice) else self.passes.host(some)] += 1
-            wrong = xp.argmax(logits, axis=-1) != y[some]
-            return xp.where(wrong, math.inf, value), _directed(grad)[0]
+            if stop:
+                value = xp.where(xp.argmax(logits, axis=-1) != y[some], math.inf, value)
+            return value, _directed(grad)[0]
 
         options: dict[str, Any] = {"start": start, "bounds": self.bounds, "batch_ndim": 1}
         eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=self.largest, **options)
         self.taken[rows] = taken
         self.gradients += int(taken.sum())
         return eps
+
+    def shrink(
+        self, rows: Ints, p: float, sigma: float, steps: int, rank: int | None = None, start: Any = None
+    ) -> Array:
+        """Return what climbs in larger balls first, and from there in this one."""
+        if first := int(SHARE * steps):
+            for times in WIDER:
+                start = self.climb(rows, p, times * sigma, first, rank, start, stop=False)
+        return self.climb(rows, p, sigma, steps - first * len(WIDER), rank, start)
 
     def step(self, p: float, sigma: float) -> Array:
         """Return eq. 3 in ball and box, for every example."""
@@ -364,13 +389,13 @@ class Batch:
             hit = self.fools(np.arange(n), step)
             one_step.append(hit)
             note(np.arange(n), step, hit, sigma, "one step")
-            climb = partial(self.climb, p=p, sigma=sigma)
-            hits = attack("log-odds", sigma, partial(climb, steps=plan.steps))
+            hits = attack("log-odds", sigma, partial(self.climb, p=p, sigma=sigma, steps=plan.steps))
             late[index] = np.count_nonzero(self.taken[hits] > 0.75 * plan.steps)
+            shrink = partial(self.shrink, p=p, sigma=sigma)
             for rank in range(min(plan.targets, self.z.shape[1] - 1)):
-                attack("margins", sigma, partial(climb, steps=plan.target_steps, rank=rank))
+                attack("margins", sigma, partial(shrink, steps=plan.target_steps, rank=rank))
             for _ in range(plan.restarts):
-                attack("restarts", sigma, partial(climb, steps=plan.steps, start=self.rng))
+                attack("restarts", sigma, partial(shrink, steps=plan.steps, start=self.rng))
             for _ in range(plan.noise):
                 attack("noise", sigma, partial(self.noise, p=p, sigma=sigma))
             low = np.where(part < 0, sigma, low)

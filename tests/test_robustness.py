@@ -85,17 +85,11 @@ def attacked(monkeypatch, plan=PLAN):
     asked, fooling = {}, []
     climb, fools = ensemble.Batch.climb, ensemble.Batch.fools
 
-    def noted(self, rows, p, sigma, steps, rank=None, start=None):
-        name = (
-            "restarts"
-            if isinstance(start, np.random.Generator)
-            else "margins"
-            if rank is not None
-            else "log-odds"
-        )
-        if np.ndim(sigma) == 0:
+    def noted(self, rows, p, sigma, steps, rank=None, start=None, stop=True):
+        name = "margins" if rank is not None else "log-odds" if start is None else "restarts"
+        if np.ndim(sigma) == 0 and stop:
             asked.setdefault((p, sigma, name), []).append(rows)
-        return climb(self, rows, p, sigma, steps, rank, start)
+        return climb(self, rows, p, sigma, steps, rank, start, stop)
 
     def seen(self, rows, eps):
         hit = fools(self, rows, eps)
