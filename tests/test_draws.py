@@ -25,6 +25,20 @@ def test_masks_have_the_shapes_of_what_enters_the_layers():
     assert [None if mask is None else mask.shape for mask in masks] == [(7, 1, 8, 8), None, (7, 5)]
 
 
+def test_weights_are_how_often_an_example_is_visited():
+    counts = np.random.default_rng(0).integers(0, 5, 10_000)
+    visits = counts.sum()
+    order = Draws(3, 1).order(visits, counts.astype(float))
+    np.testing.assert_array_equal(order, np.arange(10_000).repeat(counts)[Draws(3, 1).order(visits)])
+    weights = np.random.default_rng(1).exponential(size=50)
+    expected = 60 * weights / weights.sum()
+    drawn = [np.bincount(Draws(0, epoch).order(60, weights), minlength=50) for epoch in range(2000)]
+    assert np.all(np.abs(drawn - expected) < 1)
+    assert {counts.sum() for counts in drawn} == {60}
+    fraction = expected % 1
+    assert np.all(np.abs(np.mean(drawn, axis=0) - expected) <= 5 * np.sqrt(fraction * (1 - fraction) / 2000))
+
+
 @pytest.mark.parametrize("include", [0.8, 0.5, 1.0])
 def test_an_input_stays_with_its_probability(include):
     kept = Draws(0, 0).kept(0, 0, (400, 1000), include)

@@ -1,5 +1,6 @@
 """The scikit-learn classifier: scikit-learn's own checks, one network on every backend, and a real effect."""
 
+import copy
 import math
 import pickle
 
@@ -10,17 +11,21 @@ from backends_under_test import NAMES
 from commandline import python
 from laws import norms
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lpfamily.ecosystem.sklearn import LpRegularizedClassifier
+from lpfamily.training.networks import initial_state
 from lpfamily.training.protocol import NotFinite
 from lpfamily.training.testing import oracle
 from lpfamily_reference.equations import eq3
@@ -194,6 +199,121 @@ def test_its_radius_is_the_trainings_at_the_same_strength(iris):
     assert small(objective="noise").fit(x, y).trained_.recipe.sigma == 0.05
 
 
+COUNTS = np.random.default_rng(0).integers(0, 4, 150)
+FRACTIONS = np.random.default_rng(1).uniform(0.1, 2, 150)
+
+
+def same_network(first, second):
+    assert_array_equal(first.classes_, second.classes_)
+    assert first.loss_curve_ == second.loss_curve_
+    for name, array in first.trained_.parameters.items():
+        assert_array_equal(array, second.trained_.parameters[name])
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("options", [OBJECTIVES[name] for name in ("noise", "penalty")], ids=str)
+def test_a_weight_is_how_often_an_example_is_there(options, class_weight, iris):
+    x, y = iris
+    model = small(class_weight=class_weight, **options)
+    repeated = clone(model).fit(x.repeat(COUNTS, axis=0), y.repeat(COUNTS))
+    same_network(clone(model).fit(x, y, sample_weight=COUNTS), repeated)
+
+
+def test_one_backends_weights_are_every_others(other, iris):
+    name, _ = other
+    found, expected = (small(backend=backend).fit(*iris, FRACTIONS) for backend in (name, "numpy"))
+    for key, array in expected.trained_.parameters.items():
+        assert_allclose(found.trained_.parameters[key], array, rtol=1e-9, atol=1e-11)
+
+
+def test_an_example_without_weight_is_absent_from_what_is_held_out_too(iris):
+    x, y = iris
+    weights = np.where(np.arange(150) % 3, FRACTIONS, 0)
+    used, model = weights > 0, small(n_iter_no_change=3, class_weight="balanced")
+    same_network(clone(model).fit(x, y, weights), clone(model).fit(x[used], y[used], weights[used]))
+    without = small().fit(x, y, sample_weight=y != 1)
+    assert_array_equal(without.classes_, [0, 2])
+
+
+def test_the_held_out_loss_is_weighted(iris):
+    x, y = iris
+    model = small(n_iter_no_change=8, class_weight={1: 2.5}).fit(x, y, FRACTIONS)
+    _, held_x, _, held_y, _, weights = train_test_split(
+        x, y, FRACTIONS, test_size=0.1, stratify=y, random_state=model.trained_.recipe.seed
+    )
+    weights = np.where(held_y == 1, 2.5, 1) * weights
+    expected = log_loss(held_y, model.predict_proba(held_x), sample_weight=weights)
+    assert_allclose(min(model.validation_loss_curve_), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {"setosa": 3, "virginica": 0.4}], ids=str)
+def test_class_weights_are_the_sample_weights_that_they_mean(class_weight, iris):
+    x, y = iris[0][20:], np.array(["setosa", "versicolor", "virginica"])[iris[1]][20:]
+    weights = compute_sample_weight(class_weight, y)
+    weights /= weights.mean()
+    same_network(small(class_weight=class_weight).fit(x, y), small().fit(x, y, weights))
+    assert small(class_weight={"setosa": 1}).fit(x, y).loss_curve_ == small().fit(x, y).loss_curve_
+
+
+def test_small_weights_are_relative(iris):
+    same_network(small().fit(*iris, FRACTIONS / 1024), small().fit(*iris, FRACTIONS / 4))
+    boosted = AdaBoostClassifier(small(hidden_layer_sizes=()), n_estimators=3, random_state=0)
+    assert boosted.fit(*iris).score(*iris) > 0.9  # its weights sum to 1
+
+
+@pytest.mark.parametrize("weights", [np.ones(150), COUNTS], ids=["even", "weighted"])
+def test_partial_fit_is_gradient_descent_with_momentum(weights, iris):
+    x, y = iris
+    model = small(hidden_layer_sizes=(), objective="plain", batch_size=1000)
+    for _ in range(4):
+        model.partial_fit(x, y, classes=[0, 1, 2], sample_weight=weights)
+    network, recipe = model.trained_.network, model.trained_.recipe
+    weight, bias, *velocities = initial_state(network, recipe.seed, "float64").values()
+    lr, losses = SMALL["learning_rate_init"], []
+    for _ in range(4):
+        y_hat = softmax(x @ weight + bias, axis=1)
+        losses.append(log_loss(y, y_hat, sample_weight=weights))
+        delta = (y_hat - np.eye(3)[y]) * (weights / weights.sum())[:, None]
+        velocities = [
+            0.9 * v - lr * gradient
+            for v, gradient in zip(velocities, (x.T @ delta, delta.sum(0)), strict=True)
+        ]
+        weight, bias = weight + velocities[0], bias + velocities[1]
+    assert_allclose(model.predict_proba(x), softmax(x @ weight + bias, axis=1), rtol=1e-9)
+    assert_allclose(model.loss_curve_, losses, rtol=1e-9)
+    assert model.n_iter_ == model.trained_.epoch == 4
+
+
+def test_partial_fit_learns_from_a_stream_and_goes_on_after_fit(iris):
+    x, y = iris[0].astype(np.float32), np.array(["a", "b", "c"])[iris[1]]
+
+    def streamed():
+        model = small(hidden_layer_sizes=(), class_weight={"a": 2})
+        for chunk in np.array_split(np.random.default_rng(0).permutation(150), 6) * 4:
+            model.partial_fit(x[chunk], y[chunk], classes=["c", "b", "a"])
+        return model
+
+    halved, doubled = small(class_weight={"a": 0.5}), small()
+    for label in ("a", "b", "c") * 2:
+        chunk = y == label
+        halved.partial_fit(x[chunk], y[chunk], ["a", "b", "c"])
+        doubled.partial_fit(x[chunk], y[chunk], ["a", "b", "c"], np.full(50, 1 if label == "a" else 2))
+    same_network(halved, doubled)
+    model = streamed()
+    same_network(model, streamed())
+    assert model.score(x, y) > 0.9
+    assert len(model.loss_curve_) == model.n_iter_ == 24
+    fitted = small().fit(x, y)
+    before, loss = fitted.n_iter_, log_loss(y, fitted.predict_proba(x))
+    for _ in range(5):
+        fitted.partial_fit(x, y)
+    assert fitted.n_iter_ == before + 5
+    assert log_loss(y, fitted.predict_proba(x)) < loss
+    copied = copy.deepcopy(fitted)
+    same_network(fitted.partial_fit(x, y), copied.partial_fit(x, y))
+    same_network(fitted.fit(x, y), small().fit(x, y))
+
+
 def errors(model, x, y):
     """Return the error after a step of 0.2 in every pixel, or as strong at other p."""
     radii = {p: 0.2 * 64 ** (1 / p) for p in BALLS}
@@ -232,6 +352,9 @@ def test_it_is_searched_calibrated_and_cloned(iris):
     found = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(*iris)
     assert found.best_params_["lpregularizedclassifier__sigma"] == 0.1
     assert cross_val_score(clone(found.best_estimator_), *iris, cv=3).min() > 0.8
+    weighed = GridSearchCV(pipeline, {"lpregularizedclassifier__class_weight": [None, "balanced"]}, cv=2)
+    weighed.fit(*iris, lpregularizedclassifier__sample_weight=COUNTS)
+    assert weighed.score(*iris) > 0.8
     calibrated = CalibratedClassifierCV(pipeline, cv=2).fit(*iris)
     assert_allclose(calibrated.predict_proba(iris[0]).sum(axis=1), 1, rtol=1e-12)
     assert calibrated.score(*iris) > 0.8
@@ -268,6 +391,10 @@ def test_progress_is_shown_if_it_is_asked_for(iris, capsys):
         ({"validation_fraction": 1.0}, "validation_fraction must be a number between 0 and 1"),
         ({"objective": "dropout"}, "objective must be one of plain, noise, perturb, penalty; got 'dropout'"),
         ({"backend": "abacus"}, "unknown backend 'abacus'; installed: .*numpy"),
+        ({"class_weight": "even"}, "class_weight"),
+        ({"class_weight": {0: -1}}, "class_weight must hold finite numbers, 0 or more; got"),
+        ({"class_weight": {0: 0, 1: 0, 2: 0}}, "class_weight is 0 for every example"),
+        ({"class_weight": {7: 2}}, "not in class_weight"),
         ({"device": "tpu:7"}, "computes on cpu; got .*tpu:7"),
     ],
 )
@@ -287,5 +414,26 @@ def test_what_cannot_be_used_is_named(iris):
     model = small().fit(x, y)
     with pytest.raises(ValueError, match="previously unseen labels"):
         model.perturb(x, y + 1)
+    for weights, message in (
+        (np.zeros(150), "(?i)sample.weight.*zero|sample_weight is 0"),
+        (-np.ones(150), "sample_weight must be 0 or more; got -1"),
+        (np.full(150, np.nan), "NaN"),
+        (np.ones(149), "sample_weight"),
+        (np.full(150, 1e9), "sum to 1.5e[+]11.*divide sample_weight by its mean"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small().fit(x, y, weights)
+    with pytest.raises(ValueError, match="the first call of partial_fit needs classes"):
+        small().partial_fit(x, y)
+    with pytest.raises(ValueError, match="cannot balance their classes; pass"):
+        small(class_weight="balanced").partial_fit(x, y, [0, 1, 2])
+    with pytest.raises(ValueError, match="pass n_iter_no_change=None"):
+        small(n_iter_no_change=3).partial_fit(x, y, [0, 1, 2])
+    with pytest.raises(ValueError, match="must stay those of the first call"):
+        small().fit(x, y).partial_fit(x, y, [0, 1])
+    with pytest.raises(ValueError, match="previously unseen labels"):
+        small().partial_fit(x, y, [0, 1])
+    with pytest.raises(ValueError, match="call fit for a new one"):
+        small().fit(x, y).set_params(hidden_layer_sizes=(5,)).partial_fit(x, y)
     with pytest.raises(ValueError, match="sigma is the ball's radius"):
         model.perturb(x, y, sigma=-1.0)

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +18,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily.ascent import ascend
@@ -27,9 +28,9 @@ from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
 from lpfamily.training.data import Split
-from lpfamily.training.networks import Floats, Ints, State, initial_state, parameter_shapes
+from lpfamily.training.networks import Floats, Ints, Network, State, initial_state, parameter_shapes
 from lpfamily.training.progress import Progress
-from lpfamily.training.protocol.epochs import finite, train
+from lpfamily.training.protocol.epochs import Standing, finite, train
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Machine, Rates
 from lpfamily_numpy import backend as numpy_backend
@@ -38,6 +39,9 @@ SHARE = 0.05
 """How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
 
 MOMENTUM = 0.9
+
+MOST_VISITS = 10**9
+"""How many examples an epoch may visit, by the sum of the weights."""
 
 FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size")} | {
     "max_iter": "epochs",
@@ -106,6 +110,9 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         parameters of the least; None holds nothing out.
     validation_fraction
         The part of the examples that `n_iter_no_change` holds out.
+    class_weight
+        What each label multiplies the weight of its examples by, relative to the others: a dict, in which
+        labels that are absent have 1; "balanced", which gives each class the same total weight; or None.
     backend
         What trains: "numpy", "torch", "jax", or another that is installed. In float64 all of them train
         the same network, to rounding.
@@ -123,11 +130,12 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
     n_features_in_, feature_names_in_
         As in any estimator.
     n_iter_
-        How many epochs were trained.
+        How many epochs were trained, of `fit` and of each `partial_fit` since.
     loss_curve_
         The mean objective of each epoch.
     validation_loss_curve_
-        The cross-entropy of the held-out examples after each epoch; None without any.
+        The cross-entropy of the held-out examples after each epoch; None without any. `partial_fit` adds
+        nothing to it.
     trained_
         The network as a `lpfamily.training.Trained`, plain data and NumPy arrays of X's dtype, float32 or
         float64. `trained_.recipe.sigma` is the sigma of the training, `trained_.model("torch")` a module of
@@ -162,6 +170,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         learning_rate_init: float = 0.05,
         n_iter_no_change: int | None = None,
         validation_fraction: float = 0.1,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         backend: str = "numpy",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -179,13 +188,22 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         self.learning_rate_init = learning_rate_init
         self.n_iter_no_change = n_iter_no_change
         self.validation_fraction = validation_fraction
+        self.class_weight = class_weight
         self.backend = backend
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> LpRegularizedClassifier:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> LpRegularizedClassifier:
         """Train on inputs X, (n_samples, n_features), and labels y, (n_samples,), and return self.
+
+        sample_weight, (n_samples,), is how often an epoch visits each example: one of weight 3 counts like
+        three copies of it, and one of weight 0 like none; one of weight 1.5 is visited once or twice, which
+        is 1.5 times in the mean over epochs. An epoch makes as many visits as the weights sum to, and at
+        least one for each example that has a weight: so small weights are relative, and large ones make an
+        epoch long. class_weight multiplies the weights and keeps their sum.
 
         Raises
         ------
@@ -193,41 +211,114 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             For X that is sparse.
         ValueError
             For a parameter out of its range; fewer than two classes; X that is not finite, or not of two
-            dimensions; and, as `BadInput`, a backend or device that cannot be used.
+            dimensions; weights that are negative, not finite, or all 0; and, as `BadInput`, a backend or
+            device that cannot be used.
         NotFinite
             The loss or a weight is no longer a finite number.
         """
         numbers = self._numbers()
-        x: Floats
-        x, targets = validate_data(self, X, y, dtype=(np.float64, np.float32))
-        check_classification_targets(targets)
+        x, targets, weights = self._examples(X, y, sample_weight, (np.float64, np.float32))
         self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds 1 class, {self.classes_[0]}; a classifier needs two or more")
+        weighted = weights * _class_factors(self.class_weight, self.classes_, labels, weights)[labels]
+        weights = weighted * (weights.sum() / weighted.sum())
         recipe, held = self._recipe(numbers, x, len(self.classes_)), None
         if recipe.patience:
             share, seed = numbers["validation_fraction"], recipe.seed
             try:
-                x, held_x, labels, held_labels = train_test_split(
-                    x, labels, test_size=share, stratify=labels, random_state=seed
+                x, held_x, labels, held_labels, weights, held_weights = train_test_split(
+                    x, labels, weights, test_size=share, stratify=labels, random_state=seed
                 )
             except ValueError as cause:
                 raise ValueError(
                     f"{cause} n_iter_no_change holds out {share:g} of the examples: raise "
                     f"validation_fraction, or pass n_iter_no_change=None"
                 ) from cause
-            recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_labels)
+            recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_labels, held_weights)
         network = recipes.network_of(recipe, (1, 1, x.shape[1]), len(self.classes_))
-        found = backends.find_for(self.backend, network)
-        found.check_device(self.device)
-        task = recipes.task_of(recipe, network, Split(x, labels), Machine(self.device))
-        trainer = found.trainer(task, initial_state(network, recipe.seed, recipe.dtype))
-        state, epoch, lines = _train(trainer, recipe, len(x), held, Progress(quiet=not self.verbose))
+        trainer = self._trainer(recipe, network, x, labels, initial_state(network, recipe.seed, recipe.dtype))
+        state, epoch, lines = _train(
+            trainer, recipe, weights, held, Progress(quiet=not self.verbose), Standing()
+        )
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
         self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
         parameters = {name: state[name] for name in parameter_shapes(network)}
         self.trained_ = Trained(network, recipe, parameters, epoch, None)
+        self._velocities: State = {}
+        return self
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> LpRegularizedClassifier:
+        """Train for one epoch on these examples, from the network as it is, and return self.
+
+        The first call begins with a new network, and a call after `fit` with what that has trained. The rate
+        stays at learning_rate_init, and `max_iter` and `validation_fraction` have no part. Further calls
+        have the seed and the dtype of the first. The least class weight counts as 1, so that it means the
+        same in every call, whatever classes that has; sample weights do where none is below 1.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        classes
+            All labels that any call will have, in the first call; afterwards None or the same.
+
+        Raises
+        ------
+        TypeError, ValueError, NotFinite
+            As in `fit`, and ValueError for a first call without classes, other classes later, labels that
+            are none of them, class_weight="balanced" or n_iter_no_change, which look at all examples, and
+            hidden layers that are not those of the network.
+        """
+        numbers, first = self._numbers(), not hasattr(self, "trained_")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "partial_fit sees some examples at a time and cannot balance their classes; pass what "
+                "sklearn.utils.class_weight.compute_class_weight says of all of them as a dict class_weight"
+            )
+        if self.n_iter_no_change is not None:
+            raise ValueError("partial_fit holds nothing out; pass n_iter_no_change=None")
+        if first and classes is None:
+            raise ValueError("the first call of partial_fit needs classes, all labels that y will ever hold")
+        known = self.classes_ if classes is None else np.unique(np.asarray(classes))
+        if not first and not np.array_equal(known, self.classes_):
+            raise ValueError(f"classes must stay those of the first call, {self.classes_}; got {known}")
+        if len(known) < 2:
+            raise ValueError(f"classes holds {len(known)} class; a classifier needs two or more")
+        dtype = (np.float64, np.float32) if first else self.trained_.recipe.dtype
+        x, targets, weights = self._examples(X, y, sample_weight, dtype, reset=first)
+        labels = LabelEncoder().fit(known).transform(targets)
+        factors = _class_factors(self.class_weight, known, labels, weights)
+        weights = weights * (factors / factors[factors > 0].min())[labels]
+        recipe = replace(self._recipe(numbers, x, len(known)), lr_decay="none")
+        network = recipes.network_of(recipe, (1, 1, x.shape[1]), len(known))
+        done, state = 0, initial_state(network, recipe.seed, recipe.dtype)
+        if not first:
+            if network != self.trained_.network:
+                raise ValueError(
+                    "hidden_layer_sizes and pieces must stay those of the network that partial_fit goes on "
+                    "with; call fit for a new one"
+                )
+            recipe = replace(recipe, seed=self.trained_.recipe.seed)
+            done, state = self.n_iter_, state | self.trained_.parameters | self._velocities
+        trainer = self._trainer(recipe, network, x, labels, state)
+        recipe = replace(recipe, epochs=done + 1)
+        state, epoch, (line,) = _train(
+            trainer, recipe, weights, None, Progress(quiet=not self.verbose), Standing(done)
+        )
+        self.classes_, self.n_iter_ = known, epoch
+        self.loss_curve_ = [*([] if first else self.loss_curve_), line["loss"]]
+        if first:
+            self.validation_loss_curve_ = None
+        parameters = {name: state.pop(name) for name in parameter_shapes(network)}
+        self.trained_, self._velocities = Trained(network, recipe, parameters, epoch, None), state
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.generic]:
@@ -308,6 +399,27 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
         return evaluation.in_parts(model, x)
 
+    def _examples(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, dtype: Any, *, reset: bool = True
+    ) -> tuple[Floats, NDArray[np.generic], Floats]:
+        """Return inputs, labels and weights of the examples whose weight is not 0."""
+        x, targets = validate_data(self, X, y, dtype=dtype, reset=reset)
+        check_classification_targets(targets)
+        weights = _check_sample_weight(sample_weight, x, dtype=np.float64)
+        if np.any(weights < 0):
+            raise ValueError(f"sample_weight must be 0 or more; got {weights.min()}")
+        used = weights > 0
+        if not used.any():
+            raise ValueError("sample_weight is 0 for every example; one needs a weight above 0")
+        return (x, targets, weights) if used.all() else (x[used], targets[used], weights[used])
+
+    def _trainer(
+        self, recipe: Recipe, network: Network, x: Floats, labels: NDArray[np.int64], state: State
+    ) -> backends.Trainer:
+        found = backends.find_for(self.backend, network)
+        found.check_device(self.device)
+        return found.trainer(recipes.task_of(recipe, network, Split(x, labels), Machine(self.device)), state)
+
     def _numbers(self) -> dict[str, Any]:
         """Return the parameters that are numbers, as Python's."""
         name, units = "hidden_layer_sizes", np.atleast_1d(self.hidden_layer_sizes).tolist()
@@ -352,37 +464,72 @@ def _within(range_: Range, name: str, value: Any) -> Any:
     return range_.kind(value)
 
 
+def _class_factors(
+    class_weight: Mapping[Any, float] | str | None,
+    classes: NDArray[np.generic],
+    labels: Ints,
+    weights: Floats,
+) -> Floats:
+    """Return the factor of each class, relative to the others."""
+    if class_weight == "balanced":
+        # not scikit-learn's, whose lowest version counts every example once, whatever its weight
+        return 1 / np.bincount(labels, weights, len(classes))
+    factors: Floats = compute_class_weight(class_weight, classes=classes, y=classes)
+    if not np.all(np.isfinite(factors) & (factors >= 0)):
+        raise ValueError(f"class_weight must hold finite numbers, 0 or more; got {class_weight!r}")
+    if not factors[labels].any():
+        raise ValueError("class_weight is 0 for every example; one needs a weight above 0")
+    return factors
+
+
+def _visits(weights: Floats) -> int:
+    """Return how many examples an epoch visits."""
+    total = float(weights.sum())
+    if not total <= MOST_VISITS:
+        raise ValueError(
+            f"the weights of the examples sum to {total:.3g}, and an epoch makes as many visits; "
+            f"divide sample_weight by its mean"
+        )
+    return max(round(total), int(np.count_nonzero(weights)))
+
+
 def _train(
     trainer: backends.Trainer,
     recipe: Recipe,
-    examples: int,
-    held: tuple[Floats, Ints] | None,
+    weights: Floats,
+    held: tuple[Floats, Ints, Floats] | None,
     progress: Progress,
+    start: Standing,
 ) -> tuple[State, int, list[backends.Metrics]]:
     """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
     kept: State = {}
     lines: list[backends.Metrics] = []
-    best = 0
+    best, visits = 0, _visits(weights)
 
     def measure(rates: Rates) -> backends.Metrics:
         if not held:
             return {}
-        return {"held_out_loss": finite(evaluation.loss(trainer, *held), "the held-out loss", REMEDY)}
+        x, labels, weights = held
+        losses = evaluation.in_parts(trainer.losses, x, labels)
+        loss = float(np.average(losses, weights=weights))
+        return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
 
     trained = train(
         trainer,
         recipe,
-        examples,
+        visits,
         functools.partial(recipes.rates, recipe),
         measure,
         last=recipe.epochs,
+        start=start,
+        weights=weights,
         judged="held_out_loss" if held else "",
         remedy=lambda: REMEDY,
     )
-    with progress.epochs(recipe.epochs, 0) as report:
+    with progress.epochs(recipe.epochs, start.epoch) as report:
         for epoch in trained:
             lines.append(epoch.metrics)
             if not held or epoch.is_best:
                 kept, best = epoch.state, epoch.standing.epoch
-            report(epoch.metrics, examples)
+            report(epoch.metrics, visits)
     return kept, best, lines

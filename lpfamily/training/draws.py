@@ -84,9 +84,24 @@ class Draws:
     seed: int
     epoch: int
 
-    def order(self, examples: int) -> NDArray[np.int64]:
-        """Return the order in which the epoch visits its examples."""
-        return _generator(_ORDER, self.seed, self.epoch, 0).permutation(examples)
+    def order(self, visits: int, weights: Floats | None = None) -> NDArray[np.int64]:
+        """Return which example each of an epoch's visits is to.
+
+        Without weights it is one visit to each example. With weights w, float64 and 0 or more, example i has
+        visits * w_i / sum(w) visits: exactly so many where that is a whole number, and else one of the two
+        whole numbers beside it, drawn such that this is the mean.
+        """
+        generator = _generator(_ORDER, self.seed, self.epoch, 0)
+        order = generator.permutation(visits)
+        if weights is None:
+            return order
+        upto = np.cumsum(weights)
+        upto *= visits / upto[-1]
+        upto[-1] = visits
+        whole = np.floor(upto)
+        # by the fraction alone: whole + fraction + drawn may round up to the next whole number
+        ends = (whole + (upto - whole + generator.random() >= 1)).astype(np.int64)
+        return np.repeat(np.arange(len(weights)), np.diff(ends, prepend=0))[order]
 
     def noise(self, step: int, shape: Shape, dtype: str) -> Floats:
         """Return standard normal noise for the inputs of a step."""

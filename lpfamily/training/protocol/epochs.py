@@ -11,7 +11,7 @@ import numpy as np
 
 from lpfamily.training.backends import Metrics, Trainer
 from lpfamily.training.draws import Draws
-from lpfamily.training.networks import State
+from lpfamily.training.networks import Floats, State
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Rates
 
@@ -50,12 +50,13 @@ class Epoch:
 def train(
     trainer: Trainer,
     recipe: Recipe,
-    examples: int,
+    visits: int,
     rates: Callable[[int, int], Rates],
     measure: Callable[[Rates], Metrics],
     *,
     last: int,
     start: Standing = Standing(),
+    weights: Floats | None = None,
     judged: str = "",
     until: Callable[[], bool] = lambda: False,
     remedy: Callable[[], str],
@@ -64,8 +65,10 @@ def train(
 
     Parameters
     ----------
-    trainer, examples
-        What trains, and on how many examples.
+    trainer
+        What trains.
+    visits
+        How many examples an epoch visits: all of the trainer's, once each, if there are no weights.
     recipe
         Its batch size, seed and patience.
     rates
@@ -76,6 +79,8 @@ def train(
         The number of the last epoch, the first being 1.
     start
         How far training has come before.
+    weights
+        The weight of each example, by which `Draws.order` visits it.
     judged
         The measured metric by which patience ends the training, if the recipe has any: after `patience`
         epochs in a row without a new least value.
@@ -89,12 +94,12 @@ def train(
     NotFinite
         The loss or an array of the state is no longer finite.
     """
-    at, batches = start, math.ceil(examples / recipe.batch_size)
+    at, batches = start, math.ceil(visits / recipe.batch_size)
     patience = recipe.patience if judged else 0
     while at.epoch < last and not until() and not (patience and at.epoch - at.best >= patience):
         draws, scheduled = Draws(recipe.seed, at.epoch), rates(at.epoch, batches)
         begin, epoch = time.perf_counter(), at.epoch + 1
-        metrics = trainer.epoch(draws.order(examples), scheduled, draws)
+        metrics = trainer.epoch(draws.order(visits, weights), scheduled, draws)
         metrics |= {"lr": float(scheduled.lr[-1]), "seconds": time.perf_counter() - begin}
         state = trainer.state()
         if not (math.isfinite(metrics["loss"]) and all(np.isfinite(array).all() for array in state.values())):
