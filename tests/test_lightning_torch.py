@@ -1,6 +1,8 @@
 """The Lightning callback: training_step sees x + eps, and nothing else changes."""
 
+import importlib
 import math
+import sys
 
 import pytest
 from conftest import NAMES
@@ -111,3 +113,11 @@ def test_torch_a_batch_that_cannot_be_changed_is_an_error():
     data.collate_fn = lambda records: tuple(torch.stack([r[k] for r in records]) for k in ("image", "label"))
     with pytest.raises(TypeError, match=r"a batch must be a list or a dict.*got tuple: return one from"):
         fit(Model(), data, PerturbInputs(losses_of, sigma=0.1))
+
+
+def test_without_lightning_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lpfamily_torch.lightning")
+    for name in "lightning", "lightning.pytorch":
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r"^lightning is not installed; pip install lightning$"):
+        importlib.import_module("lpfamily_torch.lightning")

@@ -1,7 +1,9 @@
 """What the package shows, and what it needs."""
 
 import ast
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +15,7 @@ import pytest
 from backends_under_test import NAMES
 
 import lpfamily
+from lpfamily._packages import needs
 from lpfamily.training import commands, data, recipes, runs
 from lpfamily.training.commands import options
 from lpfamily.training.protocol import grid, stages
@@ -97,6 +100,82 @@ def test_a_backend_loads_no_more_of_training_than_its_contract(backend):
     }
     assert not loaded & of_runs
     assert not {name.partition(".")[0] for name in loaded} & {"matplotlib", "safetensors", "sklearn"}
+
+
+LACKING = """
+import importlib, sys
+module, package = sys.argv[1:]
+sys.modules[package] = None
+try:
+    importlib.import_module(module)
+except ModuleNotFoundError as cause:
+    print(cause.name, "|", cause)
+if module.count("_"):
+    from lpfamily.training import backends
+    try:
+        backends.find(module.partition("_")[2])
+    except backends.BadInput as cause:
+        print(cause)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "remedy"),
+    [
+        ("lpfamily_numpy", "threadpoolctl", 'pip install "lpfamily[train]"'),
+        ("lpfamily_torch", "torch", 'pip install "lpfamily[torch]"'),
+        ("lpfamily_jax", "jax", 'pip install "lpfamily[jax]"'),
+        ("lpfamily.ecosystem.sklearn", "sklearn", 'pip install "lpfamily[train]"'),
+        ("lpfamily.ecosystem.foolbox", "eagerpy", "pip install foolbox"),
+        ("lpfamily.ecosystem.art", "art", "pip install adversarial-robustness-toolbox"),
+    ],
+)
+def test_an_import_that_lacks_a_package_says_how_to_install_it(module, package, remedy):
+    done = subprocess.run(
+        [sys.executable, "-c", LACKING, module, package], capture_output=True, text=True, check=True
+    )
+    said = f"{package} is not installed; {remedy}"
+    expected = [f"{package} | {said}"]
+    if "_" in module:
+        expected.append(f"backend {module.partition('_')[2]!r} cannot be loaded: {said}")
+    assert done.stdout.splitlines() == expected
+
+
+def test_what_a_present_package_lacks_is_not_taken_for_it():
+    with pytest.raises(ModuleNotFoundError, match="other") as caught, needs("pip install this", "this"):
+        raise ModuleNotFoundError("no module named other", name="other.this")
+    assert type(caught.value) is ModuleNotFoundError
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Return the folder of another installation, of the same sources."""
+    for name in "lpfamily", "lpfamily_numpy":
+        folder = Path(importlib.util.find_spec(name).origin).parent
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+MEETING = (
+    "import sys, lpfamily; sys.path.insert(0, sys.argv[1]); import lpfamily_numpy as n; print(n.__file__)"
+)
+
+
+@pytest.mark.parametrize("changed", ["", "lpfamily/norms.py", "lpfamily_numpy/model.py", "lpfamily/new.py"])
+def test_packages_of_two_versions_notice_when_they_meet(installed, changed):
+    if changed:
+        with (installed / changed).open("a") as file:
+            file.write("# another version\n")
+    done = subprocess.run(
+        [sys.executable, "-c", MEETING, str(installed)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{installed / 'lpfamily_numpy' / '__init__.py'}\n"
+    here = Path(lpfamily.__file__).parent.parent
+    line = (
+        f"UserWarning: lpfamily is loaded from {here} and lpfamily_numpy from {installed}, and their versions"
+    )
+    assert (f"{line} differ; run `pip install .`" in done.stderr) == bool(changed)
+    assert bool(done.stderr) == bool(changed)
 
 
 def imported_by(source, modules):

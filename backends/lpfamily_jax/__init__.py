@@ -1,7 +1,10 @@
 """The JAX backend: CPU and GPU; and `regularize`, for models and training loops of one's own."""
 
-from lpfamily_jax.regularized import regularize
-from lpfamily_jax.robust import robustness
-from lpfamily_jax.trainer import backend
+from lpfamily._packages import needs, same_version
+
+with same_version(__file__), needs('pip install "lpfamily[jax]"', "jax"):
+    from lpfamily_jax.regularized import regularize
+    from lpfamily_jax.robust import robustness
+    from lpfamily_jax.trainer import backend
 
 __all__ = ["backend", "regularize", "robustness"]

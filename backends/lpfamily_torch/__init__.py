@@ -1,7 +1,10 @@
 """The torch backend, CPU and CUDA, and the family inside a torch loop of one's own."""
 
-from lpfamily_torch.regularized import ascend, perturb, regularized_loss
-from lpfamily_torch.robust import robustness
-from lpfamily_torch.trainer import backend
+from lpfamily._packages import needs, same_version
+
+with same_version(__file__), needs('pip install "lpfamily[torch]"', "torch"):
+    from lpfamily_torch.regularized import ascend, perturb, regularized_loss
+    from lpfamily_torch.robust import robustness
+    from lpfamily_torch.trainer import backend
 
 __all__ = ["ascend", "backend", "perturb", "regularized_loss", "robustness"]

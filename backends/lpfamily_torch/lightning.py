@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
+from lpfamily._packages import needs
 from lpfamily_torch.passes import Loss
 from lpfamily_torch.regularized import perturb
+
+with needs("pip install lightning", "lightning"):
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class PerturbInputs(Callback):

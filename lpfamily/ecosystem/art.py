@@ -8,20 +8,23 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-from art.attacks.attack import EvasionAttack
-from art.config import ART_NUMPY_DTYPE
-from art.estimators.classification.classifier import ClassifierMixin
-from art.estimators.classification.pytorch import PyTorchClassifier
-from art.estimators.estimator import BaseEstimator, LossGradientsMixin
-from art.estimators.pytorch import PyTorchEstimator
-from art.utils import check_and_transform_label_format
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 import lpfamily
 from lpfamily._arrays import Array, Numbers, check_p
+from lpfamily._packages import needs
 from lpfamily.ascent import Method, check_ascent
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
 from lpfamily.training.networks import Floats
+
+with needs("pip install adversarial-robustness-toolbox", "art"):
+    from art.attacks.attack import EvasionAttack
+    from art.config import ART_NUMPY_DTYPE
+    from art.estimators.classification.classifier import ClassifierMixin
+    from art.estimators.classification.pytorch import PyTorchClassifier
+    from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+    from art.estimators.pytorch import PyTorchEstimator
+    from art.utils import check_and_transform_label_format
 
 Mask = NDArray[np.bool_]
 Labels = Any

@@ -6,15 +6,17 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import eagerpy as ep
-import foolbox
-from foolbox.attacks.base import FixedEpsilonAttack, T, get_criterion, raise_if_kwargs
-from foolbox.devutils import atleast_kd
-
 import lpfamily
 from lpfamily._arrays import Array, Bounds, check_p
+from lpfamily._packages import needs
 from lpfamily.ascent import Method
 from lpfamily.ecosystem._attacks import RandomStart, checked, start_of
+
+with needs("pip install foolbox", "foolbox", "eagerpy"):
+    import eagerpy as ep
+    import foolbox
+    from foolbox.attacks.base import FixedEpsilonAttack, T, get_criterion, raise_if_kwargs
+    from foolbox.devutils import atleast_kd
 
 Evaluate = Callable[[Array], tuple[Array, Array]]
 """Maps inputs to the value of each example and its gradient."""

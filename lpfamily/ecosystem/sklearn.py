@@ -14,15 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from lpfamily._arrays import Bounds, Numbers
+from lpfamily._packages import needs
 from lpfamily.ascent import ascend
 from lpfamily.classification import cross_entropy, error_log_odds
 from lpfamily.training import Trained, backends, evaluation, recipes
@@ -34,6 +28,15 @@ from lpfamily.training.protocol.epochs import Standing, finite, train
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Machine, Rates
 from lpfamily_numpy import backend as numpy_backend
+
+with needs('pip install "lpfamily[train]"', "sklearn"):
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import LabelEncoder
+    from sklearn.utils import check_random_state
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 SHARE = 0.05
 """How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""

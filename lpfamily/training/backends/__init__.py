@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lpfamily._packages import NotInstalled
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State
@@ -149,6 +150,8 @@ def find(name: str) -> Backend:
         members = [name for name in vars(Backend) if not name.startswith("_")]
         if lacking := [name for name in members if not hasattr(backend, name)]:
             raise TypeError(f"{entry.value} is no backend, it lacks {', '.join(lacking)}")
+    except NotInstalled as cause:
+        raise BadInput(f"backend {name!r} cannot be loaded: {cause}") from cause
     except Exception as cause:  # a stranger's module may fail in any way
         raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend

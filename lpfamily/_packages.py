@@ -1,0 +1,55 @@
+"""What imports say where a package is missing, or where two are of different versions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class NotInstalled(ModuleNotFoundError):
+    """A package that a module needs is not installed; the message says how to install it."""
+
+
+@contextmanager
+def needs(remedy: str, *packages: str) -> Iterator[None]:
+    """Raise `NotInstalled`, with the remedy, where an import in the block lacks one of these packages."""
+    try:
+        yield
+    except ModuleNotFoundError as cause:
+        lacking = (cause.name or "").partition(".")[0]
+        if lacking not in packages:
+            raise
+        raise NotInstalled(f"{lacking} is not installed; {remedy}", name=lacking) from cause
+
+
+@contextmanager
+def same_version(file: str) -> Iterator[None]:
+    """Warn if the package whose `__init__` this is belongs to another version of lpfamily than runs.
+
+    So it is where Python starts in a checkout's folder, takes `lpfamily` from there, and this package from
+    an older installation. Versions have the same number between two releases, so the sources are compared:
+    only where the two come from different places, and both are in one of them.
+    """
+    package, core = Path(file).resolve().parent, Path(__file__).resolve().parent
+    for one, other in (core, _beside(package, core.name)), (package, _beside(core, package.name)):
+        if other is not None and one != other and _sources(one) != _sources(other):
+            warnings.warn(
+                f"lpfamily is loaded from {core.parent} and {package.name} from {package.parent}, and their "
+                f"versions differ; run `pip install .` in the checkout again, or start Python elsewhere",
+                stacklevel=3,
+            )
+            break
+    yield
+
+
+def _beside(package: Path, name: str) -> Path | None:
+    """Return the folder of the package of this name in the same installation or checkout."""
+    parent = package.parent
+    folders = parent / name, parent / "backends" / name, parent.parent / name
+    return next((folder for folder in folders if (folder / "__init__.py").is_file()), None)
+
+
+def _sources(package: Path) -> dict[Path, bytes]:
+    return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
