@@ -61,6 +61,7 @@ class Trainer(Protocol):
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`, the last batch as it is.
 
+        `order` may have an example several times, or not at all: so weights of examples are trained.
         A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
         Returns `loss` and `error` (a fraction), means over the examples as the objective saw them.
         Dropout is in training alone: no other method drops anything.
