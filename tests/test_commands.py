@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from commandline import (
@@ -22,7 +25,7 @@ from commandline import (
     unchanged,
 )
 
-from lpfamily import reproduce
+from lpfamily import __main__, reproduce
 
 # Ctrl-C
 
@@ -82,6 +85,11 @@ for k in range(of):
             7,
             "--model softmax --epochs 1 --data mnist --validation 5 --quiet --data-dir DATA --out OUT",
         ),
+        (
+            "__main__",
+            3,
+            "train --model softmax --epochs 1 --data mnist --validation 5 --quiet --data-dir DATA --out OUT",
+        ),
         ("evaluate", 3, "RUN --quiet --steps 2 --examples 20 --out OUT.json"),
         ("reproduce", 3, "figure6 --data-dir DATA --backend numpy --quiet --out OUT"),
     ],
@@ -91,6 +99,7 @@ def test_ctrl_c_is_130_and_no_traceback_from_the_first_line_to_the_end(tmp_path,
     if module == "evaluate":
         trained(tmp_path / "run", *SOFTMAX)
     told = flags.replace("DATA", str(tmp_path)).replace("RUN", str(tmp_path / "run")).split()
+    name = f"python -m lpfamily.{'train' if module == '__main__' else module}"
     result = python(INSTANTS, f"lpfamily.{module}", instants, tmp_path / "out", *told, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, ""), result
     (_, events, *undisturbed), *outcomes = map(json.loads, result.stdout.splitlines())
@@ -101,8 +110,8 @@ def test_ctrl_c_is_130_and_no_traceback_from_the_first_line_to_the_end(tmp_path,
         # the last one comes when all is done, and Python itself is being taken down
         assert code == (130 if instant < events else code), (instant, events, said)
         assert code in (0, 130)
-        *before, last = said or [f"python -m lpfamily.{module}: interrupted"]
-        assert last == f"python -m lpfamily.{module}: interrupted"
+        *before, last = said or [f"{name}: interrupted"]
+        assert last == f"{name}: interrupted"
         assert not before or (before[0], before[1].partition(";")[0]) == ("", "stopped"), said
         assert len(before) in (0, 2)
 
@@ -161,6 +170,65 @@ print("went on")
 def test_ctrl_c_is_not_lost_and_not_taken_where_it_is_ignored(tmp_path, code, expected):
     result = python(code, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == expected
+
+
+# One name for all of them
+
+
+@pytest.mark.parametrize(
+    "flags", [("--sigma", "much"), ("--epoch", 3), ("--out", "run", *SOFTMAX, "--quiet")]
+)
+def test_one_command_does_what_each_module_does(tmp_path, flags):
+    done = [train(*flags, cwd=tmp_path)]
+    again = [str(flag).replace("run", "again") for flag in flags]
+    done.append(
+        subprocess.run(
+            [sys.executable, "-m", "lpfamily", "train", *again], cwd=tmp_path, env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+        )
+    )  # fmt: skip
+    one, other = ((each.returncode, each.stdout, each.stderr) for each in done)
+    assert one == other
+    if "run" in flags:
+        assert timeless(tmp_path / "run") == timeless(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", __main__.COMMANDS)
+def test_one_command_has_the_help_of_each(name):
+    told = []
+    for code in (
+        f"import sys; sys.argv = ['x', '{name}', '--help']; from lpfamily.__main__ import start; start()",
+        f"import sys; sys.argv = ['x', '--help']; from lpfamily.{name} import main; main()",
+    ):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        told.append((done.stdout, done.stderr))
+    assert told[0] == told[1]
+    assert told[0][0].startswith(f"usage: python -m lpfamily.{name} ")
+
+
+def test_one_command_says_what_it_knows(capsys):
+    assert __main__.main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(f"\n  {name} " in shown.err for name in __main__.COMMANDS)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        __main__.main(["--help"])
+    assert capsys.readouterr().out == shown.err
+    for given, answer in (
+        (["trian", "--p", "2"], "there is no command 'trian'; did you mean train?"),
+        (["xyz"], f"there is no command 'xyz'; choose one of {', '.join(__main__.COMMANDS)}"),
+        (["--p", "2"], "unknown option --p; "),
+    ):
+        assert __main__.main(given) == 2
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1)
+        assert err.startswith(f"lpfamily: {answer}")
+
+
+def test_one_command_is_installed():
+    pyproject = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    script = EntryPoint("lpfamily", pyproject["project"]["scripts"]["lpfamily"], "console_scripts")
+    assert script.load() is __main__.start
 
 
 # Who listens
