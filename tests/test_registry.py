@@ -83,7 +83,21 @@ def test_two_of_one_name_are_both_named(install, tmp_path):
 
 def test_an_unknown_name_is_answered_with_what_there_is(install, tmp_path):
     result = train("--backend", "stranger", cwd=tmp_path, **install())
-    assert_refused(result, "'stranger'", "jax, numpy, strange, torch")
+    assert_refused(result, "'stranger'", "jax", "numpy", "torch")
+    loadable = result.stderr.rstrip().partition("installed: ")[2].partition(";")[0].split(", ")
+    assert {"numpy", "strange"} <= {*loadable}
+
+
+def test_an_unknown_name_is_answered_with_what_the_others_lack(install, tmp_path):
+    environment = install(code="import framework_that_is_not_there\n")
+    result = train("--backend", "stranger", cwd=tmp_path, **environment)
+    assert_refused(
+        result,
+        "backend 'strange' cannot be loaded (No module named 'framework_that_is_not_there'); install what",
+    )
+    loadable = result.stderr.partition("installed: ")[2].partition(";")[0].split(", ")
+    assert "numpy" in loadable
+    assert "strange" not in loadable
 
 
 def test_a_layer_that_it_does_not_train_is_named(install, tmp_path):

@@ -375,7 +375,7 @@ def test_progress_is_shown_if_it_is_asked_for(iris, capsys):
     [
         ({"p": 0.5}, r"p must be a number of at least 1, or inf: below 1 the ball is not convex; got 0\.5"),
         ({"p": None}, "p must be"),
-        ({"p": "inf"}, "p must be"),
+        ({"p": "two"}, "p must be"),
         ({"sigma": -1}, "sigma must be a finite number, 0 or more; got -1"),
         ({"sigma": math.nan}, "sigma must be"),
         ({"steps": 0}, "steps must be a whole number"),
@@ -401,6 +401,14 @@ def test_progress_is_shown_if_it_is_asked_for(iris, capsys):
 def test_a_parameter_out_of_its_range_is_named(options, message, iris):
     with pytest.raises(ValueError, match=message):
         small(**options).fit(*iris)
+
+
+def test_inf_may_be_a_string(iris):
+    number, text = (small(p=p).fit(*iris) for p in (math.inf, "inf"))
+    for name, expected in number.trained_.parameters.items():
+        assert_array_equal(text.trained_.parameters[name], expected)
+    assert clone(text).p == "inf"
+    assert_array_equal(text.perturb(*iris, p="inf"), number.perturb(*iris))
 
 
 def test_what_cannot_be_used_is_named(iris):

@@ -333,8 +333,9 @@ def test_a_damaged_run_is_one_line_that_names_the_file(finished, tmp_path, damag
 
 
 def test_an_unknown_backend_is_answered_with_what_there_is(finished):
-    with pytest.raises(BadInput, match=r"^unknown backend 'tensorflow'; installed: jax, numpy, torch$"):
+    with pytest.raises(BadInput, match=r"^unknown backend 'tensorflow'; installed: ") as raised:
         lpfamily.training.load(finished).model("tensorflow")
+    assert all(name in str(raised.value) for name in ("jax", "numpy", "torch"))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         - "noise": L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
         - "plain": L(x).
     p
-        The exponent of the ball, from 1 to inf.
+        The exponent of the ball, from 1 to inf; the string "inf" is infinity too.
     sigma
         The radius of the ball, the factor of the penalty, or the standard deviation of the noise, in units
         of X. None is 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
@@ -164,7 +164,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         *,
         pieces: int = 0,
         objective: backends.ObjectiveName = "perturb",
-        p: float = 2.0,
+        p: float | Literal["inf"] = 2.0,
         sigma: float | None = None,
         steps: int = 1,
         clean_weight: float = 0.0,
@@ -345,7 +345,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         X: ArrayLike,
         y: ArrayLike,
         *,
-        p: float | None = None,
+        p: float | Literal["inf"] | None = None,
         sigma: Numbers | None = None,
         steps: int = 1,
         bounds: Bounds | None = None,
@@ -391,7 +391,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
             return error_log_odds(trainer.logits(at), labels), trainer.input_gradients(at, labels)
 
-        p = recipe.p if p is None else p
+        p = recipe.p if p is None else float(p)
         sigma = recipes.matched_radius(recipe, p, x.shape[1]) if sigma is None else sigma
         return np.asarray(ascend(value_and_grad, x, p, sigma, steps, bounds=bounds, mask=mask))
 
@@ -429,6 +429,7 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
         found: dict[str, Any] = {name: tuple(_within(COUNT, name, unit) for unit in units)}
         for name, range_ in RANGES.items():
             value = getattr(self, name)
+            value = math.inf if name == "p" and isinstance(value, str) and value == "inf" else value
             if not (value is None and name in OPTIONAL):
                 found[name] = _within(range_, name, value)
         return found

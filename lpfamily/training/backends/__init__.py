@@ -141,7 +141,7 @@ def find(name: str) -> Backend:
     """Import and return the backend of this name, or raise `BadInput` with the reason and the remedy."""
     found = list(entry_points(group=GROUP, name=name))
     if not found:
-        raise BadInput(f"unknown backend {name!r}; installed: {', '.join(names())}")
+        raise BadInput(f"unknown backend {name!r}; {_installed()}")
     if len({entry.value for entry in found}) > 1:
         owners = " and ".join(sorted(f"{entry.value} of {_owner(entry)}" for entry in found))
         raise BadInput(f"two backends are named {name!r}: {owners}; uninstall one of them")
@@ -156,6 +156,19 @@ def find(name: str) -> Backend:
     except Exception as cause:  # a stranger's module may fail in any way
         raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend
+
+
+def _installed() -> str:
+    """Return which backends can be loaded, and which cannot, each with the remedy."""
+    loadable, problems = [], []
+    for name in names():
+        try:
+            find(name)
+        except BadInput as problem:
+            problems.append(str(problem))
+        else:
+            loadable.append(name)
+    return "; ".join([f"installed: {', '.join(loadable) or 'none'}", *problems])
 
 
 def find_for(name: str, network: Network) -> Backend:
