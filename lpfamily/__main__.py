@@ -10,9 +10,9 @@ from lpfamily import _interrupts
 
 NAME = "lpfamily"
 COMMANDS = {
-    "train": "train a network, test it, and keep the run",
-    "evaluate": "test how robust the networks of runs, or any model, are",
-    "reproduce": "measure the paper's tables and figures anew, as a page",
+    "train": "train a network, and keep the run",
+    "evaluate": "test how robust runs or any model are",
+    "reproduce": "measure the paper's tables anew",
 }
 """What each does; `python -m lpfamily.COMMAND` is the same command."""
 
@@ -56,10 +56,10 @@ def _answer(given: list[str]) -> int:
     parser = commands.Parser(
         prog=NAME,
         usage="%(prog)s COMMAND ...",
-        description="Train networks with the Lp family of perturbations, and measure them.",
+        description="Train networks with the Lp family, and measure them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"commands:\n{listed}\n\n'{NAME} COMMAND --help' lists the options of one.",
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     if not given:
         parser.print_help(sys.stderr)
         return 2

@@ -25,7 +25,9 @@ from commandline import (
     unchanged,
 )
 
-from lpfamily import __main__, reproduce
+import lpfamily
+from lpfamily import __main__, evaluate, reproduce
+from lpfamily.train import main
 
 # Ctrl-C
 
@@ -223,6 +225,20 @@ def test_one_command_says_what_it_knows(capsys):
         out, err = capsys.readouterr()
         assert (out, len(err.splitlines())) == ("", 1)
         assert err.startswith(f"lpfamily: {answer}")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("command", [evaluate.main, reproduce.main, main, __main__.main])
+def test_help_fits_the_terminal_and_the_version_is_told(capsys, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command(["--help"])
+    widest = max(map(len, capsys.readouterr().out.splitlines()))
+    assert widest <= columns
+    assert widest > min(columns, 100) - 20 or command is __main__.main
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command(["--version"])
+    assert capsys.readouterr().out == f"lpfamily {lpfamily.__version__}\n"
 
 
 def test_one_command_is_installed():

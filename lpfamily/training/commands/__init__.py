@@ -11,13 +11,14 @@ import io
 import itertools
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lpfamily import _interrupts
+from lpfamily import __version__, _interrupts
 from lpfamily.training.choices import SWITCH, Names, Values
 from lpfamily.training.errors import BadInput, nearest, printable
 
@@ -44,14 +45,20 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose namespace holds only what was given."""
 
     def __init__(self, **settings: Any) -> None:
-        formatter = functools.partial(argparse.HelpFormatter, max_help_position=28, width=100)
+        width = min(100, shutil.get_terminal_size().columns - 1)
+        kind = settings.pop("formatter_class", argparse.HelpFormatter)
         super().__init__(
-            argument_default=argparse.SUPPRESS, allow_abbrev=False, formatter_class=formatter, **settings
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            formatter_class=functools.partial(kind, max_help_position=28, width=width),
+            **settings,
         )
+        self.add_argument("--version", action="version", version=f"lpfamily {__version__}")
 
     def group(self, title: str) -> Callable[..., None]:
         """Start a group of options and return what adds one: its flag, help, values, and an older flag."""
-        group = self.add_argument_group(title)
+        name, _, description = title.partition(": ")  # argparse breaks the lines of the latter alone
+        group = self.add_argument_group(name, description or None)
 
         def add(flag: str, what: str, values: Values = SWITCH, *, default: Any = None, old: str = "") -> None:
             flags = [flag, old] if old else [flag]
@@ -59,7 +66,9 @@ class Parser(argparse.ArgumentParser):
             if values is SWITCH:
                 group.add_argument(*flags, action="store_true", help=text)
             elif isinstance(values, Names):
-                group.add_argument(*flags, choices=list(values.names), help=text)
+                # not argparse's list in braces, which no line breaks
+                text = text.replace(what, f"{what}: {', '.join(values.names)}", 1)
+                group.add_argument(*flags, choices=list(values.names), metavar="NAME", help=text)
             else:
                 group.add_argument(
                     *flags, type=functools.partial(_read, values), metavar=values.metavar, help=text
