@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a network, and keep the run",
     "evaluate": "test how robust runs or any model are",
     "reproduce": "measure the paper's tables anew",
+    "runs": "list the runs of a folder",
 }
 """What each does; `python -m lpfamily.COMMAND` is the same command."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from commandline import (
     assert_refused,
     command,
     in_process,
+    metrics,
     python,
     small_mnist,
     timeless,
@@ -26,8 +28,9 @@ from commandline import (
 )
 
 import lpfamily
-from lpfamily import __main__, evaluate, reproduce
+from lpfamily import __main__, evaluate, reproduce, runs
 from lpfamily.train import main
+from lpfamily.training.runs import Run
 
 # Ctrl-C
 
@@ -228,14 +231,14 @@ def test_one_command_says_what_it_knows(capsys):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
-@pytest.mark.parametrize("command", [evaluate.main, reproduce.main, main, __main__.main])
+@pytest.mark.parametrize("command", [evaluate.main, reproduce.main, main, runs.main, __main__.main])
 def test_help_fits_the_terminal_and_the_version_is_told(capsys, monkeypatch, command, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit, match=r"^0$"):
         command(["--help"])
     widest = max(map(len, capsys.readouterr().out.splitlines()))
     assert widest <= columns
-    assert widest > min(columns, 100) - 20 or command is __main__.main
+    assert widest > min(columns, 100) - 20 or command in (runs.main, __main__.main)
     with pytest.raises(SystemExit, match=r"^0$"):
         command(["--version"])
     assert capsys.readouterr().out == f"lpfamily {lpfamily.__version__}\n"
@@ -245,6 +248,43 @@ def test_one_command_is_installed():
     pyproject = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     script = EntryPoint("lpfamily", pyproject["project"]["scripts"]["lpfamily"], "console_scripts")
     assert script.load() is __main__.start
+
+
+def test_runs_are_listed_with_their_states(tmp_path):
+    folder = tmp_path / "all"
+    trained(folder / "c-finished", *SOFTMAX, "--p", "inf", "--sigma", "0.1")
+    for name in ("a-damaged", "b-unfinished", "d-trained", "e-checkpoint"):
+        shutil.copytree(folder / "c-finished", folder / name)
+    for name in ("b-unfinished", "d-trained"):
+        (folder / name / "result.json").unlink()
+    for name, file in (("a-damaged", "config.json"), ("e-checkpoint", "checkpoint.safetensors")):
+        path = folder / name / file
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+    (folder / "no run").mkdir()
+    with Run(folder / "d-trained").held():
+        told = unchanged(tmp_path, lambda: in_process(folder, "--json", command=runs.main))
+        table = in_process(folder, command=runs.main)
+    assert (told.returncode, told.stderr, table.returncode, table.stderr) == (0, "", 0, "")
+    lines = json.loads(told.stdout)
+    states = ["damaged", "unfinished", "finished", "being trained", "damaged"]
+    assert [line["state"] for line in lines] == states
+    assert [Path(line["run"]).name for line in lines] == sorted(f.name for f in folder.iterdir())[:5]
+    config, result = (
+        json.loads((folder / "c-finished" / f"{n}.json").read_text()) for n in ("config", "result")
+    )
+    finished = lines[2]
+    for name in ("model", "data", "objective", "p", "sigma"):
+        assert finished[name] == config["recipe"][name]
+    assert finished["epoch"] == metrics(folder / "c-finished")[-1]["epoch"]
+    assert finished["test_error"] == result["test_error"]["clean"]
+    assert "config.json" in lines[0]["problem"]
+    rows = [
+        line for line in table.stdout.splitlines() if any(line.strip().startswith(f"{c}-") for c in "abcde")
+    ]
+    assert [line.endswith(state) for line, state in zip(rows, states, strict=True)] == [True] * 5
+    assert in_process(tmp_path / "none", command=runs.main).returncode == 2
 
 
 # Who listens

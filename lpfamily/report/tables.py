@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 from lpfamily.training import files
 from lpfamily.training.evaluation import NOISE_DRAWS
@@ -50,6 +51,33 @@ def grid_table(run: Run) -> str:
         line += f"  epoch {epoch}" if epoch else ""
         lines.append(line + (", chosen" if name == chosen else ""))
     return "\n".join(lines)
+
+
+def runs_table(lines: list[Json]) -> str:
+    """Return the table of `lpfamily.runs`: a row per run, errors in percent."""
+    if not lines:
+        return "no runs"
+    names = ("model", "data", "objective", "p", "sigma", "epoch", "validation_error", "test_error", "state")
+    rows = [
+        ("run", *(name.removesuffix("_error") for name in names)),
+        *((Path(line["run"]).name, *(_shown(name, line[name]) for name in names)) for line in lines),
+    ]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(
+        [
+            "errors: of the last epoch on held-out examples, and of the result on the clean test set",
+            *(_row(name, map(str.rjust, cells, widths), first, 0) for name, *cells in rows),
+            *(f"  {line['problem']}" for line in lines if "problem" in line),
+        ]
+    )
+
+
+def _shown(name: str, value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2%}" if name.endswith("error") else f"{value:.4g}"
+    return str(value)
 
 
 def robustness_table(result: Json, name: str) -> str:

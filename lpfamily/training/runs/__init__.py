@@ -247,6 +247,14 @@ class Run:
         finally:
             os.close(descriptor)
 
+    def is_held(self) -> bool:
+        """Return whether a process trains the run; False where nothing is held."""
+        try:
+            with self.held():
+                return False
+        except BadInput:
+            return True
+
     def finish(self, result: Json) -> None:
         """Write the result, which makes the run a finished one."""
         self.write(RESULT, result, self.decisive)
