@@ -33,7 +33,7 @@ from lpfamily.training.choices import (
     TEXT,
     Names,
     Numbers,
-    Range,
+    Ratio,
 )
 from lpfamily.training.commands import Given
 from lpfamily.training.errors import BadInput
@@ -50,7 +50,7 @@ EXAMPLES = 1000
 STEPS = 20
 OF_RUNS, OF_MODELS = ("multiples", "steps", "data_dir", "backend"), ("data", "bounds", "effort")
 """Options that have no effect with --model, and without it."""
-BOUND = Range("a number", lambda v: not math.isnan(v))
+BOUND = Ratio("a number", lambda v: not math.isnan(v))
 RESULT, PAGE = "robustness.json", "robustness"
 """The file of numbers, and the folder of a page where no --out names one."""
 
@@ -94,7 +94,7 @@ def _parser() -> commands.Parser:
     add = result.group("any model, in the place of runs")
     add("--model", "package.module:function, which returns a torch module, a JAX or a NumPy function", TEXT)
     add("--data", "an .npz file with its inputs x, floating, and classes y, integers", PATH)
-    add("--bounds", "low,high of x, which no attack leaves", Numbers(BOUND))
+    add("--bounds", "low,high of x, which no attack leaves: numbers or fractions", Numbers(BOUND))
     add("--effort", "of lpfamily.robustness", Names(tuple(EFFORTS)), default="standard")
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="that of the run")

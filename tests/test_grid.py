@@ -24,10 +24,12 @@ from commandline import (
 from safetensors.numpy import load_file
 from test_resume import EVERY_INSTANT
 
+from lpfamily import evaluate
 from lpfamily.report import tables
 from lpfamily.train import main
 from lpfamily.training import backends, choices, data, runs
 from lpfamily.training.commands.combinations import combinations
+from lpfamily.training.commands.options import parser
 from lpfamily.training.networks import initial_state, state_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import NotFinite, grid
@@ -260,9 +262,22 @@ def test_recipes_come_back_from_a_config_that_holds_any_of_them():
         assert configs.candidates(json.loads(config)) == candidates
 
 
+def test_fractions_are_numbers_alone_and_in_parentheses_of_a_grid():
+    assert parser().parse(["--sigma", "8/255"]) == {"sigma": 8 / 255}
+    found = combinations({"grid": ["sigma=(8/255)/ (16/255)/1/2.5"]})
+    expected = [8 / 255, 16 / 255, 1.0, 2.5]
+    assert [values["sigma"] for values in found.values()] == expected
+    assert [float(name.removeprefix("sigma=")) for name in found] == expected
+    assert evaluate._parser().parse(["--bounds=-1/2,255/255"])["bounds"] == (-0.5, 1.0)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
+        ("--grid sigma=(1/2)/0.5", ["0.5 is there twice"]),
+        ("--grid sigma=(1/0)/1", ["sigma must be a finite number or fraction", "got 1/0"]),
+        ("--grid sigma=(1/2", ["sigma must be", "got (1"]),
+        ("--grid epochs=(1/2)/1", ["epochs must be a whole number", "got 1/2"]),
         ("--grid sigma", ["--grid sigma", "must be NAME=VALUE/VALUE/..."]),
         ("--grid sigam=1/2", ["--grid sigam=1/2", "did you mean sigma?"]),
         ("--grid batch-sise=1", ["--grid batch-sise=1", "did you mean batch-size?"]),

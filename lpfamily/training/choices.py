@@ -66,7 +66,7 @@ class Ratio(Range):
         except (ValueError, ZeroDivisionError):
             value = math.nan
         if not self.accepts(value):
-            raise ValueError(f"must be {self.what}; got {text}")
+            raise ValueError(f"must be {self.what.replace('number', 'number or fraction')}; got {text}")
         return value
 
 
@@ -164,7 +164,7 @@ FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)
 INCLUDE = Range("a probability, above 0 and at most 1", lambda v: 0 < v <= 1)
 POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 NOT_NEGATIVE = Range("a finite number, 0 or more", lambda v: 0 <= v < math.inf)
-RADIUS = Ratio("a finite number or fraction, 0 or more", NOT_NEGATIVE.accepts)
+RADIUS = Ratio(NOT_NEGATIVE.what, NOT_NEGATIVE.accepts)
 EXPONENT = Range("a number of at least 1, or inf: below 1 the ball is not convex", lambda v: v >= 1)
 COUNT = Range("a whole number from 1 to 10^9", lambda v: 0 < v <= 10**9, int)
 COUNT_OR_NONE = Range("a whole number from 0 to 10^9", lambda v: 0 <= v <= 10**9, int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 from lpfamily.training.choices import Names, Numbers, Range, flag, options
@@ -61,14 +62,16 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
         hint = nearest(_name(field), others, "--help lists the options")
         raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
     found: dict[str, Any] = {}
-    for value in map(str.strip, values.split("/")):
+    for value in map(str.strip, re.split(r"/(?![^(]*\))", values)):  # but not in parentheses
         try:
-            parsed = known[field].read(value)
+            parsed = known[field].read(
+                value[1:-1] if value.startswith("(") and value.endswith(")") else value
+            )
         except ValueError as cause:
             raise BadInput(f"{problem}: {_name(field)} {cause}") from cause
         if parsed in found.values():
             raise BadInput(f"{problem}: {value} is there twice; leave one out")
-        found[value] = parsed
+        found[repr(parsed) if "/" in value else value] = parsed  # it names a folder
     return field, found
 
 

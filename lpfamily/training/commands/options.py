@@ -86,7 +86,8 @@ def _add_grid(result: commands.Parser) -> None:
         action="append",
         metavar="NAME=VALUE/...",
         help="train stage one with each value of another option, such as units=400,400/600,600 or "
-        "sigma=0.1/0.5/1/2, and with every combination if repeated, each in OUT/grid/; go on from the one "
+        "sigma=0.1/0.5/1/2 (a fraction in parentheses: sigma=(8/255)/(16/255)), "
+        "and with every combination if repeated, each in OUT/grid/; go on from the one "
         "whose kept epoch has the least validation error to the second stage and the test",
     )
 

@@ -15,6 +15,7 @@ from lpfamily.training.choices import (
     INCLUDE,
     NOT_NEGATIVE,
     POSITIVE,
+    RADIUS,
     TEXT,
     Names,
     Numbers,
@@ -89,8 +90,8 @@ class Recipe(Optimiser, Objective):
     objective: ObjectiveName = of_objective("perturb", None, choices.options(Objective)["objective"].help)
     sigma: float = of_objective(
         1.0,
-        NOT_NEGATIVE,
-        "the radius, or the noise's standard deviation, in units of the input",
+        RADIUS,
+        "the radius, or the noise's standard deviation, in units of the input; fractions too, as 8/255",
         default_text=f"at p = 2 {_RADII}; times d^(1/p - 1/2) at other p, d coordinates, and times d^(-1/2) "
         "for noise",
     )
