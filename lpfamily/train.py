@@ -10,6 +10,7 @@ if __name__ == "__main__":
 # isort: split
 
 import functools
+import json
 import math
 import os
 import sys
@@ -26,6 +27,7 @@ from lpfamily.training.choices import flag, part
 from lpfamily.training.commands import Given
 from lpfamily.training.commands.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.errors import BadInput
+from lpfamily.training.files import Json
 from lpfamily.training.networks import state_shapes
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import grid
@@ -79,7 +81,7 @@ def _resume(given: Given) -> int:
         )
     if not {"backend", "device"} <= given.keys():  # all that those who follow must know
         run = runs.find(given["resume"])
-        if run.has(runs.CURVES) and _is_finished(run):
+        if run.has(runs.CURVES) and _is_finished(run, given):
             return 0
         config = configs.read(run)
         given = {"backend": config.backend, "device": config.machine.device} | given
@@ -90,7 +92,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
     run = runs.find(given["resume"])
     with run.held():
         config = configs.read(run)
-        if _is_finished(run):
+        if _is_finished(run, given):
             if not run.has(runs.CURVES):  # the run was stopped before they were drawn
                 _draw(run, config.recipe, Progress())
             return 0
@@ -104,11 +106,20 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         return _go(run, config, dataset, backend, given)
 
 
-def _is_finished(run: runs.Run) -> bool:
-    if run.result is None:
+def _is_finished(run: runs.Run, given: Given) -> bool:
+    if (result := run.result) is None:
         return False
-    print(f"{run.folder} is finished; nothing to do")
+    _say(run, result, given, f"{run.folder} is finished; nothing to do")
     return True
+
+
+def _say(run: runs.Run, result: Json, given: Given, text: str) -> None:
+    """Print how a run has ended: as JSON, as the folder alone, or in words."""
+    if "json" in given:
+        text = json.dumps({"run": str(run.folder)} | result, indent=2, allow_nan=False)
+    elif "quiet" in given:
+        text = str(run.folder)
+    print(text, flush=True)
 
 
 def _others(config: Config, given: Given, team: Team) -> list[str]:
@@ -161,7 +172,8 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
                 chosen = tables.grid_table(run) + "\n\n"
             result = trained(run, recipe)
             run.finish(result)
-            print(chosen + tables.result_table(result, recipe, dataset.train.x.shape[1]), flush=True)
+            table = chosen + tables.result_table(result, recipe, dataset.train.x.shape[1])
+            _say(run, result, given, table)
             _draw(run, recipe, progress)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)

@@ -64,10 +64,17 @@ def in_process(*flags: object, command: Callable[..., int] = main) -> subprocess
 
 
 def trained(folder: Path, *flags: object) -> subprocess.CompletedProcess[str]:
-    """Train into a new folder, quietly, and raise unless that succeeds without a word on stderr."""
+    """Train into a new folder, quietly, and raise unless that succeeds with the folder as its only word."""
     result = in_process(*flags, "--quiet", "--out", folder)
-    assert (result.returncode, result.stderr) == (0, ""), result
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{folder}\n", ""), result
     return result
+
+
+def tabled(folder: Path, *flags: object) -> str:
+    """Train into a new folder, and return the table; raise unless that succeeds without a warning."""
+    result = in_process(*flags, "--out", folder)
+    assert (result.returncode, "warning" in result.stderr) == (0, False), result
+    return result.stdout
 
 
 def start(

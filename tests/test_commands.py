@@ -21,6 +21,7 @@ from commandline import (
     metrics,
     python,
     small_mnist,
+    tabled,
     timeless,
     train,
     trained,
@@ -193,7 +194,7 @@ def test_one_command_does_what_each_module_does(tmp_path, flags):
         )
     )  # fmt: skip
     one, other = ((each.returncode, each.stdout, each.stderr) for each in done)
-    assert one == other
+    assert one == (other[0], other[1].replace("again", "run"), other[2])
     if "run" in flags:
         assert timeless(tmp_path / "run") == timeless(tmp_path / "again")
 
@@ -250,6 +251,19 @@ def test_one_command_is_installed():
     assert script.load() is __main__.start
 
 
+def test_a_run_may_end_with_its_folder_or_its_result_alone(tmp_path):
+    folder = tmp_path / "run"
+    json_alone = in_process(*SOFTMAX, "--json", "--quiet", "--out", folder)
+    result = json.loads((folder / "result.json").read_text())
+    del result["format"], result["sha256"]
+    assert (json_alone.returncode, json_alone.stderr) == (0, "")
+    assert json.loads(json_alone.stdout) == {"run": str(folder)} | result
+    again = in_process("--resume", folder, "--json")
+    assert (again.returncode, again.stdout, again.stderr) == (0, json_alone.stdout, "")
+    quiet = in_process("--resume", folder, "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, f"{folder}\n", "")
+
+
 def test_runs_are_listed_with_their_states(tmp_path):
     folder = tmp_path / "all"
     trained(folder / "c-finished", *SOFTMAX, "--p", "inf", "--sigma", "0.1")
@@ -304,7 +318,7 @@ def run_with(redirections, arguments, folder):
 def whole(tmp_path_factory):
     """What a run is that nothing disturbs: stdout, and the folder's content but for the times."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return trained(folder, *SOFTMAX).stdout, timeless(folder)
+    return tabled(folder, *SOFTMAX), timeless(folder)
 
 
 LOST = f"{NAME}: stdout cannot be written (No space left on device); all else is done\n"

@@ -17,6 +17,7 @@ from commandline import (
     metrics,
     python,
     small_mnist,
+    tabled,
     timeless,
     trained,
     unchanged,
@@ -59,7 +60,7 @@ def chosen(request, tmp_path_factory):
     """A finished run with a grid, what it said, and the flags that it shares with one without."""
     folder = tmp_path_factory.mktemp("grid") / "run"
     flags = (*FLAGS, "--second-stage", "continue", "--backend", request.param)
-    return folder, trained(folder, *flags, *GRID).stdout, flags
+    return folder, tabled(folder, *flags, *GRID), flags
 
 
 def test_the_least_validation_error_is_chosen_and_nothing_else_is_looked_at(chosen):
@@ -125,7 +126,7 @@ def test_a_run_that_has_chosen_needs_the_combinations_no_more(chosen, tmp_path):
     (folder / "result.json").unlink()
     for path in sorted((folder / "grid").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    result = in_process("--resume", folder, "--quiet")
+    result = in_process("--resume", folder)
     assert (result.returncode, result.stdout) == (0, chosen[1])
     assert timeless(folder) == before
 

@@ -155,7 +155,7 @@ def test_who_follows_needs_no_folder_to_go_on_where_the_command_says_what_comput
     assert begun.returncode == 0, begun
     if not finished:
         (run / "result.json").unlink()
-    flags = ("--resume", "run", "--backend", "torch", "--device", "cpu", "--quiet")
+    flags = ("--resume", "run", "--backend", "torch", "--device", "cpu")
     result = subprocess.run(
         torchrun(2, script, tmp_path, *flags),
         env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,

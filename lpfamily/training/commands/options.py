@@ -52,11 +52,12 @@ class Command:
     resume: Path | None = option(
         None,
         PATH,
-        "go on with the run in this folder; of the other flags only --quiet and those of 'where and how' "
-        "but --dtype go with it",
+        "go on with the run in this folder; of the other flags only --quiet, --json and those of "
+        "'where and how' but --dtype go with it",
         group="run",
     )
-    quiet: bool = option(False, None, "no progress, only the table at the end", group="run")
+    quiet: bool = option(False, None, "no progress, and the run folder alone at the end", group="run")
+    json: bool = option(False, None, "the result as JSON in the place of the table", group="run")
 
 
 ON_RESUME = {each.name for each in (*fields(Command), *fields(Machine))} - {"out"}
