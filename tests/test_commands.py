@@ -428,4 +428,4 @@ def test_an_out_where_nothing_can_be_made_is_refused_before_anything_is(tmp_path
 
 def test_an_out_may_be_as_deep_as_that(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trained("d/" * 90, *SOFTMAX)
+    trained(Path("d/" * 90), *SOFTMAX)
