@@ -1,8 +1,10 @@
 """`python -m lpfamily.train`, judged by what it leaves behind: as a user runs it, or without the wait."""
 
+import contextlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +55,26 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str]) -> subpro
         timeout=300,
         check=False,
     )
+
+
+def joined(size: int, *arguments: object, cwd: Path) -> None:
+    """Run Python with these arguments in processes that torchrun's variables join, without torchrun."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    variables = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank in map(str, range(size)):
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(size)}
+            process = subprocess.Popen(
+                [sys.executable, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT | variables | own,
+                stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        for process in processes:
+            _, words = process.communicate(timeout=300)
+            assert process.returncode == 0, words
 
 
 def in_process(*flags: object, command: Callable[..., int] = main) -> subprocess.CompletedProcess[str]:

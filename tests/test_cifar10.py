@@ -666,11 +666,30 @@ def test_no_home_costs_a_line(
 # The real data
 
 
-@pytest.mark.skipif(
+needs_the_real_one = pytest.mark.skipif(
     not os.environ.get("LPFAMILY_DATA"), reason="needs the real CIFAR-10: set LPFAMILY_DATA to its folder"
 )
+
+
+@needs_the_real_one
 def test_the_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images in order, normalised; whitening them is the next test's."""
+    monkeypatch.setattr(cifar10, "_whitening", lambda images, x: np.zeros((1 + 3072, 0)))
+    monkeypatch.setattr(cifar10, "whiten", lambda x, mean, matrix: None)
+    loaded = data.load("cifar10")
+    assert loaded.train.x.shape == (50_000, 3072)
+    assert loaded.test.x.shape[1:] == (3072,)
+    assert loaded.train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert loaded.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    assert np.bincount(loaded.train.labels).tolist() == [5000] * 10
+    np.testing.assert_allclose(np.linalg.norm(loaded.train.x, axis=1), 55, rtol=1e-5)
+
+
+@needs_the_real_one
+def test_the_real_cifar10_whitened(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
     """What is known of the whitened images: deviation, norm, and how many directions are mostly noise."""
+    if not pytestconfig.getoption("every_case"):
+        pytest.skip("takes a minute and a half: run with --every-case")
     spectra = []
 
     def spy(*args: Any, **options: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -682,11 +701,6 @@ def test_the_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "zca", USUAL_ZCA)
     monkeypatch.setattr(scipy.linalg, "eigh", spy)
     loaded = data.load("cifar10")
-    assert loaded.train.x.shape == (50_000, 3072)
-    assert loaded.test.x.shape[1:] == (3072,)
-    assert loaded.train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
-    assert loaded.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
-    assert np.bincount(loaded.train.labels).tolist() == [5000] * 10
     deviations = loaded.train.x.std(axis=0)
     assert abs(deviations.mean() - 0.52) < 0.005
     assert abs(loaded.train.x.mean(axis=0, dtype=np.float64)).max() < 1e-4

@@ -208,7 +208,7 @@ for values in (
 
 def started(*arguments, devices, **environment):
     """Start a function of this module in a process that has so many devices; a `with` statement ends it."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{ENVIRONMENT.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, __file__, *map(str, arguments)],
         env=ENVIRONMENT | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | environment,

@@ -16,6 +16,7 @@ from commandline import (
     SOFTMAX,
     assert_refused,
     in_process,
+    joined,
     timeless,
     train,
     unchanged,
@@ -61,18 +62,18 @@ team.leave()
 """A batch of 30 shared out among 4 has parts of 7 and 8, and the last one, of 2, leaves two with nothing."""
 
 
-def torchrun(processes, *arguments):
-    """Return the command that starts several processes of Python with these arguments."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    return [*launcher, "--standalone", *map(str, arguments)]
-
-
 @contextmanager
 def launched(folder, *flags):
     """Start the command in two processes; end it and its launcher with the block."""
-    arguments = torchrun(2, "-m", "lpfamily.train", "--quiet", *flags)
+    launcher = ("torch.distributed.run", "--nproc-per-node", 2, "--standalone")
+    arguments = [sys.executable, "-m", *launcher, "-m", "lpfamily.train", "--quiet", *flags]
     process = subprocess.Popen(
-        arguments, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, arguments)),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         try:
@@ -93,13 +94,7 @@ def rank(process, wanted):
 def test_processes_follow_ones_trajectory(tmp_path):
     from safetensors.numpy import load_file
 
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    arguments = torchrun(4, script, Path(__file__).parent, tmp_path)
-    result = subprocess.run(
-        arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    joined(4, "-c", SCRIPT, Path(__file__).parent, tmp_path, cwd=tmp_path)
     for place, (network, objective) in enumerate(CASES):
         found = load_file(tmp_path / f"{place}.safetensors")
         assert_same(trained("torch", NETWORKS[network], objective), found)
@@ -110,9 +105,7 @@ FLAGS = ("--backend", "torch", "--model", "maxout", "--dtype", "float64", "--epo
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes by /proc")
 def test_a_lost_process_ends_the_run_which_can_go_on(tmp_path):
-    with launched(tmp_path, *FLAGS, "--out", "whole") as process:
-        _, words = process.communicate(timeout=120)
-        assert process.returncode == 0, words
+    joined(2, "-m", "lpfamily.train", "--quiet", *FLAGS, "--out", "whole", cwd=tmp_path)
     flags = (*FLAGS, "--out", "killed")
     for lost, epochs, last_word in (
         (1, 2, f"is intact; go on with {NAME} --resume killed"),
@@ -148,20 +141,15 @@ sys.exit(main(flags))
 def test_who_follows_needs_no_folder_to_go_on_where_the_command_says_what_computes(tmp_path, finished):
     for rank in "01":
         (tmp_path / rank).mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(IN_FOLDERS)
     run = tmp_path / "0/run"
     begun = in_process("--backend", "torch", *SOFTMAX, "--quiet", "--out", run)
     assert begun.returncode == 0, begun
     if not finished:
         (run / "result.json").unlink()
+    before = sorted(path.name for path in run.iterdir())
     flags = ("--resume", "run", "--backend", "torch", "--device", "cpu")
-    result = subprocess.run(
-        torchrun(2, script, tmp_path, *flags),
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert ("is finished; nothing to do" in result.stdout) == finished
+    joined(2, "-c", IN_FOLDERS, tmp_path, *flags, cwd=tmp_path)
+    assert (sorted(path.name for path in run.iterdir()) == before) == finished
     assert (run / "result.json").exists()
     assert list((tmp_path / "1").iterdir()) == []
 

@@ -1,5 +1,6 @@
 """The published recipes: their networks, schedules, and the gradients of their first steps."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -144,8 +145,11 @@ def test_a_recipe_survives_its_file():
 # differences of the reference, with the dropout of the draws.
 
 
-@pytest.mark.parametrize("model", PUBLISHED)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    # but the one that JAX compiles for a quarter of a minute: it differs from conv-maxout in sizes alone
+    sorted({*itertools.product(NAMES, PUBLISHED)} - {("jax", "cifar-maxout-small")}),
+)
 def test_the_first_step_descends(name, model):
     of = network(model)
     backend = backends.find(name)

@@ -5,7 +5,6 @@ import copy
 import functools
 import inspect
 import math
-import subprocess
 from collections import namedtuple
 from pathlib import Path
 
@@ -20,8 +19,7 @@ if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
 
 import torch
-from commandline import ENVIRONMENT
-from test_processes_torch import torchrun
+from commandline import joined
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -992,12 +990,7 @@ TEAM_OPTIONS = [
 
 
 def test_torch_processes_share_the_gradient_of_one(tmp_path):
-    script = tmp_path / "team.py"
-    script.write_text(TEAM)
-    done = subprocess.run(
-        torchrun(2, script, Path(__file__).parent), env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    joined(2, "-c", TEAM, Path(__file__).parent, cwd=tmp_path)
 
 
 # Errors.

@@ -86,7 +86,7 @@ def test_killed_in_both_stages_and_between_a_run_ends_with_the_bytes_of_the_undi
     assert 2 < first < 20, "patience ended the first stage, after its best epoch"
     assert len(expected["metrics.jsonl"]) > first, "there is a second stage"
     killed, run = [], (*flags, "--out", folder)
-    for epochs in (1, first, first + 1) if backend == "numpy" else (first,):
+    for epochs in (1, first, first + 1) if "continue" in flags and backend == "numpy" else (first,):
         with start(*run, cwd=tmp_path, **compiled) as process:
             killed.append(kill_after(epochs, folder, process))
         run = ("--resume", folder, "--quiet")
@@ -244,14 +244,14 @@ def test_whatever_else_it_goes_on_with_is_said(tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
     folder = tmp_path / "run"
-    flags = ("--model", "softmax", "--batch-size", 5, "--epochs", 30, "--quiet", "--out", folder)
+    flags = ("--model", "softmax", "--batch-size", 5, "--epochs", 8, "--quiet", "--out", folder)
     with start(*flags, cwd=tmp_path) as process:
         wait_for_epochs(folder, 1, process)
         refused = in_process("--resume", folder)
         assert process.poll() is None, "it was over too soon"
         assert_refused(refused, folder, "another process trains this run")
         assert process.wait(timeout=60) == 0
-    assert [line["epoch"] for line in metrics(folder)] == list(range(1, 31))
+    assert [line["epoch"] for line in metrics(folder)] == list(range(1, 9))
 
 
 def test_a_run_is_held_by_one_process_and_its_combinations_too(tmp_path):

@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
+from commandline import joined
 from laws import norms
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -333,33 +333,39 @@ def test_torch_finds_what_numpy_finds_and_leaves_the_model():
     assert_array_equal(again.smallest(2), found.smallest(2))
 
 
+def save_of_a_linear_model(folder):
+    """Save what a linear model withstands."""
+    import torch
+
+    import lpfamily_torch
+
+    rng = np.random.default_rng(0)
+    net, x = torch.nn.Linear(6, 3).double(), torch.tensor(rng.random((50, 6)))
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor(rng.standard_normal((3, 6))))
+        net.bias.zero_()
+    y = net(x).argmax(dim=1)
+    options = {"p": 2, "sigma": 0.2, "effort": "quick", "batch_size": 12, "progress": False}
+    lpfamily_torch.robustness(net, x, y, **options).save(folder)
+
+
 SCRIPT = """
 import sys
-import numpy as np
-import torch, torch.distributed as dist
-import lpfamily_torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from test_robustness import save_of_a_linear_model
 dist.init_process_group("gloo")
-rng = np.random.default_rng(0)
-net, x = torch.nn.Linear(6, 3).double(), torch.tensor(rng.random((50, 6)))
-with torch.no_grad():
-    net.weight.copy_(torch.tensor(rng.standard_normal((3, 6))))
-    net.bias.zero_()
-y = net(x).argmax(dim=1)
-found = lpfamily_torch.robustness(net, x, y, p=2, sigma=0.2, effort="quick", batch_size=12, progress=False)
-found.save(f"{sys.argv[1]}/{dist.get_world_size()}-{dist.get_rank()}")
+save_of_a_linear_model(f"{sys.argv[2]}/{dist.get_rank()}")
 """
 
 
 @pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
 @pytest.mark.torch
 def test_torch_processes_share_the_batches_and_all_have_the_result(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    for size in 1, 2:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*launcher, "--nproc-per-node", str(size), tmp_path / "script.py", tmp_path]
-        subprocess.run(command, check=True, timeout=120)
+    save_of_a_linear_model(tmp_path / "alone")
+    joined(2, "-c", SCRIPT, Path(__file__).parent, tmp_path, cwd=tmp_path)
     alone, first, second = (
-        (tmp_path / name / "robustness.json").read_bytes() for name in ("1-0", "2-0", "2-1")
+        (tmp_path / name / "robustness.json").read_bytes() for name in ("alone", "0", "1")
     )
     assert alone == first == second
 
