@@ -42,6 +42,21 @@ def _error(wrong: Mask) -> Error:
     return Error(mean, math.sqrt(mean * (1 - mean) / len(wrong)))
 
 
+def unlearnt(predicted: Ints, labels: Ints, classes: int) -> str:
+    """Return what shows that a network has learnt nothing: a predicate of it, empty if it may have."""
+    n, error, counts = len(labels), _error(predicted != labels), np.bincount(predicted, minlength=classes)
+    if counts.max() == n > 1 and len(set(labels.tolist())) > 1:
+        return f"predicts class {counts.argmax()} for all {n} examples"
+    if is_chance(error.value, n, classes):
+        return f"is at chance: its error without an attack is {error}"
+    return ""
+
+
+def is_chance(error: float, n: int, classes: int) -> bool:
+    """Return whether an error on n examples may be that of guesses, within `SURE` standard errors."""
+    return error + SURE * max(math.sqrt(error * (1 - error) / n), 1 / n) > 1 - 1 / classes
+
+
 @dataclass(frozen=True, eq=False)
 class Ball:
     """What was found in the balls of one p; arrays have one entry per example, or one row per radius."""
@@ -147,18 +162,9 @@ class Robustness:
 
     def findings(self) -> list[str]:
         """Return what makes these numbers say less than they seem to, as sentences."""
-        n, clean, found = len(self), self.error(), []
-        counts = np.bincount(self.predicted, minlength=self.classes)
-        if counts.max() == n > 1 and len(set(self.labels.tolist())) > 1:
-            found.append(
-                f"the network predicts class {counts.argmax()} for all {n} examples, so its robustness "
-                "means nothing"
-            )
-        elif clean.value + SURE * max(clean.standard_error, 1 / n) > 1 - 1 / self.classes:
-            found.append(
-                f"the network is at chance: its error without an attack is {clean}, so its robustness means "
-                "nothing"
-            )
+        n, found = len(self), []
+        if has_not_learnt := unlearnt(self.predicted, self.labels, self.classes):
+            found.append(f"the network {has_not_learnt}, so its robustness means nothing")
         if count := int(np.count_nonzero(self.no_gradient)):
             found.append(
                 f"masked gradients: {count} of {n} examples have a gradient that is zero or not finite, so "

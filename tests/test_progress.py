@@ -96,3 +96,34 @@ def test_quiet_says_nothing(monkeypatch):
     with Progress(quiet=True).parts({"one": 1.0}) as part, part("one") as tick:
         tick(1, 2, "half")
     assert shown.getvalue() == ""
+
+
+def test_within_an_epoch_a_bar_moves(monkeypatch, clock):
+    shown = terminal(monkeypatch)
+    with Progress().epochs(4, 1) as epochs:
+        for steps in range(1, 11):
+            clock[0] += 0.2
+            epochs.tick(steps, 10)
+        epochs.report({"loss": 1.0, "error": 0.5, "seconds": 2.0}, 100, 1, 2)
+    found = [float(each) for each in re.findall(r"([\d.]+)/4 ", shown.getvalue())]
+    assert found == sorted(found)
+    assert {1.1, 1.5, 2.0} <= set(found)
+    assert "2 s to 4 s left" in shown.getvalue()
+
+
+def test_within_a_long_epoch_there_are_lines(clock, capsys):
+    with Progress().epochs(3, 0, "stage 2") as epochs:
+        for hours in range(2):
+            for steps in range(1, 5):
+                clock[0] += 20.0
+                epochs.tick(steps, 4)
+            epochs.report({"loss": 1.0, "error": 0.5, "seconds": 60.0}, 600, 0, 7200 * hours)
+    ended = "loss 1, training error 50.00%, 10 examples/s"
+    assert capsys.readouterr().err.splitlines() == [
+        "stage 2, epoch 1/3: 50%, 40 s of it left",
+        "stage 2, epoch 1/3: 100%, 0 s of it left",
+        f"stage 2, epoch 1/3: {ended}, 0 s left",
+        "stage 2, epoch 2/3: 50%, 40 s of it left",
+        "stage 2, epoch 2/3: 100%, 0 s of it left",
+        f"stage 2, epoch 2/3: {ended}, at most 6.67 days left",
+    ]

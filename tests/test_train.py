@@ -89,6 +89,7 @@ def test_the_result_is_what_the_checkpoint_does(run):
     assert set(result) == {
         "test_error",
         "one_step_unused",
+        "unlearnt",
         "seconds_per_epoch",
         "epochs",
         "parameters",
@@ -196,7 +197,8 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert process.returncode == 0
     assert table.startswith("test error (digits")
     bar = shown.decode().split("\r")[-3]
-    assert re.search(r"100%\|█+\| 2/2 \[\d\d:\d\d<00:00, .*loss [\d.]+, .*error [\d.]+%.*examples/s", bar)
+    pattern = r"100%\|█+\| 2.0/2 \[\d\d:\d\d, .*loss [\d.]+, .*error [\d.]+%.*examples/s, 0 s left"
+    assert re.search(pattern, bar)
 
 
 def test_help_lists_flags_and_backends_and_imports_nothing_heavy(tmp_path):

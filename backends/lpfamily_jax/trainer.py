@@ -23,6 +23,7 @@ from lpfamily.training.backends import Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes, shapes
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Kept, forward
@@ -78,6 +79,8 @@ backend = JaxBackend()
 class JaxTrainer:
     """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
+    tick: Tick = staticmethod(silent)
+
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
         found = devices(task.device, task.team)
@@ -102,7 +105,7 @@ class JaxTrainer:
         totals, done = [], 0
         at_once = nullcontext(map) if self._device.platform == "cpu" else by_threads()
         with self._scope(), at_once as mapped:
-            for batches in launches(order, self.task.batch_size, self._most):
+            for batches in launches(order, self.task.batch_size, self._most, self.tick):
                 part = range(done, done := done + len(batches))
                 drawn = draws.steps(part, self.task, batches.shape[1], mapped)
                 steps = self._steps(batches, schedule[part], drawn)

@@ -20,6 +20,7 @@ from lpfamily.training.backends import Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Mask, Masks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
 from lpfamily_numpy.model import LAYERS, Passed, forward, resolved
@@ -80,6 +81,8 @@ backend = NumpyBackend()
 class NumpyTrainer:
     """A dense network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
+    tick: Tick = staticmethod(silent)
+
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
         self._layers = resolved(task.network)
@@ -96,7 +99,7 @@ class NumpyTrainer:
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         loss, wrong = 0.0, 0
         with self._threads():
-            batches = launches(order, self.task.batch_size, 1)
+            batches = launches(order, self.task.batch_size, 1, self.tick)
             for step, ((batch,), lr, momentum, sigma) in enumerate(
                 zip(batches, rates.lr, rates.momentum, rates.sigma, strict=True)
             ):

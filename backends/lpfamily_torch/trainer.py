@@ -20,6 +20,7 @@ from lpfamily.classification import softplus
 from lpfamily.training.backends import SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
@@ -93,6 +94,8 @@ class Steps(NamedTuple):
 class TorchTrainer:
     """A network in training; `lpfamily.training.backends.Trainer` says what each method does."""
 
+    tick: Tick = staticmethod(silent)
+
     def __init__(self, task: Task, state: State) -> None:
         self.task, self._layers = task, resolved(task.network)
         self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
@@ -137,7 +140,7 @@ class TorchTrainer:
             tracing_gradients() if task.compiled else nullcontext(),
             by_threads() if self._on_cuda else nullcontext(map) as mapped,
         ):
-            for batches in launches(order, task.batch_size, RECORDED if self._recorded else 1):
+            for batches in launches(order, task.batch_size, RECORDED if self._recorded else 1, self.tick):
                 steps = range(done, done := done + len(batches))
                 examples, rows = batches.shape[1], own(team, batches.shape[1])
                 own_draws = draws if team.size == 1 else draws.part(examples, rows)

@@ -518,22 +518,23 @@ def _train(
         loss = float(np.average(losses, weights=weights))
         return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
 
-    trained = train(
-        trainer,
-        recipe,
-        visits,
-        functools.partial(recipes.rates, recipe),
-        measure,
-        last=recipe.epochs,
-        start=start,
-        weights=weights,
-        judged="held_out_loss" if held else "",
-        remedy=lambda: REMEDY,
-    )
-    with progress.epochs(recipe.epochs, start.epoch) as report:
-        for epoch in trained:
+    with progress.epochs(recipe.epochs, start.epoch) as shown:
+        for epoch in train(
+            trainer,
+            recipe,
+            visits,
+            functools.partial(recipes.rates, recipe),
+            measure,
+            last=recipe.epochs,
+            start=start,
+            weights=weights,
+            judged="held_out_loss" if held else "",
+            tick=shown.tick,
+            remedy=lambda: REMEDY,
+        ):
             lines.append(epoch.metrics)
             if not held or epoch.is_best:
                 kept, best = epoch.state, epoch.standing.epoch
-            report(epoch.metrics, visits)
+            to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held else 0)
+            shown.report(epoch.metrics, visits, *to_come)
     return kept, best, lines

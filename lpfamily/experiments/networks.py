@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lpfamily.experiments.pieces import Budget, Json, Setting
+from lpfamily.measured import is_chance
 from lpfamily.training import backends, data, files, load, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.commands import options
@@ -349,6 +350,17 @@ def opened(
     return trainers, ended, data.load(NETWORKS[names[0]].data, setting.data_dir).test
 
 
+def chance_notes(found: Mapping[str, Sequence[Ended]], examples: int) -> list[str]:
+    """Return, for each run of each network that may be guessing on so many examples, that it says nothing."""
+    return [
+        f"{NETWORKS[name].label}, seed {run['seed']}, is at chance: its test error is {run['clean']:.2%}, so "
+        "what is measured of it means nothing."
+        for name, ended in found.items()
+        for run in ended
+        if is_chance(run["clean"], examples, data.source(NETWORKS[name].data).classes)
+    ]
+
+
 def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
     """Return what must be known of the networks: seed, epochs, error, and what the budget cut."""
     each = "; ".join(
@@ -356,6 +368,8 @@ def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
         for name, run in ended.items()
     )
     notes = [f"The networks (seed 0): {each}."]
+    for name, run in ended.items():
+        notes += chance_notes({name: [run]}, run["test_examples"])
     if setting.budget == "quick":
         notes.append(cut(ended))
     return notes

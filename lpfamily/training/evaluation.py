@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.certificate import certify
+from lpfamily.measured import unlearnt
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data import Split
@@ -79,12 +80,13 @@ def unused_warning(where: str, counts: dict[str, int], examples: int) -> str:
 
 
 def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
-    """Return what ends a run, as fractions: `test_error`, and `one_step_unused` by p.
+    """Return what ends a run: `test_error` and, by p, `one_step_unused`, as fractions; and `unlearnt`.
 
     Errors: `clean`; `noise`, under unclipped Gaussian noise by its standard deviation, mean and
     standard error over `NOISE_DRAWS` draws; `one_step`, under eq. 3's perturbation, by p, each at the
     radius whose strength matches the recipe's. An example whose gradient is zero or NaN stays clean
-    there, and `one_step_unused` says how many do: their errors are no sign of robustness.
+    there, and `one_step_unused` says how many do: their errors are no sign of robustness. `unlearnt` says
+    what shows that the network has learnt nothing, and is empty if it may have.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
     gradients = in_parts(trainer.input_gradients, x, labels)
@@ -95,5 +97,8 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
         one_step[f"{p:g}"] = error(trainer, x + np.nan_to_num(eps), labels)
         one_step_unused[f"{p:g}"] = unused(gradients, eps, p, sigma) / len(x)
     noise = {f"{std:g}": noisy_error(trainer, x, labels, std, recipe.seed) for std in NOISE}
-    errors = {"clean": error(trainer, x, labels), "noise": noise, "one_step": one_step}
-    return {"test_error": errors, "one_step_unused": one_step_unused}
+    logits = in_parts(trainer.logits, x)
+    predicted = logits.argmax(axis=1)
+    errors = {"clean": float(np.mean(predicted != labels)), "noise": noise, "one_step": one_step}
+    said = unlearnt(predicted, labels, logits.shape[1])
+    return {"test_error": errors, "one_step_unused": one_step_unused, "unlearnt": said}

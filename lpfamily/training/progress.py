@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 Metrics = dict[str, float]
-
-Report = Callable[[Metrics, int], None]
-"""report(metrics, examples) says that an epoch is done."""
 
 
 class Tick(Protocol):
@@ -26,6 +25,16 @@ Part = Callable[[str], AbstractContextManager[Tick]]
 """part(name) is the time that a part of the work takes, and gives its tick."""
 
 HALF_A_MINUTE = 30.0
+
+
+class Epochs:
+    """What shows nothing of epochs; others show them."""
+
+    def tick(self, done: float, of: float, what: str = "") -> None:
+        """Say how much of an epoch is done: a `Tick`."""
+
+    def report(self, metrics: Metrics, examples: int, fewest: float, most: float) -> None:
+        """Say that an epoch of so many examples is done, and how many are still to come."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +58,20 @@ class Progress:
             sys.stderr.write(f"warning: {line}\n")
 
     @contextmanager
-    def epochs(self, total: int, done: int, stage: str = "") -> Iterator[Report]:
+    def epochs(self, total: int, done: int, stage: str = "") -> Iterator[Epochs]:
         """Show at most `total` epochs of a stage, of which `done` were there before."""
         if self.quiet:
-            yield lambda metrics, examples: None
+            yield Epochs()
         elif sys.stderr.isatty():
             from tqdm import tqdm
 
-            with tqdm(total=total, initial=done, unit="epoch", desc=stage or None, dynamic_ncols=True) as bar:
-
-                def advance(metrics: Metrics, examples: int) -> None:
-                    bar.set_postfix_str(_summary(metrics, examples), refresh=False)
-                    bar.update()
-
-                yield advance
+            form = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
+            with tqdm(
+                total=total, initial=done, desc=stage or None, bar_format=form, dynamic_ncols=True
+            ) as bar:
+                yield _EpochsInABar(total, done, stage, bar)
         else:
-
-            def write(metrics: Metrics, examples: int) -> None:
-                nonlocal done
-                done += 1
-                left = (total - done) * metrics["seconds"]
-                summary = _summary(metrics, examples)
-                sys.stderr.write(
-                    f"{stage and stage + ', '}epoch {done}/{total}: {summary}, {left:.0f} s left\n"
-                )
-
-            yield write
+            yield _EpochsInLines(total, done, stage)
 
     @contextmanager
     def parts(self, costs: Mapping[str, float]) -> Iterator[Part]:
@@ -141,6 +138,84 @@ def _lines(name: str) -> Iterator[Tick]:
 
     yield tick
     sys.stderr.write(f"{name}: done in {time.monotonic() - begun:.0f} s\n")
+
+
+@dataclass(eq=False)
+class _ShownEpochs(Epochs, ABC):
+    """Epochs whose time is known: by the clock, with all that is done between them."""
+
+    total: int
+    done: int
+    stage: str
+    pause: ClassVar[float]
+    """Seconds between what is said within an epoch."""
+
+    def __post_init__(self) -> None:
+        self.begun = self.said = time.monotonic()
+        self.seconds: list[float] = []
+
+    def tick(self, done: float, of: float, what: str = "") -> None:
+        if (now := time.monotonic()) - self.said >= self.pause:
+            self.said = now
+            self._within(done / of, (now - self.begun) * (of / done - 1))
+
+    def report(self, metrics: Metrics, examples: int, fewest: float, most: float) -> None:
+        now = time.monotonic()
+        self.seconds.append(now - self.begun)
+        self.begun = self.said = now
+        self.done += 1
+        each = statistics.median(self.seconds)  # compiling, in the first, is not what is to come
+        self._ended(f"{_summary(metrics, examples)}, {_left(fewest * each, most * each)}")
+
+    @abstractmethod
+    def _within(self, share: float, left: float) -> None:
+        """Show how much of an epoch is done, and the seconds that it still takes."""
+
+    @abstractmethod
+    def _ended(self, summary: str) -> None:
+        """Show that an epoch has ended."""
+
+
+class _EpochsInLines(_ShownEpochs):
+    pause = HALF_A_MINUTE
+
+    def _within(self, share: float, left: float) -> None:
+        self._say(self.done + 1, f"{share:.0%}, {_duration(left)} of it left")
+
+    def _ended(self, summary: str) -> None:
+        self._say(self.done, summary)
+
+    def _say(self, epoch: int, what: str) -> None:
+        sys.stderr.write(f"{self.stage and self.stage + ', '}epoch {epoch}/{self.total}: {what}\n")
+
+
+@dataclass(eq=False)
+class _EpochsInABar(_ShownEpochs):
+    bar: Any
+    pause = 0.1
+
+    def _within(self, share: float, left: float) -> None:
+        self.bar.n = self.done + share
+        self.bar.refresh()
+
+    def _ended(self, summary: str) -> None:
+        self.bar.n = self.done
+        self.bar.set_postfix_str(summary)
+
+
+def _left(fewest: float, most: float) -> str:
+    """Return how long it still takes, from two numbers of seconds."""
+    least, longest = map(_duration, (fewest, most))
+    if not fewest < most:
+        return f"{longest} left"
+    return f"{least} to {longest} left" if fewest else f"at most {longest} left"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name, of_next in ((1, "s", 100), (60, "min", 100), (3600, "h", 48)):
+        if seconds < of_next * unit:
+            return f"{seconds / unit:.3g} {name}" if unit == 3600 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.3g} days"
 
 
 def _summary(metrics: Metrics, examples: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
-from lpfamily.experiments.networks import NETWORKS, Ended, cut, tested
+from lpfamily.experiments.networks import NETWORKS, Ended, chance_notes, cut, tested
 from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
@@ -134,6 +134,7 @@ def _notes(setting: Setting, found: Runs, networks: Iterable[str]) -> list[str]:
         f"set alone, so differences below {2 * math.sqrt(2) * deviation:.2%} between single runs are within "
         "noise."
     ]
+    notes += chance_notes({network: found[network] for network in networks}, count)
     if setting.budget == "quick":
         notes.append(cut(networks))
         if min(error for network in networks for error in _clean(found[network])) > 0.5:

@@ -9,7 +9,7 @@ laws that it must obey.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from lpfamily._packages import NotInstalled
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State
-from lpfamily.training.progress import Metrics
+from lpfamily.training.progress import Metrics, Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Machine, Objective, ObjectiveName, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 
@@ -55,7 +55,9 @@ SMALLER = "give a smaller --batch-size, or a smaller network"
 class Trainer(Protocol):
     """A network in training, on its device; arrays go in and come out as NumPy arrays.
 
-    `MemoryError` says best that the device has too little of it: the commands make a line of that.
+    `MemoryError` says best that the device has too little of it: the commands make a line of that. A trainer
+    may have an attribute `tick`, which is set to a function: `epoch` calls it with how many steps of how many
+    it has taken, or launched, for it must not wait for a device. `launches` does so.
     """
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
@@ -122,14 +124,19 @@ class Backend(Protocol):
         """
 
 
-def launches(order: Ints, batch_size: int, most: int) -> list[Ints]:
-    """Return an epoch's batches, (steps, examples), at most so many at a time.
+def launches(order: Ints, batch_size: int, most: int, tick: Tick = silent) -> Iterator[Ints]:
+    """Yield an epoch's batches, (steps, examples), at most so many at a time, and tick when they are taken.
 
     They have two lengths at most; a smaller last batch comes by itself.
     """
     whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
-    return [*parts, order[None, whole.size :]] if whole.size < len(order) else parts
+    if whole.size < len(order):
+        parts.append(order[None, whole.size :])
+    done, steps = 0, sum(map(len, parts))
+    for batches in parts:
+        yield batches
+        tick(done := done + len(batches), steps)
 
 
 def names() -> list[str]:

@@ -23,6 +23,7 @@ from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
 from lpfamily.training.networks import Array, Floats, Ints, State
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, own
 
@@ -89,6 +90,16 @@ class _Leading:
         arrays = {"x": task.x, "labels": task.labels}
         arrays |= {_STATE + name: array for name, array in state.items()}
         self._trainer = _trainer(backend, team, *self._told("trainer", values, arrays))
+
+    @property
+    def tick(self) -> Tick:
+        """What the part of the leader says of an epoch's progress, if it does."""
+        return getattr(self._trainer, "tick", silent)
+
+    @tick.setter
+    def tick(self, tick: Tick) -> None:
+        if hasattr(self._trainer, "tick"):
+            self._trainer.tick = tick
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         arrays = {"order": order, "lr": rates.lr, "momentum": rates.momentum, "sigma": rates.sigma}

@@ -12,6 +12,7 @@ import numpy as np
 from lpfamily.training.backends import Metrics, Trainer
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import Floats, State
+from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.tasks import Rates
 
@@ -30,6 +31,11 @@ class Standing:
     """The first epoch with the least judged metric; 0 if none is judged."""
     least: float | None = None
     """That metric."""
+
+    def to_come(self, last: int, patience: int) -> tuple[int, int]:
+        """Return how many epochs there will be, at least and at most, until a last one or patience ends."""
+        most = last - self.epoch
+        return (min(most, patience - (self.epoch - self.best)) if patience else most), most
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ def train(
     weights: Floats | None = None,
     judged: str = "",
     until: Callable[[], bool] = lambda: False,
+    tick: Tick = silent,
     remedy: Callable[[], str],
 ) -> Iterator[Epoch]:
     """Train epoch by epoch, and yield each when it has ended.
@@ -86,6 +93,8 @@ def train(
         epochs in a row without a new least value.
     until
         Asked before each epoch, after the caller has taken the one before: whether to end.
+    tick
+        Told how far an epoch is, if the trainer can say it.
     remedy
         What the message of `NotFinite` ends with.
 
@@ -95,6 +104,8 @@ def train(
         The loss or an array of the state is no longer finite.
     """
     at, batches = start, math.ceil(visits / recipe.batch_size)
+    if hasattr(trainer, "tick"):
+        trainer.tick = tick
     patience = recipe.patience if judged else 0
     while at.epoch < last and not until() and not (patience and at.epoch - at.best >= patience):
         draws, scheduled = Draws(recipe.seed, at.epoch), rates(at.epoch, batches)

@@ -186,6 +186,11 @@ class _Training:
         counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
         if any(counts.values()):
             self.progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
+        if has_not_learnt := tested["unlearnt"]:
+            self.progress.warn(
+                f"the network {has_not_learnt}, so it has learnt nothing; train it longer, or give another "
+                "--lr, a wider --init or a smaller --sigma"
+            )
         on = f"{self.dataset.name}, {examples} test examples"
         return tested | {"tested_on": on, "test_examples": examples}
 
@@ -231,19 +236,20 @@ class _Training:
         is_monitored = recipe.objective in ("perturb", "penalty") and recipe.validation
         self._looks = epochs_to_a_look(recipe, examples, count) if is_monitored else 0
         first, is_second = begin.first or 0, begin.first is not None
-        trained = epochs.train(
-            self.trainer,
-            recipe,
-            examples,
-            functools.partial(self._rates, scheduled),
-            functools.partial(self._measured, split),
-            last=first + count,
-            start=epochs.Standing(begin.epoch, begin.best, begin.best_error),
-            judged="" if is_second else "validation_error",
-            until=lambda: self.position.is_reached,
-            remedy=self._kept,
-        )
-        with self.progress.epochs(count, begin.epoch - first, "stage 2" if is_second else "") as report:
+        with self.progress.epochs(count, begin.epoch - first, "stage 2" if is_second else "") as shown:
+            trained = epochs.train(
+                self.trainer,
+                recipe,
+                examples,
+                functools.partial(self._rates, scheduled),
+                functools.partial(self._measured, split),
+                last=first + count,
+                start=epochs.Standing(begin.epoch, begin.best, begin.best_error),
+                judged="" if is_second else "validation_error",
+                until=lambda: self.position.is_reached,
+                tick=shown.tick,
+                remedy=self._kept,
+            )
             for epoch in trained:
                 at, metrics = epoch.standing, epoch.metrics
                 line = {"epoch": at.epoch, "stage": 2 if is_second else 1} | metrics
@@ -262,7 +268,17 @@ class _Training:
                 self._keep_healthy(line)
                 self._save(epoch.state)
                 self.metrics.append(line)
-                report(line, examples)
+                shown.report(line, examples, *self._to_come(at, first + count))
+
+    def _to_come(self, at: epochs.Standing, last: int) -> tuple[float, float]:
+        """Return how many epochs of this stage's size there will be in all, at least and at most."""
+        recipe = self.recipe
+        if self.position.first is not None:
+            return 0, 0 if self.position.is_reached else last - at.epoch
+        fewest, most = at.to_come(last, recipe.patience)
+        if recipe.second_stage == "none":
+            return fewest, most
+        return fewest, most + recipe.second_epochs * len(self.dataset.train.x) / len(self.held_in.x)
 
     def _rates(self, scheduled: Callable[[int, int], Rates], epoch: int, batches: int) -> Rates:
         """Return the rates of an epoch; a learning rate beyond the dtype ends the run."""

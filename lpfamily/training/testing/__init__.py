@@ -367,6 +367,24 @@ class BackendTests:
         for name, array in state.items():
             assert_allclose(compiled_state[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
 
+    def test_an_epoch_says_how_far_it_is_and_is_the_same(self) -> None:
+        network, states, ticks = NETWORKS["sigmoid"], [], []
+        for watched in False, True:
+            task, state, _ = self._made(network)
+            trainer = self._trainer(replace(task, batch_size=2), state)
+            if not hasattr(trainer, "tick"):
+                pytest.skip("its trainers do not tick")
+            if watched:
+                trainer.tick = lambda done, of, what="": ticks.append((done, of))
+            trainer.epoch(np.arange(7), _rates(4, lr=0.5, momentum=0.5), Draws(5, 2))
+            states.append(trainer.state())
+        assert {of for _, of in ticks} == {4}
+        done = [each for each, _ in ticks]
+        assert done == sorted({*done})
+        assert done[-1] == 4
+        for name, array in states[0].items():
+            assert_array_equal(states[1][name], array)
+
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:
         self.find().check_device(self.device)
         with pytest.raises(BadInput, match="--device abacus"):
