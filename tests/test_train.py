@@ -737,3 +737,22 @@ def test_only_a_run_can_be_resumed(tmp_path, folder):
 def test_what_makes_the_run_cannot_be_changed_on_the_way(begun, tmp_path, flags):
     result = unchanged(begun, lambda: in_process("--resume", begun, *flags))
     assert_refused(result, flags[0], "cannot be changed", "start a new run")
+
+
+# What has learnt nothing
+
+
+@pytest.mark.parametrize(
+    ("epochs", "flags", "said"),
+    [
+        (1, ("--lr", 1e-9), r"is at chance: its error without an attack is [\d.]+%"),
+        (9, ("--lr", 1), ""),
+    ],
+)
+def test_what_has_learnt_nothing_is_said(tmp_path, epochs, flags, said):
+    result = in_process(*SOFTMAX, "--epochs", epochs, *flags, "--quiet", "--out", tmp_path / "run")
+    assert result.returncode == 0, result
+    found = re.findall("warning: the network (.*), so it has learnt nothing; train it longer", result.stderr)
+    assert len(found) == bool(said), result.stderr
+    assert all(re.search(said, each) for each in found)
+    assert bool(json.loads((tmp_path / "run/result.json").read_text())["unlearnt"]) == bool(said)

@@ -26,7 +26,7 @@ from lpfamily.training.backends import Trainer
 from lpfamily.training.commands import options
 from lpfamily.training.data import Split
 from lpfamily.training.errors import BadInput
-from lpfamily.training.evaluation import NOISE, ONE_STEP
+from lpfamily.training.evaluation import ENOUGH, NOISE, ONE_STEP
 from lpfamily.training.files import REMEDY
 from lpfamily.training.progress import Tick
 from lpfamily.training.recipes import Recipe, network_of
@@ -357,7 +357,7 @@ def chance_notes(found: Mapping[str, Sequence[Ended]], examples: int) -> list[st
         "what is measured of it means nothing."
         for name, ended in found.items()
         for run in ended
-        if is_chance(run["clean"], examples, data.source(NETWORKS[name].data).classes)
+        if examples >= ENOUGH and is_chance(run["clean"], examples, data.source(NETWORKS[name].data).classes)
     ]
 
 

@@ -27,6 +27,9 @@ NOISE_DRAWS = 10
 ONE_STEP = (1.0, 2.0, math.inf)
 
 
+ENOUGH = 100
+"""Examples by which a network that guesses is told from one that has begun to learn."""
+
 AT_ONCE = 1000
 """The most examples that are given to a trainer at once: convolutions take some megabytes for each."""
 
@@ -86,7 +89,8 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
     standard error over `NOISE_DRAWS` draws; `one_step`, under eq. 3's perturbation, by p, each at the
     radius whose strength matches the recipe's. An example whose gradient is zero or NaN stays clean
     there, and `one_step_unused` says how many do: their errors are no sign of robustness. `unlearnt` says
-    what shows that the network has learnt nothing, and is empty if it may have.
+    what shows that the network has learnt nothing, and is empty if it may have, or if there are fewer than
+    `ENOUGH` examples to tell by.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
     gradients = in_parts(trainer.input_gradients, x, labels)
@@ -100,5 +104,5 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
     logits = in_parts(trainer.logits, x)
     predicted = logits.argmax(axis=1)
     errors = {"clean": float(np.mean(predicted != labels)), "noise": noise, "one_step": one_step}
-    said = unlearnt(predicted, labels, logits.shape[1])
+    said = unlearnt(predicted, labels, logits.shape[1]) if len(labels) >= ENOUGH else ""
     return {"test_error": errors, "one_step_unused": one_step_unused, "unlearnt": said}

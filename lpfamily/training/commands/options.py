@@ -100,7 +100,12 @@ def _default(each: Option) -> str | None:
     default = _text(each.default)
     others: dict[str, list[str]] = {}
     of_data = {name: source.recipe for name, source in SOURCES.items()}
-    for name, published in (*recipes.PUBLISHED.items(), *of_data.items()):
+    of_both = {
+        f"{model} on {name}": numbers
+        for name, source in SOURCES.items()
+        for model, numbers in source.of_models.items()
+    }
+    for name, published in (recipes.PUBLISHED | of_data | of_both).items():
         if each.name in published and (value := _text(published[each.name])) != default:
             others.setdefault(value, []).append(name)
     return "; ".join([default, *(f"{', '.join(models)} {value}" for value, models in others.items())])

@@ -104,6 +104,8 @@ class Source:
         Whether it needs files.
     recipe
         What differs in its recipes from those of other sets.
+    of_models
+        What differs beside it, by model.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Source:
     radius: float | None = None
     has_files: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    of_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:

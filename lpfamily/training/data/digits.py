@@ -45,4 +45,5 @@ DIGITS = Source(
     has_files=False,
     # they are not in the paper: one stage, that takes seconds
     recipe={"epochs": 100, "validation": 197, "patience": 0, "second_stage": "none"},
+    of_models={"sigmoid-mlp": {"units": (300, 300)}},
 )

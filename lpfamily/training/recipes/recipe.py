@@ -161,7 +161,9 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     source = SOURCES.get(data)
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
-    numbers = PUBLISHED[model] | dict(source.recipe if source else {})
+    numbers = dict(PUBLISHED[model])
+    if source:
+        numbers |= {**source.recipe, **source.of_models.get(model, {})}
     return Recipe(
         data=data, model=model, objective=objective, p=p, sigma=radius * inputs**exponent, **numbers
     )
