@@ -11,30 +11,25 @@ if __name__ == "__main__":
 
 import functools
 import json
-import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from lpfamily.training import backends, choices, commands, data, recipes, runs
+from lpfamily.training import backends, choices, commands, data, fitting, runs
 from lpfamily.training.backends.leading import follow, leading
-from lpfamily.training.choices import flag, part
+from lpfamily.training.choices import flag
 from lpfamily.training.commands import Given
 from lpfamily.training.commands.options import NAME, ON_RESUME, parser, recipes_of
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import state_shapes
 from lpfamily.training.progress import Progress
-from lpfamily.training.protocol import grid
+from lpfamily.training.protocol import extension, grid, stages
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import configs
+from lpfamily.training.runs import beginnings, configs, tensorboard
 from lpfamily.training.runs.configs import Config
-from lpfamily.training.tasks import Machine, Objective
+from lpfamily.training.tasks import Machine
 from lpfamily.training.teams import Lost, Team
 
 
@@ -65,9 +60,13 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
         versions=commands.versions(team.size),
         grid=candidates if "grid" in given else {},
     )
+    if "log" in given:
+        tensorboard.writer()
+    if "init_from" in given:
+        config = beginnings.begin_from(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
-    title = f"{recipe.model}-{recipe.data}-grid" if config.grid else _title(recipe, "-")
-    folder = given.get("out") or _folder(title)
+    title = f"{recipe.model}-{recipe.data}-grid" if config.grid else fitting.title(recipe, "-")
+    folder = given.get("out") or fitting.new_folder(title)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
     with run.held():
@@ -98,16 +97,30 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
             return 0
         begin = f"--resume {run.folder}: the run began on"
         dataset = configs.dataset(config, given.get("data_dir"), begin)
+        if "log" in given:
+            tensorboard.writer()
+        if "epochs" in given:
+            recipe = extension.with_epochs(config.recipe, given["epochs"])
+            began, config = config.recipe, extension.extended(run, config, recipe, dataset)
+            if (every := config.recipe.monitor) != began.monitor:
+                print(
+                    f"{NAME}: it goes on looking for catastrophic overfitting every {every} epochs",
+                    file=sys.stderr,
+                )
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
-        if others := _others(config, given, team):
+        machine = _machine(config.machine, given)
+        if others := fitting.began_with_others(config, given["backend"], machine, team.size):
             print(
                 f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding", file=sys.stderr
             )
+        fitting.go_on(run, config)
         return _go(run, config, dataset, backend, given)
 
 
 def _is_finished(run: runs.Run, given: Given) -> bool:
     if (result := run.result) is None:
+        return False
+    if "epochs" in given and given["epochs"] != configs.read(run).recipe.epochs:
         return False
     _say(run, result, given, f"{run.folder} is finished; nothing to do")
     return True
@@ -120,15 +133,6 @@ def _say(run: runs.Run, result: Json, given: Given, text: str) -> None:
     elif "quiet" in given:
         text = str(run.folder)
     print(text, flush=True)
-
-
-def _others(config: Config, given: Given, team: Team) -> list[str]:
-    """Return what a run goes on with that it did not begin with, in words."""
-    began = choices.to_json(config.machine) | {"backend": config.backend}
-    others = [f"another {name}" for name in ("backend", "device") if given[name] != began[name]]
-    if config.versions != commands.versions(team.size):
-        others.append("other versions")
-    return others + [f"no --{name}" for name in ("tf32", "compile") if name in given and not began[name]]
 
 
 def _machine(machine: Machine, given: Given) -> Machine:
@@ -155,14 +159,18 @@ def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], i
 
 def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.Backend, given: Given) -> int:
     from lpfamily.report import tables
-    from lpfamily.training.protocol.stages import train
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
-    machine = _machine(config.machine, given)
-    if machine.compile and (problem := backend.compile_problem(machine.device)):
-        progress.warn(f"--compile is without effect: {problem}")
-        machine = replace(machine, compile=False)
-    trained = functools.partial(train, dataset=dataset, backend=backend, machine=machine, progress=progress)
+    machine = fitting.compiled_if_possible(_machine(config.machine, given), backend, progress)
+    trained = functools.partial(
+        _logged,
+        log=given.get("log"),
+        dataset=dataset,
+        backend=backend,
+        machine=machine,
+        progress=progress,
+        first=functools.partial(beginnings.first_parameters, config),
+    )
     chosen = ""
     try:
         with _interrupts.interruptible():
@@ -183,10 +191,18 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
     return 0
 
 
+def _logged(run: runs.Run, recipe: Recipe, *, log: str | None, **options: Any) -> Json:
+    """Train, and log each epoch where that is asked for."""
+    if not log:
+        return stages.train(run, recipe, **options)
+    with tensorboard.logging(run) as callbacks:
+        return stages.train(run, recipe, callbacks=callbacks, **options)
+
+
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
-    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=_title(recipe))
+    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=fitting.title(recipe))
     name = str(run.folder / runs.CURVES)
     for content in looks.rendered(draw, (9, 3.6), ["png"], name, progress.warn).values():
         with run.writing(runs.CURVES) as path:
@@ -199,43 +215,9 @@ def _check(
     """Raise `BadInput` for what can be known to fail before a folder is made."""
     for combination, recipe in candidates.items():
         try:
-            _check_recipe(recipe, dataset, name, backend)
+            fitting.check(recipe, dataset, name, backend)
         except BadInput as problem:
             raise BadInput(f"--grid {combination}: {problem}" if combination else problem) from problem
-
-
-def _check_recipe(recipe: Recipe, dataset: data.Dataset, name: str, backend: backends.Backend) -> None:
-    from lpfamily.training import evaluation
-    from lpfamily.training.protocol import stages
-
-    network = stages.check(recipe, dataset)
-    inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
-    if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
-        raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
-    if recipe.init > largest / 2:
-        raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
-    if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
-        raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
-    backends.check_layers(name, backend, network)
-    backends.check_direction(name, backend, part(recipe, Objective))
-
-
-def _title(recipe: Recipe, separator: str = ", ") -> str:
-    parts = [recipe.model, recipe.data, recipe.objective]
-    if recipe.objective in ("perturb", "penalty"):
-        parts.append(f"p{recipe.p:g}")
-    if recipe.objective != "plain":
-        parts.append(f"sigma{recipe.sigma:.4g}")
-    return separator.join(parts)
-
-
-def _folder(title: str) -> Path:
-    folder = Path("runs") / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
-    return folder
 
 
 if __name__ == "__main__":

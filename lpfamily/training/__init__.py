@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Trained", "load"]
+__all__ = ["Trained", "fit", "load"]
 
 if TYPE_CHECKING:
+    from lpfamily.training.fitting import fit
     from lpfamily.training.runs.trained import Trained, load
 else:  # hidden from type checkers, which would let any name pass
 
@@ -12,6 +13,10 @@ else:  # hidden from type checkers, which would let any name pass
         # A backend imports its contract from this package, and needs none of what reads a run.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "fit":
+            from lpfamily.training.fitting import fit
+
+            return fit
         from lpfamily.training.runs import trained
 
         return getattr(trained, name)

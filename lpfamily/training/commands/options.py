@@ -8,7 +8,7 @@ from typing import Any
 
 from lpfamily.training import commands, recipes
 from lpfamily.training.backends import names
-from lpfamily.training.choices import PATH, SWITCH, TEXT, Option, in_group, option, options
+from lpfamily.training.choices import PATH, SWITCH, TEXT, Names, Option, in_group, option, options
 from lpfamily.training.commands import Given
 from lpfamily.training.commands.combinations import combinations
 from lpfamily.training.data import SOURCES, Dataset
@@ -52,15 +52,27 @@ class Command:
     resume: Path | None = option(
         None,
         PATH,
-        "go on with the run in this folder; of the other flags only --quiet, --json and those of "
-        "'where and how' but --dtype go with it",
+        "go on with the run in this folder; of the other flags only --epochs, which may be raised, --log, "
+        "--quiet, --json and those of 'where and how' but --dtype go with it",
+        group="run",
+    )
+    init_from: Path | None = option(
+        None,
+        PATH,
+        "begin with the weights of the run in this folder, of the same network",
+        group="run",
+    )
+    log: str | None = option(
+        None,
+        Names(("tensorboard",)),
+        "write each epoch's metrics as event files in the run folder, too",
         group="run",
     )
     quiet: bool = option(False, None, "no progress, and the run folder alone at the end", group="run")
     json: bool = option(False, None, "the result as JSON in the place of the table", group="run")
 
 
-ON_RESUME = {each.name for each in (*fields(Command), *fields(Machine))} - {"out"}
+ON_RESUME = {each.name for each in (*fields(Command), *fields(Machine))} - {"out", "init_from"} | {"epochs"}
 """What may be given when a run goes on."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -38,6 +38,9 @@ MONITORED = 200
 SHARE = 0.05
 """What looks may take of the training's passes, where the recipe does not say how often to look."""
 
+Callback = Callable[[Mapping[str, float]], object]
+"""callback(metrics) is told each epoch's line of `metrics.jsonl`, when that and the checkpoint are kept."""
+
 MONITOR = "monitor_"
 """What the names of a look's metrics begin with."""
 
@@ -48,6 +51,12 @@ def epochs_to_a_look(recipe: Recipe, examples: int, epochs: int) -> int:
         return recipe.monitor
     look = min(MONITORED, recipe.validation) * robustness.MONITOR_PASSES
     return min(epochs, math.ceil(look / (SHARE * examples * recipe.passes)))
+
+
+def looks(recipe: Recipe, examples: int, epochs: int) -> int:
+    """Return after how many epochs of a stage of so many in all to look; 0 is never."""
+    is_monitored = recipe.objective in ("perturb", "penalty") and recipe.validation
+    return epochs_to_a_look(recipe, examples, epochs) if is_monitored else 0
 
 
 def _is_healthy(line: Json) -> bool | None:
@@ -92,13 +101,17 @@ def train(
     *,
     progress: Progress,
     test: bool = True,
+    callbacks: Iterable[Callback] = (),
+    first: Callable[[], State] = State,
 ) -> Json:
     """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
 
-    Every epoch ends with a line of metrics and a checkpoint, from which a run that has begun goes on.
-    Without `test` the test set stays unseen, as nothing may be chosen by it.
+    Every epoch ends with a line of metrics and a checkpoint, from which a run that has begun goes on; then
+    the callbacks are told of it, and what one raises ends the training. Without `test` the test set stays
+    unseen, as nothing may be chosen by it. `first()` gives the parameters that a run begins with in the place
+    of drawn ones; it is not asked where the run has begun.
     """
-    training = _Training(run, recipe, dataset, backend, machine, progress)
+    training = _Training(run, recipe, dataset, backend, machine, progress, tuple(callbacks), first)
     if training.position.first is None:
         training.first_stage()
         if recipe.second_stage != "none":
@@ -118,6 +131,8 @@ class _Training:
     backend: backends.Backend
     machine: Machine
     progress: Progress
+    callbacks: tuple[Callback, ...]
+    first: Callable[[], State]
 
     def __post_init__(self) -> None:
         run, recipe = self.run, self.recipe
@@ -138,6 +153,7 @@ class _Training:
             )
         else:
             state = initial_state(self.network, recipe.seed, recipe.dtype)
+            state |= {name: array.astype(recipe.dtype) for name, array in self.first().items()}
             self._save(state)
         self.digest = runs.metrics_digest(self.metrics)
         self.progress.note(f"run folder: {run.folder}")
@@ -233,8 +249,7 @@ class _Training:
     def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:
         """Train a stage of `count` epochs at most, and keep each."""
         begin, examples, recipe = self.position, len(split.x), self.recipe
-        is_monitored = recipe.objective in ("perturb", "penalty") and recipe.validation
-        self._looks = epochs_to_a_look(recipe, examples, count) if is_monitored else 0
+        self._looks = looks(recipe, examples, count)
         first, is_second = begin.first or 0, begin.first is not None
         with self.progress.epochs(count, begin.epoch - first, "stage 2" if is_second else "") as shown:
             trained = epochs.train(
@@ -269,6 +284,8 @@ class _Training:
                 self._save(epoch.state)
                 self.metrics.append(line)
                 shown.report(line, examples, *self._to_come(at, first + count))
+                for callback in self.callbacks:
+                    callback(dict(line))
 
     def _to_come(self, at: epochs.Standing, last: int) -> tuple[float, float]:
         """Return how many epochs of this stage's size there will be in all, at least and at most."""
@@ -314,10 +331,12 @@ class _Training:
         found = robustness.monitor(self.trainer, few.x, few.labels, recipe.p, recipe.sigma)
         before = [healthy for healthy in map(_is_healthy, self.metrics) if healthy is not None]
         if all(before[-1:]) and not robustness.is_healthy(found):
+            is_kept = self.run.has(runs.HEALTHY) or all(map(_is_healthy, self.metrics[-1:]))
+            healthy = f"{self.run.folder / runs.HEALTHY} is the checkpoint of the last look before"
             self.progress.warn(
                 f"catastrophic overfitting: on {len(few.x)} held-out examples the error is "
-                f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five; "
-                f"{self.run.folder / runs.HEALTHY} is the checkpoint of the last look before"
+                f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five"
+                + (f"; {healthy}" if is_kept else "")
             )
         return {MONITOR + name: value for name, value in found.items()}
 

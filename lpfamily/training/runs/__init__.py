@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,14 @@ CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 HEALTHY = "healthy.safetensors"
 """The last checkpoint before one step ceased to measure robustness, if it did."""
 
-_CIRCUMSTANCES = ("data_dir", "grid", "versions")
-"""What a config says without that training depends on it; `data_sha256` says which data there were."""
+_CIRCUMSTANCES = ("data_dir", "grid", "init_from", "raised", "versions")
+"""What a config says without that training depends on it.
+
+`data_sha256` and `init_sha256` say which data and first weights there were.
+"""
+
+RAISED = ("epochs", "second_epochs", "monitor")
+"""The numbers of a recipe that change where a run is given more epochs."""
 
 _SEAL = ("format", "sha256")
 
@@ -96,6 +102,12 @@ class Run:
     def decisive(self) -> Json:
         """What of the config decides how training goes, as it was written: of any version."""
         return {name: value for name, value in self.config.items() if name not in _CIRCUMSTANCES}
+
+    def _decided(self) -> list[Json]:
+        """Return what decides, and what did before the run was given more epochs, which came last first."""
+        decisive = self.decisive
+        before = reversed(self.config.get("raised", ()))
+        return [decisive, *(decisive | {"recipe": decisive["recipe"] | limits} for limits in before)]
 
     @property
     def result(self) -> Json | None:
@@ -170,6 +182,21 @@ class Run:
         """Keep the checkpoint, as it is, beside those to come."""
         found = self._checkpoint(CHECKPOINT)
         self.save(found.arrays, found.values, self.decisive, HEALTHY)
+
+    def raise_limits(self, config: Json) -> None:
+        """Give the run more epochs, by a config that says so; `seal_anew` is to follow, now or after a kill.
+
+        The result goes first: without it the run is one that was stopped before it was tested.
+        """
+        (self.folder / RESULT).unlink(missing_ok=True)
+        self.write(CONFIG, config)
+
+    def seal_anew(self) -> None:
+        """Make checkpoints of before the run was given more epochs those of one that began with as many."""
+        for name in (HEALTHY, CHECKPOINT):
+            if self.has(name):
+                found = self._checkpoint(name)
+                self.save(found.arrays, found.values, self.decisive, name)
 
     def forget_healthy(self) -> None:
         """Remove what `keep_healthy` has kept, if anything."""
@@ -263,7 +290,7 @@ class Run:
         """Return a JSON file of the run, which was written with the same `of`."""
         path = self.folder / name
         values = files.read_json(path)
-        self._check_seal(path, values, of)
+        self._check_seal(path, values, [of])
         return _unsealed(values)
 
     def write(self, name: str, values: Json, of: Json | None = None) -> None:
@@ -304,7 +331,7 @@ class Run:
         self, name: str, check: Callable[[Json, Kinds], None] = lambda values, kinds: None
     ) -> Checkpoint:
         """Return a checkpoint whose checksum is right; `check` sees what it is before arrays are read."""
-        path, decisive = self.folder / name, self.decisive
+        path, decided = self.folder / name, self._decided()
 
         def check_all(values: Json, kinds: Kinds) -> None:
             _check_format(path, values)
@@ -312,16 +339,22 @@ class Run:
 
         with files.understanding(path, "not a checkpoint of this run", _RESTART):
             arrays, values = checkpoints.read(path, check_all)
-        sha256 = self._check_seal(path, values, decisive, arrays)
+        sha256 = self._check_seal(path, values, decided, arrays)
         return Checkpoint(arrays, _unsealed(values), sha256)
 
-    def _check_seal(self, path: Path, values: Json, of: Json | None, arrays: State | None = None) -> str:
-        """Return the checksum of a file of the run; raise `BadInput` if the file has another."""
+    def _check_seal(
+        self, path: Path, values: Json, of: Sequence[Json | None], arrays: State | None = None
+    ) -> str:
+        """Return the checksum of a file of the run, which the first of `of` goes into.
+
+        Raise `BadInput` unless the file has that checksum, or one with another of them.
+        """
         _check_format(path, values)
         content = {name: value for name, value in values.items() if name != "sha256"}
-        expected = _sha256({"format": FORMAT} | content, of, arrays)
+        sums = (_sha256({"format": FORMAT} | content, each, arrays) for each in of)
+        expected, found = next(sums), values.get("sha256")
         if _is_sealed(values):
-            if values.get("sha256") != expected:
+            if found != expected and all(found != other for other in sums):
                 other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
                 raise BadInput(
                     f"{path}: is damaged{other}: its checksum is not that of what it holds; {REMEDY}"

@@ -12,7 +12,7 @@ from lpfamily.training import choices, data, files, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import LONGEST_NAME, Json
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Run
+from lpfamily.training.runs import RAISED, Run
 from lpfamily.training.tasks import Machine
 
 
@@ -29,6 +29,15 @@ class Config:
     versions: dict[str, str]
     grid: dict[str, Recipe] = field(default_factory=dict)
     """By name, the recipes to choose from, where there are any."""
+    shape: tuple[int, ...] | None = None
+    """Of an example, channels first, where the data set is a program's own; `classes`: how many it has."""
+    classes: int | None = None
+    init_from: Path | None = None
+    """The run whose weights this one began with, where it began with those of another."""
+    init_sha256: str | None = None
+    """The checksum of the checkpoint that they were in."""
+    raised: tuple[dict[str, int], ...] = ()
+    """What the recipe had of `RAISED` before it was given more epochs, for each time that it was."""
 
 
 def to_json(config: Config) -> Json:
@@ -37,6 +46,12 @@ def to_json(config: Config) -> Json:
     values |= choices.to_json(config.machine)
     values["data_dir"] = None if config.data_dir is None else str(config.data_dir.absolute())
     values |= {"data_sha256": config.data_sha256, "versions": config.versions}
+    if config.shape:
+        values |= {"shape": list(config.shape), "classes": config.classes}
+    if config.init_from:
+        values |= {"init_from": str(config.init_from.absolute()), "init_sha256": config.init_sha256}
+    if config.raised:
+        values["raised"] = list(config.raised)
     return values | ({"grid": differences(config.grid)} if config.grid else {})
 
 
@@ -58,6 +73,9 @@ def read(run: Run) -> Config:
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"{name} is {values[name]!r}")
+        for name in _OPTIONAL.keys() & values.keys():
+            if not isinstance(values[name], _OPTIONAL[name]):
+                raise TypeError(f"{name} is {values[name]!r}")
         config = Config(
             choices.from_json(Recipe, recipe, complete=not run.is_sealed),
             values["backend"],
@@ -66,10 +84,19 @@ def read(run: Run) -> Config:
             values["data_sha256"],
             values["versions"],
             candidates(values),
+            tuple(values["shape"]) if "shape" in values else None,
+            values.get("classes"),
+            _folder(values["init_from"]) if "init_from" in values else None,
+            values.get("init_sha256"),
+            tuple(values.get("raised", ())),
         )
         begun = {path.parent.name for path in (run.folder / "grid").glob(f"*/{runs.CONFIG}")}
         if strange := begun - config.grid.keys():
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
+        if not all(type(side) is int and side > 0 for side in (*(config.shape or ()), config.classes or 1)):
+            raise ValueError(f"examples of shape {config.shape!r}, {config.classes} classes")
+        if [*map(set, config.raised)] != [set(RAISED)] * len(config.raised):
+            raise ValueError(f"raised is {config.raised!r}")
         return config
 
 
@@ -100,16 +127,28 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     If these are other data, raise `BadInput`, whose message has a beginning such as "RUN: the run has used".
     """
     which = config.recipe.data
+    if config.shape:
+        raise BadInput(
+            f"{begin} {which!r}, arrays of a program; go on there, by lpfamily.training.fit(..., resume=True)"
+        )
     found = data.load(which, data_dir or config.data_dir)
     if found.sha256() != config.data_sha256:
         raise BadInput(f"{begin} other {which} data; give its --data-dir")
     return found
 
 
+def shape_and_classes(config: Config) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a run's examples, channels first, and how many classes they have."""
+    if config.shape and config.classes:
+        return config.shape, config.classes
+    source = data.source(config.recipe.data)
+    return source.shape, source.classes
+
+
 def _folder(name: str) -> Path:
     """Return the folder of a name; raise `ValueError` if no folder can have it."""
     if b"\0" in os.fsencode(name):
-        raise ValueError(f"data_dir is {name!r}")
+        raise ValueError(f"{name!r} cannot be the name of a folder")
     return Path(name)
 
 
@@ -118,4 +157,11 @@ _KINDS: dict[str, type | UnionType] = {
     "data_dir": str | None,
     "data_sha256": str,
     "versions": dict,
+}
+_OPTIONAL: dict[str, type] = {
+    "shape": list,
+    "classes": int,
+    "init_from": str,
+    "init_sha256": str,
+    "raised": list,
 }

@@ -14,7 +14,7 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import configs
+from lpfamily.training.runs import Run, configs
 from lpfamily.training.runs.positions import parted
 from lpfamily.training.tasks import Machine
 
@@ -37,6 +37,8 @@ class Trained:
     result
         What `result.json` says of them, such as `result["test_error"]["clean"]`; None until the run is
         finished.
+    checkpoint
+        The SHA-256 of the checkpoint that they are in, as the run's files have it; None without a run.
     """
 
     network: Network
@@ -44,6 +46,7 @@ class Trained:
     parameters: State
     epoch: int
     result: Json | None
+    checkpoint: str | None = None
 
     def model(self, backend: str) -> Callable[[Any], Any]:
         """Return the network in a backend's library: what maps inputs to logits, and drops nothing.
@@ -105,11 +108,15 @@ def load(folder: str | Path) -> Trained:
     BadInput
         The folder holds no run; one of its files is missing, damaged, or of another run or epoch.
     """
-    run = runs.find(Path(folder), option="")
-    recipe = configs.read(run).recipe
+    return of_run(runs.find(Path(folder), option=""))
+
+
+def of_run(run: Run) -> Trained:
+    """Return what a run has trained, as `load` does."""
+    config = configs.read(run)
+    recipe = config.recipe
     try:
-        source = data.source(recipe.data)
-        network = recipes.network_of(recipe, source.shape, source.classes)
+        network = recipes.network_of(recipe, *configs.shape_and_classes(config))
     except BadInput as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause
@@ -119,4 +126,4 @@ def load(folder: str | Path) -> Trained:
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best
-    return Trained(network, recipe, parameters, epoch, run.result)
+    return Trained(network, recipe, parameters, epoch, run.result, found.sha256)

@@ -1,0 +1,270 @@
+"""A run from Python: what `lpfamily.train` does, with a recipe and a data set as values."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpfamily.training import backends, commands, data, evaluation, recipes, runs
+from lpfamily.training.backends import Backend
+from lpfamily.training.choices import part
+from lpfamily.training.data import Dataset, Split
+from lpfamily.training.errors import BadInput
+from lpfamily.training.networks import state_shapes
+from lpfamily.training.progress import Progress
+from lpfamily.training.protocol import extension, stages
+from lpfamily.training.protocol.stages import Callback
+from lpfamily.training.recipes import Recipe
+from lpfamily.training.runs import Run, beginnings, configs
+from lpfamily.training.runs.configs import Config
+from lpfamily.training.runs.trained import Trained, of_run
+from lpfamily.training.tasks import Machine, Objective
+
+
+def fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    backend: str = "torch",
+    *,
+    out: str | Path | None = None,
+    callbacks: Iterable[Callback] = (),
+    machine: Machine | None = None,
+    init_from: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Trained:
+    """Train a network by a recipe on a data set, test it, keep the run, and return what it has trained.
+
+    It is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder, to the
+    byte, but for `curves.png`, which `lpfamily train --resume OUT` adds.
+
+    Parameters
+    ----------
+    recipe
+        What to train and how; `lpfamily.training.recipes.default` has the published ones, and
+        `dataclasses.replace` changes their numbers. sigma is in units of the inputs.
+    dataset
+        The examples, as `lpfamily.training.data.load` returns them, or a `Dataset` of one's own: x of shape
+        (n, inputs), floating, and labels, int64 in [0, classes), for training and for testing. Its name is
+        that of `recipe.data`.
+    backend
+        "numpy", "torch", "jax", or another that is installed.
+    out
+        The run folder, empty or new; by default one in `runs/`, named by what is trained and when.
+    callbacks
+        Each is called as callback(metrics) when an epoch is done, with a dictionary of numbers: a line of
+        `metrics.jsonl`, with `epoch`, counted from 1 over both stages, `stage`, `loss`, `error` and
+        `validation_error` (fractions), `lr`, `seconds`, and what else there is. By then its line and its
+        checkpoint are on disk. What a callback raises ends the training and comes out of this function; the
+        run can go on after that epoch. So an epoch is told once at most, and a run that goes on tells only of
+        the epochs to come.
+    machine
+        Device, TensorFloat-32, compilation; None is the CPU, or what the run began with.
+    init_from
+        The folder of another run of the same network, with whose weights to begin; velocities begin at zero.
+    resume
+        Where `out` holds a run already, go on with it, so that a program that was stopped can be started
+        again as it is; a finished run is returned. Recipe and data must be those that it began with, but
+        the recipe may have more epochs, as `lpfamily train --resume OUT --epochs N` gives them.
+    progress
+        Show on stderr what the command shows; warnings come without it too.
+
+    Returns
+    -------
+    What `lpfamily.training.load` returns of the folder: the network, its parameters, its `result`.
+
+    Raises
+    ------
+    BadInput
+        Recipe, data, backend and machine do not go together; the folder is not empty, or with `resume` has
+        another run; a launcher has started several processes, which is for the command.
+    NotFinite
+        The loss or a parameter is no longer finite; the run keeps the checkpoint before.
+    OSError
+        The folder cannot be written.
+    """
+    found = backends.find(backend)
+    machine_now = machine or Machine()
+    team = found.join(machine_now.device)
+    if team.size > 1:
+        team.leave()
+        raise BadInput("fit trains in one process; start python -m lpfamily.train by the launcher instead")
+    shown, folder = Progress(quiet=not progress), None if out is None else Path(out)
+    dataset = _checked(dataset, recipe)
+    if resume and folder is None:
+        raise BadInput("resume=True needs out, the folder of the run")
+    if resume and folder is not None and (folder / runs.CONFIG).exists():
+        run = runs.find(folder, option="")
+        with run.held():
+            config = configs.read(run)
+            if init_from is not None and config.init_from != Path(init_from).absolute():
+                raise BadInput(f"{folder}: began with the weights of {config.init_from}, not of {init_from}")
+            config = _longer(run, config, recipe, dataset)
+            check(recipe, dataset, backend, found)
+            if run.result is None:
+                machine_now = machine or config.machine
+                if others := began_with_others(config, backend, machine_now, team.size):
+                    shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
+                go_on(run, config)
+                _train(run, config, dataset, found, machine_now, shown, callbacks)
+            return of_run(run)
+    config = Config(
+        recipe,
+        backend,
+        machine_now,
+        data.folder(dataset.name) if dataset.name in data.SOURCES else None,
+        dataset.sha256(),
+        commands.versions(),
+        **_own_shape(dataset),
+    )
+    check(recipe, dataset, backend, found)
+    if init_from is not None:
+        config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
+    folder = folder or new_folder(title(recipe, "-"))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: not empty; choose another folder, or go on with its run by resume=True")
+    run = runs.create(folder, configs.to_json(config))
+    with run.held():
+        _train(run, config, dataset, found, machine_now, shown, callbacks)
+        return of_run(run)
+
+
+def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None:
+    """Raise `BadInput` for what can be known to fail before a folder is made."""
+    network = stages.check(recipe, dataset)
+    inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
+    if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
+        raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
+    if recipe.init > largest / 2:
+        raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
+    if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
+        raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
+    backends.check_layers(name, backend, network)
+    backends.check_direction(name, backend, part(recipe, Objective))
+
+
+def title(recipe: Recipe, separator: str = ", ") -> str:
+    """Return what is trained, in a few words."""
+    parts = [recipe.model, recipe.data, recipe.objective]
+    if recipe.objective in ("perturb", "penalty"):
+        parts.append(f"p{recipe.p:g}")
+    if recipe.objective != "plain":
+        parts.append(f"sigma{recipe.sigma:.4g}")
+    return separator.join(parts)
+
+
+def new_folder(name: str) -> Path:
+    """Return a folder in `runs/` that is not there, by a name and the time."""
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"{folder.name.partition('+')[0]}+{number}")
+    return folder
+
+
+def compiled_if_possible(machine: Machine, backend: Backend, progress: Progress) -> Machine:
+    """Return a machine without compilation, and warn, where the backend cannot compile."""
+    if machine.compile and (problem := backend.compile_problem(machine.device)):
+        progress.warn(f"--compile is without effect: {problem}")
+        return replace(machine, compile=False)
+    return machine
+
+
+def began_with_others(config: Config, name: str, machine: Machine, processes: int) -> list[str]:
+    """Return what a run goes on with that it did not begin with, in words."""
+    now, began = (name, machine.device), (config.backend, config.machine.device)
+    pairs = zip(("backend", "device"), now, began, strict=True)
+    others = [f"another {what}" for what, one, other in pairs if one != other]
+    if config.versions != commands.versions(processes):
+        others.append("other versions")
+    flags = [each for each in ("tf32", "compile") if getattr(machine, each)]
+    return others + [f"no --{each}" for each in flags if not getattr(config.machine, each)]
+
+
+def go_on(run: Run, config: Config) -> None:
+    """Write a config that gives the run more epochs, if it does; what it has then fits it."""
+    if len(config.raised) > len(run.config.get("raised", ())):
+        run.raise_limits(configs.to_json(config))
+    if config.raised:
+        run.seal_anew()
+
+
+def _longer(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
+    """Return the config of a run that goes on by a recipe, which may have more epochs."""
+    extension.check_alike(recipe, config)
+    if dataset.sha256() != config.data_sha256:
+        raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
+    return extension.extended(run, config, recipe, dataset)
+
+
+def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """Return a data set whose arrays are as `Dataset` has them, or raise `BadInput`."""
+    if dataset.name != recipe.data:
+        raise BadInput(f"the recipe is for the data set {recipe.data!r}, and this is {dataset.name!r}")
+
+    def checked(name: str, split: Split) -> Split:
+        x, labels, inputs = np.asarray(split.x), np.asarray(split.labels), math.prod(dataset.shape)
+        if x.dtype.kind != "f" or x.ndim != 2 or not len(x) or x.shape[1] != inputs:
+            raise BadInput(
+                f"{dataset.name}: x of {name} must be floating, of shape (n, {inputs}), as an example's is "
+                f"{dataset.shape}; got {x.dtype} of shape {x.shape}"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
+            raise BadInput(
+                f"{dataset.name}: labels of {name} must be integers of shape ({len(x)},); got {labels.dtype} "
+                f"of shape {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= dataset.classes:
+            raise BadInput(
+                f"{dataset.name}: labels of {name} go from {labels.min()} to {labels.max()}, and those of "
+                f"{dataset.classes} classes from 0 to {dataset.classes - 1}"
+            )
+        if bad := np.count_nonzero(~np.isfinite(x).all(axis=1)):
+            raise BadInput(f"{dataset.name}: x of {name} is not finite in {bad} of {len(x)} examples")
+        x = x if x.dtype == np.float32 else x.astype(recipe.dtype)
+        return Split(np.ascontiguousarray(x), np.ascontiguousarray(labels, np.int64))
+
+    return replace(dataset, train=checked("train", dataset.train), test=checked("test", dataset.test))
+
+
+def _own_shape(dataset: Dataset) -> dict[str, Any]:
+    """Return what a config must know of a data set that has no name here."""
+    source = data.SOURCES.get(dataset.name)
+    if source is None:
+        return {"shape": dataset.shape, "classes": dataset.classes}
+    if (source.shape, source.classes) != (dataset.shape, dataset.classes):
+        raise BadInput(
+            f"{dataset.name!r} names a data set of shape {source.shape} and {source.classes} classes, and "
+            f"this one has shape {dataset.shape} and {dataset.classes}; give it another name"
+        )
+    return {}
+
+
+def _train(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    backend: Backend,
+    machine: Machine,
+    progress: Progress,
+    callbacks: Iterable[Callback],
+) -> None:
+    result = stages.train(
+        run,
+        config.recipe,
+        dataset,
+        backend,
+        compiled_if_possible(machine, backend, progress),
+        progress=progress,
+        callbacks=callbacks,
+        first=lambda: beginnings.first_parameters(config),
+    )
+    run.finish(result)
