@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from lpfamily.report import looks
 from lpfamily.train import main
 from lpfamily.training.runs import Run
 
@@ -97,6 +99,11 @@ def tabled(folder: Path, *flags: object) -> str:
     result = in_process(*flags, "--out", folder)
     assert (result.returncode, "warning" in result.stderr) == (0, False), result
     return result.stdout
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let curves.png be some bytes: of a short run in this process, drawing takes the most time."""
+    monkeypatch.setattr(looks, "rendered", lambda *arguments: {"png": bytes(99)})
 
 
 def start(

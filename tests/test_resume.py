@@ -1,8 +1,11 @@
 """A run that is killed, whenever, and gone on with ends as if nothing had happened."""
 
+import itertools
 import json
+import math
 import os
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +18,10 @@ from commandline import (
     SOFTMAX,
     assert_refused,
     begun_with,
+    draw_nothing,
     in_process,
     metrics,
+    of_an_earlier_version,
     python,
     small_mnist,
     start,
@@ -26,14 +31,18 @@ from commandline import (
     unchanged,
     wait_for_epochs,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+import lpfamily.training
 from lpfamily.training import backends, data, runs
 from lpfamily.training.backends import Machine
+from lpfamily.training.commands.options import recipe_of
 from lpfamily.training.errors import BadInput
 from lpfamily.training.progress import Progress
-from lpfamily.training.protocol import stages
-from lpfamily.training.recipes import default
+from lpfamily.training.protocol import extension, stages
+from lpfamily.training.recipes import PUBLISHED, default
 from lpfamily.training.runs import Run
 
 MAXOUT = ("--model", "maxout", "--units", "32,32", "--pieces", 3, "--init", 0.2, "--patience", 2)
@@ -99,7 +108,6 @@ EVERY_INSTANT = """
 import json, os, resource, signal, sys
 from pathlib import Path
 import safetensors
-from lpfamily.report import looks
 from lpfamily.train import main
 
 looks.rendered = lambda *arguments: {"png": bytes(99)}  # it takes the most time
@@ -335,6 +343,126 @@ def test_a_run_that_changes_its_backend_at_every_checkpoint_is_that_of_either(
         assert state.keys() == undisturbed.keys()
         for key in state:
             np.testing.assert_allclose(state[key], undisturbed[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+# More epochs
+
+
+TWO_STAGES = (
+    *("--model", "softmax", "--objective", "plain", "--batch-size", 20, "--patience", 2, "--lr", 2),
+    *("--second-stage", "continue", "--second-epochs", 3),
+)
+LONGER = {  # flags, epochs before and after, and what a run of as many from the start is told too
+    "one stage": (SOFTMAX[:2], 2, 4, ("--monitor", 2)),
+    "a look after each epoch": ((*SOFTMAX[:2], "--monitor", 1), 1, 2, ()),
+    "stage one, to be ended by patience": ((*TWO_STAGES[:-4], "--second-stage", "none"), 5, 12, ()),
+    "stage two, after patience": (TWO_STAGES, 9, 12, ()),
+}
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    draw_nothing(monkeypatch)
+
+
+def of_more_epochs(folder):
+    """Return what is left of a run but that its config says which epochs it had."""
+    values = timeless(folder)
+    config = json.loads(values["config.json"])
+    raised = config.pop("raised", [])
+    del config["sha256"]
+    return values | {"config.json": config}, raised
+
+
+@pytest.mark.parametrize(("flags", "epochs", "more", "added"), LONGER.values(), ids=LONGER)
+def test_more_epochs_end_with_the_bytes_of_a_run_that_began_with_them(
+    tmp_path, no_curves, flags, epochs, more, added
+):
+    folder, flags = tmp_path / "run", (*flags, "--seed", 1)
+    trained(folder, *flags, "--epochs", epochs)
+    result = in_process("--resume", folder, "--epochs", more, "--quiet")
+    looking = f"{NAME}: it goes on looking for catastrophic overfitting every {epochs} epochs\n"
+    assert (result.returncode, result.stderr) == (0, looking if added else "")
+    trained(tmp_path / "whole", *flags, "--epochs", more, *added)
+    found, raised = of_more_epochs(folder)
+    assert found == of_more_epochs(tmp_path / "whole")[0]
+    assert [each["epochs"] for each in raised] == [epochs]
+    for again in (), ("--epochs", more):
+        result = unchanged(tmp_path, lambda again=again: in_process("--resume", folder, *again))
+        assert (result.returncode, result.stdout) == (0, f"{folder} is finished; nothing to do\n")
+
+
+def test_stopped_while_it_is_given_more_epochs_a_run_can_be_given_yet_more(tmp_path, no_curves, monkeypatch):
+    """Before each file that is written; what was trained can be loaded all the time."""
+    flags = (*SOFTMAX[:2], "--patience", 1, "--second-stage", "none", "--lr", 0.1)
+    trained(tmp_path / "run", *flags, "--epochs", 1, "--monitor", 1)
+    trained(tmp_path / "whole", *flags, "--epochs", 3, "--monitor", 1)
+    expected, _ = of_more_epochs(tmp_path / "whole")
+    assert len(expected["metrics.jsonl"]) == 3
+    sync, left = os.fsync, 0
+
+    def stopping(descriptor):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stopped
+        sync(descriptor)
+
+    for number in itertools.count():
+        folder, left = shutil.copytree(tmp_path / "run", tmp_path / str(number)), number
+        monkeypatch.setattr(os, "fsync", stopping)
+        try:
+            in_process("--resume", folder, "--epochs", 2, "--quiet")
+        except Stopped:
+            monkeypatch.setattr(os, "fsync", sync)
+        else:
+            break
+        assert lpfamily.training.load(folder).epoch in (1, 2)
+        assert in_process("--resume", folder, "--epochs", 3, "--quiet").returncode == 0
+        assert of_more_epochs(folder)[0] == expected, number
+    assert number > 6
+
+
+NOT_LONGER = {
+    "fewer": ((*SOFTMAX[:2], "--epochs", 2), 1, "--epochs 1: the run may have 2"),
+    "a grid": (
+        (*SOFTMAX[:2], "--epochs", 2, "--grid", "lr=0.1/0.2"), 3, "--epochs 3: the choice by --grid depends"
+    ),
+    "stage one is over": ((*TWO_STAGES, "--epochs", 6), 9, "--epochs 9: epoch 6 was the last of stage one"),
+    "looks in both stages": (
+        (*TWO_STAGES, "--objective", "perturb", "--sigma", 0.01, "--epochs", 9), 12,
+        "stage one looked for catastrophic overfitting every 9 epochs, and stage two every 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "more", "part"), NOT_LONGER.values(), ids=NOT_LONGER)
+def test_where_a_longer_run_would_have_done_something_else_it_is_said(tmp_path, no_curves, flags, more, part):
+    trained(tmp_path / "run", *flags, "--seed", 1)
+    refused = unchanged(tmp_path, lambda: in_process("--resume", tmp_path / "run", "--epochs", more))
+    assert_refused(refused, part, "start a new run")
+
+
+def test_a_run_without_checksums_keeps_its_epochs(tmp_path, no_curves):
+    trained(tmp_path / "run", *SOFTMAX)
+    of_an_earlier_version(tmp_path / "run")
+    refused = unchanged(tmp_path, lambda: in_process("--resume", tmp_path / "run", "--epochs", 3))
+    assert refused.returncode == 2
+    assert "an earlier version began this run" in refused.stderr.splitlines()[-1]
+
+
+@given(
+    model=st.sampled_from(tuple(PUBLISHED)),
+    source=st.sampled_from(data.NAMES),
+    second=st.sampled_from([{}, {"second_stage": "none"}, {"second_stage": "continue", "patience": 5}]),
+    epochs=st.tuples(st.integers(1, 1500), st.integers(1, 1500)).map(sorted),
+)
+def test_more_epochs_are_those_of_the_command(model, source, second, epochs):
+    shape = data.source(source).shape
+    split = data.Split(np.zeros((1, math.prod(shape)), np.float32), np.zeros(1, int))
+    dataset = data.Dataset(source, split, split, 10, shape)
+    few, many = (recipe_of({"model": model, "epochs": count} | second, dataset) for count in epochs)
+    assert extension.with_epochs(few, many.epochs) == many
 
 
 # The files of a run

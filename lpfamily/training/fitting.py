@@ -108,11 +108,11 @@ def fit(
                 raise BadInput(f"{folder}: began with the weights of {config.init_from}, not of {init_from}")
             config = _longer(run, config, recipe, dataset)
             check(recipe, dataset, backend, found)
+            go_on(run, config)
             if run.result is None:
                 machine_now = machine or config.machine
                 if others := began_with_others(config, backend, machine_now, team.size):
                     shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
-                go_on(run, config)
                 _train(run, config, dataset, found, machine_now, shown, callbacks)
             return of_run(run)
     config = Config(
@@ -193,7 +193,7 @@ def go_on(run: Run, config: Config) -> None:
     """Write a config that gives the run more epochs, if it does; what it has then fits it."""
     if len(config.raised) > len(run.config.get("raised", ())):
         run.raise_limits(configs.to_json(config))
-    if config.raised:
+    if config.raised and not run.has(runs.RESULT):
         run.seal_anew()
 
 

@@ -40,7 +40,7 @@ def begin_from(config: Config, folder: Path, dataset: Dataset, option: str) -> C
         if problem := next(differences(trained.network, network), ""):
             raise BadInput(f"{option}{folder}: is a run of another network: {problem}; give the same one")
         largest = float(np.finfo(recipe.dtype).max)
-        if any(np.abs(array).max(initial=0) > largest for array in trained.parameters.values()):
+        if any(float(np.abs(array).max()) > largest for array in trained.parameters.values()):
             raise BadInput(f"{option}{folder}: has weights beyond {recipe.dtype}; give --dtype float64")
     return replace(config, init_from=folder, init_sha256=trained.checkpoint)
 
@@ -58,7 +58,7 @@ def first_parameters(config: Config) -> State:
     trained = of_run(runs.find(config.init_from, "the run to begin from, "))
     if trained.checkpoint != config.init_sha256:
         raise BadInput(
-            f"{config.init_from}: has another checkpoint than it had when this run was started; start a new one"
+            f"{config.init_from}: has another checkpoint than when this run was started; start a new one"
         )
     return trained.parameters
 

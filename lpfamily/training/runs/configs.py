@@ -129,7 +129,8 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     which = config.recipe.data
     if config.shape:
         raise BadInput(
-            f"{begin} {which!r}, arrays of a program; go on there, by lpfamily.training.fit(..., resume=True)"
+            f"{begin} {which!r}, arrays of a program; there, lpfamily.training.fit(..., resume=True) goes on "
+            "with it, and load returns what it has trained"
         )
     found = data.load(which, data_dir or config.data_dir)
     if found.sha256() != config.data_sha256:
