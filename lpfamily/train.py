@@ -61,7 +61,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
         grid=candidates if "grid" in given else {},
     )
     if "log" in given:
-        tensorboard.writer()
+        tensorboard.check()
     if "init_from" in given:
         config = beginnings.begin_from(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
@@ -98,7 +98,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         begin = f"--resume {run.folder}: the run began on"
         dataset = configs.dataset(config, given.get("data_dir"), begin)
         if "log" in given:
-            tensorboard.writer()
+            tensorboard.check()
         if "epochs" in given:
             recipe = extension.with_epochs(config.recipe, given["epochs"])
             began, config = config.recipe, extension.extended(run, config, recipe, dataset)
@@ -193,10 +193,7 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 
 def _logged(run: runs.Run, recipe: Recipe, *, log: str | None, **options: Any) -> Json:
     """Train, and log each epoch where that is asked for."""
-    if not log:
-        return stages.train(run, recipe, **options)
-    with tensorboard.logging(run) as callbacks:
-        return stages.train(run, recipe, callbacks=callbacks, **options)
+    return stages.train(run, recipe, callbacks=[tensorboard.logging(run)] if log else [], **options)
 
 
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:

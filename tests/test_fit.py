@@ -1,5 +1,6 @@
 """Training from Python: `lpfamily.training.fit`, its callbacks, and TensorBoard's files."""
 
+import errno
 import json
 import shutil
 import sys
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lpfamily.training
-from lpfamily.training import data, fit
+from lpfamily.training import data, files, fit
 from lpfamily.training.commands.options import parser, recipe_of
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
@@ -257,14 +258,14 @@ def logged(folder):
     """Return the metrics that TensorBoard reads in a run folder, as `metrics.jsonl` would have them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    read = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     read.Reload()
     lines = {}
-    for name in read.Tags()["tensors"]:
-        for event in read.Tensors(name):
+    for name in read.Tags()["scalars"]:
+        for event in read.Scalars(name):
             line = lines.setdefault(event.step, {"epoch": event.step})
             assert name not in line, "told twice"
-            line[name] = event.tensor_proto.float_val[0]
+            line[name] = event.value
     return [lines[step] for step in sorted(lines)]
 
 
@@ -292,8 +293,26 @@ def test_tensorboard_has_the_epochs_before_it_was_asked_for(tmp_path):
         assert_logged(folder)
 
 
+def test_event_files_that_cannot_be_written_end_the_run_in_one_line(tmp_path, monkeypatch):
+    append, folder = files.append, tmp_path / "run"
+
+    def full(path, content):
+        if "tfevents" in path.name and len(metrics(folder)) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, content)
+
+    flags = (*FLAGS, "--log", "tensorboard", "--quiet", "--out", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append", full)
+        result = in_process(*flags)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert f"{folder}/events.out.tfevents." in result.stderr
+    assert "(No space left on device); the checkpoint after epoch 2 is intact" in result.stderr
+    assert in_process("--resume", folder, "--quiet").returncode == 0
+
+
 def test_without_tensorboard_its_flag_names_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     folder = tmp_path / "run"
     assert_refused(in_process(*FLAGS, "--log", "tensorboard", "--out", folder), "pip install tensorboard")
     assert not folder.exists()

@@ -1,55 +1,63 @@
-"""A run's metrics as TensorBoard's event files, by TensorBoard's own writer, which needs no other library."""
+"""A run's metrics as TensorBoard's event files, by its own messages and records: no framework is needed.
+
+`tensorboard.summary.Writer` writes the same, in a thread whose errors print a trace; here, what cannot be
+written is an error of the run, as with its other files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
 
+from lpfamily.training import files
 from lpfamily.training.errors import BadInput
 from lpfamily.training.runs import Run
 
-EVENTS = "events.out.tfevents.*"
-"""How the writer names its files."""
+PREFIX = "events.out.tfevents."
+"""What the names of the files begin with, by which TensorBoard knows them."""
 
 
-@contextmanager
-def logging(run: Run) -> Iterator[list[Callable[[Mapping[str, float]], None]]]:
-    """Give the callbacks that log each epoch into the run folder; epochs before come first, once.
-
-    Each number of `metrics.jsonl` but the epoch is a scalar of its name, and the epoch is its step. Every
-    time that training goes on adds a file, and TensorBoard shows all of them as one run.
-
-    Raises
-    ------
-    BadInput
-        TensorBoard cannot be imported.
-    """
-    is_new = not any(run.folder.glob(EVENTS))
-    with run.writing(EVENTS):
-        log = writer()(str(run.folder))
-
-    def write(metrics: Mapping[str, float]) -> None:
-        with run.writing(EVENTS):
-            for name in metrics.keys() - {"epoch"}:
-                log.add_scalar(name, metrics[name], int(metrics["epoch"]))
-            log.flush()
-
+def check() -> None:
+    """Raise `BadInput` where TensorBoard cannot be imported."""
     try:
-        for line in run.metrics() if is_new else ():
-            write(line)
-        yield [write]
-    finally:
-        log.close()
-
-
-def writer() -> Callable[[str], Any]:
-    """Return TensorBoard's class of writers, or raise `BadInput` where it cannot be imported."""
-    try:
-        from tensorboard.summary import Writer
+        import tensorboard.compat.proto.event_pb2
+        import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError as cause:
         raise BadInput(
             f"--log tensorboard: TensorBoard cannot be imported ({cause}); pip install tensorboard"
         ) from cause
-    made: Callable[[str], Any] = Writer
-    return made
+
+
+def logging(run: Run) -> Callable[[Mapping[str, float]], None]:
+    """Return the callback that logs each epoch into the run folder.
+
+    Each number of `metrics.jsonl` but the epoch is a scalar of its name, and the epoch is its step. Every
+    time that training goes on adds a file, and TensorBoard shows all of them as one run; the first begins
+    with the epochs before.
+    """
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    is_first = not any(run.folder.glob(f"{PREFIX}*"))
+    name = f"{PREFIX}{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+
+    def append(**content: object) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event_pb2.Event(wall_time=time.time(), **content).SerializeToString())
+        with run.writing(name) as path:
+            files.append(path, record.getvalue())
+
+    def callback(metrics: Mapping[str, float]) -> None:
+        scalars = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=metrics[tag])
+            for tag in metrics.keys() - {"epoch"}
+        ]
+        append(step=int(metrics["epoch"]), summary=summary_pb2.Summary(value=scalars))
+
+    append(file_version="brain.Event:2")
+    for line in run.metrics() if is_first else ():
+        callback(line)
+    return callback
