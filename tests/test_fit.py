@@ -2,9 +2,13 @@
 
 import errno
 import json
+import re
 import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +137,54 @@ def test_what_a_callback_raises_comes_out_and_the_run_goes_on_after_that_epoch(t
     assert told == [line["epoch"] for line in metrics(folder)]
     assert timeless(folder) == timeless(undisturbed)
     assert found.result == Run(folder).result
+
+
+class Recorder(SimpleNamespace):
+    """What stands for a tracker's run: it keeps what it is told, and takes what the tracker documents."""
+
+    def __init__(self):
+        super().__init__(lines=[], said={}, summary={})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        pass
+
+    def log(self, data, step):
+        assert isinstance(data, Mapping)
+        self.lines.append((step, dict(data)))
+
+    def init(self, project, config):
+        self.said |= config
+        return self
+
+    def start_run(self):
+        return self
+
+    def log_params(self, params):
+        self.said |= params
+
+    def log_metrics(self, metrics, step):
+        self.log(metrics, step)
+
+    def log_metric(self, key, value):
+        self.summary[key] = value
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_the_page_tells_a_tracker_every_epoch_the_recipe_and_the_result(tmp_path, monkeypatch, tracker):
+    page = (Path(__file__).parent.parent / "docs/guides/logging.md").read_text()
+    (code,) = re.findall(rf"```py\n(import {tracker}\n.*?)```", page, re.DOTALL)
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, tracker, recorder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, tracker, "exec"), {})  # noqa: S102 (the page is ours)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert recorder.lines == [(line["epoch"], line) for line in metrics(folder)]
+    assert recorder.said == asdict(lpfamily.training.load(folder).recipe)
+    errors = Run(folder).result["test_error"]
+    assert recorder.summary["test_error"] == (errors if tracker == "wandb" else errors["clean"])
 
 
 # Going on
@@ -297,7 +349,7 @@ def test_event_files_that_cannot_be_written_end_the_run_in_one_line(tmp_path, mo
     append, folder = files.append, tmp_path / "run"
 
     def full(path, content):
-        if "tfevents" in path.name and len(metrics(folder)) == 2:
+        if "tfevents" in path.name and path.exists() and len(metrics(folder)) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         append(path, content)
 

@@ -51,10 +51,8 @@ def logging(run: Run) -> Callable[[Mapping[str, float]], None]:
             files.append(path, record.getvalue())
 
     def callback(metrics: Mapping[str, float]) -> None:
-        scalars = [
-            summary_pb2.Summary.Value(tag=tag, simple_value=metrics[tag])
-            for tag in metrics.keys() - {"epoch"}
-        ]
+        value_of = summary_pb2.Summary.Value
+        scalars = [value_of(tag=each, simple_value=metrics[each]) for each in metrics if each != "epoch"]
         append(step=int(metrics["epoch"]), summary=summary_pb2.Summary(value=scalars))
 
     append(file_version="brain.Event:2")
