@@ -187,6 +187,13 @@ def test_the_page_tells_a_tracker_every_epoch_the_recipe_and_the_result(tmp_path
     assert recorder.summary["test_error"] == (errors if tracker == "wandb" else errors["clean"])
 
 
+@pytest.mark.parametrize("callbacks", [print, ["print"], [None]])
+def test_what_cannot_be_called_is_refused_before_a_folder_is_made(tmp_path, callbacks):
+    with pytest.raises(TypeError):
+        fit(RECIPE, DIGITS, "numpy", out=tmp_path / "run", callbacks=callbacks)
+    assert not (tmp_path / "run").exists()
+
+
 # Going on
 
 
@@ -225,7 +232,7 @@ def test_a_recipe_with_more_epochs_makes_the_run_longer(tmp_path):
         ),
         (lambda out: fit(replace(RECIPE, epochs=2), DIGITS, "numpy", out=out, resume=True), "--epochs 2: "),
         (lambda out: fit(RECIPE, DIGITS.first(1000, 0), "numpy", out=out, resume=True), "other digits data"),
-        (lambda out: fit(RECIPE, DIGITS, "numpy", out=out, resume=True, init_from=out), "not of "),
+        (lambda out: fit(RECIPE, DIGITS, "numpy", out=out, resume=True, init_from=out), "with drawn weights"),
         (lambda out: fit(RECIPE, DIGITS, "numpy", resume=True), "resume=True needs out"),
     ],
 )
@@ -265,6 +272,8 @@ def test_arrays_of_ones_own_are_trained_on_and_the_run_knows_their_shape(tmp_pat
     assert found.result["test_error"]["clean"] == wrong < 0.2
     (folder / "result.json").unlink()
     assert_refused(in_process("--resume", folder), "'mine', arrays of a program", "fit(..., resume=True)")
+    with pytest.raises(BadInput, match="began on other mine data"):
+        fit(OWN, replace(mine, train=train, test=test, shape=(1, 1, 5)), "numpy", out=folder, resume=True)
     again = fit(OWN, replace(mine, train=train, test=test), "numpy", out=folder, resume=True)
     assert again.result["test_error"] == found.result["test_error"]
 

@@ -316,6 +316,15 @@ def test_the_checkpoint_of_the_last_look_before_catastrophic_overfitting_is_kept
     )
 
 
+def test_what_goes_on_after_its_end_names_no_checkpoint_that_is_gone(tmp_path, capsys):
+    recipe = replace(PERTURBED, monitor=2)
+    run, _ = trained(tmp_path / "run", OverfitScript([0]), replace(recipe, epochs=3))
+    trained(tmp_path / "run", OverfitScript([0]), recipe, resume=True)
+    assert not (run.folder / runs.HEALTHY).exists()
+    said = capsys.readouterr().err
+    assert said.endswith("the error is 0% after one step and 100% after five\n")
+
+
 @pytest.mark.parametrize("every", [1, 2, 9])
 def test_a_healthy_run_keeps_no_second_checkpoint(tmp_path, capsys, every):
     run, _ = trained(tmp_path / "run", Script([0]), replace(PERTURBED, monitor=every))

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from commandline import of_an_earlier_version, python, small_mnist, unchanged
+from commandline import of_an_earlier_version, python, small_mnist, trained, unchanged
 
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, networks
@@ -184,6 +184,18 @@ def test_runs_on_other_data_are_not_taken(setting, tmp_path):
         finished(other, "softmax", 0, silent)
     elsewhere = replace(other, out=tmp_path / "anew", runs=runs_in([setting.out / "runs"]))
     assert finished(elsewhere, "softmax", 0, silent) != folder
+
+
+def test_a_run_that_began_with_the_weights_of_another_is_not_taken(setting, tmp_path):
+    told = (*flags("softmax", "quick", 0), "--data-dir", setting.data_dir)
+    drawn, given = tmp_path / "drawn", setting.out / "runs/softmax-0"
+    trained(drawn, *told)
+    trained(given, *told, "--init-from", drawn)
+    with pytest.raises(BadInput, match=r"softmax-0 began with the weights of another run"):
+        finished(setting, "softmax", 0, silent)
+    for folder, taken in (drawn, drawn), (given, None):
+        other = Setting(tmp_path / "other", setting.data_dir, runs=runs_in([folder]))
+        assert networks._Job(other, "softmax", 0).begun() == taken
 
 
 def test_a_run_that_fails_says_why(setting):

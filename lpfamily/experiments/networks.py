@@ -295,6 +295,8 @@ class _Job:
             raise BadInput(f"{folder} was trained on other data; give its --data-dir, or another --out")
         if config.recipe != recipe_of(self.setting, self.network, self.seed):
             raise BadInput(f"{folder} was trained by another recipe or budget; give another --out")
+        if config.init_from:
+            raise BadInput(f"{folder} began with the weights of another run; give another --out")
 
     def _elsewhere(self) -> Path | None:
         """Return the folder of a finished run of the same recipe, if one was given."""
@@ -303,7 +305,8 @@ class _Job:
             config = configs.read(run)
             recipe = recipe_of(self.setting, self.network, self.seed)
             wanted = recipe, checksum(recipe.data, self.setting.data_dir)
-            if (config.recipe, config.data_sha256) == wanted and run.result is not None:
+            is_drawn = config.init_from is None
+            if is_drawn and (config.recipe, config.data_sha256) == wanted and run.result is not None:
                 return folder
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -66,7 +67,8 @@ def fit(
         run can go on after that epoch. So an epoch is told once at most, and a run that goes on tells only of
         the epochs to come.
     machine
-        Device, TensorFloat-32, compilation; None is the CPU, or what the run began with.
+        A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or what
+        the run began with.
     init_from
         The folder of another run of the same network, with whose weights to begin; velocities begin at zero.
     resume
@@ -85,55 +87,79 @@ def fit(
     BadInput
         Recipe, data, backend and machine do not go together; the folder is not empty, or with `resume` has
         another run; a launcher has started several processes, which is for the command.
+    TypeError
+        A callback cannot be called.
     NotFinite
         The loss or a parameter is no longer finite; the run keeps the checkpoint before.
     OSError
         The folder cannot be written.
     """
-    found = backends.find(backend)
-    machine_now = machine or Machine()
-    team = found.join(machine_now.device)
-    if team.size > 1:
-        team.leave()
-        raise BadInput("fit trains in one process; start python -m lpfamily.train by the launcher instead")
-    shown, folder = Progress(quiet=not progress), None if out is None else Path(out)
-    dataset = _checked(dataset, recipe)
+    found, folder, told = backends.find(backend), None if out is None else Path(out), tuple(callbacks)
+    if not all(map(callable, told)):
+        raise TypeError(f"callbacks must be functions of an epoch's metrics; got {told!r}")
     if resume and folder is None:
         raise BadInput("resume=True needs out, the folder of the run")
-    if resume and folder is not None and (folder / runs.CONFIG).exists():
-        run = runs.find(folder, option="")
-        with run.held():
-            config = configs.read(run)
-            if init_from is not None and config.init_from != Path(init_from).absolute():
-                raise BadInput(f"{folder}: began with the weights of {config.init_from}, not of {init_from}")
-            config = _longer(run, config, recipe, dataset)
-            check(recipe, dataset, backend, found)
-            go_on(run, config)
-            if run.result is None:
-                machine_now = machine or config.machine
-                if others := began_with_others(config, backend, machine_now, team.size):
-                    shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
-                _train(run, config, dataset, found, machine_now, shown, callbacks)
-            return of_run(run)
-    config = Config(
-        recipe,
-        backend,
-        machine_now,
-        data.folder(dataset.name) if dataset.name in data.SOURCES else None,
-        dataset.sha256(),
-        commands.versions(),
-        **_own_shape(dataset),
-    )
+    dataset, shown = _checked(dataset, recipe), Progress(quiet=not progress)
+    begun = runs.find(folder, "") if resume and folder and (folder / runs.CONFIG).exists() else None
+    now = machine or (configs.read(begun).machine if begun else Machine())
+    _check_alone(found, now.device)
     check(recipe, dataset, backend, found)
+    run = begun or _created(recipe, dataset, backend, now, folder, init_from)
+    with run.held():
+        config = configs.read(run)
+        if begun:
+            config = _longer(run, config, recipe, dataset)
+            if init_from and not config.init_from:
+                raise BadInput(
+                    f"{run.folder}: the run began with drawn weights, not with those of {init_from}"
+                )
+            go_on(run, config)
+        if run.result is None:
+            if others := began_with_others(config, backend, now, processes=1):
+                shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
+            result = stages.train(
+                run,
+                config.recipe,
+                dataset,
+                found,
+                compiled_if_possible(now, found, shown),
+                progress=shown,
+                callbacks=told,
+                first=functools.partial(beginnings.first_parameters, config),
+            )
+            run.finish(result)
+        return of_run(run)
+
+
+def _check_alone(backend: Backend, device: str) -> None:
+    """Raise `BadInput` for a device that is not there, and where a launcher has started other processes."""
+    team = backend.join(device)
+    try:
+        backend.check_device(device)
+        if team.size > 1:
+            raise BadInput("fit trains in one process; let the launcher start python -m lpfamily.train")
+    finally:
+        team.leave()
+
+
+def _created(
+    recipe: Recipe,
+    dataset: Dataset,
+    backend: str,
+    machine: Machine,
+    folder: Path | None,
+    init_from: str | Path | None,
+) -> Run:
+    """Return a new run; raise `BadInput` where it cannot be."""
+    data_dir = data.folder(dataset.name) if dataset.name in data.SOURCES else None
+    config = Config(recipe, backend, machine, data_dir, dataset.sha256(), commands.versions())
+    config = replace(config, **_own_shape(dataset))
     if init_from is not None:
         config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
     folder = folder or new_folder(title(recipe, "-"))
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; choose another folder, or go on with its run by resume=True")
-    run = runs.create(folder, configs.to_json(config))
-    with run.held():
-        _train(run, config, dataset, found, machine_now, shown, callbacks)
-        return of_run(run)
+    return runs.create(folder, configs.to_json(config))
 
 
 def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None:
@@ -200,7 +226,8 @@ def go_on(run: Run, config: Config) -> None:
 def _longer(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
     """Return the config of a run that goes on by a recipe, which may have more epochs."""
     extension.check_alike(recipe, config)
-    if dataset.sha256() != config.data_sha256:
+    alike = replace(config, **_own_shape(dataset)) == config
+    if not alike or dataset.sha256() != config.data_sha256:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
     return extension.extended(run, config, recipe, dataset)
 
@@ -246,25 +273,3 @@ def _own_shape(dataset: Dataset) -> dict[str, Any]:
             f"this one has shape {dataset.shape} and {dataset.classes}; give it another name"
         )
     return {}
-
-
-def _train(
-    run: Run,
-    config: Config,
-    dataset: Dataset,
-    backend: Backend,
-    machine: Machine,
-    progress: Progress,
-    callbacks: Iterable[Callback],
-) -> None:
-    result = stages.train(
-        run,
-        config.recipe,
-        dataset,
-        backend,
-        compiled_if_possible(machine, backend, progress),
-        progress=progress,
-        callbacks=callbacks,
-        first=lambda: beginnings.first_parameters(config),
-    )
-    run.finish(result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
 from lpfamily.training.networks import Network, State, initial_state, parameter_shapes
-from lpfamily.training.progress import Progress
+from lpfamily.training.progress import Metrics, Progress
 from lpfamily.training.protocol import epochs
 from lpfamily.training.protocol.epochs import NotFinite
 from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates, task_of
@@ -38,7 +38,7 @@ MONITORED = 200
 SHARE = 0.05
 """What looks may take of the training's passes, where the recipe does not say how often to look."""
 
-Callback = Callable[[Mapping[str, float]], object]
+Callback = Callable[[Metrics], object]
 """callback(metrics) is told each epoch's line of `metrics.jsonl`, when that and the checkpoint are kept."""
 
 MONITOR = "monitor_"

@@ -10,10 +10,11 @@ import io
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from lpfamily.training import files
 from lpfamily.training.errors import BadInput
+from lpfamily.training.progress import Metrics
 from lpfamily.training.runs import Run
 
 PREFIX = "events.out.tfevents."
@@ -31,7 +32,7 @@ def check() -> None:
         ) from cause
 
 
-def logging(run: Run) -> Callable[[Mapping[str, float]], None]:
+def logging(run: Run) -> Callable[[Metrics], None]:
     """Return the callback that logs each epoch into the run folder.
 
     Each number of `metrics.jsonl` but the epoch is a scalar of its name, and the epoch is its step. Every
@@ -50,7 +51,7 @@ def logging(run: Run) -> Callable[[Mapping[str, float]], None]:
         with run.writing(name) as path:
             files.append(path, record.getvalue())
 
-    def callback(metrics: Mapping[str, float]) -> None:
+    def callback(metrics: Metrics) -> None:
         value_of = summary_pb2.Summary.Value
         scalars = [value_of(tag=each, simple_value=metrics[each]) for each in metrics if each != "epoch"]
         append(step=int(metrics["epoch"]), summary=summary_pb2.Summary(value=scalars))
