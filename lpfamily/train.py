@@ -99,21 +99,22 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         dataset = configs.dataset(config, given.get("data_dir"), begin)
         if "log" in given:
             tensorboard.check()
+        began = config.recipe
         if "epochs" in given:
-            recipe = extension.with_epochs(config.recipe, given["epochs"])
-            began, config = config.recipe, extension.extended(run, config, recipe, dataset)
-            if (every := config.recipe.monitor) != began.monitor:
-                print(
-                    f"{NAME}: it goes on looking for catastrophic overfitting every {every} epochs",
-                    file=sys.stderr,
-                )
+            recipe = extension.with_epochs(began, given["epochs"])
+            config = replace(config, recipe=extension.extended(run, config, recipe, dataset))
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         machine = _machine(config.machine, given)
         if others := fitting.began_with_others(config, given["backend"], machine, team.size):
             print(
                 f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding", file=sys.stderr
             )
-        fitting.go_on(run, config)
+        if (every := config.recipe.monitor) != began.monitor:
+            print(
+                f"{NAME}: it goes on looking for catastrophic overfitting every {every} epochs",
+                file=sys.stderr,
+            )
+        extension.extend(run, began, config.recipe)
         return _go(run, config, dataset, backend, given)
 
 

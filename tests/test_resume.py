@@ -108,6 +108,7 @@ EVERY_INSTANT = """
 import json, os, resource, signal, sys
 from pathlib import Path
 import safetensors
+from lpfamily.report import looks
 from lpfamily.train import main
 
 looks.rendered = lambda *arguments: {"png": bytes(99)}  # it takes the most time
@@ -449,6 +450,23 @@ def test_a_run_without_checksums_keeps_its_epochs(tmp_path, no_curves):
     refused = unchanged(tmp_path, lambda: in_process("--resume", tmp_path / "run", "--epochs", 3))
     assert refused.returncode == 2
     assert "an earlier version began this run" in refused.stderr.splitlines()[-1]
+
+
+def test_a_run_whose_version_knew_fewer_options_can_be_given_more_epochs(tmp_path, no_curves):
+    flags, lacking = (*SOFTMAX[:2], "--objective", "plain"), ("monitor", "activation")
+    trained(tmp_path / "run", *flags, "--epochs", 1)
+
+    def edit(config):
+        for name in lacking:
+            del config["recipe"][name]
+
+    begun_with(tmp_path / "run", edit)
+    assert in_process("--resume", tmp_path / "run", "--epochs", 2, "--quiet").returncode == 0
+    assert not set(lacking) & Run(tmp_path / "run").config["recipe"].keys()
+    trained(tmp_path / "whole", *flags, "--epochs", 2)
+    run, whole = (load_file(tmp_path / name / runs.CHECKPOINT) for name in ("run", "whole"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(run[name], array)
 
 
 @given(

@@ -43,8 +43,8 @@ def fit(
 ) -> Trained:
     """Train a network by a recipe on a data set, test it, keep the run, and return what it has trained.
 
-    It is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder, to the
-    byte, but for `curves.png`, which `lpfamily train --resume OUT` adds.
+    It is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder, but for
+    `curves.png`, which `lpfamily train --resume OUT` adds.
 
     Parameters
     ----------
@@ -108,12 +108,9 @@ def fit(
     with run.held():
         config = configs.read(run)
         if begun:
-            config = _longer(run, config, recipe, dataset)
             if init_from and not config.init_from:
-                raise BadInput(
-                    f"{run.folder}: the run began with drawn weights, not with those of {init_from}"
-                )
-            go_on(run, config)
+                raise BadInput(f"{run.folder}: began with drawn weights, not with those of {init_from}")
+            config = _gone_on(run, config, recipe, dataset)
         if run.result is None:
             if others := began_with_others(config, backend, now, processes=1):
                 shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
@@ -206,30 +203,24 @@ def compiled_if_possible(machine: Machine, backend: Backend, progress: Progress)
 
 def began_with_others(config: Config, name: str, machine: Machine, processes: int) -> list[str]:
     """Return what a run goes on with that it did not begin with, in words."""
-    now, began = (name, machine.device), (config.backend, config.machine.device)
-    pairs = zip(("backend", "device"), now, began, strict=True)
-    others = [f"another {what}" for what, one, other in pairs if one != other]
+    began = config.machine
+    alike = {"backend": name == config.backend, "device": machine.device == began.device}
+    others = [f"another {each}" for each in alike if not alike[each]]
     if config.versions != commands.versions(processes):
         others.append("other versions")
     flags = [each for each in ("tf32", "compile") if getattr(machine, each)]
-    return others + [f"no --{each}" for each in flags if not getattr(config.machine, each)]
+    return others + [f"no --{each}" for each in flags if not getattr(began, each)]
 
 
-def go_on(run: Run, config: Config) -> None:
-    """Write a config that gives the run more epochs, if it does; what it has then fits it."""
-    if len(config.raised) > len(run.config.get("raised", ())):
-        run.raise_limits(configs.to_json(config))
-    if config.raised and not run.has(runs.RESULT):
-        run.seal_anew()
-
-
-def _longer(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
-    """Return the config of a run that goes on by a recipe, which may have more epochs."""
+def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
+    """Return the config of a run that goes on by a recipe, which may give it more epochs."""
     extension.check_alike(recipe, config)
     alike = replace(config, **_own_shape(dataset)) == config
     if not alike or dataset.sha256() != config.data_sha256:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
-    return extension.extended(run, config, recipe, dataset)
+    recipe = extension.extended(run, config, recipe, dataset)
+    extension.extend(run, config.recipe, recipe)
+    return replace(config, recipe=recipe)
 
 
 def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:

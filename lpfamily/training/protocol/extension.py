@@ -15,7 +15,7 @@ from lpfamily.training.data import Dataset
 from lpfamily.training.errors import BadInput
 from lpfamily.training.protocol import stages
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import CHECKPOINT, RAISED, Run
+from lpfamily.training.runs import CHECKPOINT, RAISED, RESULT, Run
 from lpfamily.training.runs.configs import Config
 from lpfamily.training.runs.positions import Position
 
@@ -47,15 +47,12 @@ def check_alike(recipe: Recipe, config: Config) -> None:
             )
 
 
-def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
-    """Return the config of a run with the epochs of a recipe, or raise `BadInput`; nothing is written.
-
-    It is the run's own config where both have as many.
-    """
+def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe of a run with the epochs of another, or raise `BadInput`; nothing is written."""
     began = config.recipe
     recipe = replace(began, epochs=recipe.epochs, second_epochs=recipe.second_epochs)
     if recipe == began:
-        return config
+        return began
     option = f"{flag('epochs')} {recipe.epochs}"
     limits = ("epochs", "second_epochs") if began.second_stage != "none" else ("epochs",)
     for name in limits:
@@ -77,12 +74,16 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Conf
             f"{option}: epoch {first} was the last of stage one, and its state is gone, as stage two has "
             "begun; start a new run"
         )
-    recipe = replace(recipe, monitor=_monitor(began, recipe, dataset, first is not None, option))
-    return replace(
-        config,
-        recipe=recipe,
-        raised=(*config.raised, {name: getattr(began, name) for name in RAISED}),
-    )
+    return replace(recipe, monitor=_monitor(began, recipe, dataset, first is not None, option))
+
+
+def extend(run: Run, began: Recipe, recipe: Recipe) -> None:
+    """Give a run the epochs that `extended` has returned, or take up where that was stopped by a kill."""
+    limits = {name: getattr(recipe, name) for name in RAISED}
+    if changed := {name: value for name, value in limits.items() if value != getattr(began, name)}:
+        run.raise_limits(changed)
+    if "raised" in run.config and not run.has(RESULT):
+        run.seal_anew()
 
 
 def _monitor(began: Recipe, recipe: Recipe, dataset: Dataset, is_second: bool, option: str) -> int:

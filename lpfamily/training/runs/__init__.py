@@ -105,9 +105,9 @@ class Run:
 
     def _decided(self) -> list[Json]:
         """Return what decides, and what did before the run was given more epochs, which came last first."""
-        decisive = self.decisive
-        before = reversed(self.config.get("raised", ()))
-        return [decisive, *(decisive | {"recipe": decisive["recipe"] | limits} for limits in before)]
+        decisive, raised = self.decisive, self.config.get("raised", ())
+        kept = {name: value for name, value in decisive.get("recipe", {}).items() if name not in RAISED}
+        return [decisive, *(decisive | {"recipe": kept | before} for before in reversed(raised))]
 
     @property
     def result(self) -> Json | None:
@@ -183,13 +183,17 @@ class Run:
         found = self._checkpoint(CHECKPOINT)
         self.save(found.arrays, found.values, self.decisive, HEALTHY)
 
-    def raise_limits(self, config: Json) -> None:
-        """Give the run more epochs, by a config that says so; `seal_anew` is to follow, now or after a kill.
+    def raise_limits(self, limits: Json) -> None:
+        """Give the run more epochs, by numbers of its recipe, and let the config say what it had before.
 
-        The result goes first: without it the run is one that was stopped before it was tested.
+        The result goes first: without it the run is one that was stopped before it was tested. `seal_anew` is
+        to follow, now or after a kill.
         """
+        config = self.config
+        before = {name: config["recipe"][name] for name in RAISED if name in config["recipe"]}
+        config["recipe"] |= limits
         (self.folder / RESULT).unlink(missing_ok=True)
-        self.write(CONFIG, config)
+        self.write(CONFIG, config | {"raised": [*config.get("raised", ()), before]})
 
     def seal_anew(self) -> None:
         """Make checkpoints of before the run was given more epochs those of one that began with as many."""
