@@ -61,11 +61,11 @@ def fit(
         The run folder, empty or new; by default one in `runs/`, named by what is trained and when.
     callbacks
         Each is called as callback(metrics) when an epoch is done, with a dictionary of numbers: a line of
-        `metrics.jsonl`, with `epoch`, counted from 1 over both stages, `stage`, `loss`, `error` and
-        `validation_error` (fractions), `lr`, `seconds`, and what else there is. By then its line and its
-        checkpoint are on disk. What a callback raises ends the training and comes out of this function; the
-        run can go on after that epoch. So an epoch is told once at most, and a run that goes on tells only of
-        the epochs to come.
+        `metrics.jsonl`, with `epoch`, counted from 1 over both stages, `stage`, `loss`, `error` (a
+        fraction), `lr`, `seconds`, in the first stage `validation_error`, in the second `held_out_loss`, and
+        what else there is. By then its line and its checkpoint are on disk. What a callback raises ends the
+        training and comes out of this function; the run can go on after that epoch. So an epoch is told once
+        at most, and a run that goes on tells only of the epochs to come.
     machine
         A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or what
         the run began with.

@@ -36,14 +36,16 @@ def logging(run: Run) -> Callable[[Metrics], None]:
     """Return the callback that logs each epoch into the run folder.
 
     Each number of `metrics.jsonl` but the epoch is a scalar of its name, and the epoch is its step. Every
-    time that training goes on adds a file, and TensorBoard shows all of them as one run; the first begins
-    with the epochs before.
+    time that training goes on adds a file, and TensorBoard shows all of them as one run; what they lack of
+    the epochs before comes first.
     """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto import event_pb2, summary_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    is_first = not any(run.folder.glob(f"{PREFIX}*"))
-    name = f"{PREFIX}{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    before = sorted(run.folder.glob(f"{PREFIX}*"))
+    last = max((event.step for path in before for event in EventFileLoader(str(path)).Load()), default=0)
+    name = f"{PREFIX}{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{len(before)}"
 
     def append(**content: object) -> None:
         record = io.BytesIO()
@@ -52,11 +54,15 @@ def logging(run: Run) -> Callable[[Metrics], None]:
             files.append(path, record.getvalue())
 
     def callback(metrics: Metrics) -> None:
+        nonlocal last
+        if metrics["epoch"] <= last:  # its line was kept before a kill, and its checkpoint was not
+            return
+        last = int(metrics["epoch"])
         value_of = summary_pb2.Summary.Value
         scalars = [value_of(tag=each, simple_value=metrics[each]) for each in metrics if each != "epoch"]
-        append(step=int(metrics["epoch"]), summary=summary_pb2.Summary(value=scalars))
+        append(step=last, summary=summary_pb2.Summary(value=scalars))
 
     append(file_version="brain.Event:2")
-    for line in run.metrics() if is_first else ():
+    for line in run.metrics():
         callback(line)
     return callback
