@@ -44,7 +44,7 @@ def no_curves(monkeypatch):
 DIGITS = data.load("digits")
 FLAGS = (
     *("--model", "softmax", "--epochs", "4", "--patience", "2", "--second-stage", "continue", "--lr", "0.5"),
-    *("--second-epochs", "2", "--batch-size", "50", "--seed", "3"),
+    *("--second-epochs", "2", "--batch-size", "50", "--seed", "3", "--test-examples", "20"),
 )
 RECIPE = recipe_of(parser().parse(list(FLAGS)), DIGITS)
 

@@ -348,13 +348,14 @@ def test_a_run_that_changes_its_backend_at_every_checkpoint_is_that_of_either(
 # More epochs
 
 
+SMALL = (*SOFTMAX[:2], "--test-examples", 20)
 TWO_STAGES = (
-    *("--model", "softmax", "--objective", "plain", "--batch-size", 20, "--patience", 2, "--lr", 2),
+    *(*SMALL, "--objective", "plain", "--batch-size", 20, "--patience", 2, "--lr", 2),
     *("--second-stage", "continue", "--second-epochs", 3),
 )
 LONGER = {  # flags, epochs before and after, and what a run of as many from the start is told too
-    "one stage": (SOFTMAX[:2], 2, 4, ("--monitor", 2)),
-    "a look after each epoch": ((*SOFTMAX[:2], "--monitor", 1), 1, 2, ()),
+    "one stage": (SMALL, 2, 4, ("--monitor", 2)),
+    "a look after each epoch": ((*SMALL, "--monitor", 1), 1, 2, ()),
     "stage one, to be ended by patience": ((*TWO_STAGES[:-4], "--second-stage", "none"), 5, 12, ()),
     "stage two, after patience": (TWO_STAGES, 7, 12, ()),
 }
@@ -394,7 +395,7 @@ def test_more_epochs_end_with_the_bytes_of_a_run_that_began_with_them(
 
 def test_stopped_while_it_is_given_more_epochs_a_run_can_be_given_yet_more(tmp_path, no_curves, monkeypatch):
     """Before each file that is written or removed; what was trained can be loaded all the time."""
-    flags = (*SOFTMAX[:2], "--patience", 1, "--second-stage", "none", "--lr", 0.1)
+    flags = (*SMALL, "--patience", 1, "--second-stage", "none", "--lr", 0.1)
     trained(tmp_path / "run", *flags, "--epochs", 1, "--monitor", 1)
     trained(tmp_path / "whole", *flags, "--epochs", 3, "--monitor", 1)
     expected, _ = of_more_epochs(tmp_path / "whole")
@@ -424,9 +425,9 @@ def test_stopped_while_it_is_given_more_epochs_a_run_can_be_given_yet_more(tmp_p
 
 
 NOT_LONGER = {
-    "fewer": ((*SOFTMAX[:2], "--epochs", 2), 1, "--epochs 1: the run may have 2"),
+    "fewer": ((*SMALL, "--epochs", 2), 1, "--epochs 1: the run may have 2"),
     "a grid": (
-        (*SOFTMAX[:2], "--epochs", 2, "--grid", "lr=0.1/0.2"), 3, "--epochs 3: the choice by --grid depends"
+        (*SMALL, "--epochs", 2, "--grid", "lr=0.1/0.2"), 3, "--epochs 3: the choice by --grid depends"
     ),
     "stage one is over": ((*TWO_STAGES, "--epochs", 6), 9, "--epochs 9: epoch 6 was the last of stage one"),
     "looks in both stages": (
@@ -452,7 +453,7 @@ def test_a_run_without_checksums_keeps_its_epochs(tmp_path, no_curves):
 
 
 def test_a_run_whose_version_knew_fewer_options_can_be_given_more_epochs(tmp_path, no_curves):
-    flags, lacking = (*SOFTMAX[:2], "--objective", "plain"), ("monitor", "activation")
+    flags, lacking = (*SMALL, "--objective", "plain"), ("monitor", "activation")
     trained(tmp_path / "run", *flags, "--epochs", 1)
 
     def edit(config):
