@@ -406,6 +406,7 @@ def test_without_tensorboard_its_flag_names_what_to_install(tmp_path, monkeypatc
 
 PLAIN = (
     *("--model", "softmax", "--objective", "plain", "--validation", 0, "--max-norm", 0, "--epochs", 1),
+    *("--test-examples", 20),
     *("--batch-size", 1497, "--lr", 0.5, "--lr-decay", "none", "--momentum", 0.9, "--momentum-final", 0.9),
 )
 
