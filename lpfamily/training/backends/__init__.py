@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 
-from lpfamily._packages import NotInstalled
+from lpfamily.training import plugins
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints, Network, State
@@ -141,28 +140,21 @@ def launches(order: Ints, batch_size: int, most: int, tick: Tick = silent) -> It
 
 def names() -> list[str]:
     """Return the names of the installed backends; imports none of them."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return plugins.names(GROUP)
 
 
 def find(name: str) -> Backend:
     """Import and return the backend of this name, or raise `BadInput` with the reason and the remedy."""
-    found = list(entry_points(group=GROUP, name=name))
-    if not found:
+    backend: Backend | None = plugins.load(GROUP, "backend", name, _check)
+    if backend is None:
         raise BadInput(f"unknown backend {name!r}; {_installed()}")
-    if len({entry.value for entry in found}) > 1:
-        owners = " and ".join(sorted(f"{entry.value} of {_owner(entry)}" for entry in found))
-        raise BadInput(f"two backends are named {name!r}: {owners}; uninstall one of them")
-    entry = found[0]
-    try:
-        backend: Backend = entry.load()
-        members = [name for name in vars(Backend) if not name.startswith("_")]
-        if lacking := [name for name in members if not hasattr(backend, name)]:
-            raise TypeError(f"{entry.value} is no backend, it lacks {', '.join(lacking)}")
-    except NotInstalled as cause:
-        raise BadInput(f"backend {name!r} cannot be loaded: {cause}") from cause
-    except Exception as cause:  # a stranger's module may fail in any way
-        raise BadInput(f"backend {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return backend
+
+
+def _check(backend: Any) -> None:
+    members = [name for name in vars(Backend) if not name.startswith("_")]
+    if lacking := [name for name in members if not hasattr(backend, name)]:
+        raise TypeError(f"it is no backend, it lacks {', '.join(lacking)}")
 
 
 def _installed() -> str:
@@ -238,14 +230,3 @@ def check_inputs(network: Network, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless arrays of this shape are inputs of `network`, (n, inputs)."""
     if len(shape) != 2 or shape[1] != network.inputs:
         raise ValueError(f"inputs must have shape (n, {network.inputs}), flattened; got {tuple(shape)}")
-
-
-def _owner(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unknown distribution"
-
-
-def _remedy(entry: EntryPoint) -> str:
-    extras = (entry.dist.metadata.get_all("Provides-Extra") or []) if entry.dist else []
-    if entry.name in extras:
-        return f'pip install "{_owner(entry)}[{entry.name}]"'
-    return f"install what {_owner(entry)} needs"
