@@ -29,6 +29,7 @@ ARCHIVE = files.Remote(
     "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
+PICKLED_FOLDER, PICKLED_FILE, PICKLED_ARCHIVE = "cifar-10-batches-py", "data_batch_1", "cifar-10-python.tar.gz"
 SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
 CLASSES = 10
@@ -81,13 +82,29 @@ def images(
         paths = _official(files.cache_folder() / "cifar10")
     else:
         folders = (data_dir / "cifar10", data_dir / FOLDER, data_dir)
-        paths = [files.find(remote.name, folders) for remote in FILES]
+        try:
+            paths = [files.find(remote.name, folders) for remote in FILES]
+        except BadInput:
+            for folder in folders:
+                refuse_pickles(folder)
+            raise
     labels, pixels = _read(paths[:-1])
     test_labels, test_pixels = _read(paths[-1:])
     return pixels, labels, test_pixels, test_labels
 
 
-CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0)
+def refuse_pickles(path: Path) -> None:
+    """Raise `BadInput` if a folder has, or a file is, the version of CIFAR-10 that only pickle reads."""
+    known = PICKLED_FOLDER, PICKLED_ARCHIVE, PICKLED_FILE
+    for each in path, *(path / name for name in known):
+        if each.name in known and each.exists():
+            raise BadInput(
+                f"{each} is CIFAR-10 as Python pickles, which can run any code and are not read: unpack "
+                f"{ARCHIVE.name} of {MIRRORS[0]} in its place"
+            )
+
+
+CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0, refuse=refuse_pickles)
 
 
 def _official(folder: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.training.data import scaling
+from lpfamily.training.data.scaling import Scale, Scaling
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import sha256
 
@@ -53,10 +55,14 @@ class Dataset:
     classes
         How many there are.
     shape
-        Of an example as an image, channels first; their product is the number of inputs.
+        Of an example, channels first where it is an image; their product is the number of inputs.
     source_sha256
         The checksum of what the examples were computed from, where they are not the same on every
-        machine to the last bit.
+        machine to the last bit, or are scaled.
+    recipe
+        What differs in its recipes from those of other sets.
+    scaling
+        What `scaled` has done to all x.
     """
 
     name: str
@@ -65,6 +71,22 @@ class Dataset:
     classes: int
     shape: tuple[int, ...]
     source_sha256: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    scaling: Scaling | None = None
+
+    def scaled(self, by: Scale | Scaling | None) -> Dataset:
+        """Return the data set with x scaled, as computed from all its training examples, or as given.
+
+        Its checksum is that of the examples before.
+        """
+        if isinstance(by, str):
+            by = scaling.fit(by, self.train.x, self.shape[0])
+        if by is None:
+            return self
+        if len(by.divide) != self.shape[0]:
+            raise BadInput(f"a scaling of {len(by.divide)} numbers is not one of {self.name}, {self.shape}")
+        train, test = (Split(by(split.x), split.labels) for split in (self.train, self.test))
+        return replace(self, train=train, test=test, source_sha256=self.sha256(), scaling=by)
 
     def first(self, train: int, test: int) -> Dataset:
         """Return the data set of so many examples of each split, the first ones; 0 is all."""
@@ -91,7 +113,7 @@ class Source:
     name
         The name to load it with.
     shape
-        Of an example as an image, channels first.
+        Of an example, channels first where it is an image.
     classes
         How many there are.
     radius
@@ -106,16 +128,19 @@ class Source:
         What differs in its recipes from those of other sets.
     of_models
         What differs beside it, by model.
+    refuse
+        refuse(path) raises `BadInput` for a folder or file that is a version of it which cannot be read.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     read: Callable[[Path | None], Dataset]
     radius: float | None = None
     has_files: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict)
     of_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refuse: Callable[[Path], None] = lambda path: None
 
     @property
     def inputs(self) -> int:
@@ -124,7 +149,43 @@ class Source:
 
     def dataset(self, train: Split, test: Split, source_sha256: str | None = None) -> Dataset:
         """Return examples as those of this set."""
-        return Dataset(self.name, train, test, self.classes, self.shape, source_sha256)
+        return Dataset(self.name, train, test, self.classes, self.shape, source_sha256, self.recipe)
+
+
+def check_source(name: str, found: Any) -> None:
+    """Raise unless it is the `Source` of a data set of this name."""
+    if not isinstance(found, Source) or found.name != name:
+        raise TypeError(f"it is no lpfamily.training.data.Source named {name!r}")
+
+
+def read_strange(source: Source, folder: Path | None) -> Dataset:
+    """Return what a `Source` of another distribution reads; raise `BadInput` if it cannot be used."""
+    begin = f"data set {source.name!r} cannot be used"
+    try:
+        found = source.read(folder)
+    except BadInput:
+        raise
+    except Exception as cause:  # a stranger's module may fail in any way
+        raise BadInput(f"{begin} ({cause!r}); tell those who made it") from cause
+    splits = (found.train, found.test) if isinstance(found, Dataset) else ()
+    good = bool(splits) and (found.name, found.shape, found.classes) == (source.name, source.shape, source.classes)
+    for split in splits:
+        x, labels, n = split.x, split.labels, len(split.x)
+        good &= n > 0 and x.shape == (n, source.inputs) and x.dtype in (np.float32, np.float64)
+        good &= labels.shape == (n,) and labels.dtype == np.int64
+        good = good and not unusable(x) and bool(((labels >= 0) & (labels < source.classes)).all())
+    if not good:
+        raise BadInput(
+            f"{begin}: it must read a Dataset as its Source says, x finite, float32 or float64 of shape "
+            f"(n, {source.inputs}), labels int64 of shape (n,), from 0 to {source.classes - 1}; tell those who "
+            "made it"
+        )
+    return found
+
+
+def unusable(x: NDArray[np.floating]) -> int:
+    """Return how many examples, (n, inputs), have a number that float32 has not: NaN, or too large."""
+    return int(np.count_nonzero(~(np.abs(x) <= np.finfo(np.float32).max).all(axis=1)))
 
 
 def published_radius(radius: float | None, inputs: int) -> float:

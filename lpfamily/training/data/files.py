@@ -28,6 +28,9 @@ SECONDS_OF_SILENCE = 30.0
 SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
 LONGEST_REASON = 200
+HIDDEN = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
+"""What systems leave in folders: names begin so."""
+
 REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"
 
@@ -64,26 +67,61 @@ def cache_folder() -> Path:
     return (Path(base) if base and Path(base).is_absolute() else usual) / "lpfamily"
 
 
-def find(name: str, folders: Sequence[Path]) -> Path:
+def find(name: str, folders: Sequence[Path], *other_names: str) -> Path:
     """Return the first of folder/name and folder/name.gz that exists, folder by folder.
+
+    So it is with the other names of the file. Some archives unpack it into a folder of its name.
 
     Raises
     ------
     BadInput
         There is none, or a folder does not let itself be searched.
     """
-    for path in (folder / (name + suffix) for folder in folders for suffix in ("", ".gz")):
+    names = [each + suffix for each in (name, *other_names) for suffix in ("", ".gz")]
+    for path in (folder / each for folder in folders for each in names):
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise _unreadable(path, error) from error
-        return path
+        inside = path / path.name
+        return inside if inside.is_file() else path
     raise BadInput(
         f"no {name} or {name}.gz: looked for {' and '.join(str(folder / name) for folder in folders)}; "
         "put the file there, or download the official one by giving neither --data-dir nor LPFAMILY_DATA"
     )
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Return the files at any depth of a folder in the order of their names, hidden ones left out.
+
+    A folder that is not there has none.
+
+    Raises
+    ------
+    BadInput
+        A folder does not let itself be searched.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise _unreadable(Path(error.filename), error) from error
+
+    for where, below, names in os.walk(folder, onerror=refuse):
+        below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
+        yield from (Path(where, name) for name in sorted(names) if not name.startswith(HIDDEN))
+
+
+def check_memory(what: str, size: int) -> None:
+    """Raise `BadInput` for data of more bytes than this machine has memory, where that is known."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise BadInput(
+            f"{what} would take {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory: give less"
+        )
 
 
 def check_labels(path: Path, labels: NDArray[np.integer], classes: int) -> None:

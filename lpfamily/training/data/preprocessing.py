@@ -25,7 +25,7 @@ def global_contrast_normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         Pixels of shape (n, d).
     """
     result = np.empty(images.shape, np.float32)
-    for rows in _blocks(len(images)):
+    for rows in blocks(len(images)):
         x = images[rows].astype(np.float64)
         # The mean of equal integers is exact, so that the norm of a constant image is 0, not rounding.
         x -= x.mean(axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def zca(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64
     n, d = x.shape
     mean = x.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))
-    for rows in _blocks(n):
+    for rows in blocks(n):
         centred = x[rows] - mean
         covariance += centred.T @ centred
     values, vectors = scipy.linalg.eigh(covariance / n, driver="evd", overwrite_a=True)
@@ -58,9 +58,10 @@ def zca(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def whiten(x: NDArray[np.float32], mean: NDArray[np.float32], matrix: NDArray[np.float32]) -> None:
     """Replace x by (x - mean) matrix, in place."""
-    for rows in _blocks(len(x)):
+    for rows in blocks(len(x)):
         x[rows] = (x[rows] - mean) @ matrix
 
 
-def _blocks(n: int) -> Iterator[slice]:
+def blocks(n: int) -> Iterator[slice]:
+    """Return slices of so many examples, some at a time."""
     return (slice(start, start + BLOCK) for start in range(0, n, BLOCK))

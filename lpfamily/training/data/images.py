@@ -1,0 +1,162 @@
+"""A folder of images by class, read with Pillow."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpfamily.training import files
+from lpfamily.training.data.files import HIDDEN, check_memory, walk
+from lpfamily.training.errors import BadInput
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is read: for some of the rest Pillow starts other programs."""
+TRAINING, TESTS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+ONE_IN, SPLIT_SEED = 5, 0
+"""Without a folder of test images, one image in so many of each class is one."""
+_GREY, _COLOUR = ("1", "L", "LA"), ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
+_BYTES_OF_A_NUMBER = 1 + 4
+"""As a byte, then as float32."""
+
+Bytes = NDArray[np.uint8]
+Found = list[tuple[Path, int]]
+"""Images with their classes."""
+
+
+def read(folder: Path, size: Sequence[int]) -> tuple[list[NDArray[np.integer]], str]:
+    """Return training images, (n, channels, height, width), and classes, then those for testing; a checksum.
+
+    The folder has `train` and `test` (or `val`, `valid`), and these a folder per class; or it has a folder per
+    class, of which a fifth is for testing, always the same. Classes are numbered by the order of their names.
+    There is one channel where all images are grey, else there are three. Transparency is dropped, and of
+    several frames the first is taken. The checksum is of files and names, as versions of Pillow differ.
+
+    Parameters
+    ----------
+    size
+        Height and width, or one number for both, that all images are resized to, whatever their proportions
+        (bilinear, antialiased). Without it they must be of one size.
+
+    Raises
+    ------
+    BadInput
+        Pillow is missing; a folder has no images; a file is none, or of another size than the others.
+    """
+    if len(size) > 2:
+        raise BadInput(f"--size {','.join(map(str, size))}: must be height,width or one number for both")
+    splits = _splits(folder)
+    count = sum(map(len, splits))
+    if size:
+        check_memory(f"{count} images of --size", count * size[0] * size[-1] * _BYTES_OF_A_NUMBER)
+    digest = files.sha256([repr(tuple(size)).encode()])
+    images: list[list[Bytes]] = []
+    first: tuple[Path, Bytes] | None = None
+    for found in splits:
+        images.append([])
+        for path, _ in found:
+            content, name = files.read(path), os.fsencode(path.relative_to(folder).as_posix())
+            for block in name, content:
+                digest.update(len(block).to_bytes(8, "big"))
+                digest.update(block)
+            image = _image(path, content, size)
+            if first is None:
+                first = path, image
+                check_memory(f"{count} images like {path}", count * image.size * _BYTES_OF_A_NUMBER)
+            if image.shape[:2] != first[1].shape[:2]:
+                raise BadInput(
+                    f"{path}: is of {_times(image)} pixels, and {first[0]} of {_times(first[1])}; give --size"
+                )
+            images[-1].append(image)
+    channels = max(image.shape[2] for split in images for image in split)
+    arrays: list[NDArray[np.integer]] = []
+    for found, split in zip(splits, images, strict=True):
+        colours = [np.broadcast_to(image, (*image.shape[:2], channels)) for image in split]
+        arrays += [np.stack(colours).transpose(0, 3, 1, 2), np.array([label for _, label in found])]
+    return arrays, digest.hexdigest()
+
+
+def _splits(folder: Path) -> tuple[Found, Found]:
+    below = {path.name.lower(): path for path in _folders(folder)}
+    train, test = (next((below[name] for name in names if name in below), None) for names in (TRAINING, TESTS))
+    if train and (test or _folders(train)):
+        if test is None:
+            raise BadInput(f"{folder}: has {train.name} and no folder of test images; name it test")
+        classes, tested = _classes(train), _classes(test)
+        if strange := tested.keys() - classes.keys():
+            raise BadInput(f"{test / min(strange)}: is a class that {train} has no images of")
+        numbers = {name: number for number, name in enumerate(classes)}
+        return _numbered(classes, numbers), _numbered(tested, numbers)
+    classes, rng = _classes(folder), np.random.default_rng(SPLIT_SEED)
+    numbers = {name: number for number, name in enumerate(classes)}
+    kept, tested = {}, {}
+    for name, paths in classes.items():
+        if len(paths) < 2:
+            raise BadInput(f"{folder / name}: has one image, and none is left to test by; give two or more")
+        order, count = rng.permutation(len(paths)), max(1, round(len(paths) / ONE_IN))
+        tested[name], kept[name] = ([paths[i] for i in sorted(some)] for some in (order[:count], order[count:]))
+    return _numbered(kept, numbers), _numbered(tested, numbers)
+
+
+def _numbered(classes: dict[str, list[Path]], numbers: dict[str, int]) -> Found:
+    return [(path, numbers[name]) for name, paths in classes.items() for path in paths]
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each class, in the order of the names of both."""
+    found = {path.name: list(walk(path)) for path in _folders(folder)}
+    if len(found) < 2:
+        raise BadInput(
+            f"{folder}: has {len(found) or 'no'} folder of images; give two or more, each with the images of a "
+            "class"
+        )
+    for name, paths in found.items():
+        if not paths:
+            raise BadInput(f"{folder / name}: has no images; put some there, or remove the folder")
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
+        )
+    except OSError as cause:
+        raise BadInput(f"{folder}: cannot be read ({cause.strerror or cause}); check its permissions") from cause
+
+
+def _image(path: Path, content: bytes, size: Sequence[int]) -> Bytes:
+    """Return an image's bytes, (height, width, 1 or 3)."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as cause:
+        raise BadInput(
+            f'images are read with Pillow, which cannot be imported ({cause}): pip install "lpfamily[train]"'
+        ) from cause
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            formats = [name for name in FORMATS if name in Image.OPEN]
+            with Image.open(io.BytesIO(content), formats=formats) as opened:
+                if opened.mode not in _GREY + _COLOUR:
+                    raise ValueError(f"it is of mode {opened.mode}, and has not 8 bits per number")
+                image = opened.convert("L" if opened.mode in _GREY else "RGB")
+            if size:
+                image = image.resize((size[-1], size[0]), Image.Resampling.BILINEAR)
+        except Exception as cause:  # a damaged image fails in any way
+            reason = "none that Pillow knows" if isinstance(cause, UnidentifiedImageError) else str(cause)[:200]
+            raise BadInput(
+                f"{path}: cannot be read as an image ({reason}); remove it, or make it one of {', '.join(FORMATS)}"
+            ) from cause
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _times(image: Bytes) -> str:
+    return f"{image.shape[0]} x {image.shape[1]}"
