@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,14 @@ class _Opened:
         backend: str = given.get("backend") or config.backend
         device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
         trainer = trained.trainer(backend, device)
-        return cls(trained, trainer, dataset, _with_radius(trained.recipe), backend, device)
+        return cls(
+            trained, trainer, dataset, _with_radius(trained.recipe, trained.network.inputs), backend, device
+        )
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What its sigma is in units of."""
+        return self.recipe.inputs, self.dataset.sha256(), self.dataset.scaling
 
     def measured(self, radii: Radii, given: Given, argv: list[str], tick: Tick) -> Json:
         """Return what `lpfamily.training.robustness` finds, and how it was made."""
@@ -186,6 +194,7 @@ class _Opened:
             "epoch": self.trained.epoch,
             "data": self.recipe.data,
             "data_sha256": self.dataset.sha256(),
+            "scale": self.recipe.scale,
         }
         return made | result | {"findings": robustness.findings(result)}
 
@@ -202,10 +211,11 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
     first = opened[names[0]]
     for name, run in opened.items():
         _check_examples(given, len(run.dataset.test.x), "the run")
-        if run.recipe.data != first.recipe.data:
+        if run.inputs != first.inputs:
+            other = "" if run.recipe.inputs != first.recipe.inputs else "other "
             raise BadInput(
-                f"{name}: of {run.recipe.data}, and {names[0]} of {first.recipe.data}; runs of the same data "
-                "can be compared"
+                f"{name}: of {other}{run.recipe.inputs}, and {names[0]} of {first.recipe.inputs}; runs of "
+                "the same data can be compared"
             )
     radii = _radii(given, first.recipe, first.dataset.train.x.shape[1])
     out = _folder(given) if several else _file(given)
@@ -224,7 +234,7 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
             textwrap.fill(f"warning: {finding}", 100, subsequent_indent="  ")
             for finding in result["findings"]
         ]
-        title = f"{name}: {first.recipe.data}" if several else first.recipe.data
+        title = f"{name}: {first.recipe.inputs}" if several else first.recipe.inputs
         print("\n".join([robustness_table(result, title), *warnings]), flush=True)
     if several:
         print(f"\n{compared.table(results)}", flush=True)
@@ -271,11 +281,10 @@ def _check_examples(given: Given, there: int, what: str) -> None:
         raise BadInput(f"--examples {wanted}: {what} has {there} test examples; give less, or 0 for all")
 
 
-def _with_radius(recipe: Recipe) -> Recipe:
+def _with_radius(recipe: Recipe, inputs: int) -> Recipe:
     """Return the recipe, with the published sigma where its own is 0 and so has no multiples."""
     if recipe.sigma:
         return recipe
-    inputs = data.source(recipe.data).inputs
     published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
     return replace(recipe, sigma=published.sigma)
 

@@ -48,7 +48,7 @@ def _train(given: Given) -> int:
 
 def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> int:
     which, data_dir = given.get("data", Recipe.data), given.get("data_dir")
-    dataset = data.load(which, data_dir)
+    dataset = data.load(which, data_dir, given.get("size", ())).scaled(given.get("scale", Recipe.scale))
     candidates = recipes_of(given, dataset)
     recipe = next(iter(candidates.values()))
     config = Config(
@@ -56,7 +56,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
         name,
         _machine(Machine(), given),
         data_dir=data.folder(which, data_dir),
-        data_sha256=dataset.sha256(),
+        **configs.facts(dataset),
         versions=commands.versions(team.size),
         grid=candidates if "grid" in given else {},
     )
@@ -65,7 +65,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     if "init_from" in given:
         config = beginnings.begin_from(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
-    title = f"{recipe.model}-{recipe.data}-grid" if config.grid else fitting.title(recipe, "-")
+    title = f"{recipe.model}-{fitting.short(recipe.data)}-grid" if config.grid else fitting.title(recipe, "-")
     folder = given.get("out") or fitting.new_folder(title)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
 from lpfamily.ensemble import robustness
 from lpfamily.measured import Robustness
+from lpfamily.training.data import npz
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints
 
@@ -26,20 +24,8 @@ RETURNS = "a torch module, a JAX function of x, or a NumPy one that returns logi
 
 def examples(path: Path) -> tuple[Floats, Ints]:
     """Return `x` and `y` of an .npz file, checked; nothing in it is unpickled."""
-    try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, NpzFile):
-                raise BadInput(f"--data {path}: is one array; save x and y with numpy.savez")
-            if missing := {"x", "y"} - set(file.files):
-                there = ", ".join(file.files) or "nothing"
-                raise BadInput(f"--data {path}: has no array {min(missing)!r}, only {there}")
-            x, y = file["x"], file["y"]
-    except BadInput:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
-        reason = getattr(cause, "strerror", None) or "not an .npz file of plain arrays, or damaged"
-        raise BadInput(f"--data {path}: cannot be read ({reason})") from cause
+    found = npz.read(path, ("x", "y"), f"--data {path}")
+    x, y = found["x"], found["y"]
     if x.dtype.kind != "f":
         hint = "; divide by 255 for pixels from 0 to 1" if x.dtype == np.uint8 else ""
         raise BadInput(f"--data {path}: x must be floating; got {x.dtype}{hint}")

@@ -148,9 +148,11 @@ def _created(
     init_from: str | Path | None,
 ) -> Run:
     """Return a new run; raise `BadInput` where it cannot be."""
-    data_dir = data.folder(dataset.name) if dataset.name in data.SOURCES else None
-    config = Config(recipe, backend, machine, data_dir, dataset.sha256(), commands.versions())
-    config = replace(config, **_own_shape(dataset))
+    data_dir = data.folder(dataset.name) if dataset.name in data.names() else None
+    _check_name(dataset)
+    config = Config(
+        recipe, backend, machine, data_dir, **configs.facts(dataset), versions=commands.versions()
+    )
     if init_from is not None:
         config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
     folder = folder or new_folder(title(recipe, "-"))
@@ -175,12 +177,17 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
 
 def title(recipe: Recipe, separator: str = ", ") -> str:
     """Return what is trained, in a few words."""
-    parts = [recipe.model, recipe.data, recipe.objective]
+    parts = [recipe.model, short(recipe.data), recipe.objective]
     if recipe.objective in ("perturb", "penalty"):
         parts.append(f"p{recipe.p:g}")
     if recipe.objective != "plain":
         parts.append(f"sigma{recipe.sigma:.4g}")
     return separator.join(parts)
+
+
+def short(name: str) -> str:
+    """Return what a title has of the name of a data set, which may be that of any file or folder."""
+    return name.removesuffix("/")[:40]
 
 
 def new_folder(name: str) -> Path:
@@ -215,8 +222,8 @@ def began_with_others(config: Config, name: str, machine: Machine, processes: in
 def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
     """Return the config of a run that goes on by a recipe, which may give it more epochs."""
     extension.check_alike(recipe, config)
-    alike = replace(config, **_own_shape(dataset)) == config
-    if not alike or dataset.sha256() != config.data_sha256:
+    _check_name(dataset)
+    if replace(config, **configs.facts(dataset)) != config:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
     recipe = extension.extended(run, config, recipe, dataset)
     extension.extend(run, config.recipe, recipe)
@@ -250,17 +257,17 @@ def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
         x = x if x.dtype == np.float32 else x.astype(recipe.dtype)
         return Split(np.ascontiguousarray(x), np.ascontiguousarray(labels, np.int64))
 
-    return replace(dataset, train=checked("train", dataset.train), test=checked("test", dataset.test))
+    if dataset.scaling:
+        raise BadInput(f"{dataset.name}: is scaled already; give it as it was, and scale in the recipe")
+    found = replace(dataset, train=checked("train", dataset.train), test=checked("test", dataset.test))
+    return found.scaled(recipe.scale)
 
 
-def _own_shape(dataset: Dataset) -> dict[str, Any]:
-    """Return what a config must know of a data set that has no name here."""
-    source = data.SOURCES.get(dataset.name)
-    if source is None:
-        return {"shape": dataset.shape, "classes": dataset.classes}
-    if (source.shape, source.classes) != (dataset.shape, dataset.classes):
+def _check_name(dataset: Dataset) -> None:
+    """Raise `BadInput` for a data set that has the name of another."""
+    source = data.source(dataset.name) if dataset.name in data.names() else None
+    if source and (source.shape, source.classes) != (dataset.shape, dataset.classes):
         raise BadInput(
             f"{dataset.name!r} names a data set of shape {source.shape} and {source.classes} classes, and "
             f"this one has shape {dataset.shape} and {dataset.classes}; give it another name"
         )
-    return {}

@@ -14,8 +14,11 @@ from lpfamily.training.recipes import Recipe
 
 _AFTERWARDS = "it makes no difference to stage one, by which is chosen"
 _OTHER_EXAMPLES = "errors on different examples do not compare"
+_OTHER_INPUTS = "a run has one data set, and sigma its units"
 _FIXED = {
     "examples": _OTHER_EXAMPLES,  # the held-out ones are the last of them
+    "size": _OTHER_INPUTS,
+    "scale": _OTHER_INPUTS,
     "validation": _OTHER_EXAMPLES,
     "test_examples": _AFTERWARDS,
     "second_stage": _AFTERWARDS,

@@ -11,7 +11,7 @@ from lpfamily.training.backends import names
 from lpfamily.training.choices import PATH, SWITCH, TEXT, Names, Option, in_group, option, options
 from lpfamily.training.commands import Given
 from lpfamily.training.commands.combinations import combinations
-from lpfamily.training.data import SOURCES, Dataset
+from lpfamily.training.data import SOURCES, Dataset, own
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.recipes.recipe import RELU_LR
@@ -39,7 +39,7 @@ class Command:
     data_dir: Path | None = of_machine(
         None,
         PATH,
-        "local data files, in PATH, PATH/mnist or PATH/cifar10",
+        "local data files, in PATH, PATH/mnist or PATH/cifar10; the folder of the PATH that --data names",
         default_text="LPFAMILY_DATA, or a download into the user's cache",
     )
     out: Path | None = option(
@@ -111,7 +111,7 @@ def _default(each: Option) -> str | None:
         return each.default_text or None
     default = _text(each.default)
     others: dict[str, list[str]] = {}
-    of_data = {name: source.recipe for name, source in SOURCES.items()}
+    of_data = {name: source.recipe for name, source in SOURCES.items()} | {"own data": own.RECIPE}
     of_both = {
         f"{model} on {name}": numbers
         for name, source in SOURCES.items()
@@ -158,6 +158,7 @@ def recipe_of(given: Given, dataset: Dataset) -> Recipe:
         given.get("p", Recipe.p),
         dataset.train.x.shape[1],
     )
+    recipe = replace(recipe, **dataset.recipe)
     if "epochs" in given:  # a short run has a short second stage
         recipe = replace(recipe, second_epochs=min(recipe.second_epochs, given["epochs"]))
     if given.get("activation") == "relu":

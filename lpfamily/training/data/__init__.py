@@ -1,4 +1,4 @@
-"""The data sets: by name, from other distributions, and of a user's own. Examples are floats, labels integers.
+"""The data sets, by name, from other distributions, and of a user's own: floats, and labels as integers.
 
 A distribution adds one by an entry point in the group `lpfamily.datasets`: its name is that of the data set,
 and it is a `Source`.
@@ -14,6 +14,7 @@ from pathlib import Path
 from lpfamily.training import plugins
 from lpfamily.training.data import cifar10, digits, mnist, own
 from lpfamily.training.data.datasets import Dataset, Source, Split, check_source, read_strange
+from lpfamily.training.data.own import as_floats
 from lpfamily.training.data.scaling import Scale, Scaling
 from lpfamily.training.errors import BadInput
 
@@ -26,9 +27,11 @@ __all__ = [
     "Scaling",
     "Source",
     "Split",
+    "as_floats",
     "folder",
     "load",
     "names",
+    "shape_and_classes",
     "source",
 ]
 
@@ -52,9 +55,9 @@ def load(name: str, data_dir: Path | None = None, size: Sequence[int] = ()) -> D
     official files; contrast normalised and whitened, so that a coordinate has mean 0 and standard
     deviation 0.52.
 
-    Others are what `names` lists beside them; an .npz file with x, y, x_test and y_test; a folder of images by
-    class; a folder with the four IDX files of a set in MNIST's format. `lpfamily.training.data.own.load` says
-    what becomes of files and folders. A folder that has the name of a data set is named with a "/" behind it.
+    Others are what `names` lists beside them; an .npz file with x, y, x_test and y_test; a folder of images
+    by class; a folder with the four IDX files of a set in MNIST's format. `lpfamily.training.data.own.load`
+    says what becomes of files and folders. A folder with the name of a data set needs a "/" behind it.
 
     Parameters
     ----------
@@ -87,7 +90,7 @@ def load(name: str, data_dir: Path | None = None, size: Sequence[int] = ()) -> D
 
 
 def names() -> list[str]:
-    """Return the names of the data sets that come with lpfamily, then of others; imports none of the latter."""
+    """Return the names of the data sets that come with lpfamily, then of others; imports none of these."""
     return [*SOURCES, *(name for name in plugins.names(GROUP) if name not in SOURCES)]
 
 
@@ -97,10 +100,20 @@ def source(name: str) -> Source:
     found: Source | None = SOURCES.get(name) or plugins.load(GROUP, "data set", name, check)
     if found is None:
         raise BadInput(
-            f"--data {name!r}: there is no such data set; choose one of {', '.join(names())}, or give an .npz "
-            "file or a folder"
+            f"--data {name!r}: there is no such data set; choose one of {', '.join(names())}, or give an "
+            ".npz file or a folder"
         )
     return found
+
+
+def shape_and_classes(
+    name: str, shape: Sequence[int] | None, classes: int | None
+) -> tuple[tuple[int, ...], int]:
+    """Return what a config says of a data set; where it says nothing, what its `Source` does."""
+    if shape and classes:
+        return tuple(shape), classes
+    known = source(name)
+    return known.shape, known.classes
 
 
 def folder(name: str, data_dir: Path | None = None) -> Path | None:
@@ -116,4 +129,5 @@ def _is_own(name: str, data_dir: Path | None) -> bool:
 
 
 def _path(name: str, data_dir: Path | None) -> Path:
-    return Path(os.path.abspath((data_dir or Path()) / name))  # not resolved: a link has the name of the link
+    # not resolved: the name of a link is that of the link
+    return Path(os.path.abspath((data_dir or Path()) / name))  # noqa: PTH100

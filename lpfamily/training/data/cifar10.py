@@ -29,7 +29,11 @@ ARCHIVE = files.Remote(
     "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
-PICKLED_FOLDER, PICKLED_FILE, PICKLED_ARCHIVE = "cifar-10-batches-py", "data_batch_1", "cifar-10-python.tar.gz"
+PICKLED_FOLDER, PICKLED_FILE, PICKLED_ARCHIVE = (
+    "cifar-10-batches-py",
+    "data_batch_1",
+    "cifar-10-python.tar.gz",
+)
 SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
 CLASSES = 10

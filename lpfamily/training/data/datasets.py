@@ -168,7 +168,11 @@ def read_strange(source: Source, folder: Path | None) -> Dataset:
     except Exception as cause:  # a stranger's module may fail in any way
         raise BadInput(f"{begin} ({cause!r}); tell those who made it") from cause
     splits = (found.train, found.test) if isinstance(found, Dataset) else ()
-    good = bool(splits) and (found.name, found.shape, found.classes) == (source.name, source.shape, source.classes)
+    good = bool(splits) and (found.name, found.shape, found.classes) == (
+        source.name,
+        source.shape,
+        source.classes,
+    )
     for split in splits:
         x, labels, n = split.x, split.labels, len(split.x)
         good &= n > 0 and x.shape == (n, source.inputs) and x.dtype in (np.float32, np.float64)
@@ -177,8 +181,8 @@ def read_strange(source: Source, folder: Path | None) -> Dataset:
     if not good:
         raise BadInput(
             f"{begin}: it must read a Dataset as its Source says, x finite, float32 or float64 of shape "
-            f"(n, {source.inputs}), labels int64 of shape (n,), from 0 to {source.classes - 1}; tell those who "
-            "made it"
+            f"(n, {source.inputs}), labels int64 of shape (n,), from 0 to {source.classes - 1}; tell those "
+            "who made it"
         )
     return found
 

@@ -120,7 +120,8 @@ def check_memory(what: str, size: int) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise BadInput(
-            f"{what} would take {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory: give less"
+            f"{what} would take {size / 1e9:.1f} GB, and this machine has a memory of {memory / 1e9:.1f} GB: "
+            "give less"
         )
 
 

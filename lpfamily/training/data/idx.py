@@ -19,7 +19,7 @@ from lpfamily.training.errors import BadInput
 
 Bytes = NDArray[np.uint8]
 
-# "train-images-idx3-ubyte.gz" as published, "train-images.idx3-ubyte", "emnist-letters-test-labels-idx1-ubyte"
+# train-images-idx3-ubyte.gz, train-images.idx3-ubyte, emnist-letters-test-labels-idx1-ubyte
 _NAME = re.compile(r"(.*-)?(train|t10k|test)-(images|labels)[.-]idx[13]-ubyte(\.gz)?", re.IGNORECASE)
 
 
@@ -42,8 +42,12 @@ def find(folder: Path) -> dict[tuple[str, str], Path]:
         if path not in (other, other.with_name(f"{other.name}.gz")):
             raise BadInput(f"{folder} has {other} and {path}: give the folder of one set alone")
     if found and len(found) < 4:
-        lacking = next(key for key in itertools.product(("train", "test"), ("images", "labels")) if key not in found)
-        raise BadInput(f"{folder} has {next(iter(found.values()))}, and lacks an IDX file of {' '.join(lacking)}")
+        lacking = next(
+            key for key in itertools.product(("train", "test"), ("images", "labels")) if key not in found
+        )
+        raise BadInput(
+            f"{folder} has {next(iter(found.values()))}, and lacks an IDX file of {' '.join(lacking)}"
+        )
     return found
 
 

@@ -32,10 +32,10 @@ Found = list[tuple[Path, int]]
 def read(folder: Path, size: Sequence[int]) -> tuple[list[NDArray[np.integer]], str]:
     """Return training images, (n, channels, height, width), and classes, then those for testing; a checksum.
 
-    The folder has `train` and `test` (or `val`, `valid`), and these a folder per class; or it has a folder per
-    class, of which a fifth is for testing, always the same. Classes are numbered by the order of their names.
-    There is one channel where all images are grey, else there are three. Transparency is dropped, and of
-    several frames the first is taken. The checksum is of files and names, as versions of Pillow differ.
+    The folder has `train` and `test` (or `val`, `valid`), and these a folder per class; or it has a folder
+    per class, of which a fifth is for testing, always the same. Classes are numbered by the order of their
+    names. There is one channel where all images are grey, else there are three. Transparency is dropped, and
+    of several frames the first is taken. The checksum is of files and names, as versions of Pillow differ.
 
     Parameters
     ----------
@@ -83,7 +83,9 @@ def read(folder: Path, size: Sequence[int]) -> tuple[list[NDArray[np.integer]], 
 
 def _splits(folder: Path) -> tuple[Found, Found]:
     below = {path.name.lower(): path for path in _folders(folder)}
-    train, test = (next((below[name] for name in names if name in below), None) for names in (TRAINING, TESTS))
+    train, test = (
+        next((below[name] for name in names if name in below), None) for names in (TRAINING, TESTS)
+    )
     if train and (test or _folders(train)):
         if test is None:
             raise BadInput(f"{folder}: has {train.name} and no folder of test images; name it test")
@@ -99,7 +101,9 @@ def _splits(folder: Path) -> tuple[Found, Found]:
         if len(paths) < 2:
             raise BadInput(f"{folder / name}: has one image, and none is left to test by; give two or more")
         order, count = rng.permutation(len(paths)), max(1, round(len(paths) / ONE_IN))
-        tested[name], kept[name] = ([paths[i] for i in sorted(some)] for some in (order[:count], order[count:]))
+        tested[name], kept[name] = (
+            [paths[i] for i in sorted(some)] for some in (order[:count], order[count:])
+        )
     return _numbered(kept, numbers), _numbered(tested, numbers)
 
 
@@ -112,8 +116,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     found = {path.name: list(walk(path)) for path in _folders(folder)}
     if len(found) < 2:
         raise BadInput(
-            f"{folder}: has {len(found) or 'no'} folder of images; give two or more, each with the images of a "
-            "class"
+            f"{folder}: has {len(found) or 'no'} folder of images; give two or more, each with the images of "
+            "a class"
         )
     for name, paths in found.items():
         if not paths:
@@ -123,11 +127,11 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
-        )
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
     except OSError as cause:
-        raise BadInput(f"{folder}: cannot be read ({cause.strerror or cause}); check its permissions") from cause
+        raise BadInput(
+            f"{folder}: cannot be read ({cause.strerror or cause}); check its permissions"
+        ) from cause
 
 
 def _image(path: Path, content: bytes, size: Sequence[int]) -> Bytes:
@@ -151,9 +155,12 @@ def _image(path: Path, content: bytes, size: Sequence[int]) -> Bytes:
             if size:
                 image = image.resize((size[-1], size[0]), Image.Resampling.BILINEAR)
         except Exception as cause:  # a damaged image fails in any way
-            reason = "none that Pillow knows" if isinstance(cause, UnidentifiedImageError) else str(cause)[:200]
+            reason = (
+                "none that Pillow knows" if isinstance(cause, UnidentifiedImageError) else str(cause)[:200]
+            )
             raise BadInput(
-                f"{path}: cannot be read as an image ({reason}); remove it, or make it one of {', '.join(FORMATS)}"
+                f"{path}: cannot be read as an image ({reason}); remove it, or make it one of "
+                f"{', '.join(FORMATS)}"
             ) from cause
     return np.asarray(image).reshape(image.height, image.width, -1)
 

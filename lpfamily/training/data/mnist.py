@@ -60,7 +60,7 @@ def _split(images_path: Path, labels_path: Path) -> Split:
 
 
 def _folders(data_dir: Path) -> list[Path]:
-    """Return where the files may be: where they are looked for first, then any depth of what is named mnist."""
+    """Return where the files may be: first the usual folders, then any depth of one named mnist."""
     named = [data_dir / "mnist", data_dir / "MNIST"] + [data_dir] * (data_dir.name.lower() == "mnist")
     below = {path.parent: None for folder in named for path in files.walk(folder)}
     return list(dict.fromkeys([data_dir / "mnist", data_dir / "MNIST" / "raw", data_dir, *below]))

@@ -49,7 +49,7 @@ def read(path: Path, names: Iterable[str], known_as: str) -> dict[str, NDArray[A
                 check_memory(known_as, expanded)
                 if expanded > max(SMALL, MOST_EXPANDED * size):
                     raise BadInput(
-                        f"{known_as}: would become {expanded / size:.0f} times as large as it is; no data do that"
+                        f"{known_as}: expands to {expanded / size:.0f} times its size, as no data do"
                     )
                 return {name: _array(archive, found[name]) for name in wanted}
     except BadInput as problem:
@@ -72,7 +72,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
         if dtype.hasobject:
             raise ValueError(f"{info.filename} has Python objects, which are pickled")
         if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise ValueError(f"{info.filename} has {info.file_size} bytes, and its header says {shape} {dtype}")
+            raise ValueError(
+                f"{info.filename} has {info.file_size} bytes, and its header says {shape} {dtype}"
+            )
     with archive.open(info) as stream:
         return np.asarray(npy.read_array(stream, allow_pickle=False))
 

@@ -56,8 +56,9 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     chosen = min(errors, key=errors.__getitem__)  # the first of several
     progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
     first = replace(candidates[chosen], second_stage="none")
-    source = data.source(first.data)
-    network = recipes.network_of(first, source.shape, source.classes)
+    network = recipes.network_of(
+        first, *data.shape_and_classes(first.data, config.get("shape"), config.get("classes"))
+    )
     child = Run(run.folder / "grid" / chosen)
     beginning = child.beginning(first, network)
     run.write(GRID, {"chosen": chosen, "combinations": found}, config["grid"])

@@ -207,7 +207,7 @@ class _Training:
                 f"the network {has_not_learnt}, so it has learnt nothing; train it longer, or give another "
                 "--lr, a wider --init or a smaller --sigma"
             )
-        on = f"{self.dataset.name}, {examples} test examples"
+        on = f"{self.recipe.inputs}, {examples} test examples"
         return tested | {"tested_on": on, "test_examples": examples}
 
     def ended(self) -> Json:

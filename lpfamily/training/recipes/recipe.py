@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lpfamily.training import choices
+from lpfamily.training import data as data_sets
 from lpfamily.training.choices import (
     COUNT,
     COUNT_OR_NONE,
@@ -47,7 +48,21 @@ class Recipe(Optimiser, Objective):
     """A training run without its backend: every choice, with its unit. `default` has the published ones."""
 
     model: str = of_data("sigmoid-mlp", Names(tuple(PUBLISHED)), "the network")
-    data: str = of_data(next(iter(SOURCES)), TEXT, f"the data set: {', '.join(SOURCES)}")
+    data: str = of_data(
+        next(iter(SOURCES)),
+        TEXT,
+        f"the data set: {', '.join(data_sets.names())}, an .npz file with x, y, x_test and y_test, or a "
+        "folder of images by class, or of IDX files as MNIST's",
+    )
+    size: tuple[int, ...] = of_data(
+        (), Numbers(COUNT), "height,width that the images of a folder are resized to, or one number for both"
+    )
+    scale: Literal["none", "unit", "standard"] = of_data(
+        "none",
+        None,
+        "scale the inputs, each number or channel by its values in the training set: unit to 0..1, standard "
+        "to mean 0 and deviation 1; sigma is in units after it",
+    )
     examples: int = of_data(0, COUNT_OR_NONE, "use the first N training examples; 0 is all")
     test_examples: int = of_data(0, COUNT_OR_NONE, "use the first N test examples; 0 is all")
     validation: int = of_data(10_000, COUNT_OR_NONE, "hold out the last N training examples")
@@ -150,6 +165,13 @@ class Recipe(Optimiser, Objective):
     def __post_init__(self) -> None:
         choices.check(self)
 
+    @property
+    def inputs(self) -> str:
+        """The name of the data, and what is done to them where sigma is in units after it."""
+        return (
+            self.data if self.scale == "none" else f"{self.data} scaled to {self.scale}, sigma in these units"
+        )
+
 
 def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: int) -> Recipe:
     """Return the recipe of a model on a data set whose inputs have `inputs` coordinates.
@@ -158,7 +180,7 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     square root of the number d of coordinates (IV-B); at other p the radius of matched strength,
     d^(1/p - 1/2) times as much; for noise the deviation of the same expected norm.
     """
-    source = SOURCES.get(data)
+    source = data_sets.source(data) if data in data_sets.names() else None
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
     numbers = dict(PUBLISHED[model])

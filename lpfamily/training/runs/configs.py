@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
+from typing import Any
 
 from lpfamily import __version__
 from lpfamily.training import choices, data, files, runs
+from lpfamily.training.data import Scaling
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import LONGEST_NAME, Json
 from lpfamily.training.recipes import Recipe
@@ -30,8 +32,10 @@ class Config:
     grid: dict[str, Recipe] = field(default_factory=dict)
     """By name, the recipes to choose from, where there are any."""
     shape: tuple[int, ...] | None = None
-    """Of an example, channels first, where the data set is a program's own; `classes`: how many it has."""
+    """Of an example, channels first; None where it is that of a data set of lpfamily's, as `classes` is."""
     classes: int | None = None
+    scaling: Scaling | None = None
+    """What the scale of the recipe has computed."""
     init_from: Path | None = None
     """The run whose weights this one began with, where it began with those of another."""
     init_sha256: str | None = None
@@ -48,6 +52,8 @@ def to_json(config: Config) -> Json:
     values |= {"data_sha256": config.data_sha256, "versions": config.versions}
     if config.shape:
         values |= {"shape": list(config.shape), "classes": config.classes}
+    if config.scaling:
+        values["scaling"] = asdict(config.scaling)
     if config.init_from:
         values |= {"init_from": str(config.init_from.absolute()), "init_sha256": config.init_sha256}
     if config.raised:
@@ -86,6 +92,9 @@ def read(run: Run) -> Config:
             candidates(values),
             tuple(values["shape"]) if "shape" in values else None,
             values.get("classes"),
+            Scaling(**{name: tuple(each) for name, each in values["scaling"].items()})
+            if "scaling" in values
+            else None,
             _folder(values["init_from"]) if "init_from" in values else None,
             values.get("init_sha256"),
             tuple(values.get("raised", ())),
@@ -97,6 +106,8 @@ def read(run: Run) -> Config:
             raise ValueError(f"examples of shape {config.shape!r}, {config.classes} classes")
         if any(set(before) - set(RAISED) for before in config.raised):
             raise ValueError(f"raised is {config.raised!r}")
+        if (config.recipe.scale == "none") != (config.scaling is None):
+            raise ValueError(f"scale {config.recipe.scale!r}, with the scaling {config.scaling!r}")
         return config
 
 
@@ -127,23 +138,28 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     If these are other data, raise `BadInput`, whose message has a beginning such as "RUN: the run has used".
     """
     which = config.recipe.data
-    if config.shape:
+    if config.data_dir is None and which not in data.names():
         raise BadInput(
             f"{begin} {which!r}, arrays of a program; there, lpfamily.training.fit(..., resume=True) goes on "
             "with it, and load returns what it has trained"
         )
-    found = data.load(which, data_dir or config.data_dir)
+    found = data.load(which, data_dir or config.data_dir, config.recipe.size)
     if found.sha256() != config.data_sha256:
         raise BadInput(f"{begin} other {which} data; give its --data-dir")
-    return found
+    return found.scaled(config.scaling)
+
+
+def facts(dataset: data.Dataset) -> dict[str, Any]:
+    """Return what a config says of its data, by the names of its fields."""
+    known = {"data_sha256": dataset.sha256(), "scaling": dataset.scaling}
+    if dataset.name in data.SOURCES:
+        return known
+    return known | {"shape": dataset.shape, "classes": dataset.classes}
 
 
 def shape_and_classes(config: Config) -> tuple[tuple[int, ...], int]:
     """Return the shape of a run's examples, channels first, and how many classes they have."""
-    if config.shape and config.classes:
-        return config.shape, config.classes
-    source = data.source(config.recipe.data)
-    return source.shape, source.classes
+    return data.shape_and_classes(config.recipe.data, config.shape, config.classes)
 
 
 def _folder(name: str) -> Path:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import REMEDY, Json
-from lpfamily.training.networks import Network, State, parameter_shapes, state_shapes
+from lpfamily.training.networks import Floats, Network, State, parameter_shapes, state_shapes
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run, configs
 from lpfamily.training.runs.positions import parted
@@ -39,6 +40,8 @@ class Trained:
         finished.
     checkpoint
         The SHA-256 of the checkpoint that they are in, as the run's files have it; None without a run.
+    scaling
+        What the run's `--scale` has computed from its training set; None where it does not scale.
     """
 
     network: Network
@@ -47,13 +50,33 @@ class Trained:
     epoch: int
     result: Json | None
     checkpoint: str | None = None
+    scaling: data.Scaling | None = None
+
+    def inputs(self, x: ArrayLike) -> Floats:
+        """Return examples as the network takes them: flattened, scaled as the run's were, of its dtype.
+
+        Parameters
+        ----------
+        x
+            Examples, (n, ...), as the data set has them: the x of an .npz file, an image of bytes or what
+            `lpfamily.training.data.load(recipe.data)` returns. Bytes are divided by 255.
+
+        Raises
+        ------
+        BadInput
+            They are no numbers, or not as many as the network has inputs.
+        """
+        found = data.as_floats(np.asarray(x))
+        backends.check_inputs(self.network, found.shape)
+        return (self.scaling(found) if self.scaling else found).astype(self.recipe.dtype, copy=False)
 
     def model(self, backend: str) -> Callable[[Any], Any]:
         """Return the network in a backend's library: what maps inputs to logits, and drops nothing.
 
         Inputs are of shape (n, inputs) and of the recipe's dtype, preprocessed as
-        `lpfamily.training.data.load(recipe.data)` does it, images flattened, channels first. Logits have
-        shape (n, classes). The model holds copies of the parameters.
+        `lpfamily.training.data.load(recipe.data)` does it, images flattened, channels first, and scaled
+        by the run's `--scale`: what `inputs` returns. Logits have shape (n, classes). The model holds copies
+        of the parameters.
 
         Parameters
         ----------
@@ -126,4 +149,4 @@ def of_run(run: Run) -> Trained:
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best
-    return Trained(network, recipe, parameters, epoch, run.result, found.sha256)
+    return Trained(network, recipe, parameters, epoch, run.result, found.sha256, config.scaling)
