@@ -32,6 +32,9 @@ from lpfamily.training.runs.configs import Config
 from lpfamily.training.tasks import Machine
 from lpfamily.training.teams import Lost, Team
 
+LARGE = 10.0
+"""The standard deviation of inputs from which a warning says so; that of pixels from 0 to 255 is some 80."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
@@ -70,6 +73,11 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
     with run.held():
+        if dataset.name not in data.SOURCES and dataset.train.x.std() > LARGE:
+            Progress().warn(
+                f"{dataset.name} has inputs up to {np.abs(dataset.train.x).max():.4g}, from which networks "
+                "learn badly; --scale standard or unit makes them small"
+            )
         return _go(run, config, dataset, backend, given)
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +129,9 @@ def test_images_are_scaled_by_channel(name, folder):
     assert after.scaling.subtract == pytest.approx(mean.ravel().tolist())
 
 
-def test_a_scale_goes_with_any_set_and_an_example_beyond_it_is_named(folder, capsys):
-    trained(folder / "run", "--data", "digits", "--scale", "unit", *SHORT)
-    assert "digits scaled to unit" in lpfamily.training.load(folder / "run").result["tested_on"]
+def test_an_example_that_is_beyond_the_scale_is_named(folder):
     given = arrays((5,), "f4")
+    given["x"] /= 100
     given["x"][:, 0], given["x_test"][0, 0] = np.linspace(0, 1e-30, 90), 1e30
     np.savez("mine.npz", **given)
     assert_refused(in_process("--data", "mine.npz", "--scale", "unit", "--out", "no"), "--scale", "float32")
@@ -166,54 +166,48 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bytes(folder,
     assert timeless(folder / "run") == timeless(folder / "whole")
 
 
-@pytest.mark.parametrize("name", ["x", "y", "x_test", "y_test"])
-def test_a_file_that_has_changed_is_refused_and_one_packed_anew_is_not(name, folder):
-    flags = ("--data", "mine.npz", *SHORT, "--sigma", "0.1")
-    trained(folder / "run", *flags)
-    (folder / "run/result.json").unlink()
-    changed = arrays()
-    changed[name][[0, -1]] = changed[name][[-1, 0]]
-    np.savez("mine.npz", **changed)
-    for command in (
-        lambda: in_process("--resume", "run"),
-        lambda: in_process("run", command=evaluate.main),
-    ):
-        refused = unchanged(folder, command)
-        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-        assert "other mine.npz data" in refused.stderr
-    np.savez("mine.npz", **arrays())
-    assert in_process("--resume", "run", "--quiet").returncode == 0
+def test_a_file_that_has_changed_is_refused_and_one_packed_anew_is_not(folder):
+    """The run folder has the file's name, or the beginning of it."""
+    name = f"{'n' * 200}.npz"
+    Path("mine.npz").rename(name)
+    begun = in_process("--data", name, *SHORT, "--quiet")
+    assert begun.stderr.startswith(
+        f"warning: {name} has inputs up to 129.8, from which networks learn badly;"
+    )
+    run = Path(begun.stdout.strip())
+    assert run.name.startswith(f"sigmoid-mlp-{'n' * 40}-perturb-p2-sigma0.1237-")
+    (run / "result.json").unlink()
+    for changed in arrays():
+        given = arrays()
+        given[changed][[0, -1]] = given[changed][[-1, 0]]
+        np.savez(name, **given)
+        for command in (
+            lambda: in_process("--resume", run),
+            lambda: in_process(run, command=evaluate.main),
+        ):
+            refused = unchanged(folder, command)
+            assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+            assert f"other {name} data; give its --data-dir" in refused.stderr
+    np.savez(name, **arrays())
+    again = in_process("--resume", run, "--quiet")
+    assert (again.returncode, "inputs up to" in again.stderr) == (0, False)
 
 
 def test_runs_of_other_data_or_another_scale_are_not_compared(folder):
     """sigma would be in other units."""
-    for name, scale in ("one", "none"), ("two", "none"), ("scaled", "unit"):
+    for first, (name, scale) in enumerate((("one", "standard"), ("two", "standard"), ("scaled", "unit"))):
         Path(name).mkdir()
         given = arrays()
-        given["x"][0, 0, 0] = len(name)
+        given["x"][0, 0, 0] = first
         np.savez(f"{name}/mine.npz", **given)
         trained(folder / f"{name}/run", "--data", f"{name}/mine.npz", "--scale", scale, *SHORT)
-    for other, said in ("two", "of other mine.npz, and"), ("scaled", "of mine.npz scaled to unit"):
+    for other, said in (
+        ("two", "of other mine.npz scaled to standard"),
+        ("scaled", "of mine.npz scaled to unit"),
+    ):
         refused = in_process("one/run", f"{other}/run", "--sigma", "1", command=evaluate.main)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
         assert said in refused.stderr
-
-
-def test_the_names_of_data_sets_come_first_and_a_folder_needs_a_slash(folder):
-    images(folder / "digits", {"a": 5, "b": 5})
-    assert data.load("digits").shape == (1, 8, 8)
-    found = data.load("digits/")
-    assert (found.name, found.shape) == ("digits/", (3, 6, 5))
-    trained(folder / "run", "--data", "digits/", *SHORT, "--examples", "6")
-    assert lpfamily.training.load(folder / "run").network.image == (3, 6, 5)
-
-
-def test_it_has_a_run_folder_of_its_own_name(folder):
-    name = f"{'n' * 200}.npz"
-    Path("mine.npz").rename(name)
-    result = in_process("--data", name, *SHORT, "--quiet")
-    assert result.returncode == 0
-    assert Path(result.stdout.strip()).name.startswith(f"sigmoid-mlp-{'n' * 40}-perturb-p2-sigma0.1237-")
 
 
 # What cannot be used
@@ -288,22 +282,31 @@ def test_files_that_are_no_plain_archive_are_one_line_and_nothing_is_unpickled(f
     assert not Path("harm").exists()
 
 
+@contextmanager
+def outcome():
+    """Give a list of what `BadInput` has said, which is empty or has one line; all else is raised."""
+    said = []
+    try:
+        yield said
+    except BadInput as problem:
+        said.append(str(problem))
+
+
 def test_any_damage_to_a_file_is_noticed(folder):
     """The archive's own checksums, or what is in the way of reading it: never a traceback, nor other data."""
     content, sound = Path("mine.npz").read_bytes(), data.load("mine.npz").sha256()
     rng = np.random.default_rng(0)
     noticed = 0
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(content)
         for place in rng.integers(0, len(content), rng.integers(1, 4)):
             damaged[place] = rng.integers(0, 256)
         Path("mine.npz").write_bytes(damaged)
-        try:
+        with outcome() as said:
             assert data.load("mine.npz").sha256() == sound  # a date in the archive, say
-        except BadInput as problem:
-            assert str(problem).startswith(str(folder / "mine.npz"))
-            noticed += 1
-    assert noticed > 200
+        assert not said or said[0].startswith(str(folder / "mine.npz"))
+        noticed += len(said)
+    assert noticed > 60
 
 
 def test_an_archive_that_expands_beyond_reason_is_not_read(folder, monkeypatch):
@@ -343,7 +346,7 @@ def images(folder, counts, size=(6, 5), mode="RGB", kind="png"):
         for number in range(count):
             pixels = rng.integers(0, 256, (*size, 3)[: 3 if mode == "RGB" else 2], np.uint8)
             path = folder / name / f"{number}.{kind}"
-            Image.fromarray(pixels, mode).save(path) if mode == "1" else Image.fromarray(pixels).save(path)
+            Image.fromarray(pixels).save(path)
             found[path] = pixels
     return found
 
@@ -400,15 +403,18 @@ def test_grey_images_among_coloured_ones_and_other_sizes(tmp_path):
 
 
 def test_a_run_of_images_knows_its_size_and_its_files(tmp_path, monkeypatch):
+    """The names of data sets come first, and a folder with such a name needs a slash."""
     monkeypatch.chdir(tmp_path)
-    images(tmp_path / "pets", {"a": 6, "b": 6})
-    trained(tmp_path / "run", "--data", "pets", "--size", "4", *SHORT)
+    images(tmp_path / "digits", {"a": 6, "b": 6})
+    assert data.load("digits").shape == (1, 8, 8)
+    trained(tmp_path / "run", "--data", "digits/", "--size", "4", *SHORT)
+    assert lpfamily.training.load(tmp_path / "run").network.image == (3, 4, 4)
     (tmp_path / "run/result.json").unlink()
     assert in_process("--resume", "run", "--quiet").returncode == 0
     assert evaluate.main(["run", "--p", "2", "--steps", "2", "--quiet"]) == 0
     (tmp_path / "run/result.json").unlink()
-    (tmp_path / "pets/a/0.png").rename(tmp_path / "pets/b/6.png")
-    assert_refused(in_process("--resume", "run"), "other pets/ data")
+    (tmp_path / "digits/a/0.png").rename(tmp_path / "digits/b/6.png")
+    assert_refused(in_process("--resume", "run"), "other digits/ data")
 
 
 def test_what_is_no_folder_of_images_is_one_line(tmp_path, monkeypatch):
@@ -431,7 +437,9 @@ def test_what_is_no_folder_of_images_is_one_line(tmp_path, monkeypatch):
         assert_refused(refused, tmp_path / "pets/b/1.png", part)
     (tmp_path / "pets/b/1.png").unlink()
     (tmp_path / "pets/c").mkdir()
-    assert_refused(in_process("--data", "pets"), "pets/c: has no images; put some there, or remove the folder")
+    assert_refused(
+        in_process("--data", "pets"), "pets/c: has no images; put some there, or remove the folder"
+    )
     assert_refused(in_process("--data", "pets/a"), "pets/a: has no folder of images")
     assert_refused(in_process("--data", "pets", "--size", "1,2,3"), "--size 1,2,3: must be height,width")
     assert_refused(in_process("--data", "pets", "--size", "1000000000"), "pets/c: has no images")
@@ -449,15 +457,14 @@ def test_any_damage_to_an_image_is_one_line_or_another_picture(tmp_path):
     images(tmp_path, {"a": 2, "b": 2})
     path = tmp_path / "a/0.png"
     content, rng = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(content)
         for place in rng.integers(0, len(content), 3):
             damaged[place] = rng.integers(0, 256)
         path.write_bytes(damaged)
-        try:
+        with outcome() as said:
             data.load(str(tmp_path))
-        except BadInput as problem:
-            assert "a/0.png" in str(problem)
+        assert not said or "a/0.png" in said[0]
 
 
 # IDX files
@@ -489,7 +496,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mnist_is_read_by_the_names_that_people_have(layout, tmp_path):
     """Another set in its format beside it is not taken for it."""
-    idx_files(tmp_path, [f"FashionMNIST/raw/{name}" for name in ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")])
+    idx_files(
+        tmp_path, [f"FashionMNIST/raw/{name}" for name in ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")]
+    )
     with pytest.raises(BadInput, match="no train-images-idx3-ubyte"):
         data.load("mnist", tmp_path)
     (train, labels), (test, _) = idx_files(tmp_path, LAYOUTS[layout])
@@ -503,7 +512,9 @@ def test_mnist_is_read_by_the_names_that_people_have(layout, tmp_path):
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_folder_of_idx_files_is_a_data_set_of_any_size_and_classes(layout, first, tmp_path):
     """As EMNIST, whose letters are counted from 1."""
-    names = [name.replace("{}", "emnist-letters-{}", 1) if layout == "dots" else name for name in LAYOUTS[layout]]
+    names = [
+        name.replace("{}", "emnist-letters-{}", 1) if layout == "dots" else name for name in LAYOUTS[layout]
+    ]
     train, test = idx_files(tmp_path / "set", names, (5, 4), 26, first)
     found = data.load("set", tmp_path)
     assert (found.name, found.shape, found.classes) == ("set/", (1, 5, 4), 26)
@@ -529,7 +540,9 @@ def test_several_sets_or_less_than_one_are_one_line(tmp_path):
 # CIFAR-10's pickles
 
 
-@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz", "data_batch_1"])
+@pytest.mark.parametrize(
+    "name", ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz", "data_batch_1"]
+)
 def test_the_pickled_cifar10_is_refused_with_the_right_archive(name, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(pickle.dumps(Harm()))
@@ -537,7 +550,9 @@ def test_the_pickled_cifar10_is_refused_with_the_right_archive(name, tmp_path):
     for flags in [*asked, ("--data", tmp_path / name), ("--data", tmp_path / "cifar-10-batches-py")]:
         if Path(flags[-1]).exists():
             refused = in_process(*flags)
-            assert_refused(refused, "Python pickles", "cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/")
+            assert_refused(
+                refused, "Python pickles", "cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/"
+            )
 
 
 # Other distributions
@@ -562,7 +577,7 @@ RECIPE = '{"epochs": 3, "validation": 6, "patience": 0, "second_stage": "none"}'
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """install(code, name, project) lays out a distribution that registers a data set, toy unless it is named."""
+    """install(code, name, project) lays out a distribution that registers a data set, by default toy."""
 
     def lay_out(code=None, name="toy", project="stranger", returned=GOOD, recipe=RECIPE):
         module = f"{project}_of_data"
@@ -597,14 +612,29 @@ def test_a_data_set_of_another_distribution_is_one_like_any_other(install, tmp_p
 @pytest.mark.parametrize(
     ("kinds", "parts"),
     [
-        ({"code": "toy = 1"}, ["data set 'toy' cannot be loaded", "no lpfamily.training.data.Source named 'toy'"]),
-        ({"code": "import nothing_like_it"}, ["No module named 'nothing_like_it'", "install what stranger needs"]),
+        (
+            {"code": "toy = 1"},
+            ["data set 'toy' cannot be loaded", "no lpfamily.training.data.Source named 'toy'"],
+        ),
+        (
+            {"code": "import nothing_like_it"},
+            ["No module named 'nothing_like_it'", "install what stranger needs"],
+        ),
         ({"returned": "1 / 0"}, ["data set 'toy' cannot be used (ZeroDivisionError"]),
-        ({"returned": "None"}, ["data set 'toy' cannot be used", "labels int64 of shape (n,), from 0 to 2"]),
-        ({"returned": "toy.dataset(splits[0], Split(splits[1].x, splits[1].labels + 1))"}, ["from 0 to 2"]),
-        ({"returned": "toy.dataset(splits[0], Split(splits[1].x * np.nan, splits[1].labels))"}, ["x finite"]),
-        ({"returned": "toy.dataset(splits[0], Split(splits[1].x[:, :5], splits[1].labels))"}, ["(n, 6)"]),
-        ({"returned": "toy.dataset(splits[0], 5)"}, ["cannot be used"]),
+        ({"returned": "None"}, ["data set 'toy' cannot be used (AttributeError"]),
+        (
+            {"returned": "toy.dataset(splits[0], Split(splits[1].x, splits[1].labels + 1))"},
+            ["test.labels must be from 0 to 2"],
+        ),
+        (
+            {"returned": "toy.dataset(splits[0], Split(splits[1].x * np.nan, splits[1].labels))"},
+            ["test.x is not finite in 20 of 20"],
+        ),
+        (
+            {"returned": "toy.dataset(splits[0], Split(splits[1].x[:, :5], splits[1].labels))"},
+            ["test.x must be float32 or float64, (n, 6); got float32 (20, 5)"],
+        ),
+        ({"returned": "toy.dataset(splits[0], 5)"}, ["cannot be used (AttributeError"]),
         ({"recipe": '{"epoch": 3}'}, ["toy", "epoch"]),
         ({"recipe": '{"epochs": 0}'}, ["toy", "epochs"]),
     ],

@@ -14,7 +14,7 @@ from lpfamily.training.commands.combinations import combinations
 from lpfamily.training.data import SOURCES, Dataset, own
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.recipes.recipe import RELU_LR
+from lpfamily.training.recipes.recipe import RELU_LR, of_dataset
 from lpfamily.training.tasks import Machine, of_machine
 
 NAME = "python -m lpfamily.train"
@@ -158,11 +158,12 @@ def recipe_of(given: Given, dataset: Dataset) -> Recipe:
         given.get("p", Recipe.p),
         dataset.train.x.shape[1],
     )
-    recipe = replace(recipe, **dataset.recipe)
+    recipe = of_dataset(recipe, dataset.recipe)
     if "epochs" in given:  # a short run has a short second stage
         recipe = replace(recipe, second_epochs=min(recipe.second_epochs, given["epochs"]))
     if given.get("activation") == "relu":
         recipe = replace(recipe, lr=RELU_LR)
     if given.get("validation") == 0:  # then there is nothing to stop by, unless it was asked for
         recipe = replace(recipe, patience=0, second_stage="none")
-    return replace(recipe, **{name: given[name] for name in options(Recipe) if name in given})
+    told = {name: given[name] for name in options(Recipe) if name in given} | {"data": dataset.name}
+    return replace(recipe, **told)

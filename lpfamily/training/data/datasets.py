@@ -160,30 +160,29 @@ def check_source(name: str, found: Any) -> None:
 
 def read_strange(source: Source, folder: Path | None) -> Dataset:
     """Return what a `Source` of another distribution reads; raise `BadInput` if it cannot be used."""
-    begin = f"data set {source.name!r} cannot be used"
     try:
         found = source.read(folder)
+        for name in "name", "shape", "classes":
+            if getattr(found, name) != getattr(source, name):
+                raise ValueError(f"its {name} is {getattr(found, name)!r}")
+        for name, split in ("train", found.train), ("test", found.test):
+            x, labels, n = split.x, split.labels, len(split.x)
+            if x.shape != (n, source.inputs) or x.dtype not in (np.float32, np.float64) or not n:
+                raise ValueError(
+                    f"{name}.x must be float32 or float64, (n, {source.inputs}); got {x.dtype} {x.shape}"
+                )
+            if labels.shape != (n,) or labels.dtype != np.int64:
+                raise ValueError(f"{name}.labels must be int64, ({n},); got {labels.dtype} {labels.shape}")
+            if not 0 <= labels.min() <= labels.max() < source.classes:
+                raise ValueError(f"{name}.labels must be from 0 to {source.classes - 1}")
+            if bad := unusable(x):
+                raise ValueError(f"{name}.x is not finite in {bad} of {n} examples, or beyond float32")
     except BadInput:
         raise
     except Exception as cause:  # a stranger's module may fail in any way
-        raise BadInput(f"{begin} ({cause!r}); tell those who made it") from cause
-    splits = (found.train, found.test) if isinstance(found, Dataset) else ()
-    good = bool(splits) and (found.name, found.shape, found.classes) == (
-        source.name,
-        source.shape,
-        source.classes,
-    )
-    for split in splits:
-        x, labels, n = split.x, split.labels, len(split.x)
-        good &= n > 0 and x.shape == (n, source.inputs) and x.dtype in (np.float32, np.float64)
-        good &= labels.shape == (n,) and labels.dtype == np.int64
-        good = good and not unusable(x) and bool(((labels >= 0) & (labels < source.classes)).all())
-    if not good:
         raise BadInput(
-            f"{begin}: it must read a Dataset as its Source says, x finite, float32 or float64 of shape "
-            f"(n, {source.inputs}), labels int64 of shape (n,), from 0 to {source.classes - 1}; tell those "
-            "who made it"
-        )
+            f"data set {source.name!r} cannot be used ({cause!r}); tell those who made it"
+        ) from cause
     return found
 
 

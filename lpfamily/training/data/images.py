@@ -89,7 +89,7 @@ def _splits(folder: Path) -> tuple[Found, Found]:
     if train and (test or _folders(train)):
         if test is None:
             raise BadInput(f"{folder}: has {train.name} and no folder of test images; name it test")
-        classes, tested = _classes(train), _classes(test)
+        classes, tested = _classes(train), _classes(test, 1)
         if strange := tested.keys() - classes.keys():
             raise BadInput(f"{test / min(strange)}: is a class that {train} has no images of")
         numbers = {name: number for number, name in enumerate(classes)}
@@ -111,13 +111,13 @@ def _numbered(classes: dict[str, list[Path]], numbers: dict[str, int]) -> Found:
     return [(path, numbers[name]) for name, paths in classes.items() for path in paths]
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path, least: int = 2) -> dict[str, list[Path]]:
     """Return the files of each class, in the order of the names of both."""
     found = {path.name: list(walk(path)) for path in _folders(folder)}
-    if len(found) < 2:
+    if len(found) < least:
         raise BadInput(
-            f"{folder}: has {len(found) or 'no'} folder of images; give two or more, each with the images of "
-            "a class"
+            f"{folder}: has {len(found) or 'no'} folder of images; give {least} or more, each with the "
+            "images of a class"
         )
     for name, paths in found.items():
         if not paths:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lpfamily.training import choices
 from lpfamily.training import data as data_sets
@@ -24,6 +25,7 @@ from lpfamily.training.choices import (
 )
 from lpfamily.training.data import SOURCES
 from lpfamily.training.data.datasets import published_radius
+from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes.published import PUBLISHED
 from lpfamily.training.tasks import Objective, ObjectiveName, Optimiser, of_objective, of_optimiser
 
@@ -183,12 +185,20 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     source = data_sets.source(data) if data in data_sets.names() else None
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
-    numbers = dict(PUBLISHED[model])
-    if source:
-        numbers |= {**source.recipe, **source.of_models.get(model, {})}
-    return Recipe(
-        data=data, model=model, objective=objective, p=p, sigma=radius * inputs**exponent, **numbers
+    recipe = Recipe(
+        data=data, model=model, objective=objective, p=p, sigma=radius * inputs**exponent, **PUBLISHED[model]
     )
+    return of_dataset(recipe, {**source.recipe, **source.of_models.get(model, {})}) if source else recipe
+
+
+def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with the numbers of a data set's own; raise `BadInput` if it cannot have them."""
+    try:
+        return replace(recipe, **numbers)
+    except (TypeError, ValueError) as cause:
+        raise BadInput(
+            f"data set {recipe.data!r} has a recipe that cannot be ({cause}); tell those who made it"
+        ) from cause
 
 
 def matched_radius(recipe: Recipe, p: float, inputs: int) -> float:
