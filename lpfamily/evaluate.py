@@ -154,6 +154,7 @@ class _Opened:
     trained: Trained
     trainer: backends.Trainer
     dataset: data.Dataset
+    data_sha256: str
     recipe: Recipe
     backend: str
     device: str
@@ -169,14 +170,13 @@ class _Opened:
         backend: str = given.get("backend") or config.backend
         device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
         trainer = trained.trainer(backend, device)
-        return cls(
-            trained, trainer, dataset, _with_radius(trained.recipe, trained.network.inputs), backend, device
-        )
+        recipe = _with_radius(trained.recipe, trained.network.inputs)
+        return cls(trained, trainer, dataset, config.data_sha256, recipe, backend, device)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
         """What its sigma is in units of."""
-        return self.recipe.inputs, self.dataset.sha256(), self.dataset.scaling
+        return self.recipe.inputs, self.data_sha256, self.dataset.scaling
 
     def measured(self, radii: Radii, given: Given, argv: list[str], tick: Tick) -> Json:
         """Return what `lpfamily.training.robustness` finds, and how it was made."""
@@ -193,7 +193,7 @@ class _Opened:
             "run_seed": self.recipe.seed,
             "epoch": self.trained.epoch,
             "data": self.recipe.data,
-            "data_sha256": self.dataset.sha256(),
+            "data_sha256": self.data_sha256,
             "scale": self.recipe.scale,
         }
         return made | result | {"findings": robustness.findings(result)}

@@ -23,7 +23,7 @@ from lpfamily.training import data, runs
 from lpfamily.training.data import npz
 from lpfamily.training.errors import BadInput
 
-SHORT = ("--units", "8", "--epochs", "4", "--patience", "0")
+SHORT = ("--units", "8", "--epochs", "4")
 CLASSES = 3
 
 

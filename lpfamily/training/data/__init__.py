@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "as_floats",
     "folder",
+    "is_named",
     "load",
     "names",
     "shape_and_classes",
@@ -94,6 +95,11 @@ def names() -> list[str]:
     return [*SOURCES, *(name for name in plugins.names(GROUP) if name not in SOURCES)]
 
 
+def is_named(name: str) -> bool:
+    """Return whether there is a data set of this name."""
+    return name in SOURCES or name in plugins.names(GROUP)
+
+
 def source(name: str) -> Source:
     """Return what is known of a data set without its examples; raise `BadInput` if there is none."""
     check = functools.partial(check_source, name)
@@ -125,7 +131,7 @@ def folder(name: str, data_dir: Path | None = None) -> Path | None:
 
 
 def _is_own(name: str, data_dir: Path | None) -> bool:
-    return name not in names() and own.is_own(name, data_dir)
+    return not is_named(name) and own.is_own(name, data_dir)
 
 
 def _path(name: str, data_dir: Path | None) -> Path:

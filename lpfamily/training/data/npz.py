@@ -56,6 +56,8 @@ def read(path: Path, names: Iterable[str], known_as: str) -> dict[str, NDArray[A
         if isinstance(cause := problem.__cause__, OSError):
             raise BadInput(f"{known_as}: cannot be read ({cause.strerror or cause})") from cause
         raise
+    except MemoryError as cause:
+        raise BadInput(f"{known_as}: does not fit into the memory that is free; give less") from cause
     except Exception as cause:  # a damaged archive fails in any way
         raise BadInput(
             f"{known_as}: cannot be read (not an .npz file of plain arrays, or damaged): {str(cause)[:200]}"

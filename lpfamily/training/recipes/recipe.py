@@ -182,7 +182,7 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     square root of the number d of coordinates (IV-B); at other p the radius of matched strength,
     d^(1/p - 1/2) times as much; for noise the deviation of the same expected norm.
     """
-    source = data_sets.source(data) if data in data_sets.names() else None
+    source = data_sets.source(data) if data_sets.is_named(data) else None
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
     recipe = Recipe(
