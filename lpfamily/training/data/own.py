@@ -23,7 +23,7 @@ ORDER_SEED = 0
 MOST_HELD_OUT, HELD_OUT_ONE_IN = 10_000, 6
 """As many of the training examples as of MNIST's."""
 RECIPE = {"epochs": 100, "patience": 0, "second_stage": "none"}
-"""One stage to its end, as the digits': the best of many epochs on a few held-out examples is an early one."""
+"""One stage to its end, as for the digits: on few examples the best of all epochs is an early one."""
 
 
 @dataclass(frozen=True, eq=False)
