@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import assert_refused, idx, in_process, timeless, trained, unchanged
+from commandline import assert_refused, idx, in_process, of_an_earlier_version, timeless, trained, unchanged
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -191,6 +191,18 @@ def test_a_file_that_has_changed_is_refused_and_one_packed_anew_is_not(folder):
     np.savez(name, **arrays())
     again = in_process("--resume", run, "--quiet")
     assert (again.returncode, "inputs up to" in again.stderr) == (0, False)
+
+
+def test_a_run_of_before_there_were_scales_goes_on(folder):
+    """Nor had its config a checksum by which a field is known to be missing."""
+    trained(folder / "run", "--data", "digits", "--model", "softmax", "--epochs", "1")
+    config = json.loads((of_an_earlier_version(folder / "run") / "config.json").read_text())
+    for added in "scale", "size", "monitor":
+        del config["recipe"][added]
+    (folder / "run/config.json").write_text(json.dumps(config))
+    (folder / "run/result.json").unlink()
+    assert in_process("--resume", "run", "--quiet").returncode == 0
+    assert lpfamily.training.load("run").recipe.scale == "none"
 
 
 def test_runs_of_other_data_or_another_scale_are_not_compared(folder):

@@ -55,7 +55,8 @@ class _Found:
 
 def is_own(name: str, data_dir: Path | None) -> bool:
     """Return whether what is no name of a data set is a file's or a folder's."""
-    return name.endswith((SUFFIX, "/", os.sep)) or (data_dir or Path()).joinpath(name).exists()
+    is_there = bool(name) and (data_dir or Path()).joinpath(name).exists()
+    return is_there or name.endswith((SUFFIX, "/", os.sep))
 
 
 def load(path: Path, size: Sequence[int] = ()) -> Dataset:

@@ -83,7 +83,7 @@ def read(run: Run) -> Config:
             if not isinstance(values[name], _OPTIONAL[name]):
                 raise TypeError(f"{name} is {values[name]!r}")
         config = Config(
-            choices.from_json(Recipe, recipe, complete=not run.is_sealed),
+            choices.from_json(Recipe, _ADDED | recipe, complete=not run.is_sealed),
             values["backend"],
             choices.from_json(Machine, {name: values[name] for name in choices.options(Machine)}),
             None if values["data_dir"] is None else _folder(values["data_dir"]),
@@ -168,6 +168,9 @@ def _folder(name: str) -> Path:
         raise ValueError(f"{name!r} cannot be the name of a folder")
     return Path(name)
 
+
+_ADDED = {name: getattr(Recipe, name) for name in ("monitor", "size", "scale")}
+"""What recipes have had since configs carry a checksum, and those before lack."""
 
 _KINDS: dict[str, type | UnionType] = {
     "backend": str,
