@@ -103,15 +103,19 @@ def test_a_run_of_a_file_is_evaluated_and_loaded(folder, capsys):
 @pytest.mark.parametrize(("scale", "of"), [("standard", StandardScaler), ("unit", MinMaxScaler)])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_scales_are_those_of_scikit_learn(scale, of, dtype, folder):
-    """A large offset keeps its digits, and a number that never changes becomes 0."""
+    """A large offset keeps its digits, tiny numbers are no zeros, and one that never changes becomes 0."""
     given = arrays((5,), dtype)
     for x in given["x"], given["x_test"]:
         x[:, 0] = 0.1
+        x[:, 2] *= 1e-30 if dtype == "f4" else 1e-200
         x[:, 1] += 1e9 if dtype == "f8" else 1e3
     np.savez("mine.npz", **given)
     found = data.load("mine.npz").scaled(scale)
-    kind = of().fit(given["x"].astype("f8"))
-    assert_allclose(found.test.x, kind.transform(given["x_test"].astype("f8")), rtol=3e-5, atol=1e-6)
+    wide = {name: each.astype("f8") for name, each in given.items()}
+    for x in wide["x"], wide["x_test"]:
+        x[:, 2] /= 1e-30 if dtype == "f4" else 1e-200  # what scikit-learn takes for a constant
+    kind = of().fit(wide["x"])
+    assert_allclose(found.test.x, kind.transform(wide["x_test"]), rtol=3e-5, atol=1e-6)
     assert not found.test.x[:, 0].any()
     assert found.train.x.dtype == dtype
     assert found.sha256() == data.load("mine.npz").sha256()

@@ -62,6 +62,6 @@ def whiten(x: NDArray[np.float32], mean: NDArray[np.float32], matrix: NDArray[np
         x[rows] = (x[rows] - mean) @ matrix
 
 
-def blocks(n: int) -> Iterator[slice]:
-    """Return slices of so many examples, some at a time."""
-    return (slice(start, start + BLOCK) for start in range(0, n, BLOCK))
+def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """Return slices of n examples, so many at a time."""
+    return (slice(start, start + size) for start in range(0, n, size))

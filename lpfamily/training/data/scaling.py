@@ -7,6 +7,7 @@ channels. A number or channel that is constant in the training examples becomes 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from lpfamily.training.data.preprocessing import blocks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats
+
+AT_ONCE = 1 << 22
+"""So many numbers, about, are in float64 at a time."""
 
 Scale = Literal["none", "unit", "standard"]
 
@@ -39,16 +43,17 @@ class Scaling:
         Raises
         ------
         BadInput
-            A result is beyond the range of the dtype.
+            A result is beyond the range of float32.
         """
         result, subtract, divide = np.empty_like(x), np.array(self.subtract)[:, None], np.array(self.divide)
-        for rows in blocks(len(x)):
+        for rows in _blocks(x):
             some = x[rows].reshape(len(x[rows]), len(divide), -1)
-            scaled = (some.astype(np.float64) - subtract) / divide[:, None]
-            if not np.abs(scaled).max(initial=0) <= np.finfo(x.dtype).max:
+            with np.errstate(over="ignore"):
+                scaled = (some.astype(np.float64) - subtract) / divide[:, None]
+            if not np.abs(scaled).max() <= np.finfo(np.float32).max:
                 raise BadInput(
                     "--scale: an example is so far from the others that its numbers are beyond the range of "
-                    f"{x.dtype}; look at the data"
+                    "float32; look at the data"
                 )
             result[rows] = scaled.reshape(len(some), -1)
         return result
@@ -63,17 +68,22 @@ def fit(scale: Scale, x: Floats, groups: int) -> Scaling | None:
     if scale == "none":
         return None
     low, high = (_by_group(of(x, axis=0), groups, of) for of in (np.min, np.max))
+    span = np.where(low == high, 1.0, high - low)
     if scale == "unit":
-        subtract, divide = low, high - low
+        subtract, divide = low, span
     else:
-        subtract = _by_group(x.mean(axis=0, dtype=np.float64), groups, np.mean)
+        # the mean of equal numbers is one of them to rounding only
+        subtract = np.where(low == high, low, _by_group(x.mean(axis=0, dtype=np.float64), groups, np.mean))
+        centre, unit = (np.repeat(each, x.shape[1] // groups) for each in (subtract, span))
         squares = np.zeros(x.shape[1])
-        for rows in blocks(len(x)):
-            squares += np.square(x[rows] - np.repeat(subtract, x.shape[1] // groups)).sum(axis=0)
-        divide = np.sqrt(_by_group(squares / len(x), groups, np.mean))
-    # the mean of equal numbers is one of them to rounding only
-    subtract, divide = np.where(low == high, [low, np.ones_like(low)], [subtract, divide])
+        for rows in _blocks(x):
+            squares += np.square((x[rows] - centre) / unit).sum(axis=0)
+        divide = span * np.where(low == high, 1.0, np.sqrt(_by_group(squares / len(x), groups, np.mean)))
     return Scaling(tuple(subtract.tolist()), tuple(divide.tolist()))
+
+
+def _blocks(x: Floats) -> Iterator[slice]:
+    return blocks(len(x), max(1, AT_ONCE // x.shape[1]))
 
 
 def _by_group(values: NDArray[np.floating], groups: int, of: Any) -> NDArray[np.float64]:

@@ -63,8 +63,9 @@ class Trained:
 
         Raises
         ------
-        BadInput
-            They are no numbers, or not as many as the network has inputs.
+        ValueError
+            They are no numbers, or not as many as the network has inputs; or they are so far from the
+            training examples that their scaled numbers are beyond the range of float32.
         """
         found = data.as_floats(np.asarray(x))
         backends.check_inputs(self.network, found.shape)
