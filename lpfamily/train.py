@@ -75,7 +75,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     with run.held():
         if dataset.name not in data.SOURCES and dataset.train.x.std() > LARGE:
             Progress().warn(
-                f"{dataset.name} has inputs up to {np.abs(dataset.train.x).max():.4g}, from which networks "
+                f"{dataset.name} has inputs up to {abs(dataset.train.x).max():.4g}, from which networks "
                 "learn badly; --scale standard or unit makes them small"
             )
         return _go(run, config, dataset, backend, given)

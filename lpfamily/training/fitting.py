@@ -101,6 +101,7 @@ def fit(
         raise BadInput("resume=True needs out, the folder of the run")
     dataset, shown = _checked(dataset, recipe), Progress(quiet=not progress)
     begun = runs.find(folder, "") if resume and folder and (folder / runs.CONFIG).exists() else None
+    dataset = _scaled(dataset, recipe, begun)
     now = machine or (configs.read(begun).machine if begun else Machine())
     _check_alone(found, now.device)
     check(recipe, dataset, backend, found)
@@ -148,11 +149,9 @@ def _created(
     init_from: str | Path | None,
 ) -> Run:
     """Return a new run; raise `BadInput` where it cannot be."""
-    data_dir = data.folder(dataset.name) if dataset.name in data.names() else None
-    _check_name(dataset)
-    config = Config(
-        recipe, backend, machine, data_dir, **configs.facts(dataset), versions=commands.versions()
-    )
+    data_dir = data.folder(dataset.name) if dataset.name in data.SOURCES else None
+    config = Config(recipe, backend, machine, data_dir, dataset.sha256(), commands.versions())
+    config = replace(config, **_own_shape(dataset), scaling=dataset.scaling)
     if init_from is not None:
         config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
     folder = folder or new_folder(title(recipe, "-"))
@@ -222,8 +221,8 @@ def began_with_others(config: Config, name: str, machine: Machine, processes: in
 def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
     """Return the config of a run that goes on by a recipe, which may give it more epochs."""
     extension.check_alike(recipe, config)
-    _check_name(dataset)
-    if replace(config, **configs.facts(dataset)) != config:
+    alike = replace(config, **_own_shape(dataset)) == config
+    if not alike or dataset.sha256() != config.data_sha256:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
     recipe = extension.extended(run, config, recipe, dataset)
     extension.extend(run, config.recipe, recipe)
@@ -257,17 +256,26 @@ def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
         x = x if x.dtype == np.float32 else x.astype(recipe.dtype)
         return Split(np.ascontiguousarray(x), np.ascontiguousarray(labels, np.int64))
 
-    if dataset.scaling:
-        raise BadInput(f"{dataset.name}: is scaled already; give it as it was, and scale in the recipe")
-    found = replace(dataset, train=checked("train", dataset.train), test=checked("test", dataset.test))
-    return found.scaled(recipe.scale)
+    return replace(dataset, train=checked("train", dataset.train), test=checked("test", dataset.test))
 
 
-def _check_name(dataset: Dataset) -> None:
-    """Raise `BadInput` for a data set that has the name of another."""
-    source = data.source(dataset.name) if dataset.name in data.names() else None
-    if source and (source.shape, source.classes) != (dataset.shape, dataset.classes):
+def _scaled(dataset: Dataset, recipe: Recipe, begun: Run | None) -> Dataset:
+    """Return a data set that is scaled as the recipe says, and as the run was that has begun."""
+    if dataset.scaling is None:
+        return dataset.scaled(configs.read(begun).scaling if begun else recipe.scale)
+    if recipe.scale == "none":
+        raise BadInput(f"{dataset.name}: is scaled, and the recipe has the scale none; give that scale to it")
+    return dataset
+
+
+def _own_shape(dataset: Dataset) -> dict[str, Any]:
+    """Return what a config must know of a data set that has no name here."""
+    source = data.SOURCES.get(dataset.name)
+    if source is None:
+        return {"shape": dataset.shape, "classes": dataset.classes}
+    if (source.shape, source.classes) != (dataset.shape, dataset.classes):
         raise BadInput(
             f"{dataset.name!r} names a data set of shape {source.shape} and {source.classes} classes, and "
             f"this one has shape {dataset.shape} and {dataset.classes}; give it another name"
         )
+    return {}

@@ -60,7 +60,7 @@ class Dataset:
         The checksum of what the examples were computed from, where they are not the same on every
         machine to the last bit, or are scaled.
     recipe
-        What differs in its recipes from those of other sets.
+        What differs in its recipes from the published ones, where it is no `Source` that says it.
     scaling
         What `scaled` has done to all x.
     """
@@ -149,7 +149,7 @@ class Source:
 
     def dataset(self, train: Split, test: Split, source_sha256: str | None = None) -> Dataset:
         """Return examples as those of this set."""
-        return Dataset(self.name, train, test, self.classes, self.shape, source_sha256, self.recipe)
+        return Dataset(self.name, train, test, self.classes, self.shape, source_sha256)
 
 
 def check_source(name: str, found: Any) -> None:

@@ -188,7 +188,9 @@ def default(model: str, data: str, objective: ObjectiveName, p: float, inputs: i
     recipe = Recipe(
         data=data, model=model, objective=objective, p=p, sigma=radius * inputs**exponent, **PUBLISHED[model]
     )
-    return of_dataset(recipe, {**source.recipe, **source.of_models.get(model, {})}) if source else recipe
+    if source is None:
+        return recipe
+    return of_dataset(recipe, {**source.recipe, **source.of_models.get(model, {})})
 
 
 def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:

@@ -32,7 +32,7 @@ class Config:
     grid: dict[str, Recipe] = field(default_factory=dict)
     """By name, the recipes to choose from, where there are any."""
     shape: tuple[int, ...] | None = None
-    """Of an example, channels first; None where it is that of a data set of lpfamily's, as `classes` is."""
+    """Of an example, channels first, and `classes` how many there are: of data not of lpfamily."""
     classes: int | None = None
     scaling: Scaling | None = None
     """What the scale of the recipe has computed."""
@@ -104,10 +104,10 @@ def read(run: Run) -> Config:
             raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
         if not all(type(side) is int and side > 0 for side in (*(config.shape or ()), config.classes or 1)):
             raise ValueError(f"examples of shape {config.shape!r}, {config.classes} classes")
-        if any(set(before) - set(RAISED) for before in config.raised):
-            raise ValueError(f"raised is {config.raised!r}")
         if (config.recipe.scale == "none") != (config.scaling is None):
             raise ValueError(f"scale {config.recipe.scale!r}, with the scaling {config.scaling!r}")
+        if any(set(before) - set(RAISED) for before in config.raised):
+            raise ValueError(f"raised is {config.raised!r}")
         return config
 
 
@@ -138,10 +138,10 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     If these are other data, raise `BadInput`, whose message has a beginning such as "RUN: the run has used".
     """
     which = config.recipe.data
-    if config.data_dir is None and which not in data.names():
+    if config.shape and config.data_dir is None and not data.is_named(which):
         raise BadInput(
-            f"{begin} {which!r}, arrays of a program; there, lpfamily.training.fit(..., resume=True) goes on "
-            "with it, and load returns what it has trained"
+            f"{begin} {which!r}, arrays of a program (no such data set is installed); there, "
+            "lpfamily.training.fit(..., resume=True) goes on with it, and load returns what it has trained"
         )
     found = data.load(which, data_dir or config.data_dir, config.recipe.size)
     if found.sha256() != config.data_sha256:
@@ -181,6 +181,7 @@ _KINDS: dict[str, type | UnionType] = {
 _OPTIONAL: dict[str, type] = {
     "shape": list,
     "classes": int,
+    "scaling": dict,
     "init_from": str,
     "init_sha256": str,
     "raised": list,

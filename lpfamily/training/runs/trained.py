@@ -38,10 +38,10 @@ class Trained:
     result
         What `result.json` says of them, such as `result["test_error"]["clean"]`; None until the run is
         finished.
-    checkpoint
-        The SHA-256 of the checkpoint that they are in, as the run's files have it; None without a run.
     scaling
         What the run's `--scale` has computed from its training set; None where it does not scale.
+    checkpoint
+        The SHA-256 of the checkpoint that they are in, as the run's files have it; None without a run.
     """
 
     network: Network
@@ -49,8 +49,8 @@ class Trained:
     parameters: State
     epoch: int
     result: Json | None
-    checkpoint: str | None = None
     scaling: data.Scaling | None = None
+    checkpoint: str | None = None
 
     def inputs(self, x: ArrayLike) -> Floats:
         """Return examples as the network takes them: flattened, scaled as the run's were, of its dtype.
@@ -150,4 +150,4 @@ def of_run(run: Run) -> Trained:
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best
-    return Trained(network, recipe, parameters, epoch, run.result, found.sha256, config.scaling)
+    return Trained(network, recipe, parameters, epoch, run.result, config.scaling, found.sha256)
