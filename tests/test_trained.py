@@ -158,7 +158,9 @@ def test_the_input_gradient_is_that_of_the_written_out_network(run, backend):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
 def test_convolutions_are_handed_out_and_refused_by_numpy(name, tmp_path):
-    trained(tmp_path / "run", "--backend", name, "--model", "conv-maxout", *CONVOLUTIONS)
+    trained(
+        tmp_path / "run", "--backend", name, "--model", "conv-maxout", *CONVOLUTIONS, "--test-examples", 20
+    )
     found = lpfamily.training.load(tmp_path / "run")
     expected = forward(found, TEST.x)
     assert np.ptp(expected) > 0.1
