@@ -20,7 +20,7 @@ EXAMPLES = min(
 )
 
 FEW = any(library.compiles or library.slow for library in UNDER_TEST)
-SAMPLED = "p", "objective"
+SAMPLED = ("p", "objective", *(("method",) if FEW else ()))
 
 np.set_printoptions(threshold=300)  # a case is printed when it fails, and Hypothesis objects to 30 kB
 
@@ -64,11 +64,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if (name := str(value)) in LIBRARIES:
                 item.add_marker(name)
         # the laws that are shipped for a library have neither: all cases run of those that are not long
-        long = FEW and item.originalname == "test_the_adaptive_ascent_finds_the_top"
+        long = item.originalname == "test_the_adaptive_ascent_finds_the_top"
         sampled = SAMPLED if long or {"lib", "autodiff", "objective"} & params.keys() else ()
         others = [re.sub(r", [\d.]+$|, inf$", "", str(params[key])) for key in params if key not in sampled]
         # a compiler sees the lines that the other tests, and other libraries, run
-        takes_long = "compiles" in item.name or (FEW and "objective" not in params)
+        takes_long = long or "compiles" in item.name or (FEW and "objective" not in params)
         all_three = not takes_long and getattr(params.get("call"), "is_primitive", True)
         cases[item.nodeid.partition("[")[0], all_three, *others].append(item)
     if "numpy" in NAMES or config.getoption("every_case"):

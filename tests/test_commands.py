@@ -182,15 +182,10 @@ def test_ctrl_c_is_not_lost_and_not_taken_where_it_is_ignored(tmp_path, code, ex
 
 
 @pytest.mark.parametrize("flags", [("--sigma", "much"), ("--out", "run", *SOFTMAX, "--quiet")])
-def test_one_command_does_what_each_module_does(tmp_path, flags):
-    done = [train(*flags, cwd=tmp_path)]
+def test_one_command_does_what_each_module_does(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
     again = [str(flag).replace("run", "again") for flag in flags]
-    done.append(
-        subprocess.run(
-            [sys.executable, "-m", "lpfamily", "train", *again], cwd=tmp_path, env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-        )
-    )  # fmt: skip
+    done = in_process(*flags), in_process("train", *again, command=__main__.main)
     one, other = ((each.returncode, each.stdout, each.stderr) for each in done)
     assert one == (other[0], other[1].replace("again", "run"), other[2])
     if "run" in flags:

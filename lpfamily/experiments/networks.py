@@ -372,7 +372,8 @@ def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
     )
     notes = [f"The networks (seed 0): {each}."]
     for name, run in ended.items():
-        notes += chance_notes({name: [run]}, run["test_examples"])
+        # which earlier versions did not keep
+        notes += chance_notes({name: [run]}, run.get("test_examples", 0))
     if setting.budget == "quick":
         notes.append(cut(ended))
     return notes
