@@ -23,6 +23,12 @@ def test_what_does_not_fit_into_memory_is_a_memory_error(name):
         trainer.logits(np.broadcast_to(task.x[:1], (10**13, task.network.inputs)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_its_trainers_say_how_far_an_epoch_is(name):
+    task, state = (made(NETWORKS["sigmoid"]) for made in (_task, _state))
+    assert hasattr(backends.find(name).trainer(task, state), "tick")
+
+
 if "numpy" in NAMES:
 
     @pytest.mark.numpy

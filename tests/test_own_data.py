@@ -121,6 +121,21 @@ def test_scales_are_those_of_scikit_learn(scale, of, dtype, folder):
     assert found.sha256() == data.load("mine.npz").sha256()
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [lambda a: a.astype(a.dtype.newbyteorder(">")), np.asfortranarray, lambda a: a[::-1].copy()[::-1]],
+    ids=["byte order", "Fortran order", "negative strides"],
+)
+def test_a_file_is_the_same_however_its_arrays_lie(tmp_path, monkeypatch, layout):
+    monkeypatch.chdir(tmp_path)
+    np.savez("native.npz", **arrays())
+    np.savez("other.npz", **{name: layout(array) for name, array in arrays().items()})
+    found, expected = data.load("other.npz"), data.load("native.npz")
+    assert found.sha256() == expected.sha256()
+    np.testing.assert_array_equal(found.train.x, expected.train.x, strict=True)
+    np.testing.assert_array_equal(found.train.labels, expected.train.labels, strict=True)
+
+
 @pytest.mark.parametrize("name", ["digits", "mine.npz"])
 def test_images_are_scaled_by_channel(name, folder):
     np.savez("mine.npz", **arrays((3, 5, 4), "u1"))

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -150,8 +149,8 @@ def _created(
 ) -> Run:
     """Return a new run; raise `BadInput` where it cannot be."""
     data_dir = data.folder(dataset.name) if dataset.name in data.SOURCES else None
-    config = Config(recipe, backend, machine, data_dir, dataset.sha256(), commands.versions())
-    config = replace(config, **_own_shape(dataset), scaling=dataset.scaling)
+    facts = configs.facts(dataset)
+    config = Config(recipe, backend, machine, data_dir, versions=commands.versions(), **facts)
     if init_from is not None:
         config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
     folder = folder or new_folder(title(recipe, "-"))
@@ -221,8 +220,7 @@ def began_with_others(config: Config, name: str, machine: Machine, processes: in
 def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
     """Return the config of a run that goes on by a recipe, which may give it more epochs."""
     extension.check_alike(recipe, config)
-    alike = replace(config, **_own_shape(dataset)) == config
-    if not alike or dataset.sha256() != config.data_sha256:
+    if replace(config, **configs.facts(dataset)) != config:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
     recipe = extension.extended(run, config, recipe, dataset)
     extension.extend(run, config.recipe, recipe)
@@ -231,6 +229,7 @@ def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Conf
 
 def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
     """Return a data set whose arrays are as `Dataset` has them, or raise `BadInput`."""
+    _check_name(dataset)
     if dataset.name != recipe.data:
         raise BadInput(f"the recipe is for the data set {recipe.data!r}, and this is {dataset.name!r}")
 
@@ -268,14 +267,11 @@ def _scaled(dataset: Dataset, recipe: Recipe, begun: Run | None) -> Dataset:
     return dataset
 
 
-def _own_shape(dataset: Dataset) -> dict[str, Any]:
-    """Return what a config must know of a data set that has no name here."""
+def _check_name(dataset: Dataset) -> None:
+    """Raise `BadInput` for a data set that has the name of another."""
     source = data.SOURCES.get(dataset.name)
-    if source is None:
-        return {"shape": dataset.shape, "classes": dataset.classes}
-    if (source.shape, source.classes) != (dataset.shape, dataset.classes):
+    if source and (source.shape, source.classes) != (dataset.shape, dataset.classes):
         raise BadInput(
             f"{dataset.name!r} names a data set of shape {source.shape} and {source.classes} classes, and "
             f"this one has shape {dataset.shape} and {dataset.classes}; give it another name"
         )
-    return {}

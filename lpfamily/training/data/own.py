@@ -170,6 +170,8 @@ def _dataset(path: Path, arrays: list[NDArray[Any]], names: Sequence[str], check
 
 
 def _checksum(arrays: Sequence[NDArray[Any]]) -> str:
+    """Return the checksum of shapes, kinds and values, in whatever order their bytes are in the file."""
+    arrays = [each.astype(each.dtype.newbyteorder("<"), copy=False) for each in arrays]
     kinds = repr([(each.dtype.str, each.shape) for each in arrays]).encode()
     return sha256([kinds, *(np.ascontiguousarray(each).data for each in arrays)]).hexdigest()
 
