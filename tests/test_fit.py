@@ -388,7 +388,7 @@ def test_event_files_that_cannot_be_written_end_the_run_in_one_line(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(files, "append", full)
         result = in_process(*flags)
-    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert f"{folder}/events.out.tfevents." in result.stderr
     assert "(No space left on device); the checkpoint after epoch 2 is intact" in result.stderr
     assert in_process("--resume", folder, "--quiet").returncode == 0

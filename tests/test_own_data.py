@@ -174,7 +174,7 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bytes(folder,
     with monkeypatch.context() as patch:
         patch.setattr(runs.Run, "save", full)
         stopped = in_process(*flags, "--out", "run", "--quiet")
-    assert (stopped.returncode, len(stopped.stderr.splitlines())) == (1, 1)
+    assert (stopped.returncode, len(stopped.stderr.splitlines())) == (2, 1)
     assert "No space left on device" in stopped.stderr
     (folder / "elsewhere").mkdir()
     Path("mine.npz").rename("elsewhere/mine.npz")

@@ -9,8 +9,9 @@ import pytest
 from backends_under_test import NAMES
 from numpy.testing import assert_allclose
 
-from lpfamily.training import backends, choices, commands
+from lpfamily.training import backends, choices, commands, data
 from lpfamily.training.backends import Objective, Rates, Task
+from lpfamily.training.commands.options import recipe_of as recipe_of_command
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state, layer_of, parameter_shapes, shapes
@@ -112,6 +113,45 @@ def test_sigma_follows_the_paper():
     assert recipe_of("maxout", p=1.0).sigma == pytest.approx(28)
     assert recipe_of("maxout", "noise").sigma == pytest.approx(1 / 28)
     assert recipe_of("softmax", data="digits").sigma == pytest.approx(8 / 28)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_quick_recipe_is_short_and_of_the_same_network(model):
+    quick, paper = (default(model, "mnist", inputs=784, recipe=name) for name in ("quick", "paper"))
+    assert quick.epochs <= 15
+    assert (quick.patience, quick.second_stage, quick.sigma) == (0, "none", paper.sigma)
+    if model != "cifar-maxout-small":
+        assert network_of(replace(quick, init=paper.init), (1, 28, 28), 10) == network_of(
+            paper, (1, 28, 28), 10
+        )
+    if quick.lr_decay == "linear":
+        assert rates(quick, quick.epochs - 1, 1).lr[0] == pytest.approx(quick.lr / 100)
+
+
+def of_examples(count, name="mine.npz", numbers=None):
+    split = data.Split(np.zeros((count, 12), np.float32), np.zeros(count, int))
+    return data.Dataset(name, split, split, 2, (3, 2, 2), recipe=numbers or {})
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs"), [(70_000, 15), (50_000, 15), (49_999, 16), (25_000, 30), (2_000, 100)]
+)
+def test_a_quick_recipe_of_few_examples_has_more_epochs(count, epochs):
+    found = default("sigmoid-mlp", of_examples(count), recipe="quick")
+    assert (found.epochs, found.lr_epochs) == (epochs, epochs)
+
+
+@pytest.mark.parametrize("name", ["paper", "quick"])
+def test_the_recipe_of_examples_is_the_commands(name):
+    numbers = {"validation": 7, "epochs": 40}
+    for dataset in data.load("digits"), of_examples(100), of_examples(100, numbers=numbers):
+        recipe = default("maxout", dataset, "penalty", 1.0, recipe=name)
+        given = {"model": "maxout", "objective": "penalty", "p": 1.0, "recipe": name}
+        assert recipe == recipe_of_command(given, dataset)
+        if dataset.recipe:
+            assert (recipe.validation, recipe.epochs) == (7, 40 if name == "paper" else 100)
+    with pytest.raises(TypeError, match="pass inputs"):
+        default("maxout", "digits")
 
 
 @pytest.mark.parametrize(

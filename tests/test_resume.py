@@ -189,7 +189,7 @@ def test_disturbed_at_any_touch_of_a_file_a_run_goes_on(tmp_path, how):
             known = "there is no checkpoint yet" if kept is None else f"after epoch {kept} is intact"
             assert known in line
             assert line.endswith(f"make room, or remove that cause, then go on with --resume {folder}")
-            assert code == 1
+            assert code == 2
         elif how != "no room in":
             assert (code < 0, said) == (True, []), (where, said)
         if (remarks, again) != ([], 0):
@@ -453,7 +453,7 @@ def test_a_run_without_checksums_keeps_its_epochs(tmp_path, no_curves):
 
 
 def test_a_run_whose_version_knew_fewer_options_can_be_given_more_epochs(tmp_path, no_curves):
-    flags, lacking = (*SMALL, "--objective", "plain"), ("monitor", "activation")
+    flags, lacking = (*SMALL, "--objective", "plain"), ("monitor", "activation", "recipe")
     trained(tmp_path / "run", *flags, "--epochs", 1)
 
     def edit(config):
@@ -481,6 +481,14 @@ def test_more_epochs_are_those_of_the_command(model, source, second, epochs):
     dataset = data.Dataset(source, split, split, 10, shape)
     few, many = (recipe_of({"model": model, "epochs": count} | second, dataset) for count in epochs)
     assert extension.with_epochs(few, many.epochs) == many
+
+
+def test_the_rate_of_a_quick_recipe_falls_until_its_last_epoch(tmp_path, no_curves):
+    folder, flags = tmp_path / "run", ("--data", "digits", "--recipe", "quick", "--units", 10)
+    trained(folder, *flags, "--epochs", 2)
+    assert [line["lr"] for line in Run(folder).metrics()] == pytest.approx([0.1 * 0.505, 0.001])
+    more = unchanged(folder, lambda: in_process("--resume", folder, "--epochs", 3))
+    assert_refused(more, "--epochs 3", "the learning rate of a quick recipe", "start a new run")
 
 
 # The files of a run

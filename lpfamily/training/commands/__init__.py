@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from lpfamily import __version__, _interrupts
 from lpfamily.training.choices import SWITCH, Names, Values
 from lpfamily.training.errors import BadInput, nearest, printable
+from lpfamily.training.teams import Lost
 
 Given = dict[str, Any]
 """The options that a command was given, by their names."""
@@ -113,15 +114,16 @@ def start(name: str, main: Callable[[], int]) -> NoReturn:
 
 
 def run(name: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
+    """Run a command and return its exit code.
+
+    It is 2 for bad input and for a file that cannot be read or written, such as on a full disk; 1 where
+    computing fails; 130 for Ctrl-C.
+    """
     try:
         return command()
-    except BadInput as problem:
-        print(f"{name}: {printable(str(problem))}", file=sys.stderr)
-        return 2
-    except (ArithmeticError, OSError, MemoryError) as problem:
+    except (BadInput, ArithmeticError, OSError, MemoryError) as problem:
         print(f"{name}: {printable(str(problem)) or type(problem).__name__}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(problem, (ArithmeticError, MemoryError, Lost)) else 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return _interrupts.EXIT_CODE

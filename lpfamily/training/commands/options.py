@@ -14,7 +14,7 @@ from lpfamily.training.commands.combinations import combinations
 from lpfamily.training.data import SOURCES, Dataset, own
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.recipes.recipe import RELU_LR, of_dataset
+from lpfamily.training.recipes.recipe import RELU_LR
 from lpfamily.training.tasks import Machine, of_machine
 
 NAME = "python -m lpfamily.train"
@@ -150,17 +150,19 @@ def recipes_of(given: Given, dataset: Dataset) -> dict[str, Recipe]:
 
 
 def recipe_of(given: Given, dataset: Dataset) -> Recipe:
-    """Return the published recipe with what was given in the place of its numbers."""
+    """Return the published or the quick recipe with what was given in the place of its numbers."""
     recipe = recipes.default(
         given.get("model", Recipe.model),
-        dataset.name,
+        dataset,
         given.get("objective", Recipe.objective),
         given.get("p", Recipe.p),
-        dataset.train.x.shape[1],
+        recipe=given.get("recipe", Recipe.recipe),
     )
-    recipe = of_dataset(recipe, dataset.recipe)
-    if "epochs" in given:  # a short run has a short second stage
-        recipe = replace(recipe, second_epochs=min(recipe.second_epochs, given["epochs"]))
+    if "epochs" in given:  # a short run has a short second stage, and a quick one ends its decay
+        epochs = given["epochs"]
+        lr_epochs = epochs if recipe.recipe == "quick" else recipe.lr_epochs
+        second = min(recipe.second_epochs, epochs)
+        recipe = replace(recipe, second_epochs=second, lr_epochs=lr_epochs)
     if given.get("activation") == "relu":
         recipe = replace(recipe, lr=RELU_LR)
     if given.get("validation") == 0:  # then there is nothing to stop by, unless it was asked for

@@ -23,11 +23,18 @@ from lpfamily.training.runs.positions import Position
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     """Return what `lpfamily.train --epochs` makes of a recipe that has fewer.
 
-    A second stage that the first one's epochs limit has more too.
+    A second stage that the first one's epochs limit has more too. A learning rate that falls until the last
+    epoch is `BadInput`.
     """
     if epochs == recipe.epochs:
         return recipe
-    second, published = recipe.second_epochs, recipes.default(recipe.model, recipe.data, "plain", 2.0, 1)
+    if recipe.recipe == "quick" and recipe.lr_decay == "linear" and recipe.lr_epochs == recipe.epochs:
+        raise BadInput(
+            f"{flag('epochs')} {epochs}: the learning rate of a quick recipe falls until its last epoch, "
+            f"{recipe.epochs}; start a new run"
+        )
+    second = recipe.second_epochs
+    published = recipes.default(recipe.model, recipe.data, inputs=1, recipe=recipe.recipe)
     if recipe.second_stage == "none":
         second = min(published.second_epochs, epochs)
     elif second == recipe.epochs:
