@@ -259,11 +259,13 @@ class _Search:
         return value, grad
 
     def step(self, grad: Array, length: Numbers, eps: Array | None = None) -> Array:
-        """Return the steepest step from x + eps, or from x."""
+        """Return the steepest step from x, or one from x + eps whose end goes to `nearest`."""
         box: dict[str, Any] = {}
-        if self.bounds is not None:
+        if self.bounds is not None and eps is None:
+            box = {"x": self.x, "bounds": self.bounds}
+        elif self.bounds is not None and self.p != math.inf:  # in a cube, `nearest` does all that a box does
             # a gradient or a sigma that is NaN makes eps so, which puts nothing outside the bounds
-            here = self.x if eps is None else namespace_of(eps).where(eps == eps, self.x + eps, self.x)
+            here = namespace_of(eps).where(eps == eps, self.x + eps, self.x)
             box = {"x": here, "bounds": self.bounds}
         return epsilon(grad, self.p, length, **self._ball, **box)
 
@@ -416,7 +418,7 @@ def _adaptive(search: _Search, state: _Adaptive, window: Any, first: bool = Fals
     else:  # unlike the nearest point to a long step, this one has the maximum for its only place to rest
         share = 1.0 if first else search.column(state.share)
         step = share * (search.step(state.grad, search.sigma) - eps)
-    moved = search.nearest(eps + (1 - drift) * step + drift * (eps - state.before))
+    moved = search.nearest(eps + step + drift * (eps - state.before - step))
     new, grad = search.evaluate(moved)
     better = search.better(new, state.value)
     state = _Adaptive(
