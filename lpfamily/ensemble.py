@@ -22,6 +22,7 @@ from lpfamily.step import epsilon
 
 Effort: TypeAlias = Literal["quick", "standard", "thorough"]
 Sigmas: TypeAlias = float | Sequence[float] | Mapping[float, float | Sequence[float]]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
@@ -47,10 +48,13 @@ WIDER = (3, 2)
 SHARE = 0.3
 """Of their steps in each of these balls."""
 
+NEARER = 5
+"""How often the way from an example to a perturbation is halved."""
+
 EFFORTS: dict[str, Plan] = {
-    "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, halvings=3, halving_steps=5),
-    "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, halvings=5, halving_steps=20),
-    "thorough": Plan(steps=200, targets=20, target_steps=100, restarts=10, halvings=8, halving_steps=50),
+    "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, halvings=4, halving_steps=4),
+    "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, halvings=8, halving_steps=12),
+    "thorough": Plan(steps=200, targets=20, target_steps=100, restarts=10, halvings=16, halving_steps=25),
 }
 
 
@@ -304,6 +308,19 @@ class Batch:
         xp = namespace_of(like)
         return xp.asarray(values, dtype=like.dtype, device=device_of(like))
 
+    def nearer(self, rows: Ints, eps: Array, least: Floats) -> Array:
+        """Return shares of perturbations that fool, from `least` on, that still do; it takes no gradient."""
+        most = np.ones(len(rows))
+        for _ in range(NEARER):
+            middle = (least + most) / 2
+            hit = self.fools(rows, eps * self.column(middle))
+            least, most = np.where(hit, least, middle), np.where(hit, middle, most)
+        return eps * self.column(most)
+
+    def column(self, values: Floats) -> Array:
+        """Return one value per example beside the entries of x."""
+        return self.here(values.reshape(-1, *[1] * (self.x.ndim - 1)), self.x)
+
     def climb(
         self,
         rows: Ints,
@@ -406,11 +423,15 @@ class Batch:
             if not len(rows):
                 break
             middle = (low[rows] + smallest[rows]) / 2
-            shrunk = best[rows] * (middle / smallest[rows]).reshape(-1, *[1] * (best.ndim - 1))
-            eps = self.climb(rows, p, middle, plan.halving_steps, start=self.here(shrunk, self.x))
+            shrunk = self.here(best[rows], self.x) * self.column(middle / smallest[rows])
+            eps = self.climb(rows, p, middle, plan.halving_steps, start=shrunk)
             hit = self.fools(rows, eps)
-            note(rows, eps, hit, middle, "log-odds")
             low[rows[~hit]] = middle[~hit]
+            if not hit.any():
+                continue
+            rows, eps, middle = rows[hit], eps[np.flatnonzero(hit)], middle[hit]
+            eps = self.nearer(rows, eps, low[rows] / middle)
+            note(rows, eps, np.ones(len(rows), bool), middle, "log-odds")
         return Ball(
             p=p,
             sigmas=tuple(sigmas),
