@@ -25,7 +25,7 @@ from lpfamily.training import backends, data, files, load, runs
 from lpfamily.training.backends import Trainer
 from lpfamily.training.commands import options
 from lpfamily.training.data import Split
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.evaluation import ENOUGH, NOISE, ONE_STEP
 from lpfamily.training.files import REMEDY
 from lpfamily.training.progress import Tick
@@ -326,13 +326,9 @@ def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
     """Return the run folders among folders and the folders in them."""
     found: list[Path] = []
     for folder in folders:
-        try:
+        with refusing(f"--runs {folder}: cannot be read", "; give a folder of runs", OSError):
             within = (folder, *sorted(folder.iterdir()))
             found += [each for each in within if (each / runs.CONFIG).exists()]
-        except OSError as cause:
-            raise BadInput(
-                f"--runs {folder}: cannot be read ({cause.strerror}); give a folder of runs"
-            ) from cause
     return tuple(found)
 
 

@@ -1,7 +1,8 @@
 """The one exception that the commands turn into a line on stderr, and what its messages are made of."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
@@ -24,6 +25,21 @@ class BadInput(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
+
+
+@contextmanager
+def refusing(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Make exceptions of these kinds a `BadInput`: the problem, the reason in parentheses, the remedy.
+
+    The remedy begins with its punctuation. A `BadInput` passes as it is.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except kinds as cause:
+        reason = (isinstance(cause, OSError) and cause.strerror) or cause
+        raise BadInput(f"{problem} ({reason}){remedy}") from cause
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:

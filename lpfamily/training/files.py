@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 
 Json = dict[str, Any]
 
@@ -78,12 +78,8 @@ def read(path: Path) -> bytes:
 
 def read_json(path: Path) -> Json:
     """Return the JSON object in a file; raise `BadInput` if there is none, or a number is not finite."""
-    try:
+    with refusing(f"{path}: cannot be read as JSON", f"; {REMEDY}", ValueError):
         values = parse_json(read(path))
-    except BadInput:
-        raise
-    except ValueError as cause:
-        raise BadInput(f"{path}: cannot be read as JSON ({cause}); {REMEDY}") from cause
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must hold a JSON object; {REMEDY}")
     return values

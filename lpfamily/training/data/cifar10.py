@@ -20,7 +20,7 @@ from lpfamily.training.data import files
 from lpfamily.training.data.datasets import Dataset, Source, Split
 from lpfamily.training.data.files import OTHER_SOURCE, REMEDY
 from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contrast_normalise, whiten, zca
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.files import sha256
 
 # Both are the publisher's: the old address redirects to the new one.
@@ -114,14 +114,10 @@ CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0, refuse=refuse_pick
 def _official(folder: Path) -> list[Path]:
     """Return the paths of the official files: unpacked, and before that downloaded, if need be."""
     paths = [folder / remote.name for remote in FILES]
-    try:
+    remedy = f": make the folder writable, or {OTHER_SOURCE}"
+    with refusing(f"{ARCHIVE.name} cannot be unpacked in {folder}", remedy, OSError):
         if not all(map(files.matches, paths, FILES)):
             _unpack(files.fetch(ARCHIVE, MIRRORS, folder), folder)
-    except OSError as error:
-        raise BadInput(
-            f"{ARCHIVE.name} cannot be unpacked in {folder} ({error.strerror or error}): make the folder "
-            f"writable, or {OTHER_SOURCE}"
-        ) from error
     return paths
 
 
@@ -132,15 +128,12 @@ def _unpack(archive: Path, folder: Path) -> None:
     """
     inside = [f"{FOLDER}/{remote.name}" for remote in FILES]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        try:
-            with tarfile.open(archive, "r:gz") as tar:
-                for member in tar:
-                    if member.name in inside and member.isreg():
-                        tar.extract(member, temporary, filter="data")
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise BadInput(
-                f"{archive} is damaged ({error}), expected a .tar.gz file: {OTHER_SOURCE}"
-            ) from error
+        damage = tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error
+        remedy = f", expected a .tar.gz file: {OTHER_SOURCE}"
+        with refusing(f"{archive} is damaged", remedy, *damage), tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.name in inside and member.isreg():
+                    tar.extract(member, temporary, filter="data")
         unpacked = [Path(temporary, name) for name in inside]
         for path, remote in zip(unpacked, FILES, strict=True):
             if not files.matches(path, remote):

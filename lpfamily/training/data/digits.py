@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lpfamily.training.data.datasets import Dataset, Source, Split
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import refusing
 
 TEST_EXAMPLES = 300
 SPLIT_SEED = 0
@@ -22,13 +22,9 @@ def load(data_dir: Path | None = None) -> Dataset:
     BadInput
         scikit-learn cannot be imported.
     """
-    try:
+    problem = "the digits come with scikit-learn, which cannot be imported"
+    with refusing(problem, ': pip install "lpfamily[train]"', ImportError):
         datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise BadInput(
-            f"the digits come with scikit-learn, which cannot be imported ({error}): "
-            'pip install "lpfamily[train]"'
-        ) from error
     pixels, labels = datasets.load_digits(return_X_y=True)
     x, labels = (pixels / 16).astype(np.float32), labels.astype(np.int64)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(x))

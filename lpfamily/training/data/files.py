@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfamily.training.errors import BadInput, printable
+from lpfamily.training.errors import BadInput, printable, refusing
 from lpfamily.training.files import replace, sha256
 
 SECONDS_OF_SILENCE = 30.0
@@ -52,17 +52,14 @@ def cache_folder() -> Path:
     BadInput
         The user has no home directory.
     """
-    try:
+    problem = "there is no home directory to keep downloads in"
+    with refusing(problem, f": set HOME, or {OTHER_SOURCE}", RuntimeError):
         if sys.platform == "win32":
             base, usual = os.environ.get("LOCALAPPDATA"), Path.home() / "AppData" / "Local"
         elif sys.platform == "darwin":
             base, usual = None, Path.home() / "Library" / "Caches"
         else:
             base, usual = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache"
-    except RuntimeError as error:
-        raise BadInput(
-            f"there is no home directory to keep downloads in ({error}): set HOME, or {OTHER_SOURCE}"
-        ) from error
     # The XDG specification has relative paths ignored.
     return (Path(base) if base and Path(base).is_absolute() else usual) / "lpfamily"
 
@@ -202,16 +199,11 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     BadInput
         Every mirror failed, or `folder` cannot be written.
     """
-    path = folder / remote.name
-    try:
+    path, remedy = folder / remote.name, f": make its folder writable, or {OTHER_SOURCE}"
+    with refusing(f"the download {path} cannot be kept", remedy, OSError):
         if not matches(path, remote):
             folder.mkdir(parents=True, exist_ok=True)
             write(path, _download(remote, mirrors))
-    except OSError as error:
-        raise BadInput(
-            f"the download {path} cannot be kept ({error.strerror or error}): make its folder writable, "
-            f"or {OTHER_SOURCE}"
-        ) from error
     return path
 
 

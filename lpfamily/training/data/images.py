@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lpfamily.training import files
 from lpfamily.training.data.files import HIDDEN, check_memory, walk
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What is read: for some of the rest Pillow starts other programs."""
@@ -126,22 +126,15 @@ def _classes(folder: Path, least: int = 2) -> dict[str, list[Path]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    try:
+    with refusing(f"{folder}: cannot be read", "; check its permissions", OSError):
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN))
-    except OSError as cause:
-        raise BadInput(
-            f"{folder}: cannot be read ({cause.strerror or cause}); check its permissions"
-        ) from cause
 
 
 def _image(path: Path, content: bytes, size: Sequence[int]) -> Bytes:
     """Return an image's bytes, (height, width, 1 or 3)."""
-    try:
+    problem = "images are read with Pillow, which cannot be imported"
+    with refusing(problem, ': pip install "lpfamily[train]"', ImportError):
         from PIL import Image, UnidentifiedImageError
-    except ImportError as cause:
-        raise BadInput(
-            f'images are read with Pillow, which cannot be imported ({cause}): pip install "lpfamily[train]"'
-        ) from cause
     Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -28,7 +28,7 @@ import numpy as np
 
 from lpfamily import __version__
 from lpfamily.training import files
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.files import replace as replace
 from lpfamily.training.networks import Network, State
@@ -375,15 +375,13 @@ class Run:
 
 def create(folder: Path, config: Json) -> Run:
     """Make a run folder that holds its config; a folder with anything in it is left alone."""
-    try:
+    with refusing(f"--out {folder}: cannot be written", "; choose another", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if set(folder.iterdir()) - {files.beside(folder / CONFIG)}:
             raise BadInput(
                 f"--out {folder}: not empty; choose another folder, or go on with --resume {folder}"
             )
         replace(folder / CONFIG, _json(sealed(config)))
-    except OSError as cause:
-        raise BadInput(f"--out {folder}: cannot be written ({cause.strerror}); choose another") from cause
     return Run(folder)
 
 

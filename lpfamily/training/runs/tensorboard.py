@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from lpfamily.training import files
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import refusing
 from lpfamily.training.progress import Metrics
 from lpfamily.training.runs import Run
 
@@ -23,13 +23,10 @@ PREFIX = "events.out.tfevents."
 
 def check() -> None:
     """Raise `BadInput` where TensorBoard cannot be imported."""
-    try:
+    problem = "--log tensorboard: TensorBoard cannot be imported"
+    with refusing(problem, "; pip install tensorboard", ImportError):
         import tensorboard.compat.proto.event_pb2
         import tensorboard.summary.writer.record_writer  # noqa: F401
-    except ImportError as cause:
-        raise BadInput(
-            f"--log tensorboard: TensorBoard cannot be imported ({cause}); pip install tensorboard"
-        ) from cause
 
 
 def logging(run: Run) -> Callable[[Metrics], None]:
