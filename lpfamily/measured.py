@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ PARTS = ("clean", "one step", "log-odds", "margins", "restarts", "noise")
 """What may have fooled an example, in the order in which they are tried."""
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 GAP = 0.2
-"""How much lower one step's error must be than that of all attacks for a finding."""
+"""How much lower one step's error must be than that of many steps, or of all attacks, for a finding."""
 SURE = 3.0
 """Standard errors from which on a difference is no accident."""
 
@@ -40,6 +40,41 @@ class Error(NamedTuple):
 def _error(wrong: Mask) -> Error:
     mean = float(np.mean(wrong))
     return Error(mean, math.sqrt(mean * (1 - mean) / len(wrong)))
+
+
+def deviation(square: float, mean: float, n: int) -> float:
+    """Return the standard error of a mean over n examples, from the means of their squares and values."""
+    return math.sqrt(max(square - mean**2, 0.0) / n)
+
+
+def is_gap(gap: float, n: int) -> bool:
+    """Return whether one step's error on n examples is so much lower that it is a finding."""
+    # a mean of ones and zeros, as whatever one step fools counts for many too
+    return gap > GAP and gap > SURE * deviation(gap, gap, n)
+
+
+def quantiles_of(radii: NDArray[np.floating]) -> dict[float, float]:
+    """Return `QUANTILES` of the smallest radii, NaN of none."""
+    if len(radii) == 0:
+        return dict.fromkeys(QUANTILES, math.nan)
+    values = np.quantile(radii, QUANTILES, method="inverted_cdf")
+    return dict(zip(QUANTILES, values.tolist(), strict=True))
+
+
+def beside_one_another(
+    head: str, width: int, names: Sequence[str], rows: Iterable[tuple[str, Sequence[object]]]
+) -> str:
+    """Return a table with a column for each name, after one of this head and width with those of the rows."""
+    column = max(18, *(len(name) + 2 for name in names))
+    return "\n".join(
+        first.ljust(width) + "".join(f"{cell!s:>{column}}" for cell in cells)
+        for first, cells in [(head, names), *rows]
+    )
+
+
+def _concatenated(parts: Sequence[Any], *names: str) -> dict[str, Any]:
+    """Return by name the arrays of several batches, along their last axis, which is that of examples."""
+    return {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
 
 
 def unlearnt(predicted: Ints, labels: Ints, classes: int) -> str:
@@ -80,14 +115,9 @@ class Ball:
     @classmethod
     def joined(cls, balls: Sequence[Ball]) -> Ball:
         """Return what was found for several batches of examples."""
-        first = balls[0]
-        return cls(
-            p=first.p,
-            sigmas=first.sigmas,
-            smallest=np.concatenate([ball.smallest for ball in balls]),
-            part=np.concatenate([ball.part for ball in balls]),
-            fooled=np.concatenate([ball.fooled for ball in balls], axis=1),
-            one_step=np.concatenate([ball.one_step for ball in balls], axis=1),
+        return replace(
+            balls[0],
+            **_concatenated(balls, "smallest", "part", "fooled", "one_step"),
             late=np.sum([ball.late for ball in balls], axis=0),
             gradients=sum(ball.gradients for ball in balls),
         )
@@ -113,14 +143,10 @@ class Robustness:
     @classmethod
     def joined(cls, results: Sequence[Robustness]) -> Robustness:
         """Return the result for the examples of several, measured in the same balls."""
-        return cls(
-            labels=np.concatenate([each.labels for each in results]),
-            predicted=np.concatenate([each.predicted for each in results]),
-            classes=results[0].classes,
-            no_gradient=np.concatenate([each.no_gradient for each in results]),
+        return replace(
+            results[0],
+            **_concatenated(results, "labels", "predicted", "no_gradient"),
             random=any(each.random for each in results),
-            effort=results[0].effort,
-            seed=results[0].seed,
             balls={p: Ball.joined([each.balls[p] for each in results]) for p in results[0].balls},
         )
 
@@ -186,7 +212,7 @@ class Robustness:
         ]
         worst = int(np.argmax(gaps))
         where = f"at p = {ball.p:g}, sigma = {ball.sigmas[worst]:.4g}"
-        if gaps[worst] > GAP and gaps[worst] > SURE * math.sqrt(gaps[worst] * (1 - gaps[worst]) / n):
+        if is_gap(gaps[worst], n):
             one, most = _error(ball.one_step[worst] | clean).value, _error(ball.fooled[worst]).value
             found.append(
                 f"one step is too weak {where}: the error is {one:.2%} after one step and {most:.2%} after "
@@ -194,8 +220,8 @@ class Robustness:
             )
         gains = [clean.mean() - one.mean() for one in ball.one_step]
         leak = int(np.argmax(gains))
-        changed = np.mean(clean != ball.one_step[leak])
-        if gains[leak] > SURE * math.sqrt(max(changed - gains[leak] ** 2, 0) / n):
+        changed = float(np.mean(clean != ball.one_step[leak]))
+        if gains[leak] > SURE * deviation(changed, gains[leak], n):
             found.append(
                 f"label leaking at p = {ball.p:g}, sigma = {ball.sigmas[leak]:.4g}: the error is "
                 f"{ball.one_step[leak].mean():.2%} after one step and {clean.mean():.2%} before; the step "
@@ -217,13 +243,7 @@ class Robustness:
 
     def quantiles(self, p: float) -> dict[float, float]:
         """Return quantiles of the smallest sigma over the examples that are right without an attack."""
-        radii = self.balls[p].smallest[self.predicted == self.labels]
-        values = (
-            np.quantile(radii, QUANTILES, method="inverted_cdf")
-            if len(radii)
-            else [math.nan] * len(QUANTILES)
-        )
-        return dict(zip(QUANTILES, map(float, values), strict=True))
+        return quantiles_of(self.balls[p].smallest[self.predicted == self.labels])
 
     def table(self) -> str:
         """Return errors in percent by p and sigma, smallest radii, and findings, as text."""
@@ -232,26 +252,16 @@ class Robustness:
             f"  clean {self.error()}",
         ]
         for p, ball in self.balls.items():
-            lines += [
-                "",
-                f"  p = {p:g}, sigma".ljust(20) + "".join(f"{sigma:>18.4g}" for sigma in ball.sigmas),
-            ]
-            lines.append(
-                "  one step".ljust(20) + "".join(f"{_error(wrong)!s:>18}" for wrong in ball.one_step)
-            )
-            lines.append(
-                "  all attacks".ljust(20) + "".join(f"{self.error(p, s)!s:>18}" for s in ball.sigmas)
-            )
-            counts = self.parts(p).items()
-            lines.append("  fooled by".ljust(20) + "  " + ", ".join(f"{name} {n}" for name, n in counts if n))
-            values = self.quantiles(p).items()
-            lines.append(
-                "  smallest sigma".ljust(20)
-                + "  "
-                + ", ".join(
-                    f"{q:.0%} {value:.4g}" if value < math.inf else f"{q:.0%} -" for q, value in values
-                )
-            )
+            quantiles = self.quantiles(p).items()
+            radii = ((q, f"{radius:.4g}" if radius < math.inf else "-") for q, radius in quantiles)
+            rows = {
+                f"p = {p:g}, sigma": "".join(f"{sigma:>18.4g}" for sigma in ball.sigmas),
+                "one step": "".join(f"{_error(wrong)!s:>18}" for wrong in ball.one_step),
+                "all attacks": "".join(f"{_error(wrong)!s:>18}" for wrong in ball.fooled),
+                "fooled by": "  " + ", ".join(f"{name} {n}" for name, n in self.parts(p).items() if n),
+                "smallest sigma": "  " + ", ".join(f"{q:.0%} {radius}" for q, radius in radii),
+            }
+            lines += ["", *(f"  {name}".ljust(20) + cells for name, cells in rows.items())]
         lines += [
             "",
             "  all attacks: a lower bound of the error in the ball; smallest sigma: quantiles, over the",
@@ -262,22 +272,18 @@ class Robustness:
     def compare(self, **others: Robustness) -> str:
         """Return a table of the errors of this result, called "this", beside others by their names."""
         results = {"this": self} | others
-        width = max(18, *(len(name) + 2 for name in results))
-        lines = ["error in the ball, percent".ljust(32) + "".join(f"{name:>{width}}" for name in results)]
-        lines.append("  clean".ljust(32) + "".join(f"{each.error()!s:>{width}}" for each in results.values()))
+        rows: list[tuple[str, list[object]]] = [("  clean", [each.error() for each in results.values()])]
         balls = dict.fromkeys(
             (p, s) for each in results.values() for p, b in each.balls.items() for s in b.sigmas
         )
         for p, sigma in balls:
             tested = [p in each.balls and sigma in each.balls[p].sigmas for each in results.values()]
-            errors = [
-                str(each.error(p, sigma)) if there else "-"
+            errors: list[object] = [
+                each.error(p, sigma) if there else "-"
                 for each, there in zip(results.values(), tested, strict=True)
             ]
-            lines.append(
-                f"  p = {p:g}, sigma = {sigma:.4g}".ljust(32) + "".join(f"{e:>{width}}" for e in errors)
-            )
-        return "\n".join(lines)
+            rows.append((f"  p = {p:g}, sigma = {sigma:.4g}", errors))
+        return beside_one_another("error in the ball, percent", 32, list(results), rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as values of JSON; infinite radii are None."""

@@ -157,7 +157,7 @@ def test_many_steps_find_the_radius_within_their_intervals_where_one_step_finds_
     assert ball["one_step"] == [0] * 6
     assert ball["multi_step"] == [0, 0, 0, 1, 1, 1]
     assert ball["smallest"]["one_step"] == {
-        "quantiles": dict.fromkeys(map(str, robustness.QUANTILES)),
+        "quantiles": NO_QUANTILES,
         "never": 1,
     }
     width = (0.5 - 0.25) / 2**robustness.HALVINGS

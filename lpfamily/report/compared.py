@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lpfamily.measured import Error, beside_one_another
 from lpfamily.report import page
 from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Plot, Table, columns
 from lpfamily.report.looks import legend_below
@@ -23,7 +24,7 @@ Results = Mapping[str, Json]
 """By name what `lpfamily.training.robustness.measure` returns, all of the same balls, and findings."""
 
 
-def _errors(results: Results) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
+def _errors(results: Results) -> Iterator[tuple[str, float, list[Error]]]:
     """Return p, sigma and for each result its error in the ball and the standard error of that."""
     first = next(iter(results.values()))
     for p, ball in first["balls"].items():
@@ -31,18 +32,14 @@ def _errors(results: Results) -> Iterator[tuple[str, float, list[tuple[float, fl
             errors = []
             for result in results.values():
                 error = result["balls"][p]["multi_step"][k]
-                errors.append((error, math.sqrt(error * (1 - error) / result["examples"])))
+                errors.append(Error(error, math.sqrt(error * (1 - error) / result["examples"])))
             yield p, sigma, errors
 
 
 def table(results: Results) -> str:
     """Return the errors in the balls, in percent, with one column for each result."""
-    width = max(18, *(len(name) + 2 for name in results))
-    lines = ["error in the ball".ljust(30) + "".join(f"{name:>{width}}" for name in results)]
-    for p, sigma, errors in _errors(results):
-        cells = "".join(f"{f'{error:.2%} +- {spread:.2%}':>{width}}" for error, spread in errors)
-        lines.append(f"  p = {p}, sigma = {sigma:.4g}".ljust(30) + cells)
-    return "\n".join(lines)
+    rows = ((f"  p = {p}, sigma = {sigma:.4g}", errors) for p, sigma, errors in _errors(results))
+    return beside_one_another("error in the ball", 30, list(results), rows)
 
 
 def curves(figure: Figure, results: Results) -> None:

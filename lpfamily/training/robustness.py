@@ -16,7 +16,7 @@ from lpfamily import ensemble
 from lpfamily.classification import error_log_odds
 from lpfamily.ensemble import Batch, Passes, Plan
 from lpfamily.margins import flip_distance
-from lpfamily.measured import Ball
+from lpfamily.measured import SURE, Ball, deviation, is_gap, quantiles_of
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.evaluation import AT_ONCE, NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
@@ -27,13 +27,8 @@ from lpfamily.training.recipes import Recipe, matched_radius
 
 MULTIPLES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """The radii that are tested, in units of the one whose strength matches the recipe's."""
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 HALVINGS = 3
 """How often the interval between two radii is halved, in search of the smallest that fools an example."""
-GAP = 0.2
-"""How much lower one step's error must be than that of many for `findings` to say so."""
-SURE = 3.0
-"""Standard errors from which on a difference is no accident."""
 MONITOR_STEPS = 5
 MONITOR_PASSES = 4 * (1 + MONITOR_STEPS) + 1
 """Of an example in `monitor`: logits and a gradient, of three, at x and each step, and one step's logits."""
@@ -200,7 +195,7 @@ def findings(result: Json) -> list[str]:
         inside = [k for k, sigma in enumerate(ball["sigma"]) if sigma <= within]
         worst = max(inside, key=lambda k: ball["multi_step"][k] - max(ball["one_step"][k], result["clean"]))
         one, many = ball["one_step"][worst], ball["multi_step"][worst]
-        if _misses(max(one, result["clean"]), many, n):
+        if is_gap(many - max(one, result["clean"]), n):
             where = f"p = {p}, sigma = {ball['sigma'][worst]:.4g}"
             numbers = f"the error is {one:.2%} after one step and {many:.2%} after up to {result['steps']}"
             if result["objective"] in ("perturb", "penalty") and p == result["p"]:
@@ -213,7 +208,7 @@ def findings(result: Json) -> list[str]:
         leak = max(range(len(ball["sigma"])), key=lambda k: result["clean"] - ball["one_step"][k])
         one, repaired = ball["one_step"][leak], ball["repaired"][leak]
         gain = result["clean"] - one
-        if gain > SURE * _deviation(2 * repaired - gain, gain, n):
+        if gain > SURE * deviation(2 * repaired - gain, gain, n):
             found.append(
                 f"label leaking at p = {p}, sigma = {ball['sigma'][leak]:.4g}: the error is {one:.2%} after "
                 f"one step and {result['clean']:.2%} before; the step gives the label away"
@@ -221,7 +216,7 @@ def findings(result: Json) -> list[str]:
         noise = [each["mean"] for each in ball["noise"]]
         loud = max(range(len(noise)), key=lambda k: noise[k] - ball["multi_step"][k])
         many, spread = ball["multi_step"][loud], ball["noise"][loud]["standard_error"]
-        if noise[loud] - many > SURE * math.hypot(spread, _deviation(many, many, n)):
+        if noise[loud] - many > SURE * math.hypot(spread, deviation(many, many, n)):
             found.append(
                 f"masked gradients at p = {p}, sigma = {ball['sigma'][loud]:.4g}: the error is "
                 f"{noise[loud]:.2%} under noise of that norm and {many:.2%} after up to {result['steps']} "
@@ -235,15 +230,13 @@ def findings(result: Json) -> list[str]:
     return found
 
 
-def monitor(
-    trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, steps: int = MONITOR_STEPS
-) -> Json:
+def monitor(trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float) -> Json:
     """Return errors of a few examples within one ball: `clean`, `one_step`, `multi_step`.
 
     The last is as in `measure`, without the search along the direction. To be taken after some epochs, on
     the same examples in the trainer's dtype; `is_healthy` judges it.
     """
-    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, 0, 0, noise=0))
+    batch = _attacked(trainer, x, labels, Plan(MONITOR_STEPS, 0, 0, 0, 0, 0, noise=0))
     ball = batch.ball(p, [sigma])
     errors = {
         "clean": batch.predicted != labels,
@@ -256,18 +249,7 @@ def monitor(
 def is_healthy(monitored: Json) -> bool:
     """Return whether `monitor` shows no catastrophic overfitting, by the criterion of `findings`."""
     one = max(monitored["one_step"], monitored["clean"])
-    return not _misses(one, monitored["multi_step"], monitored["examples"])
-
-
-def _misses(one: float, many: float, examples: int) -> bool:
-    """Return whether one step's error is much lower than that of many."""
-    gap = many - one  # a mean of ones and zeros, as whatever one step fools counts for many too
-    return gap > GAP and gap > SURE * _deviation(gap, gap, examples)
-
-
-def _deviation(square: float, mean: float, examples: int) -> float:
-    """Return the standard error of a mean over examples, from the means of the squares and of the values."""
-    return math.sqrt(max(square - mean**2, 0.0) / examples)
+    return not is_gap(monitored["multi_step"] - one, monitored["examples"])
 
 
 def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
@@ -284,19 +266,13 @@ def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
 
 def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:
     """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
-
-    def search(x: Floats, direction: Floats, labels: Ints) -> Floats:
-        return np.asarray(flip_distance(trainer.logits, x, direction, labels, most=most))
-
+    search = partial(flip_distance, trainer.logits, most=most)
     distances = in_parts(search, x, direction, labels)
     return np.where(np.isnan(distances), math.inf, distances)
 
 
 def _quantiles(smallest: Floats) -> Json:
-    quantiles: dict[str, float | None] = dict.fromkeys(map(str, QUANTILES))
-    if len(smallest) == 0:
-        return {"quantiles": quantiles, "never": None}
-    values = np.quantile(smallest, QUANTILES, method="inverted_cdf")
-    for q, value in zip(quantiles, values, strict=True):
-        quantiles[q] = float(value) if value < math.inf else None
-    return {"quantiles": quantiles, "never": float(np.mean(smallest == math.inf))}
+    quantiles = {
+        str(q): radius if radius < math.inf else None for q, radius in quantiles_of(smallest).items()
+    }
+    return {"quantiles": quantiles, "never": float(np.mean(smallest == math.inf)) if len(smallest) else None}
