@@ -126,8 +126,8 @@ class NumpyTrainer:
     @_quiet
     def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
         passed = self._forward(x)
-        deltas = self._backward(passed, _loss_delta(passed[-1].outputs, labels))
-        return self._tangent(passed, deltas, labels, v)[1][0]
+        deltas = _backward(passed, _loss_delta(passed[-1].outputs, labels))
+        return passed[0].to_inputs(_tangent(passed, deltas, labels, v)[1][0])
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -162,13 +162,13 @@ class NumpyTrainer:
     def _at(self, x: Floats, labels: Ints, masks: Masks | None = None) -> tuple[Floats, Mask, Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
-        deltas = self._backward(passed, _loss_delta(logits, labels), to_input=False)
+        deltas = _backward(passed, _loss_delta(logits, labels))
         losses = np.asarray(cross_entropy(logits, labels))
-        return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas[1:])
+        return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas)
 
     def _direction(self, x: Floats, labels: Ints, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
-        return self._backward(passed, _odds_delta(passed[-1].outputs, labels))[0]
+        return passed[0].to_inputs(_backward(passed, _odds_delta(passed[-1].outputs, labels))[0])
 
     def _penalised(
         self, x: Floats, labels: Ints, sigma: float, masks: Masks
@@ -178,58 +178,24 @@ class NumpyTrainer:
         passed = self._forward(x, masks)
         inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
         odds = error_log_odds(logits, labels)
-        odds_deltas = self._backward(passed, _odds_delta(logits, labels))
-        wrong = _wrong(odds)[:, None]
+        odds_deltas = _backward(passed, _odds_delta(logits, labels))
+        direction, wrong = passed[0].to_inputs(odds_deltas[0]), _wrong(odds)[:, None]
         deltas: list[Floats] = [wrong * delta for delta in odds_deltas]
-        eps = frank_wolfe(lambda _: odds_deltas[0], x, objective.p, sigma, 1)
+        eps = frank_wolfe(lambda _: direction, x, objective.p, sigma, 1)
         losses, errors = np.logaddexp(odds, 0), logits.argmax(axis=1) != labels
-        trained = inputs, deltas[1:]
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
             ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
-            gradients = _gradients((1 - 1 / h, trained), (1 / h, ahead_trained))
+            gradients = _gradients((1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained))
             return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
-        tangents, delta_tangents = self._tangent(passed, deltas, labels, eps, to_input=False)
+        tangents, delta_tangents = _tangent(passed, deltas, labels, eps)
         # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
         moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
-        gradients = _gradients((1.0, (moved, deltas[1:])), (1.0, (inputs, delta_tangents[1:])))
-        return losses + wrong[:, 0] * penalty(odds_deltas[0], objective.p, sigma), errors, gradients
+        gradients = _gradients((1.0, (moved, deltas)), (1.0, (inputs, delta_tangents)))
+        return losses + wrong[:, 0] * penalty(direction, objective.p, sigma), errors, gradients
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
         return forward(self._layers, self._state, x, masks)
-
-    def _backward(self, passed: list[Passed], delta: Floats, *, to_input: bool = True) -> list[Floats]:
-        """Return the gradient with respect to the input and to what enters each layer's activation.
-
-        No gradient of a weight is computed here; without `to_input` the first entry is delta's.
-        """
-        deltas = [delta]
-        for below, layer in zip(passed[-2::-1], passed[:0:-1], strict=True):
-            deltas.insert(0, below.into(layer.to_inputs(deltas[0])))
-        return [passed[0].to_inputs(deltas[0]) if to_input else deltas[0], *deltas]
-
-    def _tangent(
-        self,
-        passed: list[Passed],
-        deltas: list[Floats],
-        labels: Ints,
-        v: Floats,
-        *,
-        to_input: bool = True,
-    ) -> tuple[list[Floats], list[Floats]]:
-        """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
-        tangents, inner = [], []  # of what enters each product, and each activation
-        for layer in passed:
-            tangents.append(v if layer.factor is None else v * layer.factor)
-            inner.append(tangents[-1] @ layer.weight)
-            v = layer.out_of(inner[-1])
-        delta_tangents = [_loss_delta_tangent(deltas[-1], labels, v)]
-        for index in range(len(passed) - 1, 0, -1):
-            below = passed[index - 1]
-            delta = below.into(passed[index].to_inputs(delta_tangents[0]))
-            delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index - 1]))
-        first = passed[0].to_inputs(delta_tangents[0]) if to_input else delta_tangents[0]
-        return tangents, [first, *delta_tangents]
 
     def _update(self, gradients: list[Floats], lr: float, momentum: float, examples: int) -> None:
         for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
@@ -253,6 +219,34 @@ class NumpyTrainer:
                 parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
                     parameter.dtype
                 )
+
+
+def _backward(passed: list[Passed], delta: Floats) -> list[Floats]:
+    """Return the gradient with respect to what enters each layer's activation, from that of the last.
+
+    No gradient of a weight is computed here, and none of the input, which is `passed[0].to_inputs`.
+    """
+    deltas = [delta]
+    for below, layer in zip(passed[-2::-1], passed[:0:-1], strict=True):
+        deltas.insert(0, below.into(layer.to_inputs(deltas[0])))
+    return deltas
+
+
+def _tangent(
+    passed: list[Passed], deltas: list[Floats], labels: Ints, v: Floats
+) -> tuple[list[Floats], list[Floats]]:
+    """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
+    tangents, inner = [], []  # of what enters each product, and each activation
+    for layer in passed:
+        tangents.append(v if layer.factor is None else v * layer.factor)
+        inner.append(tangents[-1] @ layer.weight)
+        v = layer.out_of(inner[-1])
+    delta_tangents = [_loss_delta_tangent(deltas[-1], labels, v)]
+    for index in range(len(passed) - 2, -1, -1):
+        below = passed[index]
+        delta = below.into(passed[index + 1].to_inputs(delta_tangents[0]))
+        delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index]))
+    return tangents, delta_tangents
 
 
 def _blocks(array: Floats) -> Iterator[slice]:
