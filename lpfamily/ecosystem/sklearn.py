@@ -240,10 +240,9 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
                 ) from cause
             recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_labels, held_weights)
         network = recipes.network_of(recipe, (1, 1, x.shape[1]), len(self.classes_))
-        trainer = self._trainer(recipe, network, x, labels, initial_state(network, recipe.seed, recipe.dtype))
-        state, epoch, lines = _train(
-            trainer, recipe, weights, held, Progress(quiet=not self.verbose), Standing()
-        )
+        state = initial_state(network, recipe.seed, recipe.dtype)
+        examples, start = Split(x, labels), Standing()
+        state, epoch, lines = self._train(recipe, network, examples, weights, state, held, start)
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
         self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
@@ -311,11 +310,8 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
                 )
             recipe = replace(recipe, seed=self.trained_.recipe.seed)
             done, state = self.n_iter_, state | self.trained_.parameters | self._velocities
-        trainer = self._trainer(recipe, network, x, labels, state)
-        recipe = replace(recipe, epochs=done + 1)
-        state, epoch, (line,) = _train(
-            trainer, recipe, weights, None, Progress(quiet=not self.verbose), Standing(done)
-        )
+        recipe, examples, start = replace(recipe, epochs=done + 1), Split(x, labels), Standing(done)
+        state, epoch, (line,) = self._train(recipe, network, examples, weights, state, None, start)
         self.classes_, self.n_iter_ = known, epoch
         self.loss_curve_ = [*([] if first else self.loss_curve_), line["loss"]]
         if first:
@@ -416,12 +412,52 @@ class LpRegularizedClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("sample_weight is 0 for every example; one needs a weight above 0")
         return (x, targets, weights) if used.all() else (x[used], targets[used], weights[used])
 
-    def _trainer(
-        self, recipe: Recipe, network: Network, x: Floats, labels: NDArray[np.int64], state: State
-    ) -> backends.Trainer:
-        found = backends.find_for(self.backend, network)
-        found.check_device(self.device)
-        return found.trainer(recipes.task_of(recipe, network, Split(x, labels), Machine(self.device)), state)
+    def _train(
+        self,
+        recipe: Recipe,
+        network: Network,
+        examples: Split,
+        weights: Floats,
+        state: State,
+        held: tuple[Floats, Ints, Floats] | None,
+        start: Standing,
+    ) -> tuple[State, int, list[backends.Metrics]]:
+        """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
+        backend = backends.find_for(self.backend, network)
+        backend.check_device(self.device)
+        trainer = backend.trainer(recipes.task_of(recipe, network, examples, Machine(self.device)), state)
+        kept: State = {}
+        lines: list[backends.Metrics] = []
+        best, visits = 0, _visits(weights)
+
+        def measure(rates: Rates) -> backends.Metrics:
+            if not held:
+                return {}
+            x, labels, weights = held
+            losses = evaluation.in_parts(trainer.losses, x, labels)
+            loss = float(np.average(losses, weights=weights))
+            return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
+
+        with Progress(quiet=not self.verbose).epochs(recipe.epochs, start.epoch) as shown:
+            for epoch in train(
+                trainer,
+                recipe,
+                visits,
+                functools.partial(recipes.rates, recipe),
+                measure,
+                last=recipe.epochs,
+                start=start,
+                weights=weights,
+                judged="held_out_loss" if held else "",
+                tick=shown.tick,
+                remedy=lambda: REMEDY,
+            ):
+                lines.append(epoch.metrics)
+                if not held or epoch.is_best:
+                    kept, best = epoch.state, epoch.standing.epoch
+                to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held else 0)
+                shown.report(epoch.metrics, visits, *to_come)
+        return kept, best, lines
 
     def _numbers(self) -> dict[str, Any]:
         """Return the parameters that are numbers, as Python's."""
@@ -495,46 +531,3 @@ def _visits(weights: Floats) -> int:
             f"divide sample_weight by its mean"
         )
     return max(round(total), int(np.count_nonzero(weights)))
-
-
-def _train(
-    trainer: backends.Trainer,
-    recipe: Recipe,
-    weights: Floats,
-    held: tuple[Floats, Ints, Floats] | None,
-    progress: Progress,
-    start: Standing,
-) -> tuple[State, int, list[backends.Metrics]]:
-    """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
-    kept: State = {}
-    lines: list[backends.Metrics] = []
-    best, visits = 0, _visits(weights)
-
-    def measure(rates: Rates) -> backends.Metrics:
-        if not held:
-            return {}
-        x, labels, weights = held
-        losses = evaluation.in_parts(trainer.losses, x, labels)
-        loss = float(np.average(losses, weights=weights))
-        return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
-
-    with progress.epochs(recipe.epochs, start.epoch) as shown:
-        for epoch in train(
-            trainer,
-            recipe,
-            visits,
-            functools.partial(recipes.rates, recipe),
-            measure,
-            last=recipe.epochs,
-            start=start,
-            weights=weights,
-            judged="held_out_loss" if held else "",
-            tick=shown.tick,
-            remedy=lambda: REMEDY,
-        ):
-            lines.append(epoch.metrics)
-            if not held or epoch.is_best:
-                kept, best = epoch.state, epoch.standing.epoch
-            to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held else 0)
-            shown.report(epoch.metrics, visits, *to_come)
-    return kept, best, lines

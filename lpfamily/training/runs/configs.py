@@ -76,11 +76,8 @@ def read(run: Run) -> Config:
                 f"{path}: has {min(unknown)!r}, which lpfamily {__version__} does not know; go on with the "
                 f"version that wrote it, {wrote}, or {files.REMEDY}"
             )
-        for name, kind in _KINDS.items():
-            if not isinstance(values[name], kind):
-                raise TypeError(f"{name} is {values[name]!r}")
-        for name in _OPTIONAL.keys() & values.keys():
-            if not isinstance(values[name], _OPTIONAL[name]):
+        for name, kind in (_KINDS | _OPTIONAL).items():
+            if (name in values or name in _KINDS) and not isinstance(values[name], kind):
                 raise TypeError(f"{name} is {values[name]!r}")
         config = Config(
             choices.from_json(Recipe, _ADDED | recipe, complete=not run.is_sealed),
