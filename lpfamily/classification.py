@@ -6,6 +6,7 @@ import math
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lpfamily._arrays import (
     A,
@@ -63,6 +64,19 @@ def error_log_odds(logits: A, labels: Array, *, ignore_index: int | None = None)
     """
     given = floating(logits, "logits")
     return given.back(_odds(*check_logits(given, labels, ignore_index, _NO_ODDS)))
+
+
+def odds_gradient(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one.
+
+    Of NumPy's arrays (n, classes) and (n,), for what has no automatic differentiation.
+    """
+    rows, wrong = np.arange(len(labels)), logits.copy()
+    wrong[rows, labels] = -np.inf
+    gradient: NDArray[np.floating] = np.exp(wrong - wrong.max(axis=1, keepdims=True))
+    gradient /= gradient.sum(axis=1, keepdims=True)
+    gradient[rows, labels] = -1
+    return gradient
 
 
 def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | None = None) -> A:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of, reshape
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
-from lpfamily.classification import error_log_odds
+from lpfamily.classification import error_log_odds, odds_gradient
 from lpfamily.measured import PARTS, Ball, Robustness
 from lpfamily.norms import norm
 from lpfamily.step import epsilon
@@ -158,17 +158,12 @@ def robustness(
 
     def evaluate(x: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
         logits, pullback = model(x)
-        rows, right = np.arange(len(y)), np.zeros(logits.shape, logits.dtype)
-        right[rows, y] = 1
         if targets is None:
-            value = error_log_odds(logits, y)
-            wrong = np.where(right == 1, -np.inf, logits)
-            weights = np.exp(wrong - wrong.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
-        else:
-            value, weights = logits[rows, targets] - logits[rows, y], np.zeros_like(right)
-            weights[rows, targets] = 1
-        return logits, value, pullback(weights - right)
+            return logits, error_log_odds(logits, y), pullback(odds_gradient(logits, y))
+        rows, direction = np.arange(len(y)), np.zeros(logits.shape, logits.dtype)
+        direction[rows, targets] = 1
+        direction[rows, y] -= 1
+        return logits, logits[rows, targets] - logits[rows, y], pullback(direction)
 
     passes = Passes(evaluate, lambda x: model(x)[0])
     return measure(passes, batches(x, y, batch_size), p, sigma, bounds, effort, seed, progress)
@@ -253,14 +248,12 @@ def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float
     ps: list[Any] = [p] if np.ndim(p) == 0 else list(p)  # type: ignore[arg-type]
     if not ps:
         raise ValueError("p must name at least one exponent, such as 2; got none")
+    by_p = sigma if isinstance(sigma, Mapping) else dict.fromkeys(ps, sigma)
     result = {}
     for each in ps:
-        if isinstance(sigma, Mapping):
-            if each not in sigma:
-                raise ValueError(f"sigma has no radius for p = {each:g}; it has some for {list(sigma)}")
-            given: Any = sigma[each]
-        else:
-            given = sigma
+        if each not in by_p:
+            raise ValueError(f"sigma has no radius for p = {each:g}; it has some for {list(by_p)}")
+        given: Any = by_p[each]
         radii = np.unique(np.atleast_1d(np.asarray(given, float)))
         if not len(radii) or not np.all((radii >= 0) & (radii < math.inf)) or not radii[-1] > 0:
             raise ValueError(

@@ -171,16 +171,13 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
     machine = fitting.compiled_if_possible(_machine(config.machine, given), backend, progress)
-    trained = functools.partial(
-        _logged,
-        log=given.get("log"),
-        dataset=dataset,
-        backend=backend,
-        machine=machine,
-        progress=progress,
-        first=functools.partial(beginnings.first_parameters, config),
-    )
-    chosen = ""
+    first, chosen = functools.partial(beginnings.first_parameters, config), ""
+
+    def trained(run: runs.Run, recipe: Recipe, **options: Any) -> Json:
+        callbacks = [tensorboard.logging(run)] if "log" in given else []
+        options |= {"progress": progress, "callbacks": callbacks, "first": first}
+        return stages.train(run, recipe, dataset, backend, machine, **options)
+
     try:
         with _interrupts.interruptible():
             if config.grid:
@@ -198,11 +195,6 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
     except Lost as cause:
         raise Lost(f"{cause}; {run.kept}; go on with {NAME} --resume {run.folder}") from cause
     return 0
-
-
-def _logged(run: runs.Run, recipe: Recipe, *, log: str | None, **options: Any) -> Json:
-    """Train, and log each epoch where that is asked for."""
-    return stages.train(run, recipe, callbacks=[tensorboard.logging(run)] if log else [], **options)
 
 
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:

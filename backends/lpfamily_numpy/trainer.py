@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from lpfamily import cross_entropy, error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
+from lpfamily.classification import odds_gradient
 from lpfamily.training.backends import Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Mask, Masks
 from lpfamily.training.errors import BadInput
@@ -168,7 +169,7 @@ class NumpyTrainer:
 
     def _direction(self, x: Floats, labels: Ints, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
-        return passed[0].to_inputs(_backward(passed, _odds_delta(passed[-1].outputs, labels))[0])
+        return passed[0].to_inputs(_backward(passed, odds_gradient(passed[-1].outputs, labels))[0])
 
     def _penalised(
         self, x: Floats, labels: Ints, sigma: float, masks: Masks
@@ -178,7 +179,7 @@ class NumpyTrainer:
         passed = self._forward(x, masks)
         inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
         odds = error_log_odds(logits, labels)
-        odds_deltas = _backward(passed, _odds_delta(logits, labels))
+        odds_deltas = _backward(passed, odds_gradient(logits, labels))
         direction, wrong = passed[0].to_inputs(odds_deltas[0]), _wrong(odds)[:, None]
         deltas: list[Floats] = [wrong * delta for delta in odds_deltas]
         eps = frank_wolfe(lambda _: direction, x, objective.p, sigma, 1)
@@ -273,20 +274,9 @@ def _stacked(parts: list[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _odds_delta(logits: Floats, labels: Ints) -> Floats:
-    """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one."""
-    rows = np.arange(len(labels))
-    wrong = logits.copy()
-    wrong[rows, labels] = -np.inf
-    delta: Floats = np.exp(wrong - wrong.max(axis=1, keepdims=True))
-    delta /= delta.sum(axis=1, keepdims=True)
-    delta[rows, labels] = -1
-    return delta
-
-
 def _loss_delta(logits: Floats, labels: Ints) -> Floats:
     """Return the gradient of the cross-entropy: (1 - p_y) times that of the error log-odds."""
-    return _wrong(error_log_odds(logits, labels))[:, None] * _odds_delta(logits, labels)
+    return _wrong(error_log_odds(logits, labels))[:, None] * odds_gradient(logits, labels)
 
 
 def _loss_delta_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:

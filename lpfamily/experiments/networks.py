@@ -304,9 +304,9 @@ class _Job:
             run = runs.find(folder, option="")
             config = configs.read(run)
             recipe = recipe_of(self.setting, self.network, self.seed)
-            wanted = recipe, checksum(recipe.data, self.setting.data_dir)
-            is_drawn = config.init_from is None
-            if is_drawn and (config.recipe, config.data_sha256) == wanted and run.result is not None:
+            wanted = recipe, checksum(recipe.data, self.setting.data_dir), None
+            found = config.recipe, config.data_sha256, config.init_from
+            if found == wanted and run.result is not None:
                 return folder
         return None
 
