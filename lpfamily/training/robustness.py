@@ -230,13 +230,15 @@ def findings(result: Json) -> list[str]:
     return found
 
 
-def monitor(trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float) -> Json:
+def monitor(
+    trainer: Trainer, x: Floats, labels: Ints, p: float, sigma: float, steps: int = MONITOR_STEPS
+) -> Json:
     """Return errors of a few examples within one ball: `clean`, `one_step`, `multi_step`.
 
     The last is as in `measure`, without the search along the direction. To be taken after some epochs, on
     the same examples in the trainer's dtype; `is_healthy` judges it.
     """
-    batch = _attacked(trainer, x, labels, Plan(MONITOR_STEPS, 0, 0, 0, 0, 0, noise=0))
+    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, 0, 0, noise=0))
     ball = batch.ball(p, [sigma])
     errors = {
         "clean": batch.predicted != labels,
