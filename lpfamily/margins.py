@@ -174,7 +174,6 @@ def flip_distance(
 
 def _linear(given: Given[A], weights: Array, bias: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Return the weights, the logits, and which of them are the labels'."""
-    """Return x, weights and bias in one dtype, after a look at their shapes."""
     xp, x = given.xp, given.array
     weights, bias = beside(x, weights, "weights"), beside(x, bias, "bias")
     if weights.ndim != 2 or weights.shape[1] < 2:

@@ -341,9 +341,9 @@ def _arrays(**given: Numbers) -> tuple[ModuleType, Callable[[Array], Array], dic
     Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
     without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
     """
-    values: dict[str, Array] = {}
-    for name, value in given.items():
-        values[name] = value if _is_scalar(value) else admit(value, name)[1]
+    values: dict[str, Array] = {
+        name: value if _is_scalar(value) else admit(value, name)[1] for name, value in given.items()
+    }
     arrays = {name: value for name, value in values.items() if not _is_scalar(value)}
     foreign = {name: value for name, value in arrays.items() if not isinstance(value, np.ndarray)}
     first, lead = next(iter((foreign or arrays).items()), ("", np.zeros(())))

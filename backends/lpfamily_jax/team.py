@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from lpfamily.training.backends import SMALLER
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered, number
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -46,14 +46,10 @@ def join(device: str) -> Team:
     size = _number(PROCESSES, 1, 10**9)
     rank = _number(PROCESS, 0, size or 10**9)
     _check(address, rank)
-    try:
+    remedy = f"; set {PROCESSES} to how many there are and {PROCESS} to this one's, from 0"
+    kinds = jax.errors.JaxRuntimeError, ValueError
+    with refusing(f"{ADDRESS}={address}: JAX cannot join the processes", remedy, *kinds):
         jax.distributed.initialize(address, size, rank, initialization_timeout=TIMEOUT)
-    except (jax.errors.JaxRuntimeError, ValueError) as cause:
-        reason = str(cause).splitlines()[0]
-        raise BadInput(
-            f"{ADDRESS}={address}: JAX cannot join the processes ({reason}); set {PROCESSES} to how many "
-            f"there are and {PROCESS} to this one's, from 0"
-        ) from cause
     if jax.process_count() == 1:
         return ALONE
     atexit.register(_part)
@@ -66,15 +62,13 @@ def join(device: str) -> Team:
 def devices(name: str, team: Team = ALONE) -> list[jax.Device]:
     """Return the devices of this name in all processes: without an index, all that each process has."""
     platform, _, index = name.partition(":")
-    try:
+    kinds = RuntimeError, ValueError, IndexError
+    with refusing(f"--device {name}: JAX cannot use it", "; cpu always works", *kinds):
         if not platform or not (index or "0").isdecimal():
             raise ValueError("its form is cpu, gpu or gpu:1")
         ranks = range(team.size) if team.size > 1 else [None]
         found = [jax.local_devices(rank, platform) for rank in ranks]
         return [device for own in found for device in ([own[int(index)]] if index else own)]
-    except (RuntimeError, ValueError, IndexError) as cause:
-        reason = str(cause).splitlines()[0]
-        raise BadInput(f"--device {name}: JAX cannot use it ({reason}); cpu always works") from cause
 
 
 class JaxTeam:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lpfamily.training.errors import BadInput
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered, number
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
@@ -37,30 +37,20 @@ def join(device: str) -> Team:
         with usable(device):
             torch.cuda.set_device(local)
     number("MASTER_PORT", 0, 1 << 16, _REMEDY)
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT)
-        )
-    except (RuntimeError, ValueError) as cause:
-        reason = str(cause).splitlines()[0]
-        raise BadInput(
-            f"torch cannot join the processes of MASTER_ADDR={os.environ.get('MASTER_ADDR', '')} and "
-            f"MASTER_PORT={os.environ['MASTER_PORT']} ({reason}); {_REMEDY}"
-        ) from cause
+    where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR', '')} and MASTER_PORT={os.environ['MASTER_PORT']}"
+    how = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
+    with refusing(f"torch cannot join the processes of {where}", f"; {_REMEDY}", RuntimeError, ValueError):
+        dist.init_process_group(how, timeout=timedelta(seconds=TIMEOUT))
     return TorchTeam()
 
 
 _REMEDY = "torchrun sets it, so start the command by torchrun"
 
 
-@contextmanager
-def usable(device: str) -> Iterator[None]:
+def usable(device: str) -> AbstractContextManager[None]:
     """Say in our words that torch cannot use a device."""
-    try:
-        yield
-    except Exception as cause:  # whatever a build raises that lacks the device, or its module
-        reason = (str(cause) or type(cause).__name__).splitlines()[0]
-        raise BadInput(f"--device {device}: torch cannot use it ({reason}); cpu always works") from cause
+    # whatever a build raises that lacks the device, or its module
+    return refusing(f"--device {device}: torch cannot use it", "; cpu always works", Exception)
 
 
 class TorchTeam:

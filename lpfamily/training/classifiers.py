@@ -15,8 +15,8 @@ import numpy as np
 
 from lpfamily.ensemble import robustness
 from lpfamily.measured import Robustness
-from lpfamily.training.data import npz
-from lpfamily.training.errors import BadInput
+from lpfamily.training.data import npz, own
+from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.networks import Floats, Ints
 
 RETURNS = "a torch module, a JAX function of x, or a NumPy one that returns logits and their pullback"
@@ -29,13 +29,7 @@ def examples(path: Path) -> tuple[Floats, Ints]:
     if x.dtype.kind != "f":
         hint = "; divide by 255 for pixels from 0 to 1" if x.dtype == np.uint8 else ""
         raise BadInput(f"--data {path}: x must be floating; got {x.dtype}{hint}")
-    if x.ndim < 2 or not x.size:
-        raise BadInput(f"--data {path}: x must have an axis of examples and others; got shape {x.shape}")
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise BadInput(
-            f"--data {path}: y must be integers, one class per example, of shape ({len(x)},); got {y.dtype} "
-            f"of shape {y.shape}"
-        )
+    own.check_labelled(x, y, (f"--data {path}: x", f"--data {path}: y"))
     if bad := np.count_nonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1)):
         raise BadInput(f"--data {path}: x is not finite in {bad} of {len(x)} examples")
     return x, y.astype(np.int64)
@@ -116,10 +110,8 @@ def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callabl
     from lpfamily_torch import robustness as of_torch
     from lpfamily_torch.quiet import quiet
 
-    try:
+    with refusing(f"--device {device}: torch cannot use it", "", RuntimeError):
         model = model if device is None else model.to(device)
-    except RuntimeError as cause:
-        raise BadInput(f"--device {device}: torch cannot use it ({str(cause).splitlines()[0]})") from cause
     parameters = [*model.parameters(), *model.buffers()]
     floating = [each for each in parameters if each.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()

@@ -31,14 +31,16 @@ class BadInput(ValueError):
 def refusing(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
     """Make exceptions of these kinds a `BadInput`: the problem, the reason in parentheses, the remedy.
 
-    The remedy begins with its punctuation. A `BadInput` passes as it is.
+    The reason is the first line of what the exception says. The remedy begins with its punctuation. A
+    `BadInput` passes as it is.
     """
     try:
         yield
     except BadInput:
         raise
     except kinds as cause:
-        reason = (isinstance(cause, OSError) and cause.strerror) or cause
+        said = str((isinstance(cause, OSError) and cause.strerror) or cause).strip()
+        reason = (said or type(cause).__name__).splitlines()[0]
         raise BadInput(f"{problem} ({reason}){remedy}") from cause
 
 

@@ -131,7 +131,9 @@ def folder(name: str, data_dir: Path | None = None) -> Path | None:
 
 
 def _is_own(name: str, data_dir: Path | None) -> bool:
-    return not is_named(name) and own.is_own(name, data_dir)
+    """Return whether what is no name of a data set is a file's or a folder's."""
+    is_there = bool(name) and (data_dir or Path()).joinpath(name).exists()
+    return not is_named(name) and (is_there or name.endswith((own.SUFFIX, "/", os.sep)))
 
 
 def _path(name: str, data_dir: Path | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def read(path: Path, names: Iterable[str], known_as: str) -> dict[str, NDArray[Any]]:
+def read(path: Path, names: Sequence[str], known_as: str) -> dict[str, NDArray[Any]]:
     """Return arrays of a file, `path`, which messages know by another name.
 
     Raises
@@ -34,24 +34,23 @@ def read(path: Path, names: Iterable[str], known_as: str) -> dict[str, NDArray[A
         The file cannot be read, or is no archive of plain arrays; it lacks one of the arrays; the arrays do
         not fit into this machine's memory, or are so much larger than the file that they cannot be data.
     """
-    wanted = list(names)
     try:
         with reading(path) as (stream, size):
             if stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-                raise BadInput(f"{known_as}: is one array; save {_list(wanted)} with numpy.savez")
+                raise BadInput(f"{known_as}: is one array; save {_list(names)} with numpy.savez")
             stream.seek(0)
             with zipfile.ZipFile(stream) as archive:
                 found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-                if missing := set(wanted) - found.keys():
+                if missing := set(names) - found.keys():
                     there = ", ".join(found)[:100] or "nothing"
                     raise BadInput(f"{known_as}: has no array {min(missing)!r}, only {there}")
-                expanded = sum(found[name].file_size for name in wanted)
+                expanded = sum(found[name].file_size for name in names)
                 check_memory(known_as, expanded)
                 if expanded > max(SMALL, MOST_EXPANDED * size):
                     raise BadInput(
                         f"{known_as}: expands to {expanded / size:.0f} times its size, as no data do"
                     )
-                return {name: _array(archive, found[name]) for name in wanted}
+                return {name: _array(archive, found[name]) for name in names}
     except BadInput as problem:
         if isinstance(cause := problem.__cause__, OSError):
             raise BadInput(f"{known_as}: cannot be read ({cause.strerror or cause})") from cause
@@ -81,5 +80,5 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
         return np.asarray(npy.read_array(stream, allow_pickle=False))
 
 
-def _list(names: list[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +33,6 @@ class _Found:
     y: NDArray[Any]
     names: Sequence[str]
 
-    def check(self, path: Path) -> None:
-        """Raise `BadInput` unless they are examples and integers, one per example."""
-        check_examples(self.x, f"{path}: {self.names[0]}")
-        if self.y.dtype.kind not in "iu" or self.y.shape != self.x.shape[:1]:
-            raise BadInput(
-                f"{path}: {self.names[1]} must be integers, one class per example, of shape ({len(self.x)},)"
-                f"; got {self.y.dtype} of shape {self.y.shape}"
-            )
-
     def split(self, path: Path, order: slice | Ints) -> Split:
         """Return the examples in an order; raise `BadInput` if some are not finite."""
         x = as_floats(self.x[order])
@@ -51,12 +41,6 @@ class _Found:
                 f"{path}: {self.names[0]} is not finite in {bad} of {len(x)} examples, or beyond float32"
             )
         return Split(x, self.y[order].astype(np.int64))
-
-
-def is_own(name: str, data_dir: Path | None) -> bool:
-    """Return whether what is no name of a data set is a file's or a folder's."""
-    is_there = bool(name) and (data_dir or Path()).joinpath(name).exists()
-    return is_there or name.endswith((SUFFIX, "/", os.sep))
 
 
 def load(path: Path, size: Sequence[int] = ()) -> Dataset:
@@ -111,6 +95,16 @@ def check_examples(x: NDArray[Any], what: str = "x") -> None:
         raise BadInput(f"{what} must have an axis of examples and others; got shape {x.shape}")
 
 
+def check_labelled(x: NDArray[Any], y: NDArray[Any], names: Sequence[str]) -> None:
+    """Raise `BadInput` unless two arrays, of these names, are examples and integers, one per example."""
+    check_examples(x, names[0])
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise BadInput(
+            f"{names[1]} must be integers, one class per example, of shape ({len(x)},); got {y.dtype} of "
+            f"shape {y.shape}"
+        )
+
+
 def as_floats(x: NDArray[Any]) -> Floats:
     """Return examples as floats, (n, inputs), bytes as fractions of 255; raise as `check_examples` does."""
     check_examples(x)
@@ -141,7 +135,7 @@ def _dataset(path: Path, arrays: list[NDArray[Any]], names: Sequence[str], check
     train = _Found(arrays[0], arrays[1], names[:2])
     test = _Found(arrays[2], arrays[3], names[2:])
     for found in train, test:
-        found.check(path)
+        check_labelled(found.x, found.y, [f"{path}: {name}" for name in found.names])
     shape, test_shape = train.x.shape[1:], test.x.shape[1:]
     if shape != test_shape:
         raise BadInput(
