@@ -170,7 +170,10 @@ class _Opened:
         backend: str = given.get("backend") or config.backend
         device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
         trainer = trained.trainer(backend, device)
-        recipe = _with_radius(trained.recipe, trained.network.inputs)
+        recipe, inputs = trained.recipe, trained.network.inputs
+        if not recipe.sigma:  # which has no multiples
+            published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
+            recipe = replace(recipe, sigma=published.sigma)
         return cls(trained, trainer, dataset, config.data_sha256, recipe, backend, device)
 
     @property
@@ -279,14 +282,6 @@ def _check_new(given: Given, result: Path, out: Path) -> None:
 def _check_examples(given: Given, there: int, what: str) -> None:
     if (wanted := given.get("examples", 0)) > there:
         raise BadInput(f"--examples {wanted}: {what} has {there} test examples; give less, or 0 for all")
-
-
-def _with_radius(recipe: Recipe, inputs: int) -> Recipe:
-    """Return the recipe, with the published sigma where its own is 0 and so has no multiples."""
-    if recipe.sigma:
-        return recipe
-    published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
-    return replace(recipe, sigma=published.sigma)
 
 
 def _radii(given: Given, recipe: Recipe, inputs: int) -> Radii:

@@ -19,18 +19,7 @@ from typing import Generic
 
 import numpy as np
 
-from lpfamily._arrays import (
-    A,
-    Array,
-    Given,
-    Numbers,
-    check_p,
-    device_of,
-    floating,
-    known_shape,
-    namespace_of,
-    reshape,
-)
+from lpfamily._arrays import A, Array, Given, Numbers, check_p, device_of, floating, known_shape, namespace_of
 from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
@@ -247,7 +236,7 @@ def _posed(theta: Array, residual: A, sigma: Numbers) -> _Posed[A]:
         raise ValueError("theta must be finite; got a NaN or an infinity: remove it first")
     theta, sigma = xp.astype(theta, rows.dtype, copy=False), given.radius(sigma)
     rows = xp.where(xp.isfinite(rows), rows, math.nan)
-    top = constant(_largest(reshape(theta, (math.prod(theta.shape),))))
+    top = constant(_largest(_largest(theta)[:, 0]))
     longest = constant(_largest(rows))
     direction = rows / xp.where(longest == 0, 1.0, longest)
     scales = library_of(rows).by_examples(

@@ -33,13 +33,17 @@ class Error(NamedTuple):
     value: float
     standard_error: float
 
+    @classmethod
+    def of(cls, value: float, n: int) -> Error:
+        """Return a fraction of n examples with its standard error."""
+        return cls(value, math.sqrt(value * (1 - value) / n))
+
     def __str__(self) -> str:
         return f"{self.value:.2%} +- {self.standard_error:.2%}"
 
 
 def _error(wrong: Mask) -> Error:
-    mean = float(np.mean(wrong))
-    return Error(mean, math.sqrt(mean * (1 - mean) / len(wrong)))
+    return Error.of(float(np.mean(wrong)), len(wrong))
 
 
 def deviation(square: float, mean: float, n: int) -> float:
@@ -89,7 +93,7 @@ def unlearnt(predicted: Ints, labels: Ints, classes: int) -> str:
 
 def is_chance(error: float, n: int, classes: int) -> bool:
     """Return whether an error on n examples may be that of guesses, within `SURE` standard errors."""
-    return error + SURE * max(math.sqrt(error * (1 - error) / n), 1 / n) > 1 - 1 / classes
+    return error + SURE * max(Error.of(error, n).standard_error, 1 / n) > 1 - 1 / classes
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from test_pictures import readable
 
 from lpfamily.experiments.pieces import Setting
 from lpfamily.experiments.softmax import measure as softmax
-from lpfamily.experiments.softmax.measure import MODELS, STDS, Fit, Model, fit, objective
+from lpfamily.experiments.softmax.measure import MODELS, STDS, Fit, fit, objective
 from lpfamily.experiments.softmax.report import CHAPTER
 from lpfamily.margins import boundary_distance
 from lpfamily.report.contents import Plot, Table
@@ -212,14 +212,14 @@ def synthetic(seed=0):
 
     models = [
         {
-            "name": model.name,
-            "decay": model.decay,
+            "name": name,
+            "decay": decay,
             "iterations": 9,
             "gradient": 1e-6,
             "training": one(),
             "test": one(),
         }
-        for model in MODELS
+        for name, decay in MODELS.items()
     ]
     return {"examples": {"training": 7000, "test": 3000}, "models": models}
 
@@ -340,7 +340,8 @@ def test_the_first_images_of_mnist(monkeypatch):
     """From training to tables: bounds hold, the gradient goes farther than the nearest boundary."""
     few = load("mnist").first(2000, 1000)
     monkeypatch.setattr(softmax, "load", lambda *_: few)
-    monkeypatch.setattr(softmax, "MODELS", (Model("stronger", 0.1), MODELS[0]))  # few are easily all right
+    two = {"stronger": 0.1, "lambda = 1": MODELS["lambda = 1"]}  # few are easily all right
+    monkeypatch.setattr(softmax, "MODELS", two)
     result = softmax.measure(SETTING, silent)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     for model in result["models"]:

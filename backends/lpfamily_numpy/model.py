@@ -129,10 +129,6 @@ class Passed:
         """Return the gradient in what enters the activation from that in the outputs."""
         return self.activation.to_z(delta, self.kept)
 
-    def out_of(self, tangent: Floats) -> Floats:
-        """Return the tangent of the outputs from that of what enters the activation."""
-        return self.activation.from_z(tangent, self.kept)
-
     def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
         """Add what activation'' contributes where what enters the activation moves by `inner`."""
         if self.activation.bend:

@@ -241,7 +241,7 @@ def _tangent(
     for layer in passed:
         tangents.append(v if layer.factor is None else v * layer.factor)
         inner.append(tangents[-1] @ layer.weight)
-        v = layer.out_of(inner[-1])
+        v = layer.activation.from_z(inner[-1], layer.kept)
     delta_tangents = [_loss_delta_tangent(deltas[-1], labels, v)]
     for index in range(len(passed) - 2, -1, -1):
         below = passed[index]

@@ -6,10 +6,12 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from lpfamily.training.draws import Drawn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,45 +26,54 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-class Tensors(Protocol):
-    """A structure of tensors."""
+class Steps(NamedTuple):
+    """What steps take, each a row of every tensor."""
+
+    batches: Tensor
+    rates: Tensor
+    """Learning rate, momentum and sigma, each twice: a program wants all that it is given 16 bytes apart."""
+    drawn: Drawn
+    examples: int
+    """Of a step, those of the whole team."""
 
     def arrays(self) -> list[Tensor]:
-        """Return them."""
+        """Return all tensors."""
+        return [self.batches, self.rates, *self.drawn.arrays()]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Return the same structure of the function of each."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Steps:
+        """Return the function of each tensor."""
+        drawn = self.drawn.map(function)
+        return Steps(function(self.batches), function(self.rates), drawn, self.examples)
 
 
-T = TypeVar("T", bound=Tensors)
 Owner = TypeVar("Owner")
 
 
-class Recorded(Generic[Owner, T]):
-    """A method that takes tensors of a CUDA device and returns nothing, launched as one once it has run.
+class Recorded(Generic[Owner]):
+    """A method that takes steps on a CUDA device, launched as one once it has run.
 
     What it changes must stay where it is. For new shapes it is called as it is, since what is compiled or
     loaded must be so before it is recorded; then recorded, as a CUDA graph, and from there on replayed.
     """
 
-    def __init__(self, method: Callable[[Owner, T], None]) -> None:
+    def __init__(self, method: Callable[[Owner, Steps], None]) -> None:
         self._method = method
-        self._graphs: dict[tuple[torch.Size, ...], tuple[T, torch.cuda.CUDAGraph] | None] = {}
+        self._graphs: dict[tuple[torch.Size, ...], tuple[Steps, torch.cuda.CUDAGraph] | None] = {}
 
-    def __call__(self, owner: Owner, tensors: T) -> None:
+    def __call__(self, owner: Owner, steps: Steps) -> None:
         """Call, or record and replay; the owner is not kept, so that it can go, and its memory."""
-        shapes = tuple(tensor.shape for tensor in tensors.arrays())
+        shapes = tuple(tensor.shape for tensor in steps.arrays())
         if shapes not in self._graphs:
             self._graphs[shapes] = None
-            self._method(owner, tensors)
+            self._method(owner, steps)
             return
-        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(owner, tensors)
-        for own, given in zip(kept.arrays(), tensors.arrays(), strict=True):
+        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(owner, steps)
+        for own, given in zip(kept.arrays(), steps.arrays(), strict=True):
             own.copy_(given)
         graph.replay()
 
-    def _record(self, owner: Owner, tensors: T) -> tuple[T, torch.cuda.CUDAGraph]:
-        kept, graph = tensors.map(torch.clone), torch.cuda.CUDAGraph()
+    def _record(self, owner: Owner, steps: Steps) -> tuple[Steps, torch.cuda.CUDAGraph]:
+        kept, graph = steps.map(torch.clone), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._method(owner, kept)
         return kept, graph

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, p
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
-from lpfamily_torch.compiling import Recorded, compiled, problem, tracing_gradients
+from lpfamily_torch.compiling import Recorded, Steps, compiled, problem, tracing_gradients
 from lpfamily_torch.model import LAYERS, Tap, TorchModel, by_piece, largest_by_piece, logits, resolved
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
@@ -69,26 +69,6 @@ Factors = list[Tensor | None]
 
 Rate = float | Tensor
 """A number, or where a step is compiled or recorded a tensor without axes: a number would be a part of it."""
-
-
-class Steps(NamedTuple):
-    """What steps take, each a row of every tensor."""
-
-    batches: Tensor
-    rates: Tensor
-    """Learning rate, momentum and sigma, each twice: a program wants all that it is given 16 bytes apart."""
-    drawn: Drawn
-    examples: int
-    """Of a step, those of the whole team."""
-
-    def arrays(self) -> list[Tensor]:
-        """Return all tensors."""
-        return [self.batches, self.rates, *self.drawn.arrays()]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Steps:
-        """Return the function of each tensor."""
-        drawn = self.drawn.map(function)
-        return Steps(function(self.batches), function(self.rates), drawn, self.examples)
 
 
 class TorchTrainer:

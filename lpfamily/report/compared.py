@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,11 +28,14 @@ def _errors(results: Results) -> Iterator[tuple[str, float, list[Error]]]:
     first = next(iter(results.values()))
     for p, ball in first["balls"].items():
         for k, sigma in enumerate(ball["sigma"]):
-            errors = []
-            for result in results.values():
-                error = result["balls"][p]["multi_step"][k]
-                errors.append(Error(error, math.sqrt(error * (1 - error) / result["examples"])))
-            yield p, sigma, errors
+            yield (
+                p,
+                sigma,
+                [
+                    Error.of(result["balls"][p]["multi_step"][k], result["examples"])
+                    for result in results.values()
+                ],
+            )
 
 
 def table(results: Results) -> str:
@@ -66,11 +68,10 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (p, sigma, *(value for error in errors for value in error)) for p, sigma, errors in _errors(results)
     )
-    ends = {name: result["balls"] for name, result in results.items()}
     alt = "; ".join(
         f"{name} ends at "
-        + ", ".join(f"{ball['multi_step'][-1]:.1%} for p = {p}" for p, ball in balls.items())
-        for name, balls in ends.items()
+        + ", ".join(f"{ball['multi_step'][-1]:.1%} for p = {p}" for p, ball in result["balls"].items())
+        for name, result in results.items()
     )
     sections = [
         page.Section(

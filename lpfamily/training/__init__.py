@@ -1,5 +1,6 @@
 """Training with the Lp family: networks and recipes as data, backends, and the protocol above them."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 __all__ = ["Trained", "fit", "load"]
@@ -13,13 +14,8 @@ else:  # hidden from type checkers, which would let any name pass
         # A backend imports its contract from this package, and needs none of what reads a run.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name == "fit":
-            from lpfamily.training.fitting import fit
-
-            return fit
-        from lpfamily.training.runs import trained
-
-        return getattr(trained, name)
+        module = "fitting" if name == "fit" else "runs.trained"
+        return getattr(import_module(f"{__name__}.{module}"), name)
 
     def __dir__():
         return sorted({*globals(), *__all__})

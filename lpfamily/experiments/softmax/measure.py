@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,6 @@ CUT = 0.1
 ROWS_AT_ONCE = 5000
 
 
-@dataclass(frozen=True)
-class Model:
-    """A row of Tables VI to IX, and the weight decay c that it is trained with here."""
-
-    name: str
-    decay: float
-
-
 def weight_decay(penalty: float) -> float:
     """Return the c = lambda / 200 of `objective` that has the paper's Table VI for lambda = 1 and 1e-2.
 
@@ -58,13 +50,16 @@ def weight_decay(penalty: float) -> float:
 IMITATING = 9e-6
 """A c whose minimum is near Table VI for lambda = 1e-4, from which the minimum at lambda / 200 is far."""
 
-MODELS = (
-    Model("lambda = 1", weight_decay(1.0)),
-    Model("lambda = 1e-2", weight_decay(1e-2)),
-    Model("lambda = 1e-4, imitated", IMITATING),
-    Model("lambda = 1e-4, converged", weight_decay(1e-4)),
-)
-"""The strongest regularisation first: each starts from the one before."""
+MODELS = {
+    "lambda = 1": weight_decay(1.0),
+    "lambda = 1e-2": weight_decay(1e-2),
+    "lambda = 1e-4, imitated": IMITATING,
+    "lambda = 1e-4, converged": weight_decay(1e-4),
+}
+"""By row of Tables VI to IX, the weight decay c that it is trained with here.
+
+The strongest regularisation comes first: each starts from the one before.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,13 +260,14 @@ def measure(setting: Setting, tick: Tick) -> Json:
     curvature = principal(train.x)
     fits = [Fit(np.zeros((train.x.shape[1], data.classes)), np.zeros(data.classes))]
     models: list[Json] = []
-    for index, model in enumerate(MODELS):
-        tick(index * share, of, f"training {model.name}")
-        found = fit(train.x, train.labels, model.decay, fits[-1], *curvature)
+    for index, (name, decay) in enumerate(MODELS.items()):
+        tick(index * share, of, f"training {name}")
+        found = fit(train.x, train.labels, decay, fits[-1], *curvature)
         fits.append(found)
-        _, *slopes = objective(found.weights, found.bias, train.x, train.labels, model.decay)
+        _, *slopes = objective(found.weights, found.bias, train.x, train.labels, decay)
         gradient = max(float(np.abs(slope).max()) for slope in slopes)
-        models.append(asdict(model) | {"iterations": found.iterations, "gradient": gradient})
+        reached = {"iterations": found.iterations, "gradient": gradient}
+        models.append({"name": name, "decay": decay} | reached)
 
     def drawn() -> None:
         nonlocal done

@@ -29,11 +29,8 @@ ARCHIVE = files.Remote(
     "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
-PICKLED_FOLDER, PICKLED_FILE, PICKLED_ARCHIVE = (
-    "cifar-10-batches-py",
-    "data_batch_1",
-    "cifar-10-python.tar.gz",
-)
+PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1")
+"""The folder of the version for Python, its archive, and a file in it."""
 SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
 CLASSES = 10
@@ -99,9 +96,8 @@ def images(
 
 def refuse_pickles(path: Path) -> None:
     """Raise `BadInput` if a folder has, or a file is, the version of CIFAR-10 that only pickle reads."""
-    known = PICKLED_FOLDER, PICKLED_ARCHIVE, PICKLED_FILE
-    for each in path, *(path / name for name in known):
-        if each.name in known and each.exists():
+    for each in path, *(path / name for name in PICKLED):
+        if each.name in PICKLED and each.exists():
             raise BadInput(
                 f"{each} is CIFAR-10 as Python pickles, which can run any code and are not read: unpack "
                 f"{ARCHIVE.name} of {MIRRORS[0]} in its place"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,6 @@ MOST_HELD_OUT, HELD_OUT_ONE_IN = 10_000, 6
 """As many of the training examples as of MNIST's."""
 RECIPE = {"epochs": 100, "patience": 0, "second_stage": "none"}
 """One stage to its end, as for the digits: on few examples the best of all epochs is an early one."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """Arrays as they were found, and what messages call them."""
-
-    x: NDArray[Any]
-    y: NDArray[Any]
-    names: Sequence[str]
-
-    def split(self, path: Path, order: slice | Ints) -> Split:
-        """Return the examples in an order; raise `BadInput` if some are not finite."""
-        x = as_floats(self.x[order])
-        if bad := unusable(x):
-            raise BadInput(
-                f"{path}: {self.names[0]} is not finite in {bad} of {len(x)} examples, or beyond float32"
-            )
-        return Split(x, self.y[order].astype(np.int64))
 
 
 def load(path: Path, size: Sequence[int] = ()) -> Dataset:
@@ -132,35 +113,40 @@ def _of_idx(there: dict[tuple[str, str], Path]) -> tuple[list[NDArray[Any]], tup
 
 def _dataset(path: Path, arrays: list[NDArray[Any]], names: Sequence[str], checksum: str) -> Dataset:
     """Return a data set, whose checksum is that of the arrays unless there is one."""
-    train = _Found(arrays[0], arrays[1], names[:2])
-    test = _Found(arrays[2], arrays[3], names[2:])
-    for found in train, test:
-        check_labelled(found.x, found.y, [f"{path}: {name}" for name in found.names])
-    shape, test_shape = train.x.shape[1:], test.x.shape[1:]
+    (x, y, test_x, test_y), known = arrays, [f"{path}: {name}" for name in names]
+    check_labelled(x, y, known[:2])
+    check_labelled(test_x, test_y, known[2:])
+    shape, test_shape = x.shape[1:], test_x.shape[1:]
     if shape != test_shape:
         raise BadInput(
-            f"{path}: {train.names[0]} has examples of shape {shape}, and {test.names[0]} of {test_shape}; "
-            "they must be of one shape"
+            f"{known[0]} has examples of shape {shape}, and {names[2]} of {test_shape}; they must be of one "
+            "shape"
         )
-    there = np.unique(train.y)
+    there = np.unique(y)
     if there[0] != 0 or there[-1] != len(there) - 1:
         raise BadInput(
-            f"{path}: {train.names[1]} must number the classes from 0 without gaps; got {_some(there)}; "
+            f"{known[1]} must number the classes from 0 without gaps; got {_some(there)}; "
             "numpy.unique(y, return_inverse=True)[1] does that"
         )
     if len(there) < 2:
-        raise BadInput(f"{path}: {train.names[1]} has one class; give two or more")
-    if (strange := np.setdiff1d(test.y, there)).size:
-        raise BadInput(
-            f"{path}: {test.names[1]} has the class {strange[0]}, of which {train.names[1]} has no example"
-        )
-    order = np.random.default_rng(ORDER_SEED).permutation(len(train.x))
-    splits = train.split(path, order), test.split(path, slice(None))
-    held_out = min(MOST_HELD_OUT, len(train.x) // HELD_OUT_ONE_IN)
+        raise BadInput(f"{known[1]} has one class; give two or more")
+    if (strange := np.setdiff1d(test_y, there)).size:
+        raise BadInput(f"{known[3]} has the class {strange[0]}, of which {names[1]} has no example")
+    order = np.random.default_rng(ORDER_SEED).permutation(len(x))
+    splits = _split(x, y, order, known[0]), _split(test_x, test_y, slice(None), known[2])
+    held_out = min(MOST_HELD_OUT, len(x) // HELD_OUT_ONE_IN)
     image = (1, *shape) if len(shape) == 2 else shape
     name = f"{path.name}/" if path.is_dir() else path.name
     recipe = RECIPE | {"validation": held_out}
     return Dataset(name, *splits, len(there), image, checksum or _checksum(arrays), recipe)
+
+
+def _split(x: NDArray[Any], y: NDArray[Any], order: slice | Ints, name: str) -> Split:
+    """Return examples in an order; raise `BadInput` if some are not finite."""
+    x = as_floats(x[order])
+    if bad := unusable(x):
+        raise BadInput(f"{name} is not finite in {bad} of {len(x)} examples, or beyond float32")
+    return Split(x, y[order].astype(np.int64))
 
 
 def _checksum(arrays: Sequence[NDArray[Any]]) -> str:

@@ -154,11 +154,6 @@ def facts(dataset: data.Dataset) -> dict[str, Any]:
     return known | {"shape": dataset.shape, "classes": dataset.classes}
 
 
-def shape_and_classes(config: Config) -> tuple[tuple[int, ...], int]:
-    """Return the shape of a run's examples, channels first, and how many classes they have."""
-    return data.shape_and_classes(config.recipe.data, config.shape, config.classes)
-
-
 def _folder(name: str) -> Path:
     """Return the folder of a name; raise `ValueError` if no folder can have it."""
     if b"\0" in os.fsencode(name):

@@ -140,7 +140,8 @@ def of_run(run: Run) -> Trained:
     config = configs.read(run)
     recipe = config.recipe
     try:
-        network = recipes.network_of(recipe, *configs.shape_and_classes(config))
+        facts = data.shape_and_classes(recipe.data, config.shape, config.classes)
+        network = recipes.network_of(recipe, *facts)
     except BadInput as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from lpfamily.step import epsilon
 from lpfamily.training import backends
@@ -44,8 +44,6 @@ from lpfamily.training.networks import (
 )
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.testing import oracle
-
-Array = Floats
 
 HALF = Dropout(0.5, 2.0)
 FIRST: dict[str, Any] = {"max_norm": 1.2, "dropout": Dropout(0.8, 1.0), "lr_scale": 0.5}
@@ -152,7 +150,7 @@ class BackendTests:
         task, state, trainer = self._made(network)
         v = np.random.default_rng(3).standard_normal(task.x.shape)
 
-        def gradient(x: Array) -> Array:
+        def gradient(x: Floats) -> Floats:
             return oracle.input_gradient(oracle.cross_entropy, network, state, x, task.labels)
 
         expected = (gradient(task.x + 1e-5 * v) - gradient(task.x - 1e-5 * v)) / 2e-5
@@ -168,7 +166,7 @@ class BackendTests:
         state = _louder(network, state, scale)
         labels = oracle.logits(network, state, x).argmax(axis=1)
 
-        def gradient(x: Array) -> Array:
+        def gradient(x: Floats) -> Floats:
             return oracle.input_gradient(oracle.error_log_odds, network, state, x, labels)
 
         s = 1 / (1 + np.exp(-oracle.error_log_odds(oracle.logits(network, state, x), labels)))[:, None]
@@ -194,8 +192,7 @@ class BackendTests:
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), draws)
         value, gradients = oracle.objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, draws)
         expected, found = oracle.updated(task, before, gradients, 0.5, 0.0), trainer.state()
-        for name in gradients:
-            assert_allclose(found[name], expected[name], rtol=2e-5, atol=2e-8, err_msg=name)
+        _assert_close(found, {name: expected[name] for name in gradients}, rtol=2e-5, atol=2e-8)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -230,9 +227,7 @@ class BackendTests:
             loss, gradients = oracle.objective_and_gradient(task, state, batch, sigma, step, draws)
             losses.append(loss * len(batch))
             state = oracle.updated(task, state, gradients, rates.lr[step], rates.momentum[step])
-        found = trainer.state()
-        for name, expected in state.items():
-            assert_allclose(found[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
+        _assert_close(trainer.state(), state, rtol=1e-5, atol=1e-8)
         assert metrics["loss"] == pytest.approx(sum(losses) / 7, rel=1e-6)
 
     def test_metrics_count_the_errors_that_the_objective_sees(self, network: Network) -> None:
@@ -311,8 +306,7 @@ class BackendTests:
         for second in (self._trainer(task, middle), self._trainer(task, begin)):
             second.load(middle)
             second.epoch(order, rates, Draws(5, 1))
-            for name, expected in first.state().items():
-                assert_array_equal(second.state()[name], expected, err_msg=name)
+            _assert_close(second.state(), first.state())
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_the_state_is_named_arrays_of_the_trainers_dtype(self, network: Network, dtype: str) -> None:
@@ -325,9 +319,8 @@ class BackendTests:
         before = trainer.state()
         kept = {name: array.copy() for name, array in before.items()}
         trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.5), Draws(5, 0))
-        for name in kept:
-            assert_array_equal(before[name], kept[name])
-            assert_array_equal(begin[name], kept[name])
+        _assert_close(before, kept)
+        _assert_close(begin, kept)
 
     def test_arrays_handed_in_may_be_read_only(self, network: Network) -> None:
         task, state = _task(network), _state(network)
@@ -364,8 +357,7 @@ class BackendTests:
             found.append((metrics, trainer.state()))
         (metrics, state), (compiled_metrics, compiled_state) = found
         assert compiled_metrics == pytest.approx(metrics, rel=1e-9)
-        for name, array in state.items():
-            assert_allclose(compiled_state[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+        _assert_close(compiled_state, state, rtol=1e-9, atol=1e-12)
 
     def test_an_epoch_says_how_far_it_is_and_is_the_same(self) -> None:
         network, states, ticks = NETWORKS["sigmoid"], [], []
@@ -382,15 +374,14 @@ class BackendTests:
         done = [each for each, _ in ticks]
         assert done == sorted({*done})
         assert done[-1] == 4
-        for name, array in states[0].items():
-            assert_array_equal(states[1][name], array)
+        _assert_close(states[1], states[0])
 
     def test_a_device_that_is_not_there_is_bad_input(self) -> None:
         self.find().check_device(self.device)
         with pytest.raises(BadInput, match="--device abacus"):
             self.find().check_device("abacus")
 
-    def called(self, model: Callable[[Any], Any], x: Array) -> Array:
+    def called(self, model: Callable[[Any], Any], x: Floats) -> Floats:
         """Return model(x); override it where models take, or give, no arrays that NumPy reads."""
         return np.asarray(model(x))
 
@@ -431,6 +422,12 @@ class _Injected(Draws):
         return np.full(shape, self.keeps)
 
 
+def _assert_close(found: State, expected: State, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Compare states array by array, by default to the bit."""
+    for name, array in expected.items():
+        assert_allclose(found[name], array, rtol=rtol, atol=atol, err_msg=name)
+
+
 def _task(network: Network, dtype: str = "float64") -> Task:
     rng = np.random.default_rng(1)
     x = rng.uniform(0, 1, (7, network.inputs)).astype(dtype)
@@ -447,7 +444,7 @@ def _state(network: Network, dtype: str = "float64") -> State:
     }
 
 
-def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Array:
+def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Floats:
     """Return the gradient of the mean cross-entropy in a bias, by complex steps."""
     gradient = np.zeros_like(state[name])
     for index in np.ndindex(gradient.shape):
