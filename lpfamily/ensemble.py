@@ -248,12 +248,11 @@ def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float
     ps: list[Any] = [p] if np.ndim(p) == 0 else list(p)  # type: ignore[arg-type]
     if not ps:
         raise ValueError("p must name at least one exponent, such as 2; got none")
-    by_p = sigma if isinstance(sigma, Mapping) else dict.fromkeys(ps, sigma)
     result = {}
     for each in ps:
-        if each not in by_p:
-            raise ValueError(f"sigma has no radius for p = {each:g}; it has some for {list(by_p)}")
-        given: Any = by_p[each]
+        if isinstance(sigma, Mapping) and each not in sigma:
+            raise ValueError(f"sigma has no radius for p = {each:g}; it has some for {list(sigma)}")
+        given: Any = sigma[each] if isinstance(sigma, Mapping) else sigma
         radii = np.unique(np.atleast_1d(np.asarray(given, float)))
         if not len(radii) or not np.all((radii >= 0) & (radii < math.inf)) or not radii[-1] > 0:
             raise ValueError(

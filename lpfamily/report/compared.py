@@ -28,14 +28,11 @@ def _errors(results: Results) -> Iterator[tuple[str, float, list[Error]]]:
     first = next(iter(results.values()))
     for p, ball in first["balls"].items():
         for k, sigma in enumerate(ball["sigma"]):
-            yield (
-                p,
-                sigma,
-                [
-                    Error.of(result["balls"][p]["multi_step"][k], result["examples"])
-                    for result in results.values()
-                ],
-            )
+            errors = [
+                Error.of(result["balls"][p]["multi_step"][k], result["examples"])
+                for result in results.values()
+            ]
+            yield p, sigma, errors
 
 
 def table(results: Results) -> str:

@@ -132,8 +132,10 @@ def folder(name: str, data_dir: Path | None = None) -> Path | None:
 
 def _is_own(name: str, data_dir: Path | None) -> bool:
     """Return whether what is no name of a data set is a file's or a folder's."""
+    if is_named(name):
+        return False
     is_there = bool(name) and (data_dir or Path()).joinpath(name).exists()
-    return not is_named(name) and (is_there or name.endswith((own.SUFFIX, "/", os.sep)))
+    return is_there or name.endswith((own.SUFFIX, "/", os.sep))
 
 
 def _path(name: str, data_dir: Path | None) -> Path:
