@@ -114,16 +114,15 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         machine = _machine(config.machine, given)
         if others := fitting.began_with_others(config, given["backend"], machine, team.size):
-            print(
-                f"{NAME}: the run began with {' and '.join(others)}; it goes on, to rounding", file=sys.stderr
-            )
+            _note(f"the run began with {' and '.join(others)}; it goes on, to rounding")
         if (every := config.recipe.monitor) != began.monitor:
-            print(
-                f"{NAME}: it goes on looking for catastrophic overfitting every {every} epochs",
-                file=sys.stderr,
-            )
+            _note(f"it goes on looking for catastrophic overfitting every {every} epochs")
         extension.extend(run, began, config.recipe)
         return _go(run, config, dataset, backend, given)
+
+
+def _note(text: str) -> None:
+    print(f"{NAME}: {text}", file=sys.stderr)
 
 
 def _is_finished(run: runs.Run, given: Given) -> bool:
