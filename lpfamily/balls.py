@@ -38,7 +38,7 @@ from lpfamily._arrays import (
     sign,
 )
 from lpfamily.box import box_of, boxed, last_affordable, walls
-from lpfamily.kernels import Primitive, library_of, library_of_generator
+from lpfamily.kernels import Primitive, detoured, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
@@ -91,16 +91,14 @@ def project(
     """
     p = check_p(p)
 
-    def point(v: A, mask: Array | None, *box: Numbers) -> A:
+    def point(v: A, sigma: Numbers, mask: Array | None, *box: Numbers) -> A:
         given = examples(v, "v", batch_ndim, mask)
         operands = [given.values, given.radius(sigma)]
         if box:
             operands.append(walls(given, *box))
         return given.shaped(nearest(p, *operands))
 
-    if isinstance(sigma, int | float):  # as in `epsilon`
-        return library_of(v, "v").detour(point, v, mask, *box_of(x, bounds))
-    return point(v, mask, *box_of(x, bounds))
+    return detoured(point, "v", v, sigma, mask, *box_of(x, bounds))
 
 
 def sample(

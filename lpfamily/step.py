@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
 from lpfamily.box import box_of, boxed, walls
-from lpfamily.kernels import library_of
+from lpfamily.kernels import detoured
 from lpfamily.steepest import steepest
 
 
@@ -91,13 +91,11 @@ def epsilon(
     """
     p = check_p(p)
 
-    def step(grad: A, mask: Array | None, *box: Numbers) -> A:
+    def step(grad: A, sigma: Numbers, mask: Array | None, *box: Numbers) -> A:
         given = examples(grad, "grad", batch_ndim, mask)
         radius = given.radius(sigma)
         if not box:
             return given.shaped(steepest(p, given.values, radius))
         return given.shaped(boxed(p, given.values, radius, walls(given, *box)))
 
-    if isinstance(sigma, int | float):  # of an array the libraries do not see the same
-        return library_of(grad, "grad").detour(step, grad, mask, *box_of(x, bounds))
-    return step(grad, mask, *box_of(x, bounds))
+    return detoured(step, "grad", grad, sigma, mask, *box_of(x, bounds))

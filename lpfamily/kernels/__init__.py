@@ -205,6 +205,18 @@ def library_of(x: Array, name: str = "x") -> Library:
     return _libraries[library]
 
 
+def detoured(function: Callable[..., A], name: str, x: Array, sigma: Any, *others: Any) -> A:
+    """Return function(x, sigma, *others), by the `detour` of x's library; `name` is what an error calls x.
+
+    Another library may see sigma otherwise, unless it is a number or an array like x.
+    """
+    if isinstance(sigma, int | float) or (
+        type(sigma) is type(x) and getattr(sigma, "dtype", None) == getattr(x, "dtype", None)
+    ):
+        return library_of(x, name).detour(function, x, sigma, *others)
+    return function(x, sigma, *others)
+
+
 def library_of_generator(rng: Any) -> Library:
     """Return the `Library` whose arrays a random generator, or key, makes."""
     name = type(rng).__module__.partition(".")[0]
