@@ -22,6 +22,7 @@ from lpfamily.ascent import frank_wolfe
 from lpfamily.training.backends import Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
+from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes, shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
@@ -35,6 +36,14 @@ Settings = tuple[Network, Objective, Optimiser]
 SCANNED = 64
 """The most steps of a scan: their random numbers are made before it."""
 
+_LOSSES = LOSSES | {
+    "cross-entropy": LOSSES["cross-entropy"]._replace(
+        outer=jax.nn.softplus,
+        slope=jax.nn.sigmoid,
+        value=lambda logits, labels: jax.nn.softplus(error_log_odds(logits, labels)),
+    )
+}
+
 BY_EXAMPLE = P(None, "examples")  # type: ignore[no-untyped-call]
 """How the devices have what is drawn for steps: each its examples, in the second axis."""
 
@@ -45,6 +54,7 @@ class JaxBackend:
 
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
+    losses: frozenset[LossName] = frozenset(LOSSES)
 
     def check_device(self, device: str) -> None:
         """Ask JAX for the device."""
@@ -118,13 +128,13 @@ class JaxTrainer:
     def logits(self, x: Floats) -> Floats:
         return self._computed(forward, x)
 
-    def losses(self, x: Floats, labels: Ints) -> Floats:
+    def losses(self, x: Floats, labels: NDArray[np.generic]) -> Floats:
         return self._computed(_losses, x, labels)
 
-    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
+    def input_gradients(self, x: Floats, labels: NDArray[np.generic]) -> Floats:
         return self._computed(_direction, x, labels)
 
-    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: NDArray[np.generic], v: Floats) -> Floats:
         return self._computed(_hessian_products, x, labels, v)
 
     def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
@@ -190,14 +200,14 @@ def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: An
 
         def mean(parameters: Arrays) -> tuple[Array, tuple[Array, Array]]:
             losses, logits = _objective(network, objective, parameters, at, right, sigma, drawn)
-            wrong = logits.argmax(axis=1) != right
+            errors = _LOSSES[network.loss].error(jax.lax.stop_gradient(logits), right)
             if counted is None:
-                return losses.mean(), (losses.sum(), wrong.sum())
+                return losses.mean(), (losses.sum(), errors.sum())
             losses = jnp.where(counted, losses, 0)
-            return losses.sum(), (losses.sum(), (wrong & counted).sum())
+            return losses.sum(), (losses.sum(), jnp.where(counted, errors, 0).sum())
 
-        gradients, (loss, wrong) = jax.grad(mean, has_aux=True)(parameters)
-        total = jnp.stack([loss, wrong.astype(loss.dtype)])
+        gradients, (loss, error) = jax.grad(mean, has_aux=True)(parameters)
+        total = jnp.stack([loss, error.astype(loss.dtype)])
         if counted is not None:
             gradients, total = _mean_over_devices(gradients, total, counted)
         return _updated(network, state, gradients, lr, momentum, optimiser), total
@@ -248,7 +258,7 @@ def _objective(
         dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
         x = x + frank_wolfe(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
     logits = forward(network, state, x, masks)
-    losses = jax.nn.softplus(error_log_odds(logits, labels))
+    losses = _LOSSES[network.loss].value(logits, labels)
     if objective.name == "perturb" and (weight := objective.clean_weight):
         losses = weight * _losses(network, state, clean, labels, masks) + (1 - weight) * losses
     return losses, logits
@@ -257,38 +267,42 @@ def _objective(
 def _penalised(
     network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Kept
 ) -> tuple[Array, Array]:
-    def odds_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = forward(network, state, x, masks)
-        odds = error_log_odds(logits, labels)
-        return odds.sum(), (odds, logits)
+    loss = _LOSSES[network.loss]
 
-    gradient, (odds, logits) = jax.grad(odds_of, has_aux=True)(x)
-    losses = jax.nn.softplus(odds)
+    def inner_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
+        logits = forward(network, state, x, masks)
+        inner = loss.inner(logits, labels)
+        return inner.sum(), (inner, logits)
+
+    gradient, (inner, logits) = jax.grad(inner_of, has_aux=True)(x)
+    losses = loss.outer(inner)
     if objective.penalty_by == "difference":
         fixed = jax.lax.stop_gradient(gradient)
         eps = frank_wolfe(lambda _: fixed, x, objective.p, sigma, 1)
         ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, masks)
         return losses + (ahead - losses) / DIFFERENCE_STEP, logits
-    return losses + jax.nn.sigmoid(odds) * penalty(gradient, objective.p, sigma), logits
+    return losses + loss.slope(inner) * penalty(gradient, objective.p, sigma), logits
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None) -> Array:
-    return jax.nn.softplus(error_log_odds(forward(network, state, x, masks), labels))
+    losses: Array = _LOSSES[network.loss].value(forward(network, state, x, masks), labels)
+    return losses
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _direction(
     network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None, dtype: str = "same"
 ) -> Array:
-    """Return the input gradient of the error log-odds; no weight gradient is computed."""
+    """Return the input gradient of the loss's inner function; no weight gradient is computed."""
     width = x.dtype if dtype == "same" else jnp.dtype(dtype)
     rounded = {name: array.astype(width) for name, array in state.items()}
 
-    def odds(at: Array) -> Array:
-        return jnp.sum(error_log_odds(forward(network, rounded, at.astype(width), masks), labels))
+    def inner(at: Array) -> Array:
+        outputs = forward(network, rounded, at.astype(width), masks)
+        return jnp.sum(_LOSSES[network.loss].inner(outputs, labels))
 
-    gradient: Array = jax.grad(odds)(x)
+    gradient: Array = jax.grad(inner)(x)
     return gradient
 
 

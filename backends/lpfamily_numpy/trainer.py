@@ -10,17 +10,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from lpfamily import cross_entropy, error_log_odds, penalty
+from lpfamily import epsilon, penalty
 from lpfamily.ascent import frank_wolfe
 from lpfamily.classification import odds_gradient
 from lpfamily.training.backends import Metrics, check_inputs, launches
-from lpfamily.training.draws import Draws, Mask, Masks
+from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.losses import LOSSES, Loss, LossName
+from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
@@ -46,6 +48,7 @@ class NumpyBackend:
 
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same"})
+    losses: frozenset[LossName] = frozenset(LOSSES)
 
     def check_device(self, device: str) -> None:
         """Accept the CPU alone."""
@@ -87,6 +90,7 @@ class NumpyTrainer:
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
         self._layers = resolved(task.network)
+        self._loss, self._deltas = _LOSSES[task.network.loss]
         self._pools = ThreadpoolController()
         self.load(state)
 
@@ -98,7 +102,7 @@ class NumpyTrainer:
 
     @_quiet
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
-        loss, wrong = 0.0, 0
+        loss, error = 0.0, 0.0
         with self._threads():
             batches = launches(order, self.task.batch_size, 1, self.tick)
             for step, ((batch,), lr, momentum, sigma) in enumerate(
@@ -107,8 +111,8 @@ class NumpyTrainer:
                 x, labels = self.task.x[batch], self.task.labels[batch]
                 losses, errors, gradients = self._step(x, labels, float(sigma), step, draws)
                 self._update(gradients, float(lr), float(momentum), len(x))
-                loss, wrong = loss + float(losses.sum()), wrong + int(errors.sum())
-        return {"loss": loss / len(order), "error": wrong / len(order)}
+                loss, error = loss + float(losses.sum()), error + float(errors.sum())
+        return {"loss": loss / len(order), "error": error / len(order)}
 
     @_quiet
     def logits(self, x: Floats) -> Floats:
@@ -116,19 +120,19 @@ class NumpyTrainer:
             return self._forward(x)[-1].outputs
 
     @_quiet
-    def losses(self, x: Floats, labels: Ints) -> Floats:
-        return np.asarray(cross_entropy(self.logits(x), labels))
+    def losses(self, x: Floats, labels: Array) -> Floats:
+        return np.asarray(self._loss.value(self.logits(x), labels))
 
     @_quiet
-    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
+    def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._threads():
             return self._direction(x, labels, None)
 
     @_quiet
-    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         passed = self._forward(x)
-        deltas = _backward(passed, _loss_delta(passed[-1].outputs, labels))
-        return passed[0].to_inputs(_tangent(passed, deltas, labels, v)[1][0])
+        deltas = _backward(passed, self._loss_delta(passed[-1].outputs, labels))
+        return passed[0].to_inputs(self._tangent(passed, deltas, labels, v)[1][0])
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -139,9 +143,9 @@ class NumpyTrainer:
             yield
 
     def _step(
-        self, x: Floats, labels: Ints, sigma: float, step: int, draws: Draws
-    ) -> tuple[Floats, Mask, list[Floats]]:
-        """Return the objective of each example, whether it is misclassified, and the summed gradients."""
+        self, x: Floats, labels: Array, sigma: float, step: int, draws: Draws
+    ) -> tuple[Floats, Array, list[Floats]]:
+        """Return the objective and the error of each example, and the summed gradients."""
         objective = self.task.objective
         masks, each, shift = draws.step(step, self.task, len(x))
         if objective.name == "penalty":
@@ -160,43 +164,64 @@ class NumpyTrainer:
         losses = weight * clean + (1 - weight) * losses
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
-    def _at(self, x: Floats, labels: Ints, masks: Masks | None = None) -> tuple[Floats, Mask, Factors]:
+    def _at(self, x: Floats, labels: Array, masks: Masks | None = None) -> tuple[Floats, Array, Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
-        deltas = _backward(passed, _loss_delta(logits, labels))
-        losses = np.asarray(cross_entropy(logits, labels))
-        return losses, logits.argmax(axis=1) != labels, ([layer.inputs for layer in passed], deltas)
+        deltas = _backward(passed, self._loss_delta(logits, labels))
+        losses, errors = np.asarray(self._loss.value(logits, labels)), self._loss.error(logits, labels)
+        return losses, errors, ([layer.inputs for layer in passed], deltas)
 
-    def _direction(self, x: Floats, labels: Ints, masks: Masks | None) -> Floats:
+    def _direction(self, x: Floats, labels: Array, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
-        return passed[0].to_inputs(_backward(passed, odds_gradient(passed[-1].outputs, labels))[0])
+        return passed[0].to_inputs(_backward(passed, self._deltas.inner(passed[-1].outputs, labels))[0])
+
+    def _loss_delta(self, outputs: Floats, labels: Array) -> Floats:
+        """Return the gradient of the loss in the outputs: the slope of outer times that of inner."""
+        slope: Floats = self._loss.slope(self._loss.inner(outputs, labels))
+        return slope[:, None] * self._deltas.inner(outputs, labels)
 
     def _penalised(
-        self, x: Floats, labels: Ints, sigma: float, masks: Masks
-    ) -> tuple[Floats, Mask, list[Floats]]:
+        self, x: Floats, labels: Array, sigma: float, masks: Masks
+    ) -> tuple[Floats, Array, list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
         passed = self._forward(x, masks)
         inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
-        odds = error_log_odds(logits, labels)
-        odds_deltas = _backward(passed, odds_gradient(logits, labels))
-        direction, wrong = passed[0].to_inputs(odds_deltas[0]), _wrong(odds)[:, None]
-        deltas: list[Floats] = [wrong * delta for delta in odds_deltas]
+        inner = self._loss.inner(logits, labels)
+        inner_deltas = _backward(passed, self._deltas.inner(logits, labels))
+        direction, slope = passed[0].to_inputs(inner_deltas[0]), self._loss.slope(inner)[:, None]
+        deltas: list[Floats] = [slope * delta for delta in inner_deltas]
         eps = frank_wolfe(lambda _: direction, x, objective.p, sigma, 1)
-        losses, errors = np.logaddexp(odds, 0), logits.argmax(axis=1) != labels
+        losses, errors = self._loss.outer(inner), self._loss.error(logits, labels)
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
             ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
             gradients = _gradients((1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained))
             return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
-        tangents, delta_tangents = _tangent(passed, deltas, labels, eps)
+        tangents, delta_tangents = self._tangent(passed, deltas, labels, eps)
         # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
         moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
         gradients = _gradients((1.0, (moved, deltas)), (1.0, (inputs, delta_tangents)))
-        return losses + wrong[:, 0] * penalty(direction, objective.p, sigma), errors, gradients
+        return losses + slope[:, 0] * penalty(direction, objective.p, sigma), errors, gradients
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
         return forward(self._layers, self._state, x, masks)
+
+    def _tangent(
+        self, passed: list[Passed], deltas: list[Floats], labels: Array, v: Floats
+    ) -> tuple[list[Floats], list[Floats]]:
+        """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
+        tangents, inner = [], []  # of what enters each product, and each activation
+        for layer in passed:
+            tangents.append(v if layer.factor is None else v * layer.factor)
+            inner.append(tangents[-1] @ layer.weight)
+            v = layer.activation.from_z(inner[-1], layer.kept)
+        delta_tangents = [self._deltas.loss_tangent(deltas[-1], labels, v)]
+        for index in range(len(passed) - 2, -1, -1):
+            below = passed[index]
+            delta = below.into(passed[index + 1].to_inputs(delta_tangents[0]))
+            delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index]))
+        return tangents, delta_tangents
 
     def _update(self, gradients: list[Floats], lr: float, momentum: float, examples: int) -> None:
         for name, gradient in zip(parameter_shapes(self.task.network), gradients, strict=True):
@@ -233,23 +258,6 @@ def _backward(passed: list[Passed], delta: Floats) -> list[Floats]:
     return deltas
 
 
-def _tangent(
-    passed: list[Passed], deltas: list[Floats], labels: Ints, v: Floats
-) -> tuple[list[Floats], list[Floats]]:
-    """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
-    tangents, inner = [], []  # of what enters each product, and each activation
-    for layer in passed:
-        tangents.append(v if layer.factor is None else v * layer.factor)
-        inner.append(tangents[-1] @ layer.weight)
-        v = layer.activation.from_z(inner[-1], layer.kept)
-    delta_tangents = [_loss_delta_tangent(deltas[-1], labels, v)]
-    for index in range(len(passed) - 2, -1, -1):
-        below = passed[index]
-        delta = below.into(passed[index + 1].to_inputs(delta_tangents[0]))
-        delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index]))
-    return tangents, delta_tangents
-
-
 def _blocks(array: Floats) -> Iterator[slice]:
     """Yield slices along the first axis of some `BLOCK` bytes each."""
     rows = max(1, BLOCK * len(array) // array.nbytes)
@@ -274,13 +282,8 @@ def _stacked(parts: list[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _loss_delta(logits: Floats, labels: Ints) -> Floats:
-    """Return the gradient of the cross-entropy: (1 - p_y) times that of the error log-odds."""
-    return _wrong(error_log_odds(logits, labels))[:, None] * odds_gradient(logits, labels)
-
-
-def _loss_delta_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
-    """Return the derivative of `_loss_delta` along v: y * (v - <y, v>), y the probabilities.
+def _cross_entropy_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
+    """Return the derivative of the cross-entropy's gradient along v: y * (v - <y, v>), y the probabilities.
 
     Taken from v_label, v leaves <y, v> = <delta, v>, and no term that cancels where y_label rounds to 1.
     """
@@ -295,3 +298,29 @@ def _loss_delta_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
 def _wrong(odds: Floats) -> Floats:
     """Return 1 - p_y = sigmoid(error log-odds), to full relative accuracy where it is tiny."""
     return np.exp(-np.logaddexp(0, -odds))
+
+
+def _distance_delta(outputs: Floats, targets: Floats) -> Floats:
+    """Return the gradient of the distance, the unit vector to the outputs; 0 where they are the targets."""
+    return epsilon(outputs - targets, 2, outputs.shape[1] ** -0.5)
+
+
+class _Deltas(NamedTuple):
+    """The derivatives of a loss in the outputs."""
+
+    inner: Callable[[Floats, Any], Floats]
+    """The gradient of inner, of outputs and targets."""
+    loss_tangent: Callable[[Floats, Any, Floats], Floats]
+    """The derivative of the loss's gradient along v, of that gradient, the targets and v."""
+
+
+_LOSSES: dict[LossName, tuple[Loss, _Deltas]] = {
+    "cross-entropy": (
+        LOSSES["cross-entropy"]._replace(outer=lambda odds: np.logaddexp(odds, 0), slope=_wrong),
+        _Deltas(odds_gradient, _cross_entropy_tangent),
+    ),
+    "squared-error": (
+        LOSSES["squared-error"],
+        _Deltas(_distance_delta, lambda delta, targets, v: v / v.shape[1]),
+    ),
+}

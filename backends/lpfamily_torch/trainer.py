@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lpfamily import error_log_odds, penalty
+from lpfamily import penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.classification import softplus
 from lpfamily.training.backends import SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
-from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.losses import LOSSES, LossName
+from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
@@ -34,6 +34,7 @@ class TorchBackend:
 
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
+    losses: frozenset[LossName] = frozenset(LOSSES)
 
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
@@ -78,6 +79,7 @@ class TorchTrainer:
 
     def __init__(self, task: Task, state: State) -> None:
         self.task, self._layers = task, resolved(task.network)
+        self._loss = _LOSSES[task.network.loss]
         self._x, self._labels = self._tensor(task.x), self._tensor(task.labels)
         self._total = torch.zeros(2, dtype=torch.float64, device=task.device)
         self._zero = torch.zeros((), dtype=self._x.dtype, device=task.device, requires_grad=True)
@@ -139,18 +141,18 @@ class TorchTrainer:
         with torch.no_grad(), self._precision():
             return self._logits(self._tensor(x)).cpu().numpy()
 
-    def losses(self, x: Floats, labels: Ints) -> Floats:
+    def losses(self, x: Floats, labels: Array) -> Floats:
         with torch.no_grad(), self._precision():
-            return _softplus(self._odds(self._tensor(x), self._tensor(labels))).cpu().numpy()
+            return self._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
-    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
+    def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._precision():
             return self._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
-    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         with self._precision():
             at = self._tensor(x).requires_grad_()
-            loss = softplus(self._odds(at, self._tensor(labels))).sum()
+            loss = self._loss.value(self._logits(at), self._tensor(labels)).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             # of no examples, convolutions leave a gradient that depends on nothing
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
@@ -186,9 +188,9 @@ class TorchTrainer:
             how = objective.p, sigma, objective.steps, shift
             x = x + frank_wolfe(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
         logits = self._logits(x, factors, taps)
-        losses = _softplus(error_log_odds(logits, labels))
+        losses = self._loss.outer(self._loss.inner(logits, labels))
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = weight * _softplus(self._odds(clean, labels, factors, taps)) + (1 - weight) * losses
+            losses = weight * self._losses(clean, labels, factors, taps) + (1 - weight) * losses
         return losses, logits
 
     def _penalised(
@@ -198,19 +200,19 @@ class TorchTrainer:
         by_difference = self.task.objective.penalty_by == "difference"
         x = self._differentiable(x)
         logits = self._logits(x, factors, taps)
-        odds = error_log_odds(logits, labels)
-        (gradient,) = torch.autograd.grad(odds.sum(), x, create_graph=not by_difference, retain_graph=True)
-        losses = _softplus(odds)
+        inner = self._loss.inner(logits, labels)
+        (gradient,) = torch.autograd.grad(inner.sum(), x, create_graph=not by_difference, retain_graph=True)
+        losses = self._loss.outer(inner)
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
-            ahead = _softplus(self._odds(x.detach() + DIFFERENCE_STEP * eps, labels, factors, taps))
+            ahead = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, factors, taps)
             return losses + (ahead - losses) / DIFFERENCE_STEP, logits
-        return losses + torch.sigmoid(odds) * penalty(gradient, p, sigma), logits
+        return losses + self._loss.slope(inner) * penalty(gradient, p, sigma), logits
 
     def _direction(self, x: Tensor, labels: Tensor, factors: Factors | None = None) -> Tensor:
-        """Return the input gradient of the error log-odds; no weight gradient is computed."""
+        """Return the input gradient of the loss's inner function; no weight gradient is computed."""
         at = self._differentiable(x)
-        return torch.autograd.grad(self._odds(at, labels, factors).sum(), at)[0]
+        return torch.autograd.grad(self._loss.inner(self._logits(at, factors), labels).sum(), at)[0]
 
     def _rounded_direction(self, x: Tensor, labels: Tensor, factors: Factors) -> Tensor:
         """Return the same by products of bfloat16, which autocast has in place of float32's alone."""
@@ -219,17 +221,18 @@ class TorchTrainer:
         single = [None if factor is None else factor.float() for factor in factors]
         with torch.autocast(x.device.type, torch.bfloat16):
             z = logits(self._layers, state, at.float(), single, None, largest_by_piece)
-            return torch.autograd.grad(error_log_odds(z, labels).sum(), at)[0]
+            return torch.autograd.grad(self._loss.inner(z, labels).sum(), at)[0]
 
     def _differentiable(self, x: Tensor) -> Tensor:
         """Return x without its history, for a gradient to be taken there."""
         # in a program, tensors come to need one by what they are made of alone, before torch 2.13
         return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
-    def _odds(
+    def _losses(
         self, x: Tensor, labels: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None
     ) -> Tensor:
-        return error_log_odds(self._logits(x, factors, taps), labels)
+        losses: Tensor = self._loss.outer(self._loss.inner(self._logits(x, factors, taps), labels))
+        return losses
 
     def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
         return logits(self._layers, self._state, x, factors, taps, largest_by_piece)
@@ -243,7 +246,7 @@ class TorchTrainer:
         ]
 
     def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn) -> Gradients:
-        """Return the gradients of all parameters; add up the losses, and how many are wrong."""
+        """Return the gradients of all parameters; add up the losses and the errors."""
         x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
         taps: list[Tap] = []
         all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
@@ -260,8 +263,8 @@ class TorchTrainer:
             )
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
-        wrong = logits.argmax(dim=1) != labels
-        self._total.add_(torch.stack([losses.detach().sum(dtype=torch.float64), wrong.sum()]))
+        errors = self._loss.error(logits.detach(), labels)
+        self._total.add_(torch.stack([losses.detach().sum(dtype=torch.float64), errors.sum()]))
         return gradients
 
     @torch.no_grad()
@@ -345,3 +348,6 @@ def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:
 def _softplus(odds: Tensor) -> Tensor:
     """Return log(1 + exp(odds)) in one step, to be differentiated once; torch's softplus leaves out the 1."""
     return -logsigmoid(-odds)
+
+
+_LOSSES = LOSSES | {"cross-entropy": LOSSES["cross-entropy"]._replace(outer=_softplus, slope=torch.sigmoid)}

@@ -170,6 +170,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
     if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
         raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
     backends.check_layers(name, backend, network)
+    backends.check_loss(name, backend, network)
     backends.check_direction(name, backend, part(recipe, Objective))
 
 

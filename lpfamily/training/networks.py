@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.training.files import Json
+from lpfamily.training.losses import LossName
 
 Floats = NDArray[np.floating]
 
@@ -217,26 +218,28 @@ class ConvMaxout(Layer):
 
 @dataclass(frozen=True)
 class Network:
-    """Layers from the inputs to the logits, one logit a class."""
+    """Layers from the inputs to the outputs: logits, one per class, or of squared errors the predictions."""
 
     inputs: int
     layers: tuple[Layer, ...]
     image: tuple[int, int, int] | None = None
     """The inputs as (channels, height, width), for a convolution; examples come flattened."""
+    loss: LossName = "cross-entropy"
+    """What it is trained with, which says what its outputs are."""
 
     @property
     def classes(self) -> int:
-        """The number of logits."""
+        """The number of outputs."""
         last = self.layers[-1]
         if not isinstance(last, Dense):
-            raise ValueError(f"the last layer must be Dense, one unit a class; got {type(last).__name__}")
+            raise ValueError(f"the last layer must be Dense, one unit per class; got {type(last).__name__}")
         return last.units
 
 
 def to_json(network: Network) -> Json:
     """Return a network of this module's layers as a JSON value."""
     layers = [{"kind": type(layer).__name__} | asdict(layer) for layer in network.layers]
-    return {"inputs": network.inputs, "layers": layers, "image": network.image}
+    return {"inputs": network.inputs, "layers": layers, "image": network.image, "loss": network.loss}
 
 
 def from_json(values: Json) -> Network:
@@ -248,11 +251,12 @@ def from_json(values: Json) -> Network:
         )
         for layer in values["layers"]
     )
-    return Network(values["inputs"], layers, tuple(values["image"]) if values["image"] else None)
+    image = tuple(values["image"]) if values["image"] else None
+    return Network(values["inputs"], layers, image, values.get("loss", Network.loss))
 
 
 def shapes(network: Network) -> tuple[Shape, ...]:
-    """Return the shape of an example as it enters each layer, and last that of the logits."""
+    """Return the shape of an example as it enters each layer, and last that of the outputs."""
     entering: list[Shape] = []
     shape: Shape = network.image or (network.inputs,)
     if math.prod(shape) != network.inputs:

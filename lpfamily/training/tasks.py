@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, TEXT, check, option
-from lpfamily.training.networks import Floats, Ints, Network
+from lpfamily.training.networks import Array, Floats, Network
 from lpfamily.training.teams import ALONE, Team
 
 ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
@@ -25,12 +25,12 @@ of_perturb = functools.partial(of_objective, needs=PERTURB)
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, as a mean over the minibatch; L is the cross-entropy of one example.
+    """What a step minimises, as a mean over the minibatch; L is the loss of one example, `Network.loss`.
 
     - `plain`: L(x).
     - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
     - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
-      eq. 3 in the direction of the error log-odds, or `steps` Frank-Wolfe steps
+      eq. 3 in the direction of the loss's inner function (`losses`), or `steps` Frank-Wolfe steps
       (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
       `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
       weights are trained, or an independent one in each. `direction_dtype` is what these passes
@@ -120,8 +120,8 @@ class Task:
     objective: Objective
     x: Floats
     """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
-    labels: Ints
-    """int64, (n,), in 0..classes - 1."""
+    labels: Array
+    """int64, (n,), in 0..classes - 1; for squared errors the targets, (n, outputs), of `dtype`."""
     batch_size: int
     dtype: Literal["float32", "float64"] = "float32"
     optimiser: Optimiser = Optimiser()

@@ -17,7 +17,8 @@ import numpy as np
 from lpfamily.training import plugins
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import Floats, Ints, Network, State
+from lpfamily.training.losses import LossName
+from lpfamily.training.networks import Array, Floats, Ints, Network, State
 from lpfamily.training.progress import Metrics, Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Machine, Objective, ObjectiveName, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
@@ -39,9 +40,11 @@ __all__ = [
     "check_direction",
     "check_inputs",
     "check_layers",
+    "check_loss",
     "find",
     "find_for",
     "launches",
+    "losses_of",
     "names",
 ]
 
@@ -64,21 +67,25 @@ class Trainer(Protocol):
 
         `order` may have an example several times, or not at all: so weights of examples are trained.
         A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
-        Returns `loss` and `error` (a fraction), means over the examples as the objective saw them.
+        Returns `loss` and `error`, means over the examples as the objective saw them: error is the fraction
+        that is misclassified, or of squared errors the distance, which is the root mean square of an example.
         Dropout is in training alone: no other method drops anything.
         """
 
     def logits(self, x: Floats) -> Floats:
-        """Return the logits, (n, classes), of inputs (n, inputs)."""
+        """Return the outputs, (n, classes), of inputs (n, inputs): the logits, or predictions."""
 
-    def losses(self, x: Floats, labels: Ints) -> Floats:
-        """Return the cross-entropy of each example."""
+    def losses(self, x: Floats, labels: Array) -> Floats:
+        """Return the loss of each example: the cross-entropy, or half the mean square over the outputs."""
 
-    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
-        """Return the gradient of each example's error log-odds with respect to its input."""
+    def input_gradients(self, x: Floats, labels: Array) -> Floats:
+        """Return the gradient of each example's error log-odds, or distance, with respect to its input.
 
-    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
-        """Return H v for each example, H the Hessian of its cross-entropy with respect to its input."""
+        Where the distance is 0 it has none, and 0 stands for it.
+        """
+
+    def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
+        """Return H v for each example, H the Hessian of its loss with respect to its input."""
 
     def state(self) -> State:
         """Return copies of all arrays that training changes, named as in `networks.state_shapes`."""
@@ -88,7 +95,11 @@ class Trainer(Protocol):
 
 
 class Backend(Protocol):
-    """What an entry point of the group `lpfamily.backends` names."""
+    """What an entry point of the group `lpfamily.backends` names.
+
+    A backend may have an attribute `losses`, the names in `lpfamily.training.losses.LOSSES` that it trains
+    with; one without it trains with the cross-entropy alone, and is asked for nothing else.
+    """
 
     @property
     def layers(self) -> frozenset[type]:
@@ -116,7 +127,7 @@ class Backend(Protocol):
         """Return a trainer for `task` that starts from `state`."""
 
     def model(self, network: Network, parameters: State) -> Callable[[Any], Any]:
-        """Return what maps inputs (n, inputs) to logits (n, classes), arrays of the backend's library.
+        """Return what maps inputs (n, inputs) to outputs (n, classes), arrays of the backend's library.
 
         It is what a user of the library expects a network to be, holds copies of the parameters, drops
         nothing, and raises where `check_inputs` does.
@@ -171,9 +182,10 @@ def _installed() -> str:
 
 
 def find_for(name: str, network: Network) -> Backend:
-    """Return the backend of this name if it trains every layer of `network`; raise `BadInput` otherwise."""
+    """Return the backend of this name if it trains all of `network`; raise `BadInput` otherwise."""
     backend = find(name)
     check_layers(name, backend, network)
+    check_loss(name, backend, network)
     return backend
 
 
@@ -195,6 +207,22 @@ def check_layers(name: str, backend: Backend, network: Network) -> None:
                 f"backend {name!r} does not train {type(layer).__name__} layers, only {known}; choose "
                 f"another --backend of {', '.join(other for other in names() if other != name)}"
             )
+
+
+def check_loss(name: str, backend: Backend, network: Network) -> None:
+    """Raise `BadInput` if `backend` does not train with the network's loss."""
+    if network.loss not in losses_of(backend):
+        raise BadInput(
+            f"backend {name!r} does not train with {network.loss}, only with "
+            f"{', '.join(sorted(losses_of(backend)))}; choose another backend of "
+            f"{', '.join(other for other in names() if other != name)}"
+        )
+
+
+def losses_of(backend: Backend) -> frozenset[LossName]:
+    """Return the names of the losses that a backend trains with."""
+    found: frozenset[LossName] = getattr(backend, "losses", frozenset({Network.loss}))
+    return found
 
 
 def check_choices(

@@ -109,13 +109,13 @@ class _Leading:
     def logits(self, x: Floats) -> Floats:
         return self._rows("logits", x)
 
-    def losses(self, x: Floats, labels: Ints) -> Floats:
+    def losses(self, x: Floats, labels: Array) -> Floats:
         return self._rows("losses", x, labels)
 
-    def input_gradients(self, x: Floats, labels: Ints) -> Floats:
+    def input_gradients(self, x: Floats, labels: Array) -> Floats:
         return self._rows("input_gradients", x, labels)
 
-    def hessian_products(self, x: Floats, labels: Ints, v: Floats) -> Floats:
+    def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         return self._rows("hessian_products", x, labels, v)
 
     def state(self) -> State:

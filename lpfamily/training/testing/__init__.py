@@ -62,6 +62,7 @@ NETWORKS = {
         ),
         image=(1, 5, 6),
     ),
+    "regression": Network(6, (Dense(5, "sigmoid", **FIRST), Dense(2, dropout=HALF)), loss="squared-error"),
 }
 """With windows that reach over the end, images that are not square, and every option of a layer."""
 
@@ -102,17 +103,26 @@ class BackendTests:
         return backends.find(self.backend)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run a law on every network whose layers the backend trains."""
-        layers = self.find().layers
-        names = [name for name, network in NETWORKS.items() if {*map(type, network.layers)} <= layers]
+        """Run a law on every network whose layers and loss the backend trains."""
+        backend = self.find()
+        layers, losses = backend.layers, backends.losses_of(backend)
+        names = [
+            name
+            for name, network in NETWORKS.items()
+            if {*map(type, network.layers)} <= layers and network.loss in losses
+        ]
         if "objective" in metafunc.fixturenames:
             cases = [
                 pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
                 for name in names
-                for objective in (OBJECTIVES if name == "sigmoid" else WITH_DROPOUT)
+                for objective in (OBJECTIVES if name in ("sigmoid", "regression") else WITH_DROPOUT)
             ]
             metafunc.parametrize(("network", "objective"), cases)
-        elif "network" in metafunc.fixturenames:
+        for argument, loss in ("classifier", "cross-entropy"), ("regression", "squared-error"):
+            if argument in metafunc.fixturenames:
+                of_loss = [name for name in names if NETWORKS[name].loss == loss]
+                metafunc.parametrize(argument, [NETWORKS[name] for name in of_loss], ids=of_loss)
+        if "objective" not in metafunc.fixturenames and "network" in metafunc.fixturenames:
             if metafunc.function.__name__ == "test_a_compiled_step_is_the_same" and "convolutions" in names:
                 names.remove("maxout")  # which is their last layers, and takes half a minute
             metafunc.parametrize("network", [NETWORKS[name] for name in names], ids=names)
@@ -122,23 +132,31 @@ class BackendTests:
         expected = oracle.logits(network, state, task.x)
         assert_allclose(trainer.logits(task.x), expected, rtol=1e-12)
 
-    def test_losses_are_the_cross_entropy(self, network: Network) -> None:
+    def test_losses_are_the_cross_entropy(self, classifier: Network) -> None:
         """Of confident networks too, right or wrong: as log(1 + exp(odds)), where logsumexp - z_y cancels."""
-        task, state = _task(network), _state(network)
+        network, task, state = classifier, _task(classifier), _state(classifier)
         for scale in 1, 30:
             loud = _louder(network, state, scale)
             odds = oracle.error_log_odds(oracle.logits(network, loud, task.x), task.labels)
             losses = self._trainer(task, loud).losses(task.x, task.labels)
             assert_allclose(losses, np.logaddexp(0, odds), rtol=1e-12)
 
-    def test_input_gradients_are_those_of_the_error_log_odds(self, network: Network) -> None:
+    def test_losses_are_half_the_mean_square(self, regression: Network) -> None:
+        task, state, trainer = self._made(regression)
+        residual = oracle.logits(regression, state, task.x) - task.labels
+        expected = (residual**2).mean(axis=1) / 2
+        assert_allclose(trainer.losses(task.x, task.labels), expected, rtol=1e-12)
+
+    def test_input_gradients_are_those_of_the_inner_function(self, network: Network) -> None:
+        """Of the error log-odds, or of the distance from the targets."""
         task, state, trainer = self._made(network)
-        expected = oracle.input_gradient(oracle.error_log_odds, network, state, task.x, task.labels)
+        expected = oracle.input_gradient(_loss(network).inner, network, state, task.x, task.labels)
         found = trainer.input_gradients(task.x, task.labels)
         assert_allclose(found, expected, rtol=1e-10)
 
-    def test_the_direction_of_a_confident_network_does_not_round_away(self, network: Network) -> None:
-        task, state = _task(network, "float32"), _louder(network, _state(network, "float32"), 100)
+    def test_the_direction_of_a_confident_network_does_not_round_away(self, classifier: Network) -> None:
+        network, task = classifier, _task(classifier, "float32")
+        state = _louder(network, _state(network, "float32"), 100)
         x = task.x.astype(np.float64)
         labels = oracle.logits(network, state, x).argmax(axis=1)
         gradients = self._trainer(task, state).input_gradients(task.x, labels)
@@ -146,19 +164,55 @@ class BackendTests:
         expected = epsilon(oracle.input_gradient(oracle.error_log_odds, network, state, x, labels), 2, 1.0)
         assert_allclose(found, expected, atol=1e-4)
 
+    def test_the_direction_of_a_close_prediction_does_not_round_away(self, regression: Network) -> None:
+        """Nor where the square of its distance underflows."""
+        network, task = regression, _task(regression, "float32")
+        state = _louder(network, _state(network, "float32"), np.float32(1e-25))
+        targets = np.zeros_like(task.labels)
+        found = self._trainer(task, state).input_gradients(task.x, targets).astype(np.float64)
+        x = task.x.astype(np.float64)
+        expected = oracle.input_gradient(oracle.distance, network, state, x, targets)
+        assert_allclose(epsilon(found, 2, 1.0), epsilon(expected, 2, 1.0), atol=1e-4)
+
+    def test_exact_predictions_have_no_direction_and_stay(self, regression: Network) -> None:
+        """Here in numbers that nothing rounds; the loss is curved there by J'J v / outputs."""
+        layers = tuple(Dense(2) for _ in range(2))
+        network, rng = replace(regression, layers=layers), np.random.default_rng(4)
+        before = {
+            name: rng.integers(-8, 8, array.shape) / 4 * (not name.startswith("velocity."))
+            for name, array in initial_state(network, 0, "float64").items()
+        }
+        x = rng.integers(-8, 8, (7, network.inputs)) / 4
+        targets = oracle.logits(network, before, x)
+        jacobian = before["layers.0.weight"] @ before["layers.1.weight"]
+        for objective in Objective("plain"), *(each for each in OBJECTIVES if each.p == 1.5):
+            if objective.random_start:
+                continue
+            task = replace(_task(network), objective=objective, x=x, labels=targets)
+            trainer = self._trainer(task, before)
+            metrics = trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.0), Draws(5, 2))
+            assert metrics == {"loss": 0, "error": 0}
+            for name, array in trainer.state().items():
+                assert_array_equal(array, before[name], err_msg=f"{objective}, {name}")
+        assert_array_equal(trainer.input_gradients(x, targets), np.zeros_like(x))
+        v = rng.standard_normal(x.shape)
+        found = trainer.hessian_products(x, targets, v)
+        assert_allclose(found, v @ jacobian @ jacobian.T / 2, rtol=1e-12, atol=1e-12)
+
     def test_hessian_products_are_derivatives_of_the_gradient(self, network: Network) -> None:
         task, state, trainer = self._made(network)
         v = np.random.default_rng(3).standard_normal(task.x.shape)
 
-        def gradient(x: Floats) -> Floats:
-            return oracle.input_gradient(oracle.cross_entropy, network, state, x, task.labels)
+        def gradient(x: Array) -> Array:
+            return oracle.input_gradient(_loss(network).value, network, state, x, task.labels)
 
         expected = (gradient(task.x + 1e-5 * v) - gradient(task.x - 1e-5 * v)) / 2e-5
         found = trainer.hessian_products(task.x, task.labels, v)
         assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
-    def test_hessian_products_of_a_confident_network_do_not_round_away(self, network: Network) -> None:
+    def test_hessian_products_of_a_confident_network_do_not_round_away(self, classifier: Network) -> None:
         """They are s ((1 - s) <g, v> g + Hv), s the sigmoid of the odds, g and H their derivatives."""
+        network = classifier
         task, state = _task(network, "float32"), _state(network, "float32")
         x, v = task.x.astype(np.float64), np.random.default_rng(3).standard_normal(task.x.shape)
         *_, second, first = np.sort(oracle.logits(network, state, x), axis=1).T
@@ -236,8 +290,8 @@ class BackendTests:
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))
         seen = oracle.logits(network, state, task.x)
         assert metrics == {
-            "loss": pytest.approx(oracle.cross_entropy(seen, task.labels).mean(), rel=1e-9),
-            "error": pytest.approx((seen.argmax(axis=1) != task.labels).mean()),
+            "loss": pytest.approx(_loss(network).value(seen, task.labels).mean(), rel=1e-9),
+            "error": pytest.approx(_loss(network).error(seen, task.labels).mean()),
         }
 
     def test_dropout_keeps_what_the_draws_say(self, network: Network) -> None:
@@ -249,7 +303,7 @@ class BackendTests:
         for draws in _Injected(5, 2, True), _Injected(5, 2, False):
             losses.append(trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), draws)["loss"])
             seen = oracle.logits(network, state, task.x, draws.masks(0, network, 7))
-            expected = oracle.cross_entropy(seen, task.labels).mean()
+            expected = _loss(network).value(seen, task.labels).mean()
             assert losses[-1] == pytest.approx(expected, rel=1e-12)
         assert losses[0] != losses[1]
 
@@ -273,8 +327,9 @@ class BackendTests:
         network = _changed(network, dropout=None)
         task = replace(_task(network), objective=Objective("plain"), x=np.zeros((7, network.inputs)))
         state = initial_state(network, 0, "float64")
-        expected = oracle.input_gradient(oracle.error_log_odds, network, state, task.x, task.labels)
-        beside = oracle.input_gradient(oracle.error_log_odds, network, state, task.x + 1e-9, task.labels)
+        inner = _loss(network).inner
+        expected = oracle.input_gradient(inner, network, state, task.x, task.labels)
+        beside = oracle.input_gradient(inner, network, state, task.x + 1e-9, task.labels)
         trainer = self._trainer(task, state)
         found = trainer.input_gradients(task.x, task.labels)
         assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
@@ -335,6 +390,12 @@ class BackendTests:
         with pytest.raises(BadInput, match=r"does not train Strange layers, only .*Dense"):
             backends.check_layers("mine", backend, replace(network, layers=(_Strange(3),)))
 
+    def test_it_names_the_losses_that_it_trains_with(self) -> None:
+        backend, network = self.find(), NETWORKS["sigmoid"]
+        backends.check_loss("mine", backend, network)
+        with pytest.raises(BadInput, match=r"does not train with hinge, only with cross-entropy"):
+            backends.check_loss("mine", backend, replace(network, loss="hinge"))  # type: ignore[arg-type]
+
     def test_it_names_the_dtypes_of_its_directions(self) -> None:
         backend = self.find()
         backends.check_direction("mine", backend, Objective("perturb"))
@@ -345,7 +406,7 @@ class BackendTests:
         if problem := self.find().compile_problem(self.device):
             pytest.skip(problem)
         objective = Objective("perturb", 1.5, direction_dropout="independent")
-        if network is NETWORKS["sigmoid"]:
+        if network in (NETWORKS["sigmoid"], NETWORKS["regression"]):
             objective = Objective("penalty", 2.0)
         if network is NETWORKS["rectifiers"]:  # a compiler takes a minute for several passes of convolutions
             objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same", steps=2)
@@ -432,7 +493,13 @@ def _task(network: Network, dtype: str = "float64") -> Task:
     rng = np.random.default_rng(1)
     x = rng.uniform(0, 1, (7, network.inputs)).astype(dtype)
     labels = rng.integers(0, network.classes, 7)
+    if network.loss == "squared-error":
+        labels = rng.normal(0, 1, (7, network.classes)).astype(dtype)
     return Task(network, Objective("plain"), x, labels, batch_size=7, dtype=dtype)  # type: ignore[arg-type]
+
+
+def _loss(network: Network) -> oracle.Loss:
+    return oracle.LOSSES[network.loss]
 
 
 def _state(network: Network, dtype: str = "float64") -> State:
@@ -444,13 +511,14 @@ def _state(network: Network, dtype: str = "float64") -> State:
     }
 
 
-def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Floats:
-    """Return the gradient of the mean cross-entropy in a bias, by complex steps."""
+def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Array:
+    """Return the gradient of the mean loss in a bias, by complex steps."""
     gradient = np.zeros_like(state[name])
     for index in np.ndindex(gradient.shape):
         moved = state[name].astype(complex)
         moved[index] += 1e-30j
-        losses = oracle.cross_entropy(oracle.logits(network, state | {name: moved}, task.x), task.labels)
+        outputs = oracle.logits(network, state | {name: moved}, task.x)
+        losses = _loss(network).value(outputs, task.labels)
         gradient[index] = losses.imag.mean() / 1e-30
     return gradient
 

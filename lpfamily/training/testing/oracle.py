@@ -7,6 +7,7 @@ against this.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,11 @@ from lpfamily_reference.networks import convolution, dense, max_pooling, maxout,
 Array = NDArray[np.inexact]
 """Real, or complex for derivatives by complex steps."""
 
-Function = Callable[[Array, Ints], Array]
-"""Of the logits and labels of some examples, a number for each."""
+Targets = NDArray[np.generic]
+"""Labels, or of squared errors targets."""
+
+Function = Callable[[Array, Targets], Array]
+"""Of the outputs and targets of some examples, a number for each."""
 
 
 def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
@@ -70,16 +74,35 @@ def logits(network: Network, state: State, x: Array, masks: Masks | None = None)
     return x
 
 
-def cross_entropy(logits: Array, labels: Ints) -> Array:
+def cross_entropy(logits: Array, labels: Targets) -> Array:
     """Return logsumexp(z) - z_y."""
     return np.asarray(_logsumexp(logits) - logits[np.arange(len(labels)), labels])
 
 
-def error_log_odds(logits: Array, labels: Ints) -> Array:
+def error_log_odds(logits: Array, labels: Targets) -> Array:
     """Return logsumexp over the wrong classes - z_y."""
     wrong = np.arange(logits.shape[1]) != labels[:, None]
     rest = logits[wrong].reshape(len(labels), -1)
     return np.asarray(_logsumexp(rest) - logits[~wrong])
+
+
+def distance(outputs: Array, targets: Targets) -> Array:
+    """Return the root mean square of outputs - targets."""
+    return np.sqrt(np.mean((outputs - targets) ** 2, axis=1))
+
+
+class Loss(NamedTuple):
+    """A loss, the function whose gradient is the direction of perturbations, and the error."""
+
+    value: Function
+    inner: Function
+    error: Function
+
+
+LOSSES = {
+    "cross-entropy": Loss(cross_entropy, error_log_odds, lambda z, labels: z.argmax(axis=1) != labels),
+    "squared-error": Loss(lambda y, targets: distance(y, targets) ** 2 / 2, distance, distance),
+}
 
 
 def _logsumexp(z: Array) -> Array:
@@ -88,7 +111,12 @@ def _logsumexp(z: Array) -> Array:
 
 
 def input_gradient(
-    function: Function, network: Network, state: State, x: Array, labels: Ints, masks: Masks | None = None
+    function: Function,
+    network: Network,
+    state: State,
+    x: Array,
+    labels: Targets,
+    masks: Masks | None = None,
 ) -> Floats:
     """Return the gradient of each example's function in its input, by a complex step: Im f(x + ih) / h."""
     h, inputs = 1e-30, x.shape[1]
@@ -96,7 +124,7 @@ def input_gradient(
     many = masks and [
         None if mask is None else np.tile(mask, (inputs, *[1] * (mask.ndim - 1))) for mask in masks
     ]
-    values = function(logits(network, state, at, many), np.tile(labels, inputs))
+    values = function(logits(network, state, at, many), np.concatenate([labels] * inputs))
     return values.imag.reshape(inputs, -1).T / h
 
 
@@ -104,16 +132,16 @@ def perturbation(
     task: Task,
     state: State,
     x: Floats,
-    labels: Ints,
+    labels: Targets,
     sigma: float,
     start: Floats,
     passes: list[Masks] | None = None,
 ) -> Floats:
     """Return eps: Frank-Wolfe from x + start, with the dropout of each pass."""
-    p, eps = task.objective.p, start
+    p, eps, inner = task.objective.p, start, LOSSES[task.network.loss].inner
     for k in range(task.objective.steps):
         masks = passes[k] if passes else None
-        gradient = input_gradient(error_log_odds, task.network, state, x + eps, labels, masks)
+        gradient = input_gradient(inner, task.network, state, x + eps, labels, masks)
         eps = eps + 2 / (k + 2) * (epsilon(gradient, p, sigma) - eps)
     return eps
 
@@ -123,7 +151,7 @@ def objective_and_gradient(
 ) -> tuple[float, State]:
     """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
     objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
-    masks = draws.masks(step, network, len(x))
+    masks, value = draws.masks(step, network, len(x)), LOSSES[network.loss].value
     if objective.name == "noise":
         x = x + sigma * draws.noise(step, x.shape, task.dtype)
     eps = np.zeros_like(x)
@@ -138,14 +166,14 @@ def objective_and_gradient(
         eps = perturbation(task, state, x, labels, sigma, start, passes)
 
     def loss(parameters: State, at: Array) -> Array:
-        return cross_entropy(logits(network, parameters, at, masks), labels)
+        return value(logits(network, parameters, at, masks), labels)
 
     def mean(parameters: State) -> float:
         if objective.name == "perturb":
             weight = objective.clean_weight
             values = weight * loss(parameters, x) + (1 - weight) * loss(parameters, x + eps)
         elif objective.name == "penalty" and objective.penalty_by == "gradient":
-            gradient = input_gradient(cross_entropy, network, parameters, x, labels, masks)
+            gradient = input_gradient(value, network, parameters, x, labels, masks)
             values = loss(parameters, x) + sigma * norm(gradient, dual_exponent(objective.p))
         elif objective.name == "penalty":
             clean, h = loss(parameters, x), DIFFERENCE_STEP
