@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lpfamily import ascent, epsilon
 from lpfamily._arrays import Bounds, Numbers
+from lpfamily._docstrings import documented_by
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
-from lpfamily_torch.docstrings import documented_by
 from lpfamily_torch.passes import Ball, Direction, Loss, Passes, Search, flat, inputs_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 from lpfamily_torch.reachable import Model

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lpfamily import ensemble, error_log_odds
 from lpfamily._arrays import Bounds
+from lpfamily._docstrings import documented_by
 from lpfamily.measured import Robustness
-from lpfamily_torch.docstrings import documented_by
 from lpfamily_torch.passes import input_gradient
 from lpfamily_torch.quiet import quiet, without_team
 from lpfamily_torch.reachable import Model

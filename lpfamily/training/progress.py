@@ -223,6 +223,9 @@ def _summary(metrics: Metrics, examples: int) -> str:
         judged = f"held-out loss {metrics['held_out_loss']:.4g}"
     elif "validation_error" in metrics:
         judged = f"validation error {metrics['validation_error']:.2%}"
-    else:
+    elif "error" in metrics:
         judged = f"training error {metrics['error']:.2%}"
-    return f"loss {metrics['loss']:.4g}, {judged}, {examples / metrics['seconds']:,.0f} examples/s"
+    else:
+        judged = ""
+    said = f"loss {metrics['loss']:.4g}", judged, f"{examples / metrics['seconds']:,.0f} examples/s"
+    return ", ".join(filter(None, said))

@@ -243,7 +243,7 @@ class _Training:
         )
 
     def _trainer_on(self, split: Split, state: State) -> backends.Trainer:
-        task = task_of(self.recipe, self.network, split, self.machine)
+        task = task_of(self.recipe, self.network, split.x, split.labels, self.machine)
         return self.backend.trainer(task, state)
 
     def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:

@@ -8,9 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 from lpfamily.training.choices import flag, part
-from lpfamily.training.data import Split
 from lpfamily.training.errors import BadInput
-from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Layer, Maxout, Network, Rectifier, shapes
+from lpfamily.training.networks import (
+    Array,
+    ConvMaxout,
+    Dense,
+    Dropout,
+    Floats,
+    Layer,
+    Maxout,
+    Network,
+    Rectifier,
+    shapes,
+)
 from lpfamily.training.recipes.recipe import Recipe
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Task
 
@@ -30,10 +40,9 @@ def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
     return network
 
 
-def task_of(recipe: Recipe, network: Network, split: Split, machine: Machine) -> Task:
+def task_of(recipe: Recipe, network: Network, x: Floats, labels: Array, machine: Machine) -> Task:
     """Return what a trainer of the recipe is made from, for its network and some examples."""
     objective, optimiser = part(recipe, Objective), part(recipe, Optimiser)
-    x, labels = split.x, split.labels
     return Task(network, objective, x, labels, recipe.batch_size, recipe.dtype, optimiser, machine)
 
 

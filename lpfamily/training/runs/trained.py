@@ -119,8 +119,10 @@ class Trained:
         found.check_device(device)
         shapes = state_shapes(self.network)
         rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
-        one = data.Split(np.zeros((1, self.network.inputs), self.recipe.dtype), np.zeros(1, np.int64))
-        task = recipes.task_of(self.recipe, self.network, one, Machine(device))
+        network, dtype = self.network, self.recipe.dtype
+        x, labels = np.zeros((1, network.inputs), dtype), np.zeros(1, np.int64)
+        targets = np.zeros((1, network.classes), dtype) if network.loss == "squared-error" else labels
+        task = recipes.task_of(self.recipe, network, x, targets, Machine(device))
         return found.trainer(task, rest | self.parameters)
 
 

@@ -7,7 +7,7 @@ against this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from lpfamily_reference.networks import convolution, dense, max_pooling, maxout,
 Array = NDArray[np.inexact]
 """Real, or complex for derivatives by complex steps."""
 
-Targets = NDArray[np.generic]
+Targets = NDArray[Any]
 """Labels, or of squared errors targets."""
 
 Function = Callable[[Array, Targets], Array]
@@ -88,7 +88,7 @@ def error_log_odds(logits: Array, labels: Targets) -> Array:
 
 def distance(outputs: Array, targets: Targets) -> Array:
     """Return the root mean square of outputs - targets."""
-    return np.sqrt(np.mean((outputs - targets) ** 2, axis=1))
+    return np.asarray(np.sqrt(np.mean((outputs - targets) ** 2, axis=1)))
 
 
 class Loss(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-_ENTRY = re.compile(r"^(?P<names>\w.*)\n(?P<text>(?: {4}.*(?:\n|\Z))+)", re.MULTILINE)
+_ENTRY = re.compile(r"^(?P<names>\w.*)\n(?P<text>(?: {4}.*(?:\n|\Z)|\n(?= {4}))+)", re.MULTILINE)
 
 
 def documented_by(source: Callable[..., object]) -> Callable[[Function], Function]:

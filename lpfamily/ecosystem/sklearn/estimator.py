@@ -1,0 +1,406 @@
+"""What the estimators share: their parameters, and how they train."""
+
+# ruff: noqa: N803 (X is scikit-learn's name)
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from lpfamily._arrays import Bounds, Numbers
+from lpfamily.ascent import ascend
+from lpfamily.training import Trained, backends, evaluation, recipes
+from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
+from lpfamily.training.losses import LOSSES, LossName
+from lpfamily.training.networks import Array, Floats, Network, State, initial_state, parameter_shapes
+from lpfamily.training.progress import Progress
+from lpfamily.training.protocol.epochs import Standing, finite, train
+from lpfamily.training.recipes import Recipe
+from lpfamily.training.tasks import Machine, Rates
+from lpfamily_numpy import backend as numpy_backend
+
+SHARE = 0.05
+"""How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
+
+MOMENTUM = 0.9
+
+MOST_VISITS = 10**9
+"""How many examples an epoch may visit, by the sum of the weights."""
+
+FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size")} | {
+    "max_iter": "epochs",
+    "learning_rate_init": "lr",
+}
+"""The recipe's fields that parameters are."""
+
+RANGES: dict[str, Any] = {
+    "pieces": COUNT_OR_NONE,
+    **{name: options(Recipe)[field].values for name, field in FIELDS.items()},
+    "n_iter_no_change": COUNT,
+    "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
+}
+"""What each number may be, beside the units of the hidden layers."""
+
+REMEDY = "bring X to one scale, as StandardScaler does, or lower learning_rate_init or sigma"
+
+OPTIONAL = ("sigma", "n_iter_no_change")
+"""Those that may be None."""
+
+
+Held = tuple[Floats, Array, Floats]
+"""Inputs, targets and weights of the examples that are held out."""
+
+
+@dataclass(eq=False, repr=False)
+class NetworkEstimator(BaseEstimator, ABC):
+    """A dense network that is trained where the steepest step in an Lp ball takes its inputs.
+
+    Parameters
+    ----------
+    hidden_layer_sizes
+        The units of each hidden layer; () is a linear model.
+    pieces
+        The linear pieces of each maxout unit; 0 makes them sigmoid units.
+    objective
+        What a step of training minimises, L being the loss of an example:
+
+        - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant.
+        - "penalty": L(x) + sigma * ||grad L(x)||_p* (eq. 4).
+        - "noise": L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
+        - "plain": L(x).
+    p
+        The exponent of the ball, from 1 to inf; the string "inf" is infinity too.
+    sigma
+        The radius of the ball, the factor of the penalty, or the standard deviation of the noise, in units
+        of X. None is 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
+    steps
+        How many gradients `perturb` finds eps by: one is eq. 3, more are Frank-Wolfe's method.
+    clean_weight
+        The weight of L(x) in `perturb`, from 0 to 1.
+    max_iter
+        The most epochs.
+    batch_size
+        Examples in a minibatch.
+    learning_rate_init
+        The rate of the gradient descent, whose momentum is 0.9, before the first epoch. Each epoch lowers it
+        by as much, and the last of `max_iter` has a hundredth of it. Maxout units want a lower one.
+    n_iter_no_change
+        Stop after so many epochs without a new least loss of held-out examples, and keep the parameters of
+        the least; None holds nothing out.
+    validation_fraction
+        The part of the examples that `n_iter_no_change` holds out.
+    backend
+        What trains: "numpy", "torch", "jax", or another that is installed. In float64 all of them train
+        the same network, to rounding.
+    device
+        One of the backend's, such as "cuda".
+    random_state
+        A number, a `numpy.random.RandomState`, or None for NumPy's global one.
+    verbose
+        Whether to show progress on stderr.
+
+    Attributes
+    ----------
+    n_features_in_, feature_names_in_
+        As in any estimator.
+    n_iter_
+        How many epochs were trained, of `fit` and of each `partial_fit` since.
+    trained_
+        The network as a `lpfamily.training.Trained`, plain data and NumPy arrays of X's dtype, float32 or
+        float64. `trained_.recipe.sigma` is the sigma of the training, `trained_.model("torch")` a module of
+        torch's. Predictions need NumPy alone, whatever has trained it.
+    """
+
+    hidden_layer_sizes: int | Sequence[int] = (100,)
+    _: KW_ONLY
+    pieces: int = 0
+    objective: backends.ObjectiveName = "perturb"
+    p: float | Literal["inf"] = 2.0
+    sigma: float | None = None
+    steps: int = 1
+    clean_weight: float = 0.0
+    max_iter: int = 100
+    batch_size: int = 32
+    learning_rate_init: float = 0.05
+    n_iter_no_change: int | None = None
+    validation_fraction: float = 0.1
+    backend: str = "numpy"
+    device: str = "cpu"
+    random_state: int | np.random.RandomState | None = None
+    verbose: bool = False
+
+    _loss: ClassVar[LossName]
+
+    def perturb(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        p: float | Literal["inf"] | None = None,
+        sigma: Numbers | None = None,
+        steps: int = 1,
+        bounds: Bounds | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Floats:
+        """Return eps in the Lp ball, the step that the network withstands least by its gradient.
+
+        `lpfamily.ascend` of `lpfamily.error_log_odds`, or of a regressor's error: one step is eq. 3, or none
+        for an example where it does not raise that, such as one whose prediction is exactly y. The score at
+        X + eps is what the network keeps in the ball at most.
+
+        Parameters
+        ----------
+        X, y
+            Inputs, (n_samples, n_features), and their labels or values.
+        p
+            The exponent of the ball; None is that of the training.
+        sigma
+            Its radius in units of X, a number or one for each sample; None is that of the training, times
+            n_features ** (1 / p - 1 / p_training).
+        steps
+            How many gradients to take.
+        bounds
+            The least and the largest values of X + eps, numbers or arrays, such as one for each feature.
+        mask
+            Boolean, broadcastable to X: what may move, such as the features that can be wrong.
+
+        Returns
+        -------
+        ndarray
+            eps, like X, in the dtype of the training.
+
+        Raises
+        ------
+        ValueError
+            As in `fit` and `lpfamily.ascend`, for labels that are not in `classes_`, and for values of
+            another shape than those of the training.
+        """
+        check_is_fitted(self)
+        recipe, trainer = self.trained_.recipe, self.trained_.trainer("numpy")
+        x, y = self._checked(X, y, dtype=recipe.dtype, reset=False)
+        targets, inner = self._targets(y), LOSSES[self._loss].inner
+
+        def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
+            return inner(trainer.logits(at), targets), trainer.input_gradients(at, targets)
+
+        p = recipe.p if p is None else float(p)
+        sigma = recipes.matched_radius(recipe, p, x.shape[1]) if sigma is None else sigma
+        return np.asarray(ascend(value_and_grad, x, p, sigma, steps, bounds=bounds, mask=mask))
+
+    @abstractmethod
+    def _checked(self, X: ArrayLike, y: ArrayLike, **how: Any) -> tuple[Floats, Array]:
+        """Return X and y as arrays that `validate_data` and the kind of estimator admit."""
+
+    @abstractmethod
+    def _targets(self, y: Array) -> Array:
+        """Return what the network is trained towards."""
+
+    def _outputs(self, X: ArrayLike) -> Floats:
+        check_is_fitted(self)
+        x: Floats = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
+        # not by trained_.model, which looks for the installed backends: that takes 10 ms
+        model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
+        return evaluation.in_parts(model, x)
+
+    @property
+    def _is_new(self) -> bool:
+        return not hasattr(self, "trained_")
+
+    def _examples(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, *, new: bool
+    ) -> tuple[Floats, Array, Floats]:
+        """Return inputs, y and weights of the examples whose weight is not 0."""
+        dtype = (np.float64, np.float32) if new else self.trained_.recipe.dtype
+        x, y = self._checked(X, y, dtype=dtype, reset=new)
+        weights = _check_sample_weight(sample_weight, x, dtype=np.float64)
+        if np.any(weights < 0):
+            raise ValueError(f"sample_weight must be 0 or more; got {weights.min()}")
+        used = weights > 0
+        if not used.any():
+            raise ValueError("sample_weight is 0 for every example; one needs a weight above 0")
+        return (x, y, weights) if used.all() else (x[used], y[used], weights[used])
+
+    def _fit(
+        self,
+        numbers: dict[str, Any],
+        x: Floats,
+        targets: Array,
+        weights: Floats,
+        outputs: int,
+        classes: Array | None = None,
+    ) -> None:
+        """Train a new network; examples are held out of each of the classes alike, if there are any."""
+        recipe, held = self._recipe(numbers, x, outputs), None
+        if recipe.patience:
+            share, seed = numbers["validation_fraction"], recipe.seed
+            try:
+                x, held_x, targets, held_targets, weights, held_weights = train_test_split(
+                    x, targets, weights, test_size=share, stratify=classes, random_state=seed
+                )
+            except ValueError as cause:
+                raise ValueError(
+                    f"{cause} n_iter_no_change holds out {share:g} of the examples: raise "
+                    f"validation_fraction, or pass n_iter_no_change=None"
+                ) from cause
+            recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_targets, held_weights)
+        network = self._network(recipe, x, outputs)
+        trainer = self._trainer(
+            recipe, network, x, targets, initial_state(network, recipe.seed, recipe.dtype)
+        )
+        state, epoch, lines = self._train(trainer, recipe, weights, held, Standing())
+        self.n_iter_ = len(lines)
+        self.loss_curve_ = [line["loss"] for line in lines]
+        self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
+        parameters = {name: state[name] for name in parameter_shapes(network)}
+        self.trained_ = Trained(network, recipe, parameters, epoch, None)
+        self._velocities: State = {}
+
+    def _go_on(
+        self, numbers: dict[str, Any], x: Floats, targets: Array, weights: Floats, outputs: int
+    ) -> None:
+        """Train the network, or a new one, for one epoch."""
+        first = self._is_new
+        if self.n_iter_no_change is not None:
+            raise ValueError("partial_fit holds nothing out; pass n_iter_no_change=None")
+        recipe = replace(self._recipe(numbers, x, outputs), lr_decay="none")
+        network = self._network(recipe, x, outputs)
+        done, state = 0, initial_state(network, recipe.seed, recipe.dtype)
+        if not first:
+            if network != self.trained_.network:
+                raise ValueError(
+                    "hidden_layer_sizes and pieces must stay those of the network that partial_fit goes on "
+                    "with; call fit for a new one"
+                )
+            recipe = replace(recipe, seed=self.trained_.recipe.seed)
+            done, state = self.n_iter_, state | self.trained_.parameters | self._velocities
+        trainer = self._trainer(recipe, network, x, targets, state)
+        recipe = replace(recipe, epochs=done + 1)
+        state, epoch, (line,) = self._train(trainer, recipe, weights, None, Standing(done))
+        self.n_iter_ = epoch
+        self.loss_curve_ = [*([] if first else self.loss_curve_), line["loss"]]
+        if first:
+            self.validation_loss_curve_ = None
+        parameters = {name: state.pop(name) for name in parameter_shapes(network)}
+        self.trained_, self._velocities = Trained(network, recipe, parameters, epoch, None), state
+
+    def _network(self, recipe: Recipe, x: Floats, outputs: int) -> Network:
+        return replace(recipes.network_of(recipe, (1, 1, x.shape[1]), outputs), loss=self._loss)
+
+    def _trainer(
+        self, recipe: Recipe, network: Network, x: Floats, targets: Array, state: State
+    ) -> backends.Trainer:
+        found = backends.find_for(self.backend, network)
+        found.check_device(self.device)
+        task = recipes.task_of(recipe, network, x, targets, Machine(self.device))
+        return found.trainer(task, state)
+
+    def _train(
+        self,
+        trainer: backends.Trainer,
+        recipe: Recipe,
+        weights: Floats,
+        held: Held | None,
+        start: Standing,
+    ) -> tuple[State, int, list[backends.Metrics]]:
+        """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
+        kept: State = {}
+        lines: list[backends.Metrics] = []
+        best, visits = 0, _visits(weights)
+
+        def measure(rates: Rates) -> backends.Metrics:
+            if not held:
+                return {}
+            x, targets, weights = held
+            losses = evaluation.in_parts(trainer.losses, x, targets)
+            loss = float(np.average(losses, weights=weights))
+            return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
+
+        with Progress(quiet=not self.verbose).epochs(recipe.epochs, start.epoch) as shown:
+            for epoch in train(
+                trainer,
+                recipe,
+                visits,
+                functools.partial(recipes.rates, recipe),
+                measure,
+                last=recipe.epochs,
+                start=start,
+                weights=weights,
+                judged="held_out_loss" if held else "",
+                tick=shown.tick,
+                remedy=lambda: REMEDY,
+            ):
+                lines.append(epoch.metrics)
+                if self._loss != "cross-entropy":
+                    del epoch.metrics["error"]  # which is shown as a fraction
+                if not held or epoch.is_best:
+                    kept, best = epoch.state, epoch.standing.epoch
+                to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held else 0)
+                shown.report(epoch.metrics, visits, *to_come)
+        return kept, best, lines
+
+    def _numbers(self) -> dict[str, Any]:
+        """Return the parameters that are numbers, as Python's."""
+        name, units = "hidden_layer_sizes", np.atleast_1d(self.hidden_layer_sizes).tolist()
+        found: dict[str, Any] = {name: tuple(_within(COUNT, name, unit) for unit in units)}
+        for name, range_ in RANGES.items():
+            value = getattr(self, name)
+            value = math.inf if name == "p" and isinstance(value, str) and value == "inf" else value
+            if not (value is None and name in OPTIONAL):
+                found[name] = _within(range_, name, value)
+        return found
+
+    def _recipe(self, numbers: dict[str, Any], x: Floats, outputs: int) -> Recipe:
+        """Return what is to be trained."""
+        inputs, units, pieces = x.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
+        exponent = 0 if self.objective == "noise" else 1 / numbers["p"]
+        numbers = {"sigma": SHARE * inputs**exponent} | numbers
+        return Recipe(
+            data="tabular",
+            model="maxout" if pieces else "sigmoid-mlp",
+            units=units,
+            pieces=(pieces,) if pieces else (),
+            max_norm=(0.0,),
+            init=math.sqrt(6 / (inputs + (*units, outputs)[0])),
+            objective=self.objective,
+            lr_decay="linear",
+            lr_epochs=numbers["max_iter"],
+            momentum=MOMENTUM,
+            momentum_final=MOMENTUM,
+            validation=0,
+            patience=numbers.get("n_iter_no_change", 0),
+            second_stage="none",
+            seed=int(check_random_state(self.random_state).randint(10**9)),
+            dtype=x.dtype.name,  # type: ignore[arg-type]
+            **{field: numbers[name] for name, field in FIELDS.items()},
+        )
+
+
+def _within(range_: Range, name: str, value: Any) -> Any:
+    """Return a number that lies in its range; raise ValueError for any other."""
+    number = isinstance(value, Integral if range_.kind is int else Real)
+    if not number or isinstance(value, bool) or not range_.accepts(value):
+        raise ValueError(f"{name} must be {range_.what}; got {value!r}")
+    return range_.kind(value)
+
+
+def _visits(weights: Floats) -> int:
+    """Return how many examples an epoch visits."""
+    total = float(weights.sum())
+    if not total <= MOST_VISITS:
+        raise ValueError(
+            f"the weights of the examples sum to {total:.3g}, and an epoch makes as many visits; "
+            f"divide sample_weight by its mean"
+        )
+    return max(round(total), int(np.count_nonzero(weights)))
