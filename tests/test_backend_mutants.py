@@ -68,6 +68,32 @@ class WithHalfASlopeAtZero(NumpyTrainer):
         self._layers = (*((layer, rectified) for layer, _ in hidden), last)
 
 
+class WithoutADirectionAtZero(NumpyTrainer):
+    """A unit vector as it is written: 0 / 0 where a prediction is exact."""
+
+    def __init__(self, task, state):
+        super().__init__(task, state)
+
+        def inner(outputs, targets):
+            residual = outputs - targets
+            return residual / np.linalg.norm(residual, axis=1, keepdims=True)
+
+        self._deltas = self._deltas._replace(inner=inner)
+
+
+class WithoutACurvatureAtZero(NumpyTrainer):
+    """The second derivative of the loss as that of its outer function at 0, which leaves out the outputs'."""
+
+    def hessian_products(self, x, labels, v):
+        inner = self._loss.inner(self.logits(x), labels)
+        return super().hessian_products(x, labels, v) * (inner > 0)[:, None]
+
+
+class WithTheSumOverOutputs(NumpyTrainer):
+    def _loss_delta(self, outputs, labels):
+        return outputs - labels
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -94,6 +120,24 @@ CASES = {
         ),
     ),
     "labels shifted": (WithShiftedLabels, lambda tests, step: step),
+    "no direction where a prediction is exact": (
+        WithoutADirectionAtZero,
+        lambda tests, step: functools.partial(
+            tests.test_exact_predictions_have_no_direction_and_stay, NETWORKS["regression"]
+        ),
+    ),
+    "no curvature where a prediction is exact": (
+        WithoutACurvatureAtZero,
+        lambda tests, step: functools.partial(
+            tests.test_exact_predictions_have_no_direction_and_stay, NETWORKS["regression"]
+        ),
+    ),
+    "outputs summed": (
+        WithTheSumOverOutputs,
+        lambda tests, step: functools.partial(
+            tests.test_a_step_descends_the_objective, NETWORKS["regression"], PERTURB
+        ),
+    ),
     "velocity lost on resume": (
         WithoutVelocityOnResume,
         lambda tests, step: functools.partial(

@@ -80,7 +80,7 @@ def led(size, act):
     return result, [ends.get_nowait() for _ in threads]
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "maxout"])
+@pytest.mark.parametrize("name", ["sigmoid", "maxout", "regression"])
 def test_a_team_does_what_one_process_would(name):
     network = NETWORKS[name]
     task, state = replace(_task(network), batch_size=3), _state(network)

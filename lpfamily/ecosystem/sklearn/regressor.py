@@ -109,9 +109,9 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
         """Train for one epoch on these examples, from the network as it is, and return self.
 
         The first call begins with a new network, and its y alone decides `target_mean_` and `target_scale_`,
-        so let it have enough examples to tell. A call after `fit` goes on with what that has trained. The rate
-        stays at learning_rate_init, and `max_iter` and `validation_fraction` have no part. Further calls
-        have the seed and the dtype of the first.
+        so let it have enough examples to tell. A call after `fit` goes on with what that has trained. The
+        rate stays at learning_rate_init, and `max_iter` and `validation_fraction` have no part. Further
+        calls have the seed and the dtype of the first.
 
         Raises
         ------
@@ -158,9 +158,7 @@ def _moments(y: Array, weights: Floats) -> tuple[Any, Any]:
         deviations = (values - mean).T * np.sqrt(weights / weights.sum())
     scale = np.where(is_constant, 1, norm(deviations, 2, batch_ndim=y.ndim - 1))
     if not np.all(np.isfinite(scale)):
-        raise ValueError(
-            "y reaches too far for its standard deviation to be a number; divide it by a constant"
-        )
+        raise ValueError("the standard deviation of y is beyond the largest number; divide y by a constant")
     return mean.astype(y.dtype)[()], scale.astype(y.dtype)[()]
 
 
