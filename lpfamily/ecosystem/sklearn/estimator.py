@@ -2,8 +2,7 @@
 
 # ruff: noqa: N803 (X is scikit-learn's name)
 
-from __future__ import annotations
-
+# without postponed annotations: those of fields are read in the modules of the subclasses too
 import functools
 import math
 from abc import ABC, abstractmethod

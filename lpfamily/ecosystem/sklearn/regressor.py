@@ -49,7 +49,7 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     target_mean_, target_scale_
         The weighted mean and standard deviation of y in the first training, numbers, or for y of shape
         (n_samples, n_outputs) one per output; the scale is 1 where all values are equal. A prediction is
-        target_mean_ + target_scale_ * the output of `trained_`.
+        `target_mean_` + `target_scale_` * the output of `trained_`.
     n_features_in_, feature_names_in_, n_iter_
         As in `NetworkEstimator`.
     loss_curve_
