@@ -47,9 +47,9 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     Attributes
     ----------
     target_mean_, target_scale_
-        The weighted mean and standard deviation of y in the first training, numbers, or for y of shape
-        (n_samples, n_outputs) one per output; the scale is 1 where all values are equal. A prediction is
-        `target_mean_` + `target_scale_` * the output of `trained_`.
+        The weighted mean and standard deviation of y, in `fit` or the first `partial_fit`: numbers, or for y
+        of shape (n_samples, n_outputs) one per output. The scale is 1 where all values are equal. A
+        prediction is `target_mean_` + `target_scale_` * the output of `trained_`.
     n_features_in_, feature_names_in_, n_iter_
         As in `NetworkEstimator`.
     loss_curve_
@@ -151,22 +151,21 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
 
 
 def _moments(y: Array, weights: Floats) -> tuple[Any, Any]:
-    """Return the weighted mean and standard deviation of each output, which is 1 where all are equal."""
+    """Return the weighted mean and standard deviation of each output; 1 stands for a deviation of 0."""
     values, is_constant = y.astype(np.float64), np.all(y == y[0], axis=0)
     with np.errstate(all="ignore"):
         mean = np.where(is_constant, values[0], np.average(values, axis=0, weights=weights))
         deviations = (values - mean).T * np.sqrt(weights / weights.sum())
-    scale = np.where(is_constant, 1, norm(deviations, 2, batch_ndim=y.ndim - 1))
+    scale = norm(deviations, 2, batch_ndim=y.ndim - 1).astype(y.dtype)
     if not np.all(np.isfinite(scale)):
         raise ValueError("the standard deviation of y is beyond the largest number; divide y by a constant")
-    return mean.astype(y.dtype)[()], scale.astype(y.dtype)[()]
+    return mean.astype(y.dtype)[()], np.where(is_constant | (scale == 0), y.dtype.type(1), scale)[()]
 
 
 def _standardised(y: Array, mean: Any, scale: Any, dtype: Any) -> Array:
     """Return what the network is trained towards, (n, outputs)."""
     if y.shape[1:] != mean.shape:
-        raise ValueError(
-            f"y must have shape {('n_samples', *mean.shape)} as in the first training; got {y.shape}"
-        )
-    targets: Floats = np.ascontiguousarray(((y - mean) / scale).reshape(len(y), -1), dtype)
+        raise ValueError(f"y must have shape {('n_samples', *mean.shape)} as in the training; got {y.shape}")
+    deviations = y.astype(np.float64) - mean  # which may be beyond float32
+    targets: Floats = np.ascontiguousarray((deviations / scale).reshape(len(y), -1), dtype)
     return targets
