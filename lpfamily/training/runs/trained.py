@@ -76,8 +76,9 @@ class Trained:
 
         Inputs are of shape (n, inputs) and of the recipe's dtype, preprocessed as
         `lpfamily.training.data.load(recipe.data)` does it, images flattened, channels first, and scaled
-        by the run's `--scale`: what `inputs` returns. Logits have shape (n, classes). The model holds copies
-        of the parameters.
+        by the run's `--scale`: what `inputs` returns. Logits have shape (n, classes); where `network.loss` is
+        the squared error, they are the predictions, of targets as it was trained towards. The model holds
+        copies of the parameters.
 
         Parameters
         ----------
