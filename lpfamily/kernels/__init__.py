@@ -11,6 +11,7 @@ first array of that library arrives. `lpfamily.kernels.testing.LibraryTests` hol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -208,13 +209,17 @@ def library_of(x: Array, name: str = "x") -> Library:
 def detoured(function: Callable[..., A], name: str, x: Array, sigma: Any, *others: Any) -> A:
     """Return function(x, sigma, *others), by the `detour` of x's library; `name` is what an error calls x.
 
-    Another library may see sigma otherwise, unless it is a number or an array like x.
+    An array of radii goes there where it is like x and all are in range: others are not the same to all.
     """
-    if isinstance(sigma, int | float) or (
-        type(sigma) is type(x) and getattr(sigma, "dtype", None) == getattr(x, "dtype", None)
-    ):
-        return library_of(x, name).detour(function, x, sigma, *others)
-    return function(x, sigma, *others)
+    library = library_of(x, name)
+    if not isinstance(sigma, int | float):
+        alike = type(sigma) is type(x) and sigma.dtype == x.dtype and 0 not in sigma.shape
+        if not (alike and library.visible(sigma)):
+            return function(x, sigma, *others)
+        xp, seen = namespace_of(sigma), library.constant(sigma)
+        if not 0 <= float(xp.min(seen)) <= float(xp.max(seen)) < math.inf:
+            return function(x, sigma, *others)
+    return library.detour(function, x, sigma, *others)
 
 
 def library_of_generator(rng: Any) -> Library:
