@@ -328,9 +328,9 @@ def _sigmas(given: Given) -> tuple[float, ...] | None:
 def _draw(result: Json, path: Path, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
-    size = 3 * len(result["balls"]) + 1, 3.6
+    size, title = plots.panels_size(list(result["balls"])), plots.robustness_title(result)
     draw = functools.partial(plots.robustness_curves, result=result)
-    for content in looks.rendered(draw, size, ["png"], str(path), progress.warn).values():
+    for content in looks.rendered(draw, size, ["png"], str(path), progress.warn, title).values():
         runs.replace(path, content)
 
 

@@ -199,9 +199,9 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
-    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=fitting.title(recipe))
-    name = str(run.folder / runs.CURVES)
-    for content in looks.rendered(draw, (9, 3.6), ["png"], name, progress.warn).values():
+    draw = functools.partial(plots.training_curves, metrics=run.metrics())
+    name, title = str(run.folder / runs.CURVES), plots.training_title(recipe)
+    for content in looks.rendered(draw, plots.TRAINING_SIZE, ["png"], name, progress.warn, title).values():
         with run.writing(runs.CURVES) as path:
             runs.replace(path, content)
 

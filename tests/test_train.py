@@ -348,7 +348,7 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
 def test_the_result_is_there_before_the_curves_which_may_fail_and_are_drawn_later(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
-    def fail(figure, metrics, title):
+    def fail(figure, metrics):
         assert (folder / "result.json").exists()
         raise RuntimeError("latex could not be\nfound")
 
@@ -372,10 +372,79 @@ def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
     result = train(*SOFTMAX, "--quiet", "--out", "run", cwd=tmp_path, MPLBACKEND="nonsense")
     assert (result.returncode, result.stderr) == (0, "")
     run = runs.find(tmp_path / "run")
-    title = "softmax, digits, perturb, p2, sigma0.2857"
-    draw = functools.partial(plots.training_curves, metrics=run.metrics(), title=title)
-    expected = looks.rendered(draw, (9, 3.6), ["png"], "", pytest.fail)["png"]
+    title = "softmax on digits, trained on perturbed inputs (p = 2, sigma = 0.2857)"
+    draw = functools.partial(plots.training_curves, metrics=run.metrics())
+    expected = looks.rendered(draw, plots.TRAINING_SIZE, ["png"], "", pytest.fail, title)["png"]
     assert (tmp_path / "run/curves.png").read_bytes() == expected
+
+
+def epochs(count, **errors):
+    """Return metrics whose errors begin at those that are given, and fall by a tenth with each epoch."""
+    return [
+        {"epoch": k, "stage": 1, "loss": 3 * 0.9**k} | {name: e * 0.9**k for name, e in errors.items()}
+        for k in range(1, count + 1)
+    ]
+
+
+LOOKS = {"monitor_clean": 0.3, "monitor_one_step": 0.5, "monitor_multi_step": 0.7}
+METRICS = {
+    "two epochs": epochs(2, error=0.9, validation_error=0.4, **LOOKS),
+    "one": epochs(1, error=0.9),
+    "a hundred": epochs(100, error=0.9, validation_error=0.4, **LOOKS),
+    "errors of nothing": epochs(60, error=0.9, validation_error=0.0, **LOOKS),
+    "a second stage": [
+        *epochs(40, error=0.9, validation_error=0.4, **LOOKS),
+        *({**line, "epoch": 41, "stage": 2, "held_out_loss": 0.2} for line in epochs(1, error=0.1, **LOOKS)),
+    ],
+    "nothing learnt": [{"epoch": k, "stage": 1, "loss": 2.302, "error": 0.9} for k in range(1, 9)],
+    "a loss that grows": [{"epoch": k, "stage": 1, "loss": 10.0**k, "error": 0.9} for k in range(1, 30)],
+}
+
+
+def ticks(axis):
+    """Return what the ticks say that are within the limits of an axis."""
+    low, high = axis.get_view_interval()
+    shown = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    assert not any(text.get_text() for text in axis.get_minorticklabels())
+    return [text.get_text() for at, text in shown if low <= at <= high]
+
+
+@pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS)
+def test_curves_show_the_metrics_on_axes_that_a_person_can_read(metrics):
+    with looks.drawn(
+        functools.partial(plots.training_curves, metrics=metrics), plots.TRAINING_SIZE
+    ) as figure:
+        looks.entitle(figure, "A title")
+        figure.draw_without_rendering()
+        errors, loss = figure.axes
+        for axes, unit, names in (
+            (errors, 100, ("validation_error", "monitor_one_step", "monitor_multi_step", "error")),
+            (loss, 1, ("held_out_loss", "loss")),
+        ):
+            shown = [line for line in axes.get_lines() if not line.get_label().startswith("second stage")]
+            there = [name for name in names if any(name in each for each in metrics)]
+            for name, line in zip(there, shown, strict=True):
+                also = name.replace("validation_error", "monitor_clean")  # where all examples are trained on
+                values = {
+                    e["epoch"]: unit * e.get(name, e.get(also)) for e in metrics if {name, also} & e.keys()
+                }
+                assert dict(zip(*line.get_data(), strict=True)) == values
+            assert all(text.isdecimal() for text in ticks(axes.xaxis))
+            assert len(ticks(axes.xaxis)) >= min(2, len(metrics))
+            assert len([float(text) for text in ticks(axes.yaxis)]) >= 3
+            low, high = axes.get_ylim()
+            assert min(y for line in shown for y in line.get_ydata()) >= low
+            assert max(y for line in shown for y in line.get_ydata()) < high
+        (legend,) = figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert set(labels) == {line.get_label() for axes in figure.axes for line in axes.get_lines()}
+        box, title = (each.get_window_extent() for each in (legend, figure._suptitle))
+        inside = figure.bbox.padded(1)
+        assert all(inside.contains(*corner) for each in (box, title) for corner in each.corners())
+        for axes in figure.axes:
+            around = axes.get_tightbbox()
+            assert not around.overlaps(box)
+            assert not around.overlaps(title)
 
 
 def test_curves_do_not_follow_a_link(begun, tmp_path):

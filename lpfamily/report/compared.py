@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpfamily.measured import Error, beside_one_another
-from lpfamily.report import page
+from lpfamily.report import page, plots
 from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Plot, Table, columns
 from lpfamily.report.looks import legend_below
-from lpfamily.report.plots import robustness_curves
 from lpfamily.training.files import Json
 
 if TYPE_CHECKING:
@@ -43,24 +42,19 @@ def table(results: Results) -> str:
 
 def curves(figure: Figure, results: Results) -> None:
     """Draw on an empty figure, for each p, each result's error and one standard error around it."""
-    rows, names = list(_errors(results)), list(results)
-    balls = list(dict.fromkeys(p for p, _, _ in rows))
-    all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
-    for axes, p in zip(all_axes, balls, strict=True):
-        sigmas = [sigma for each, sigma, _ in rows if each == p]
-        for k, name in enumerate(names):
-            mean, spread = 100 * np.array([errors[k] for each, _, errors in rows if each == p]).T
+    first = next(iter(results.values()))
+    for p, axes in plots.panels(figure, list(first["balls"])).items():
+        for k, (name, result) in enumerate(results.items()):
+            ball = result["balls"][p]
             colour = COLOURS[k % len(COLOURS)]
-            axes.plot(sigmas, mean, ".-", color=colour, label=name)
-            axes.fill_between(sigmas, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
-        axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
-    all_axes[0].set_ylabel("test error (%)")
-    legend_below(figure, all_axes[0], 2, None)
+            plots.band(axes, ball["sigma"], ball["multi_step"], result["examples"], colour, name)
+    legend_below(figure, 2)
 
 
 def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
     """Write a page that compares them, with its table as CSV and its curves as PNG and SVG."""
-    first, size = next(iter(results.values())), (3.0 * len(next(iter(results.values()))["balls"]) + 1, 3.6)
+    first = next(iter(results.values()))
+    size = plots.panels_size(list(first["balls"]))
     heads = (head for name in results for head in (name, f"{name}: standard error"))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (p, sigma, *(value for error in errors for value in error)) for p, sigma, errors in _errors(results)
@@ -96,7 +90,7 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
                         f"curves-{number}",
                         f"{name}: error against sigma",
                         f"By one step, by up to {result['steps']} steps and by noise of the same norm.",
-                        partial(robustness_curves, result=result),
+                        partial(plots.robustness_curves, result=result),
                         size,
                     ),
                 ),

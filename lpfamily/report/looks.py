@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lpfamily.report.contents import COLOURS, INK
 
@@ -25,7 +25,11 @@ _LOOKS = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
     "axes.titlesize": "medium",
+    "figure.titlesize": "large",
     "grid.alpha": 0.15,
+    # numbers as a person writes them: 0.01 rather than a power of ten, 2.3 rather than 0.03 with 2.27 aside
+    "axes.formatter.useoffset": False,
+    "axes.formatter.use_mathtext": False,
     "savefig.dpi": 150,
     "svg.fonttype": "none",
     "svg.hashsalt": "lpfamily",
@@ -48,10 +52,48 @@ def drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Iterator
         yield figure
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int, size: float | None = 8) -> None:
-    """Put the legend of one of the axes below all of them, in so many columns."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
+def legend_below(figure: Figure, columns: int, size: float | None = None) -> None:
+    """Put one legend of all axes below them, in so many columns; each label stands there once."""
+    labelled = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if labelled:
+        figure.legend(
+            labelled.values(), labelled, loc="outside lower center", ncols=columns, fontsize=size or "medium"
+        )
+
+
+def plain_logarithm(axes: Axes, name: Literal["x", "y"], linear_to: float = 0.0) -> None:
+    """Make an axis logarithmic, with ticks that read 0.01, 0.1 and 1; up to `linear_to` it is linear from 0.
+
+    Where the data on a y-axis span less than three decades, 2 and 5 have ticks too.
+    """
+    from matplotlib import ticker
+
+    low, high = getattr(axes.dataLim, f"interval{name}")
+    subs = (1.0,) if name == "x" or high >= 1000 * max(low, linear_to) else (1.0, 2.0, 5.0)
+    axis, set_scale = (getattr(axes, each) for each in (f"{name}axis", f"set_{name}scale"))
+    if linear_to:
+        set_scale("symlog", linthresh=linear_to, linscale=0.5)
+        axis.set_major_locator(ticker.SymmetricalLogLocator(base=10, linthresh=linear_to, subs=subs))
+    else:
+        set_scale("log")
+        axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """Put a title above all axes of a figure, which grows by as many lines as it takes."""
+    if not title:
+        return
+    width, height = figure.get_size_inches()
+    # what a title names may be no Unicode, and a folder's name may have dollar signs
+    lines = textwrap.wrap(title.encode(errors="backslashreplace").decode(), round(11 * width))
+    figure.set_size_inches(width, height + LINE * len(lines))
+    figure.suptitle("\n".join(lines), parse_math=False)
 
 
 def rendered(
@@ -60,15 +102,19 @@ def rendered(
     formats: Iterable[str],
     name: str,
     warn: Callable[[str], None],
+    title: str = "",
 ) -> dict[str, bytes]:
     """Return a figure's files by format, "png" or "svg"; if it cannot be drawn, no file and a warning.
 
-    A PNG is on white, as a viewer has anything behind a file. `name` is that of the figure in the warning.
+    A PNG is seen by itself: it is on white, as a viewer has anything behind a file, and below its title. An
+    SVG is for pages, which have a caption. `name` is that of the figure in the warning.
     """
     found = {}
     try:
         with drawn(draw, size) as figure:
-            for kind in formats:
+            for kind in sorted(formats, reverse=True):  # the SVG before there is a title
+                if kind == "png":
+                    entitle(figure, title)
                 content = BytesIO()
                 paper = "white" if kind == "png" else "none"
                 figure.savefig(content, format=kind, facecolor=paper, metadata={_DATED[kind]: None})
@@ -80,6 +126,8 @@ def rendered(
     return found
 
 
+LINE = 0.24
+"""Inches that a line of a title takes."""
 _DATED = {"png": "Software", "svg": "Date"}
 """The metadata that make the bytes of a file depend on more than the figure."""
 

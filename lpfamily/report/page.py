@@ -141,7 +141,7 @@ def _put(item: Item, folder: Path, warn: Callable[[str], None]) -> str:
     if isinstance(item, Table):
         runs.replace(folder / f"{item.name}.csv", _csv(item).encode())
         return _item(item, caption, _table(item), "csv")
-    drawn = rendered(item.draw, item.size, ("png", "svg"), item.name, warn)
+    drawn = rendered(item.draw, item.size, ("png", "svg"), item.name, warn, item.title)
     for suffix, content in drawn.items():
         runs.replace(folder / f"{item.name}.{suffix}", content)
     heading = f'<figcaption id="{caption}">{escape(item.title)}</figcaption>\n'

@@ -1,64 +1,133 @@
-"""Plots of runs."""
+"""Plots of runs, and what all plots of errors share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lpfamily.report.contents import COLOURS, INK
-from lpfamily.report.looks import legend_below
+from lpfamily.report.looks import legend_below, plain_logarithm
 from lpfamily.training.files import Json
+from lpfamily.training.recipes import Recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ONE_STEP, MANY_STEPS, NOISE, CLEAN, TRAINING = (COLOURS[k] for k in (0, 1, 2, 3, 5))
+"""The colour that each error has in every plot."""
+TRAINING_SIZE = (9.0, 4.0)
+"""Of `training_curves`, in inches."""
+SIGMA = "sigma (units of the input)"
 
-def training_curves(figure: Figure, metrics: list[Json], title: str) -> None:
-    """Draw on an empty figure the loss, and the errors in training and on held-out examples, by epoch."""
-    loss, errors = figure.subplots(1, 2)
-    figure.suptitle(title, fontsize=10)
+
+def training_title(recipe: Recipe) -> str:
+    """Return what was trained, on what and how, as the title of its curves."""
+    ball = f"(p = {recipe.p:g}, sigma = {recipe.sigma:.4g})"
+    how = {
+        "plain": "without perturbations",
+        "noise": f"under Gaussian noise (sigma = {recipe.sigma:.4g})",
+        "perturb": f"on perturbed inputs {ball}",
+        "penalty": f"with the gradient penalty {ball}",
+    }[recipe.objective]
+    return f"{recipe.model} on {recipe.data.removesuffix('/')[:40]}, trained {how}"
+
+
+def training_curves(figure: Figure, metrics: Sequence[Json]) -> None:
+    """Draw on an empty figure the errors by epoch, and the loss beside them.
+
+    The errors of held-out examples are of all of them, clean, and of a few after one step and after up to
+    `lpfamily.training.robustness.MONITOR_STEPS`, where the run has looked.
+    """
+    from lpfamily.training.robustness import MONITOR_STEPS
+
+    errors, loss = figure.subplots(1, 2, width_ratios=(3, 2))
+    in_training = "in training, as the objective sees it"
     curves = (
-        (loss, 1, "loss", "in training, as the objective sees it", COLOURS[0]),
-        (loss, 1, "held_out_loss", "held out before, clean", COLOURS[1]),
-        (errors, 100, "error", "in training, as the objective sees it", COLOURS[0]),
-        (errors, 100, "validation_error", "held out, clean", COLOURS[1]),
+        # where none is held out any more, those that it has looked at
+        (errors, 100, ("validation_error", "monitor_clean"), "held out, clean", CLEAN),
+        (errors, 100, ("monitor_one_step",), "held out, after one step", ONE_STEP),
+        (errors, 100, ("monitor_multi_step",), f"held out, after up to {MONITOR_STEPS} steps", MANY_STEPS),
+        (errors, 100, ("error",), in_training, TRAINING),
+        (loss, 1, ("held_out_loss",), "held out, clean", CLEAN),
+        (loss, 1, ("loss",), in_training, TRAINING),
     )
-    for axes, unit, name, label, colour in curves:
-        lines = [line for line in metrics if name in line]
-        if lines:
-            epochs, values = [line["epoch"] for line in lines], [unit * line[name] for line in lines]
-            marker = "." if len(lines) < 30 else ""
-            axes.plot(epochs, values, label=label, color=colour, marker=marker)
+    for axes, unit, names, label, colour in curves:
+        points = [
+            (line["epoch"], unit * next(line[name] for name in names if name in line))
+            for line in metrics
+            if any(name in line for name in names)
+        ]
+        if points:
+            marker = "." if len(points) < 30 else ""
+            axes.plot(*np.transpose(points), label=label, color=colour, marker=marker)
     second = [line["epoch"] for line in metrics if line["stage"] == 2]
-    for axes in (loss, errors):
+    for axes in (errors, loss):
+        _scale(axes)
         if second:
-            axes.axvline(second[0] - 0.5, color=INK, lw=0.8, ls=":", label="second stage")
-        axes.legend(fontsize=8)
-        axes.set(xlabel="epoch", yscale="log" if axes.dataLim.ymin > 0 else "linear")
+            axes.axvline(second[0] - 0.5, color=INK, lw=0.8, ls=":", label="second stage, on all examples")
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid()
-    loss.set(ylabel="loss (nats)")
-    errors.set(ylabel="error (%)")
+    errors.set_ylabel("error (%)")
+    loss.set_ylabel("loss (nats)")
+    legend_below(figure, 2)
+
+
+def _scale(axes: Axes) -> None:
+    """Choose a logarithm where the positive values span a decade, else a scale from zero."""
+    values = np.concatenate([[], *(line.get_ydata() for line in axes.get_lines())])
+    positive = values[values > 0]
+    if len(positive) and positive.max() >= 10 * positive.min():
+        plain_logarithm(axes, "y", linear_to=0.0 if len(positive) == len(values) else positive.min())
+    else:
+        axes.set_ylim(0, 1.05 * max(values, default=1) or 1)
+
+
+def panels(figure: Figure, balls: Sequence[str]) -> Mapping[str, Axes]:
+    """Return axes beside one another on an empty figure, for each p, for errors against sigma."""
+    row = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
+    for axes, p in zip(row, balls, strict=True):
+        axes.set(title=f"p = {p}", xlabel=SIGMA)
+    row[0].set_ylabel("test error (%)")
+    return dict(zip(balls, row, strict=True))
+
+
+def panels_size(balls: Sequence[str]) -> tuple[float, float]:
+    """Return the size of a figure of `panels`, in inches."""
+    return 3.0 * len(balls) + 1, 3.6
+
+
+def band(
+    axes: Axes, sigmas: ArrayLike, errors: ArrayLike, n: int, colour: str, label: str, line: str = ".-"
+) -> None:
+    """Draw errors, which are fractions of n examples, in percent, and one standard error around them."""
+    mean = np.asarray(errors)
+    spread = np.sqrt(mean * (1 - mean) / n)
+    axes.plot(sigmas, 100 * mean, line, ms=5 if line == ".-" else 4, color=colour, label=label)
+    axes.fill_between(sigmas, 100 * (mean - spread), 100 * (mean + spread), color=colour, alpha=0.2, lw=0)
+    axes.set(xlim=(0, None), ylim=(0, 102))
+
+
+def robustness_title(result: Json) -> str:
+    """Return the title of the errors of one network, of what `robustness.measure` returns."""
+    return f"Test error in Lp balls of radius sigma, {result['examples']} test examples"
 
 
 def robustness_curves(figure: Figure, result: Json) -> None:
     """Draw on an empty figure, for each p, error against sigma, of what `robustness.measure` returns."""
-    n, balls = result["examples"], result["balls"]
-    all_axes = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
-    for axes, (p, ball) in zip(all_axes, balls.items(), strict=True):
+    balls = result["balls"]
+    for p, axes in panels(figure, list(balls)).items():
+        ball = balls[p]
         for colour, label, errors in (
-            (COLOURS[0], "one step", ball["one_step"]),
-            (COLOURS[1], f"up to {result['steps']} steps", ball["multi_step"]),
-            (COLOURS[2], "noise of the same norm", [each["mean"] for each in ball["noise"]]),
+            (ONE_STEP, "one step", ball["one_step"]),
+            (MANY_STEPS, f"up to {result['steps']} steps", ball["multi_step"]),
+            (NOISE, "noise of the same norm", [each["mean"] for each in ball["noise"]]),
         ):
-            mean = np.array(errors)
-            spread = np.sqrt(mean * (1 - mean) / n)
-            axes.plot(ball["sigma"], 100 * mean, ".-", color=colour, label=label)
-            axes.fill_between(
-                ball["sigma"], 100 * (mean - spread), 100 * (mean + spread), color=colour, alpha=0.2, lw=0
-            )
+            band(axes, ball["sigma"], errors, result["examples"], colour, label)
         if ball["matched"] <= ball["sigma"][-1]:
             axes.axvline(ball["matched"], color=INK, lw=0.8, ls=":", label="sigma of the recipe")
-        axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
-    all_axes[0].set_ylabel("test error (%)")
-    legend_below(figure, all_axes[0], 4 if len(balls) > 1 else 2, None)
+    legend_below(figure, 4 if len(balls) > 1 else 2)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lpfamily.report import page
-from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Plot, Table, columns
-from lpfamily.report.looks import drawn, legend_below
+from lpfamily.report import page, plots
+from lpfamily.report.contents import PERCENT, TEXT, Plot, Table, columns
+from lpfamily.report.looks import drawn, entitle, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,39 +34,31 @@ def _errors(content: Content) -> list[tuple[str, float, float, float, float]]:
 def curves(figure: Figure, content: Content) -> None:
     """Draw on an empty figure, for each p, the error against sigma and one standard error around it."""
     n, rows = content["examples"], _errors(content)
-    all_axes = figure.subplots(1, len(content["balls"]), sharey=True, squeeze=False)[0]
-    for axes, (p, ball) in zip(all_axes, content["balls"].items(), strict=True):
+    for p, axes in plots.panels(figure, list(content["balls"])).items():
         sigmas, errors, _, one_step = np.array([row[1:] for row in rows if row[0] == p]).T
-        for colour, label, line, mean in (
-            (COLOURS[0], "one step", ".-", one_step),
-            (COLOURS[1], "all attacks", "o", errors),
-        ):
-            spread = np.sqrt(mean * (1 - mean) / n)
-            axes.plot(sigmas, 100 * mean, line, ms=4, color=colour, label=label)
-            axes.fill_between(
-                sigmas, 100 * (mean - spread), 100 * (mean + spread), color=colour, alpha=0.2, lw=0
-            )
-        known = np.sort([radius for radius in ball["smallest"] if radius is not None])
-        share = np.arange(1, len(known) + 1) / n
-        axes.step(known, 100 * share, where="post", color=COLOURS[1], lw=1, label="by smallest sigma")
-        axes.set(title=f"p = {p}", xlabel="sigma", xlim=(0, None), ylim=(0, 102))
-    all_axes[0].set_ylabel("error (%)")
-    legend_below(figure, all_axes[0], 3, None)
+        plots.band(axes, sigmas, one_step, n, plots.ONE_STEP, "one step")
+        plots.band(axes, sigmas, errors, n, plots.MANY_STEPS, "all attacks", "o")
+        known = np.sort([radius for radius in content["balls"][p]["smallest"] if radius is not None])
+        share, style = np.arange(1, len(known) + 1) / n, {"where": "post", "lw": 1}
+        axes.step(known, 100 * share, color=plots.MANY_STEPS, label="by smallest sigma", **style)
+    legend_below(figure, 3)
 
 
-def _size(content: Content) -> tuple[float, float]:
-    return 3.0 * len(content["balls"]) + 1, 3.6
+def title_of(content: Content) -> str:
+    """Return the title of the curves where they stand alone."""
+    return f"Error in Lp balls of radius sigma, {content['examples']} examples"
 
 
 def figure_of(content: Content) -> Figure:
     """Return a matplotlib figure of the curves."""
-    with drawn(partial(curves, content=content), _size(content)) as figure:
+    with drawn(partial(curves, content=content), plots.panels_size(list(content["balls"]))) as figure:
+        entitle(figure, title_of(content))
         return figure
 
 
 def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
     """Write a page with its tables as CSV and its curves as PNG and SVG."""
-    n, balls, size = content["examples"], content["balls"], _size(content)
+    n, balls = content["examples"], content["balls"]
     draw = partial(curves, content=content)
     some = next(iter(balls.values()))
     first = tuple(
@@ -95,7 +87,7 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                         ),
                         tuple(_errors(content)),
                     ),
-                    Plot("curves", "Error against sigma", ends, draw, size),
+                    Plot("curves", title_of(content), ends, draw, plots.panels_size(list(balls))),
                     Table(
                         "attacks",
                         "Examples by the attack that fooled them first",

@@ -240,7 +240,7 @@ def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Calla
             axes.set_xlabel("L2 distance", fontsize=8)
             fill(axes, model["training"])
         panels[0].set_ylabel("density, per unit", fontsize=8)
-        legend_below(figure, panels[0], 5)
+        legend_below(figure, 5, 8)
 
     return draw
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.theory import measure
 from lpfamily.experiments.theory.measure import MODELS, NAMES, TOLERANCE, Increase
 from lpfamily.report.contents import COLOURS, INK, TEXT, Cell, Item, Plot, Table, columns
-from lpfamily.report.looks import legend_below
+from lpfamily.report.looks import legend_below, plain_logarithm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,17 +46,17 @@ def _draw(found: Json, figure: Figure) -> None:
                 shown = np.array(measure.ratios(each, model), float)
                 style = {"marker": marker, "markersize": 3, "linewidth": 1.3}
                 axes.plot(sigmas, shown, color=colour, label=label, **style)
-            axes.set(xscale="log", yscale="log", ylim=(0.03, 3))
-            axes.set_yticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
-            axes.set_yticks([], minor=True)
+            plain_logarithm(axes, "x")
+            plain_logarithm(axes, "y")
+            axes.set_ylim(0.03, 3)
             if name == NAMES[0]:
                 axes.set_title(title, fontsize=9)
             if name == NAMES[-1]:
                 axes.set_xlabel("sigma", fontsize=8)
             axes.tick_params(which="both", labelsize=7)
-        row[0].set_ylabel(NETWORKS[name].label, fontsize=8)
+        row[0].set_ylabel(textwrap.fill(NETWORKS[name].label, 16), fontsize=8)
     figure.supylabel("predicted / measured increase of L", fontsize=9)
-    legend_below(figure, grid[0, 1], 4)
+    legend_below(figure, 3, 8)
 
 
 def _limit(found: Sequence[Increase], model: str) -> str:
