@@ -27,6 +27,11 @@ from lpfamily.training.errors import BadInput, nearest
 from lpfamily.training.progress import Progress
 
 NAME = "python -m lpfamily.reproduce"
+BUDGETS: dict[Budget, str] = {
+    "quick": "short training on some of the images, so errors are larger than those of the published recipes",
+    "paper": "the published recipes",
+}
+"""What each budget means, for a reader of the page."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,10 +144,15 @@ def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[st
     return results
 
 
-def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> list[Item]:
-    """Return the items of a piece; raise `BadInput` if it fails on what was kept and not on what is new."""
+def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> tuple[list[Item], str]:
+    """Return the items of a piece, and its finding, empty if it has none.
+
+    Raise `BadInput` if it fails on what was kept and not on what is new.
+    """
+    results = [found.result for found in measured]
     try:
-        return list(piece.report(setting, *(found.result for found in measured)))
+        items = list(piece.report(setting, *results))
+        return items, piece.finding(setting, *results) if piece.finding else ""
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         if paths := [str(found.path) for found in measured if found.path]:
             raise BadInput(
@@ -158,12 +168,16 @@ def _write(
     """Write the page of all pieces whose measurements are there, and return its path."""
     pieces = catalogue.PIECES.values()
     there = {piece.name for piece in pieces if all(m.name in results for m in piece.measurements)}
-    sections = []
+    sections, findings, sets = [], dict[str, tuple[str, str]](), dict[str, None]()
     for chapter in catalogue.CHAPTERS:
         items: list[Item] = []
         for piece in chapter.pieces:
             if piece.name in there and piece.within not in there:
-                items += _reported(setting, piece, [results[m.name] for m in piece.measurements])
+                new, finding = _reported(setting, piece, [results[m.name] for m in piece.measurements])
+                items += new
+                if finding:
+                    findings[piece.name] = finding, new[0].name
+                sets |= dict.fromkeys(name for m in piece.measurements for name in m.data)
         if items:
             sections.append(page.Section(chapter.title, (chapter.text,), tuple(items)))
     facts = [
@@ -184,7 +198,15 @@ def _write(
         )
         facts.append((name, f"`python -m lpfamily.train {told}`{alike}{elsewhere}"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
-    return page.write(setting.out, title, sections, facts, warn)
+    summary = page.Summary(
+        (
+            ("date", time.strftime("%Y-%m-%d")),
+            ("data", ", ".join(sets) or "none"),
+            ("budget", f"{setting.budget}: {BUDGETS[setting.budget]}"),
+        ),
+        tuple(findings[name] for name in catalogue.FINDINGS if name in findings)[:3],
+    )
+    return page.write(setting.out, title, sections, facts, warn, summary)
 
 
 if __name__ == "__main__":

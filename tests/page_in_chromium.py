@@ -1,5 +1,6 @@
 """The report as a browser shows it: on a wide and on a narrow screen, light and dark, and on paper."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,12 +10,14 @@ import sample_report as sample
 from selenium import webdriver
 
 from lpfamily.report import page
+from lpfamily.report.contents import Plot
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    return page.write(folder, sample.TITLE, sample.SECTIONS, sample.FACTS).as_uri()
+    path = page.write(folder, sample.TITLE, sample.SECTIONS, sample.FACTS, summary=sample.SUMMARY)
+    return path.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def show(driver, url, width, scheme="light", media="screen"):
     driver.get(url)
 
 
-@pytest.fixture(params=[(1200, "light"), (1200, "dark"), (360, "light"), (360, "dark")], ids=str)
+@pytest.fixture(params=itertools.product((390, 1280, 1920), ("light", "dark")), ids=str)
 def shown(request, chromium, url):
     """Return a browser with the page on a screen of so many pixels' width."""
     show(chromium, url, *request.param)
@@ -72,6 +75,32 @@ def test_nothing_is_wider_than_the_screen(shown):
     assert beyond == []
 
 
+def test_a_table_shows_its_last_column_or_can_be_scrolled_to_it(shown):
+    wide = shown.execute_script("return innerWidth") >= 1280
+    for scroll in (False, True):
+        seen = shown.execute_script(
+            "return [...document.querySelectorAll('.scroll:has(table)')].map(box => {"
+            "  if (arguments[0]) box.scrollLeft = box.scrollWidth;"
+            "  const last = box.querySelector('thead th:last-child').getBoundingClientRect();"
+            "  const edge = box.getBoundingClientRect();"
+            "  return [last.left, last.right, Math.min(edge.right, document.documentElement.clientWidth)];"
+            "})",
+            scroll,
+        )
+        assert len(seen) == 5
+        if wide or scroll:
+            assert all(0 < left < right <= edge + 1 for left, right, edge in seen)
+
+
+def test_captions_and_prose_begin_where_the_page_does(shown):
+    edges = shown.execute_script(
+        "const all = 'h1, h2, section > p, figcaption, caption span, table, svg, .notes p, dl';"
+        "return [...document.querySelectorAll(all)].map(e => e.getBoundingClientRect().left)"
+    )
+    assert min(edges) >= 16
+    assert max(edges) - min(edges) < 1
+
+
 def test_every_figure_is_seen_and_holds_its_text(shown):
     figures = shown.execute_script(
         "const box = e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom] };"
@@ -85,6 +114,44 @@ def test_every_figure_is_seen_and_holds_its_text(shown):
         for text, box in texts:
             assert left - 1 <= box[0] <= box[2] <= right + 1, text
             assert top - 1 <= box[1] <= box[3] <= bottom + 1, text
+
+
+def test_all_text_stands_out_from_what_is_behind_it(shown):
+    weakest = shown.execute_script(
+        """
+        const light = text => {
+          const [r, g, b] = text.match(/[0-9.]+/g).map(Number).map(v => v / 255)
+            .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const behind = e => {
+          const colour = getComputedStyle(e).backgroundColor;
+          return /, 0\\)$/.test(colour) ? behind(e.parentElement) : colour;
+        };
+        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        let weakest = [99, ""];
+        while (walker.nextNode()) {
+          const e = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
+          if (!text || e.closest("desc")) continue;
+          const ink = getComputedStyle(e)[e.closest("svg") ? "fill" : "color"];
+          const [low, high] = [light(ink), light(behind(e))].sort((a, b) => a - b);
+          const contrast = (high + 0.05) / (low + 0.05);
+          if (contrast < weakest[0]) weakest = [contrast, text];
+        }
+        return weakest;
+        """
+    )
+    assert weakest[0] >= 4.5, weakest
+
+
+def test_every_figure_has_a_text_for_those_who_do_not_see_it(shown):
+    said = shown.execute_script(
+        "return [...document.querySelectorAll('svg, img, canvas')].map(e => e.getAttribute('alt') || "
+        "document.getElementById(e.getAttribute('aria-labelledby')).textContent)"
+    )
+    assert said == [
+        item.alt for section in sample.SECTIONS for item in section.items if isinstance(item, Plot)
+    ]
 
 
 def test_text_stands_out_in_either_scheme_and_in_figures(shown):
@@ -104,7 +171,7 @@ def brightness(colour):
 
 
 def test_a_caption_and_the_rows_names_stay_where_a_table_is_scrolled(chromium, url):
-    show(chromium, url, 360)
+    show(chromium, url, 390)
     left = (
         "return ['caption span', 'tbody th', 'tbody td'].map("
         "q => document.querySelector('#errors ' + q).getBoundingClientRect().left)"

@@ -53,16 +53,16 @@ class Page(HTMLParser):
         return [e[name] for tag, e in self.elements if name in e and (of is None or tag == of)]
 
 
-def written(folder, *items, title="", sections=None, facts=()):
+def written(folder, *items, title="", sections=None, facts=(), summary=None):
     """Return the page of a report, by default of one section with some items, and its text."""
-    path = page.write(folder, title, sections or (page.Section("", (), items),), facts)
+    path = page.write(folder, title, sections or (page.Section("", (), items),), facts, summary=summary)
     return Page(path.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    page.write(folder / "new", sample.TITLE, sample.SECTIONS, sample.FACTS)
+    page.write(folder / "new", sample.TITLE, sample.SECTIONS, sample.FACTS, summary=sample.SUMMARY)
     return folder / "new"
 
 
@@ -127,7 +127,17 @@ def everywhere(text):
         "title": text,
         "sections": (page.Section(text, (text, f"{text} `{text}`", f'[{text}](https://x.org/<&")'), items),),
         "facts": ((text, text),),
+        "summary": page.Summary(((text, text),), ((text, "t"),)),
     }
+
+
+def test_a_page_begins_with_its_summary(whole):
+    text = " ".join(part.strip() for part in whole.text)
+    places = [
+        text.index(said) for said in ("Summary", "2026-11-29", "Noise adds 0.12%. Table IX", "Contents")
+    ]
+    assert places == sorted(places)
+    assert {"#errors", "#predicted"} <= set(whole.values("href", "a"))
 
 
 def test_no_text_is_markup(tmp_path):
@@ -234,7 +244,7 @@ def test_a_report_is_the_same_bytes_whatever_the_users_settings(folder, tmp_path
     settings = {"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "salt", "svg.fonttype": "path"}
     with mpl.rc_context(settings):
         before = dict(mpl.rcParams)
-        page.write(tmp_path, sample.TITLE, sample.SECTIONS, sample.FACTS)
+        page.write(tmp_path, sample.TITLE, sample.SECTIONS, sample.FACTS, summary=sample.SUMMARY)
         assert dict(mpl.rcParams) == before
     for path in folder.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name

@@ -4,6 +4,7 @@ import json
 import math
 from xml.etree import ElementTree as ET
 
+import findings
 import numpy as np
 import pytest
 from backends_under_test import NETWORK, trainer_on_digits
@@ -253,7 +254,10 @@ def contents(tmp_path_factory):
                     kept[each.name] = json.loads(
                         json.dumps(each.measure(setting, lambda *said: None), allow_nan=False)
                     )
-            found += piece.report(setting, *(kept[each.name] for each in piece.measurements))
+            results = [kept[each.name] for each in piece.measurements]
+            found += piece.report(setting, *results)
+            if piece.finding:
+                findings.check(piece, setting, *results)
     return {each.name: each for each in found}
 
 
@@ -303,6 +307,7 @@ def test_a_network_that_has_not_learned_is_not_in_the_averages():
     (piece,) = (each for each in CHAPTER.pieces if each.name == "table-transfer")
     (table,) = piece.report(Setting(None, None), found)
     averages, left_out = table.notes[:2]
+    assert "35.00% under perturbations" in findings.check(piece, Setting(None, None), found)
     assert "20.00% clean" in averages
     assert "35.00% under another network's perturbations" in averages
     assert "70.00% under a network's own" in averages

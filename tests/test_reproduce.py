@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import findings
 import numpy as np
 import pytest
 from backends_under_test import NAMES
@@ -466,6 +467,38 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
     assert [row[9] for row in table.rows] == [0.2017, 0.1436, 0.0242, 0.0129]
 
 
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ((0.010, 0.011, 0.0121), "a gain"),
+        ((0.031, 0.032, 0.0331), "a loss"),
+        ((0.018, 0.020, 0.025), "no sure difference"),
+        ((0.010, 0.010, 0.010), "a gain"),  # by the size of the test set, as the differences are all alike
+        ((0.021, 0.021, 0.021), "no sure difference"),
+        ((0.91, 0.5, 0.5), "is at chance"),
+    ],
+)
+def test_the_finding_of_table_1_is_what_its_numbers_say(tmp_path, ours, said):
+    setting, piece = Setting(tmp_path, None, budget="paper"), catalogue.PIECES["table1"]
+    found = {name: [result(0.02, seed) for seed in range(3)] for name in measure.DENSE.networks}
+    found["maxout-p2"] = [result(error, seed) for seed, error in enumerate(ours)]
+    finding = findings.check(piece, setting, found)
+    assert said in finding
+    assert "Maxout + dropout + gradient p = 2" in finding
+
+
+def test_the_findings_of_tables_2_to_5_are_what_their_numbers_say(tmp_path):
+    noise = {"0.1": 0.05, "0.3": 0.25}
+    for name in "table2", "table3", "table4", "table4-dense", "table5":
+        piece = catalogue.PIECES[name]
+        found = [{network: [result(0.02, **noise)] for network in m.networks} for m in piece.measurements]
+        findings.check(piece, Setting(tmp_path, None, budget="paper"), *found)
+
+
+def test_what_matters_most_is_known_of_each_finding():
+    assert sorted(catalogue.FINDINGS) == sorted(p.name for p in catalogue.PIECES.values() if p.finding)
+
+
 # The command
 
 
@@ -506,6 +539,31 @@ def test_what_is_measured_is_kept(counted, tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert "python -m lpfamily.reproduce count" in page
     assert "So often." in page
+
+
+def test_the_page_begins_with_the_three_findings_that_matter_most(counted, monkeypatch, tmp_path):
+    pieces = {
+        name: replace(
+            catalogue.PIECES["count"],
+            name=name,
+            report=lambda setting, found, name=name: [
+                Table(name, f"{name}. Title", (Column("n"),), ((found["count"],),))
+            ],
+            finding=lambda setting, found, name=name: f"{name} is {found['count']}.",
+        )
+        for name in "abcd"
+    }
+    monkeypatch.setattr(catalogue, "PIECES", pieces)
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("Counting", "", tuple(pieces.values())),))
+    monkeypatch.setattr(catalogue, "FINDINGS", ("d", "none", "b", "a", "c"))
+    assert reproduce.main(["all", "--out", str(tmp_path), *QUIET]) == 0
+    page = (tmp_path / "index.html").read_text()
+    said = re.findall(r'<li>(\w) is 1\. <a href="#(\w)">', page)
+    assert said == [("d", "d"), ("b", "b"), ("a", "a")]
+    assert re.search(r"<dt>date</dt><dd>\d{4}-\d\d-\d\d</dd>", page)
+    assert "<dt>budget</dt><dd>quick: " in page
+    assert reproduce.main(["all", "--out", str(tmp_path), "--budget", "paper", *QUIET]) == 0
+    assert "<dt>budget</dt><dd>paper: " in (tmp_path / "index.html").read_text()
 
 
 def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import findings
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -237,6 +238,13 @@ def reported(result):
             assert all(len(row) == len(heads) for row in table.rows)
             columns[table.name] = dict(zip(heads, zip(*table.rows, strict=True), strict=True))
     return columns, [item for item in made if isinstance(item, Plot)]
+
+
+def test_findings_say_what_their_tables_say():
+    result, pieces = synthetic(), [piece for piece in CHAPTER.pieces if piece.finding]
+    assert len(pieces) == 3
+    for piece in pieces:
+        findings.check(piece, SETTING, result)
 
 
 def test_table_8_follows_from_the_paper_s_numbers():

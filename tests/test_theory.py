@@ -3,6 +3,7 @@
 import json
 import math
 
+import findings
 import numpy as np
 import pytest
 from backends_under_test import trainer_on_digits
@@ -144,6 +145,10 @@ def test_the_sentence_says_what_was_found(contents):
     said = next(CHAPTER.pieces[0].report(Setting(None, None), bent)).notes[0]
     assert "at p = 2 nowhere" in said
     assert said != plot.notes[0]
+
+
+def test_the_finding_is_of_the_figure(contents):
+    findings.check(CHAPTER.pieces[0], Setting(None, None), contents[0])
 
 
 def test_the_table_has_a_row_for_all_that_was_measured(contents):

@@ -62,6 +62,8 @@ class Piece:
     """report(setting, *results) gives what the results of the measurements are."""
     within: str = ""
     """Another piece that says all of it, where both are on the page."""
+    finding: Callable[..., str] | None = None
+    """finding(setting, *results) says in a sentence or two what the first item of the report shows."""
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ def rendered(
     A PNG is seen by itself: it is on white, as a viewer has anything behind a file, and below its title. An
     SVG is for pages, which have a caption. `name` is that of the figure in the warning.
     """
-    found = {}
+    found, formats = {}, tuple(formats)
     try:
         with drawn(draw, size) as figure:
-            for kind in sorted(formats, reverse=True):  # the SVG before there is a title
+            for kind in sorted(formats, reverse=True):  # the SVG has no title
                 if kind == "png":
                     entitle(figure, title)
                 content = BytesIO()
@@ -123,7 +123,7 @@ def rendered(
         reason = textwrap.shorten(str(cause) or type(cause).__name__, 200, placeholder=" ...")
         warn(f"{name} could not be drawn ({reason}); nothing else depends on it")
         return {}
-    return found
+    return {kind: found[kind] for kind in formats}
 
 
 LINE = 0.24

@@ -34,12 +34,23 @@ class Section:
     items: tuple[Item, ...] = ()
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a reader who reads no further should know; its texts are marked up like those of a section."""
+
+    facts: tuple[tuple[str, str], ...]
+    """Names and values, such as the date."""
+    findings: tuple[tuple[str, str], ...]
+    """Sentences, each with the name of the table or figure that it is read from."""
+
+
 def write(
     folder: Path,
     title: str,
     sections: Sequence[Section],
     facts: Sequence[tuple[str, str]] = (),
     warn: Callable[[str], None] = warnings.warn,
+    summary: Summary | None = None,
 ) -> Path:
     """Write a report and return the path of its page, folder/index.html.
 
@@ -59,6 +70,8 @@ def write(
         How the report was made: commands, seeds, versions, times. Values are marked up like text.
     warn : function of a line
         Is told of each figure that cannot be drawn. The page then has its text in words alone.
+    summary : Summary, optional
+        What stands at the top.
 
     Raises
     ------
@@ -71,6 +84,7 @@ def write(
     shown = {item.name: _put(item, folder, warn) for item in items}
     body = [
         f"<header>\n<h1>{escape(title)}</h1>\n</header>",
+        _summary(summary, items) if summary else "",
         _contents(sections, facts),
         *(_section(number, section, shown) for number, section in enumerate(sections, 1)),
         _facts(facts),
@@ -103,10 +117,24 @@ def _check(items: Sequence[Item]) -> None:
                     )
 
 
-def _titled(tag: str, name: str, title: str, parts: Iterable[str]) -> str:
+def _titled(tag: str, name: str, title: str, parts: Iterable[str], attributes: str = "") -> str:
     """Return parts of the page below a heading, which is their label too."""
     heading = f'<h2 id="section.{name}">{escape(title)}</h2>'
-    return "\n".join([f'<{tag} aria-labelledby="section.{name}">', heading, *parts, f"</{tag}>"])
+    return "\n".join([f'<{tag} aria-labelledby="section.{name}"{attributes}>', heading, *parts, f"</{tag}>"])
+
+
+def _summary(summary: Summary, items: Sequence[Item]) -> str:
+    facts = (f"<div><dt>{escape(name)}</dt><dd>{_prose(value)}</dd></div>" for name, value in summary.facts)
+    parts = ["<dl>", *facts, "</dl>"]
+    # "Table I", where the title goes on after a full stop
+    names = {item.name: item.title.partition(". ")[0] for item in items}
+    if summary.findings:
+        said = (
+            f'<li>{_prose(text)} <a href="#{name}">{escape(names[name])}</a></li>'
+            for text, name in summary.findings
+        )
+        parts += ["<ol>", *said, "</ol>"]
+    return _titled("section", "summary", "Summary", parts, ' class="summary"')
 
 
 def _contents(sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:

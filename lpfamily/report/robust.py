@@ -39,8 +39,8 @@ def curves(figure: Figure, content: Content) -> None:
         plots.band(axes, sigmas, one_step, n, plots.ONE_STEP, "one step")
         plots.band(axes, sigmas, errors, n, plots.MANY_STEPS, "all attacks", "o")
         known = np.sort([radius for radius in content["balls"][p]["smallest"] if radius is not None])
-        share, style = np.arange(1, len(known) + 1) / n, {"where": "post", "lw": 1}
-        axes.step(known, 100 * share, color=plots.MANY_STEPS, label="by smallest sigma", **style)
+        share, colour = 100 * np.arange(1, len(known) + 1) / n, plots.MANY_STEPS
+        axes.step(known, share, where="post", lw=1, color=colour, label="by smallest sigma")
     legend_below(figure, 3)
 
 

@@ -125,7 +125,7 @@ def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
         f"The perturbations of ten digits. The correlation of neighbouring pixels, 1 for strokes and "
         f"0 for noise, is {smooth}."
     )
-    title = "Figure 3. The perturbations of Figure 2, ten times as large"
+    title = "Figure 3. The perturbations of Figure 2 (p = 2, sigma 1), ten times as large"
     yield Plot("figure3", title, alt, draw, (7.0, 1.5), notes)
 
 
@@ -148,7 +148,13 @@ def _turned(found: Json) -> Table:
         "Runner-up: the most probable wrong class of the clean image. Becomes: the prediction at sigma 10.",
         "The paper's digits are other images, and it says what a reader sees, not what a network does.",
     )
-    return Table("figure4-digits", "Figure 4 in words", shown, rows, notes)
+    return Table(
+        "figure4-digits",
+        "Figure 4 in words. What each of its digits is taken for after a step of p = 2, sigma 10",
+        shown,
+        rows,
+        notes,
+    )
 
 
 def _led(found: Json) -> Table:
@@ -165,7 +171,8 @@ def _led(found: Json) -> Table:
         f"All {found['examples']:,} test examples, p = 2. The paper argues that a perturbation injects the "
         f"class that the network confuses an image with (III-B), and measures nothing.",
     )
-    return Table("figure4-classes", "What perturbed digits are taken for", heads, tuple(rows), notes)
+    title = "Section III-B. What MNIST test digits are taken for after a step of p = 2"
+    return Table("figure4-classes", title, heads, tuple(rows), notes)
 
 
 def _mean_radius(radii: Sequence[float | None]) -> float | None:
@@ -199,7 +206,11 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
         f"Perturbations of ten digits for five p, from a single pixel at p = 1 to all pixels alike at p = "
         f"inf. Mean sigma: {said}."
     )
-    yield Plot("figure-p", "Perturbations that raise the loss alike, by p", alt, draw, (7.0, 4.0), notes)
+    title = (
+        "Perturbations of ten digits that raise the loss of a sigmoid network alike, by p: red adds ink, "
+        "blue takes it away"
+    )
+    yield Plot("figure-p", title, alt, draw, (7.0, 4.0), notes)
 
 
 def _draw_classes(found: Json, figure: Figure) -> None:
@@ -237,11 +248,33 @@ def _classes(setting: Setting, found: Json) -> Iterator[Item]:
     )
     yield Plot(
         "figure-classes",
-        "What classes contribute to a perturbation (eq. 25)",
+        "What each class contributes to the perturbation of a digit (eq. 25, p = 2, sigma 1)",
         f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
         lambda figure: _draw_classes(found, figure),
         (7.0, 4.3),
         notes,
+    )
+
+
+def _averages(found: Json) -> dict[str, float]:
+    """Return mean errors over networks that have learned: clean, under noise, others' steps, their own."""
+    clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
+    learned = [name for name in perturbed if clean[name] < CHANCE / 2]
+    errors = {
+        "clean": [clean[name] for name in learned],
+        "noise": [noise[name] for name in learned],
+        "foreign": [perturbed[a][b] for a in learned for b in learned if a != b],
+        "own": [perturbed[name][name] for name in learned],
+    }
+    return {name: float(np.mean(each)) if each else math.nan for name, each in errors.items()}
+
+
+def _transfer_finding(_: Setting, found: Json) -> str:
+    means = _averages(found)
+    return (
+        f"On average over networks the error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
+        f"noise, {means['foreign']:.2%} under perturbations of the same norm that were made for another "
+        f"network, and {means['own']:.2%} under those made for itself."
     )
 
 
@@ -253,15 +286,12 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
         *((NETWORKS[source].label, *each.values()) for source, each in perturbed.items()),
     )
     learned = [name for name in perturbed if clean[name] < CHANCE / 2]
-    foreign = [perturbed[a][b] for a in learned for b in learned if a != b]
-    own = [perturbed[name][name] for name in learned]
-    groups = ([clean[name] for name in learned], [noise[name] for name in learned], foreign, own)
-    means = [float(np.mean(each)) if each else math.nan for each in groups]
+    means = _averages(found)
     labels = {name: NETWORKS[name].label for name in perturbed}
     notes = (
-        f"On average over networks the error is {means[0]:.2%} clean, {means[1]:.2%} under noise of the same "
-        f"norm, {means[2]:.2%} under another network's perturbations, and {means[3]:.2%} under a network's "
-        f"own.",
+        f"On average over networks the error is {means['clean']:.2%} clean, {means['noise']:.2%} under noise "
+        f"of the same norm, {means['foreign']:.2%} under another network's perturbations, and "
+        f"{means['own']:.2%} under a network's own.",
         *(
             f"{label} has learned too little at this budget, and is not in the averages."
             for name, label in labels.items()
@@ -273,26 +303,42 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
         *network_notes(setting, found["runs"]),
     )
     heads = columns((TEXT, "perturbation of"), (PERCENT, *labels.values()))
-    title = "III-C. Errors under the perturbations of other networks"
+    title = (
+        "Section III-C. Test errors on MNIST under perturbations that were made for other networks (p = 2, "
+        "sigma 1)"
+    )
     yield Table("table-transfer", title, heads, rows, notes)
 
 
 FIGURE_4 = _figure(
-    "figure4", "Figure 4. Digits perturbed at p = 2, sigma 10", 10.0, measure.PICTURED, *_PERTURBED
+    "figure4",
+    "Figure 4. Digits perturbed at p = 2, sigma 10, and what sigmoid networks predict",
+    10.0,
+    measure.PICTURED,
+    *_PERTURBED,
 )
 CHAPTER = Chapter(
     "What a perturbation looks like (section III)",
     "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
     "why perturbations carry over from one network to another.",
     (
-        _figure("figure1", "Figure 1. Digits as they are", 0.0, measure.PICTURED[:1]),
         _figure(
-            "figure2", "Figure 2. Digits perturbed at p = 2, sigma 1", 1.0, measure.PICTURED, *_PERTURBED
+            "figure1",
+            "Figure 1. Digits as they are, and what a sigmoid network predicts",
+            0.0,
+            measure.PICTURED[:1],
+        ),
+        _figure(
+            "figure2",
+            "Figure 2. Digits perturbed at p = 2, sigma 1, and what sigmoid networks predict",
+            1.0,
+            measure.PICTURED,
+            *_PERTURBED,
         ),
         Piece("figure3", (measure.DIGITS,), _figure3),
         Piece("figure4", (measure.DIGITS,), _figure4),
         Piece("figure-p", (measure.EXPONENT_STEPS,), _exponents),
         Piece("figure-classes", (measure.CLASS_PARTS,), _classes),
-        Piece("table-transfer", (measure.TRANSFERRED,), _transfer),
+        Piece("table-transfer", (measure.TRANSFERRED,), _transfer, finding=_transfer_finding),
     ),
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OF_SOFTMAX = "of softmax models of weight decay lambda on MNIST"
 LENGTH, FINE = "{:.4f}", "{:.3%}"
 BOTH = "training", "test"
 MOMENTS = {"mean": "mean", "deviation": "std"}
@@ -84,7 +85,7 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
     yield _table(
         "table6",
-        "Table VI: minimum perturbations of softmax models on MNIST along the gradient of the loss",
+        f"Table VI. Distance to the decision boundary along the gradient of the loss, {OF_SOFTMAX}",
         (("{:g}", "c"), (LENGTH, *along)),
         (row(*each) for each in models),
         "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
@@ -102,7 +103,7 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     )
     yield _table(
         "table6-margins",
-        "Distances to the nearest boundary of the same models",
+        f"Distance to the nearest decision boundary in L2, L1 and Linf, {OF_SOFTMAX}",
         [(LENGTH, "L2 along the gradient", *exact)],
         (margins(name, found) for name in counts for found in result["models"]),
         "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
@@ -128,7 +129,7 @@ DRAWN = (
 def _table7(_: Setting, result: Json) -> Iterator[Item]:
     yield _table(
         "table7",
-        "Table VII: error of softmax models on MNIST under Gaussian noise",
+        f"Table VII. Error under Gaussian noise of standard deviation sigma, {OF_SOFTMAX}",
         (
             *(("{:g}", "sigma"), (PERCENT, "paper", "training"), (FINE, "standard error, training")),
             *((PERCENT, "test"), (FINE, "standard error, test")),
@@ -171,7 +172,7 @@ def _table8(_: Setting, result: Json) -> Iterator[Item]:
     heads = *of_paper, "eq. 33, ours", "two-sided", "at least", "at most", "measured"
     yield _table(
         "table8",
-        "Table VIII: error under Gaussian noise as estimated from the distances, training images",
+        f"Table VIII. Training error under Gaussian noise, predicted from the distances, {OF_SOFTMAX}",
         (("{:g}", "sigma"), (PERCENT, *heads)),
         (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
         "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
@@ -206,7 +207,7 @@ def _table9(_: Setting, result: Json) -> Iterator[Item]:
     predicted = (f"predicted, {line}" for line in ("through zero", "one-sided", "two-sided"))
     yield _table(
         "table9",
-        f"Table IX: error that Gaussian noise of sigma = {SMALL} adds",
+        f"Table IX. Error that Gaussian noise of sigma = {SMALL} adds, measured and predicted, {OF_SOFTMAX}",
         ((PERCENT, "actual, paper"), (FINE, *measured), (PERCENT, "predicted, paper"), (FINE, *predicted)),
         (row(name, *model) for name in result["examples"] for model in _models(result)),
         f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
@@ -260,7 +261,7 @@ def _figure5(_: Setting, result: Json) -> Iterator[Item]:
     peak = (np.argmax(counts) + 0.5) * most / len(counts)
     yield Plot(
         "figure5",
-        "Figure 5: minimum perturbations of softmax models on MNIST",
+        f"Figure 5. Distribution of the distances of Table VI, {OF_SOFTMAX}",
         "Histograms of three models, of one shape on three scales: a peak below the mean and a long "
         f"tail. For {models[0]['name']}, the peak is near {peak:.2f}, the mean is {mean:.3f}, the "
         f"largest {most:.2f}. The normal distribution of the same mean and deviation has "
@@ -291,7 +292,7 @@ def _figure7(_: Setting, result: Json) -> Iterator[Item]:
     )
     yield Plot(
         "figure7",
-        f"Figure 7: minimum perturbations up to {CUT}",
+        f"Figure 7. Distribution of the distances up to {CUT}, {OF_SOFTMAX}",
         "Histograms of the distances of right images, and to the left of zero of wrong ones. The "
         "density is nearly a line, but not one through zero, and it goes on below. Lines for a "
         f"distance a: {lines}.",
@@ -318,7 +319,7 @@ def _figure6(_: Setting, result: Json) -> Iterator[Item]:
     change = np.abs(np.array(result["noisy"]) - np.array(result["clean"])).max()
     yield Plot(
         "figure6",
-        f"Figure 6: images corrupted by Gaussian noise of sigma = {SMALL}",
+        f"Figure 6. MNIST digits, clean and under Gaussian noise of sigma = {SMALL}",
         "The first training image of each digit, above as it is and below with noise. No pixel changes "
         f"by more than {change:.3f} of the range from black to white: the rows look the same.",
         draw,
@@ -327,15 +328,50 @@ def _figure6(_: Setting, result: Json) -> Iterator[Item]:
     )
 
 
+def _table6_finding(_: Setting, result: Json) -> str:
+    said = (
+        f"{found['training']['along']['mean']:.4f} for {found['name']} (the paper: {paper.mean:.4f})"
+        for paper, found in _models(result)
+        if paper.mean is not None
+    )
+    return (
+        "The mean distance of a training image to the decision boundary, along the gradient, is "
+        f"{', '.join(said)}."
+    )
+
+
+def _table8_finding(_: Setting, result: Json) -> str:
+    largest = max(STDS)
+    said = []
+    for found in result["models"]:
+        here = found["training"]
+        predicted = _eq33(here["error"], here["along"]["mean"], here["along"]["std"], largest)
+        said.append(f"{predicted:.2%} for {found['name']} (measured: {_noise(here, largest)[0]:.2%})")
+    return (
+        f"Under Gaussian noise of sigma = {largest}, eq. 33 predicts from the distances alone an error of "
+        f"{', '.join(said)}."
+    )
+
+
+def _table9_finding(_: Setting, result: Json) -> str:
+    found = next(found for paper, found in _models(result) if paper.mean == PAPER[2].mean)
+    drawn, name = found["training"]["noise"][f"{SMALL:g}"], found["name"]
+    return (
+        f"Noise of sigma = {SMALL} turns {drawn['spoiled']:.3%} of the training images from right to wrong "
+        f"and {drawn['corrected']:.3%} from wrong to right ({name}): the error grows by the difference, "
+        f"{drawn['error'] - found['training']['error']:.3%}."
+    )
+
+
 CHAPTER = Chapter(
     "Minimum perturbations and Gaussian noise (section V)",
     "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
     "the gradient, and what that says of the errors under Gaussian noise.",
     (
-        Piece("table6", (SOFTMAX,), _table6),
+        Piece("table6", (SOFTMAX,), _table6, finding=_table6_finding),
         Piece("table7", (SOFTMAX,), _table7),
-        Piece("table8", (SOFTMAX,), _table8),
-        Piece("table9", (SOFTMAX,), _table9),
+        Piece("table8", (SOFTMAX,), _table8, finding=_table8_finding),
+        Piece("table9", (SOFTMAX,), _table9, finding=_table9_finding),
         Piece("figure5", (SOFTMAX,), _figure5),
         Piece("figure6", (PICTURES,), _figure6),
         Piece("figure7", (SOFTMAX,), _figure7),

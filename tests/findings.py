@@ -1,0 +1,25 @@
+"""A finding of the page's summary has its numbers from the table or figure that it names."""
+
+import re
+
+from lpfamily.report.contents import Plot
+
+NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
+
+
+def check(piece, setting, *results):
+    """Return the finding of a piece; raise unless all its numbers are in the first item of its report."""
+    item = next(iter(piece.report(setting, *results)))
+    text = [item.title, *item.notes]
+    if isinstance(item, Plot):
+        text.append(item.alt)
+    else:
+        text += [column.head for column in item.columns]
+        cells = [pair for row in item.rows for pair in zip(row, item.columns, strict=True)]
+        text += [
+            cell if isinstance(cell, str) else c.format.format(cell) for cell, c in cells if cell is not None
+        ]
+    finding = piece.finding(setting, *results)
+    missing = set(NUMBER.findall(finding)) - set(NUMBER.findall(" ".join(text)))
+    assert not missing, (finding, missing)
+    return finding
