@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import sample_report as sample
@@ -191,3 +192,18 @@ def test_paper_cuts_nothing_off_and_is_not_dark(chromium, url):
     text = chromium.execute_script("return getComputedStyle(document.body).color")
     assert cut == 0
     assert brightness(text) < 60
+
+
+FORMULA = """<!DOCTYPE html><link rel="stylesheet" href="{css}"><math display="block"><mrow><mo>(</mo>
+<mfrac><mi>g</mi><mfrac><mi>h</mi><mi>p</mi></mfrac></mfrac><mo>)</mo></mrow></math>"""
+
+
+def test_parentheses_stretch_without_a_font_for_mathematics_on_the_machine(chromium, tmp_path):
+    css = Path(__file__).parent.parent / "docs/_static/pages.css"
+    (tmp_path / "formula.html").write_text(FORMULA.format(css=css.as_uri()))
+    show(chromium, (tmp_path / "formula.html").as_uri(), 1280)
+    heights = chromium.execute_async_script(
+        "const done = arguments[0]; document.fonts.ready.then(() => done(['mo', 'mfrac'].map("
+        "q => document.querySelector(q).getBoundingClientRect().height)))"
+    )
+    assert heights[0] >= 0.9 * heights[1] > 30

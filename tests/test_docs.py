@@ -3,10 +3,14 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 from conftest import NAMES, UNDER_TEST
+from PIL import Image
+
+import lpfamily
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = {
@@ -35,3 +39,38 @@ def test_a_page_prints_what_it_says(page, block):
         printed = scopes.enter_context(contextlib.redirect_stdout(io.StringIO()))
         exec(compile(block["code"], page.name, "exec"), {})  # noqa: S102 (the page is ours)
     assert printed.getvalue() == (block["printed"] or "")
+
+
+FIGURE = re.compile(r"```\{figure\} (?P<path>\S+)\n:alt: (?P<alt>.+)\n\n(?P<caption>(?:(?!```).+\n)+)```\n")
+
+
+def test_each_figure_is_there_and_told_in_words():
+    shown, with_figures = set(), set()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        found = list(FIGURE.finditer(text))
+        assert len(found) == text.count("{figure}") + text.count("![") + text.count("<img"), page
+        with_figures |= {page.name for _ in found}
+        for figure in found:
+            assert len(figure["alt"]) > 80
+            assert len(figure["caption"]) > 200
+            shown.add((page.parent / figure["path"]).resolve())
+    assert shown == set((ROOT / "docs/figures").iterdir())
+    assert with_figures == {"index.md", "robustness.md", "noise.md", "objectives.md"}
+
+
+def test_the_figures_are_what_their_command_draws(tmp_path, capsys):
+    runpy.run_path(str(ROOT / "docs/figures.py"))["main"](tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs/figures").iterdir()} - {"figure-p.png"}
+    for name in drawn:
+        path = ROOT / "docs/figures" / name
+        assert path.stat().st_size < 50_000
+        with Image.open(path) as kept, Image.open(tmp_path / name) as anew:
+            assert kept.size == anew.size
+
+
+def test_the_reference_begins_with_the_step_and_has_all_that_is_public():
+    functions = re.findall(r"autofunction:: lpfamily\.(\w+)", (ROOT / "docs/api/core.md").read_text())
+    assert functions[0] == "epsilon"
+    assert sorted(functions) == sorted(lpfamily.__all__)
