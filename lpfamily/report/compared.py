@@ -55,6 +55,7 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
     """Write a page that compares them, with its table as CSV and its curves as PNG and SVG."""
     first = next(iter(results.values()))
     size = plots.panels_size(list(first["balls"]))
+    title = f"Error of each run in Lp balls of radius sigma, {first['examples']} test examples"
     heads = (head for name in results for head in (name, f"{name}: standard error"))
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (p, sigma, *(value for error in errors for value in error)) for p, sigma, errors in _errors(results)
@@ -74,11 +75,11 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
             (
                 Table(
                     "errors",
-                    "Error by p and sigma",
+                    f"{title}, and standard errors",
                     columns((TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, *heads)),
                     rows,
                 ),
-                Plot("curves", "Error against sigma", alt, partial(curves, results=results), size),
+                Plot("curves", title, alt, partial(curves, results=results), size),
             ),
         ),
         *(
@@ -88,7 +89,7 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
                 (
                     Plot(
                         f"curves-{number}",
-                        f"{name}: error against sigma",
+                        f"{name}: test error in Lp balls, after one step, after many and under noise",
                         f"By one step, by up to {result['steps']} steps and by noise of the same norm.",
                         partial(plots.robustness_curves, result=result),
                         size,

@@ -25,7 +25,7 @@ _LOOKS = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
     "axes.titlesize": "medium",
-    "figure.titlesize": "large",
+    "figure.titlesize": 11,
     "grid.alpha": 0.15,
     # numbers as a person writes them: 0.01 rather than a power of ten, 2.3 rather than 0.03 with 2.27 aside
     "axes.formatter.useoffset": False,
@@ -91,7 +91,10 @@ def entitle(figure: Figure, title: str) -> None:
         return
     width, height = figure.get_size_inches()
     # what a title names may be no Unicode, and a folder's name may have dollar signs
-    lines = textwrap.wrap(title.encode(errors="backslashreplace").decode(), round(11 * width))
+    text, most = title.encode(errors="backslashreplace").decode(), round(12 * width)
+    count = len(textwrap.wrap(text, most))
+    # the narrowest that takes no more lines, so that none has a single word
+    lines = next(found for each in range(1, most + 1) if len(found := textwrap.wrap(text, each)) == count)
     figure.set_size_inches(width, height + LINE * len(lines))
     figure.suptitle("\n".join(lines), parse_math=False)
 

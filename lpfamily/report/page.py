@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from lpfamily.report.contents import INK, Cell, Column, Item, Plot, Table
+from lpfamily.report.contents import INK, TEXT, Cell, Column, Item, Plot, Table
 from lpfamily.report.looks import rendered
 from lpfamily.training import runs
 
@@ -208,8 +208,10 @@ def _csv(table: Table) -> str:
 
 def _table(table: Table) -> str:
     classes = [
-        ' class="number"' if any(not isinstance(row[k], str | None) for row in table.rows) and k else ""
-        for k in range(len(table.columns))
+        ' class="number"'
+        if k and (column.format != TEXT or any(not isinstance(row[k], str | None) for row in table.rows))
+        else ""
+        for k, column in enumerate(table.columns)
     ]
     heads = (
         f'<th scope="col"{aligned}>{escape(column.head)}</th>'

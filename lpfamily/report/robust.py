@@ -81,7 +81,7 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                 (
                     Table(
                         "errors",
-                        "Error by p and sigma",
+                        f"Error of {n} examples in Lp balls of radius sigma, by all attacks and one step",
                         columns(
                             (TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, "error", "standard error", "one step")
                         ),
@@ -90,13 +90,13 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                     Plot("curves", title_of(content), ends, draw, plots.panels_size(list(balls))),
                     Table(
                         "attacks",
-                        "Examples by the attack that fooled them first",
+                        f"How many of {n} examples each attack has fooled first, by p",
                         columns((TEXT, "p", *some["fooled_first_by"], "none")),
                         first,
                     ),
                     Table(
                         "smallest",
-                        "Smallest sigma that is known to change a right prediction, quantiles",
+                        "Smallest sigma that is known to change a right prediction, quantiles by p",
                         columns((TEXT, "p"), ("{:.4g}", *some["quantiles"])),
                         smallest,
                         ("Empty: not within the largest sigma. Upper bounds of the distance to a boundary.",),
