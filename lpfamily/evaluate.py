@@ -243,7 +243,7 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
         print(f"\n{compared.table(results)}", flush=True)
         compared.write(results, out, progress.warn)
     else:
-        _draw(results[names[0]], out.with_suffix(".png"), progress)
+        _draw(results[names[0]], first.trained.recipe, out.with_suffix(".png"), progress)
     return 0
 
 
@@ -325,10 +325,10 @@ def _sigmas(given: Given) -> tuple[float, ...] | None:
     return sigmas
 
 
-def _draw(result: Json, path: Path, progress: Progress) -> None:
+def _draw(result: Json, recipe: Recipe, path: Path, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
-    size, title = plots.panels_size(list(result["balls"])), plots.robustness_title(result)
+    size, title = plots.panels_size(list(result["balls"])), plots.robustness_title(recipe, result["examples"])
     draw = functools.partial(plots.robustness_curves, result=result)
     for content in looks.rendered(draw, size, ["png"], str(path), progress.warn, title).values():
         runs.replace(path, content)

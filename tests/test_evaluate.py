@@ -323,9 +323,9 @@ def test_the_curves_are_the_errors(digits, tmp_path):
 
 
 def test_the_file_of_curves_is_on_white_whatever_the_users_settings(digits, tmp_path):
-    evaluate._draw(digits, tmp_path / "default.png", Progress())
+    evaluate._draw(digits, RECIPE, tmp_path / "default.png", Progress())
     with mpl.rc_context({"font.size": 20, "text.color": "white", "axes.facecolor": "black"}):
-        evaluate._draw(digits, tmp_path / "dark.png", Progress())
+        evaluate._draw(digits, RECIPE, tmp_path / "dark.png", Progress())
     assert (tmp_path / "dark.png").read_bytes() == (tmp_path / "default.png").read_bytes()
     assert imread(tmp_path / "dark.png")[0, 0].tolist() == [1, 1, 1, 1]
 

@@ -215,6 +215,14 @@ def test_a_plots_files_have_its_size(folder, plot):
     assert [float(part) for part in box.split()] == pytest.approx([0, 0, *(72 * s for s in plot.size)])
 
 
+@pytest.mark.parametrize(
+    "title", ["$x_1$ costs $2", "\udcff", "\u4f60\u597d", "a \n\\frac{1}", "word " * 60, "w" * 400]
+)
+def test_a_title_may_be_any_text(tmp_path, title):
+    page.write(tmp_path, "", (page.Section("", (), (replace(sample.BARS, title=title),)),), warn=pytest.fail)
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+
+
 def test_a_plot_has_the_colour_of_the_pages_text(folder):
     html, svg = (folder / "index.html").read_text("utf-8"), (folder / "bars.svg").read_text("utf-8")
     assert INK in svg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,11 @@ def training_curves(figure: Figure, metrics: Sequence[Json]) -> None:
         (loss, 1, ("held_out_loss",), "held out, clean", CLEAN),
         (loss, 1, ("loss",), in_training, TRAINING),
     )
-    for axes, unit, names, label, colour in curves:
+    for (axes, unit, names, label, colour), stage in itertools.product(curves, (1, 2)):
         points = [
             (line["epoch"], unit * next(line[name] for name in names if name in line))
             for line in metrics
-            if any(name in line for name in names)
+            if line["stage"] == stage and any(name in line for name in names)
         ]
         if points:
             marker = "." if len(points) < 30 else ""
@@ -112,9 +113,9 @@ def band(
     axes.set(xlim=(0, None), ylim=(0, 102))
 
 
-def robustness_title(result: Json) -> str:
-    """Return the title of the errors of one network, of what `robustness.measure` returns."""
-    return f"Test error in Lp balls of radius sigma, {result['examples']} test examples"
+def robustness_title(recipe: Recipe, examples: int) -> str:
+    """Return the title of the errors in balls of a network that a recipe has trained."""
+    return f"{training_title(recipe)}: error in Lp balls of radius sigma, {examples} test examples"
 
 
 def robustness_curves(figure: Figure, result: Json) -> None:
@@ -130,4 +131,4 @@ def robustness_curves(figure: Figure, result: Json) -> None:
             band(axes, ball["sigma"], errors, result["examples"], colour, label)
         if ball["matched"] <= ball["sigma"][-1]:
             axes.axvline(ball["matched"], color=INK, lw=0.8, ls=":", label="sigma of the recipe")
-    legend_below(figure, 4 if len(balls) > 1 else 2)
+    legend_below(figure, 4 if len(balls) > 2 else 2)
