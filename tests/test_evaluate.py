@@ -314,6 +314,8 @@ def test_the_curves_are_the_errors(digits, tmp_path):
     draw = functools.partial(robustness_curves, result=digits)
     figure = readable(Plot("curves", "", "", draw, (9.0, 3.4)), tmp_path)
     assert [axes.get_title() for axes in figure.axes] == [f"p = {p}" for p in BALLS]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"sigma (units of the input)"}
+    assert figure.axes[0].get_ylabel() == "test error (%)"
     for axes, ball in zip(figure.axes, digits["balls"].values(), strict=True):
         one, many, noise, matched = axes.get_lines()
         for line, errors in (one, ball["one_step"]), (many, ball["multi_step"]):

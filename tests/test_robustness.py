@@ -196,7 +196,10 @@ def test_files_say_what_the_table_says(tmp_path):
     assert all(f"{found.error(p, s).value:.2%}" in page for p, s in ((1, 0.2), (math.inf, 0.05)))
     assert (tmp_path / "new" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (tmp_path / "new" / "curves.svg").read_text()
-    assert [axes.get_title() for axes in found.plot().axes] == ["p = 1", "p = inf"]
+    figure = found.plot()
+    assert [axes.get_title() for axes in figure.axes] == ["p = 1", "p = inf"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["sigma (units of the input)"] * 2
+    assert figure.get_suptitle() == f"Error in Lp balls of radius sigma, {len(x)} examples"
     assert found.compare(other=found).count(str(found.error(1, 0.2))) == 2
 
 

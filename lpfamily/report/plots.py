@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from lpfamily.report.contents import COLOURS, INK
 from lpfamily.report.looks import legend_below, plain_logarithm
 from lpfamily.training.files import Json
+from lpfamily.training.fitting import short
 from lpfamily.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def training_title(recipe: Recipe) -> str:
         "perturb": f"on perturbed inputs {ball}",
         "penalty": f"with the gradient penalty {ball}",
     }[recipe.objective]
-    return f"{recipe.model} on {recipe.data.removesuffix('/')[:40]}, trained {how}"
+    return f"{recipe.model} on {short(recipe.data)}, trained {how}"
 
 
 def training_curves(figure: Figure, metrics: Sequence[Json]) -> None:
