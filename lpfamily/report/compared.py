@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lpfamily.measured import Error, beside_one_another
 from lpfamily.report import page, plots
 from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Plot, Table, columns
