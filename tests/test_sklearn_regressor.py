@@ -374,7 +374,6 @@ def test_a_backend_that_knows_no_regression_is_refused(one, monkeypatch):
         (lambda y: np.where(y > y[5], 1e308, -1e308), "standard deviation of y is beyond the largest number"),
         (lambda y: None, "y cannot be None|requires y"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_y_that_cannot_be_learnt_is_named(values, message, one):
     x, y = one
