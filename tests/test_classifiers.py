@@ -1,6 +1,7 @@
 """`lpfamily.evaluate --model`: any model of any library, and one line for what cannot be measured."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -78,6 +79,21 @@ def flags(model, *more, data="data.npz"):
 
 
 BALLS = ("--sigma", "1/8,0.3", "--bounds", "0,1", "--effort", "quick")
+
+
+def test_the_script_looks_for_the_module_where_python_m_does(folder):
+    """A program in another folder has that on its path, and not the current one."""
+    arrays(folder)
+    elsewhere = folder / "bin"
+    elsewhere.mkdir()
+    (elsewhere / "script.py").write_text("from lpfamily.__main__ import start\n\nstart()\n")
+    command = [sys.executable, elsewhere / "script.py", "evaluate", *flags("of_numpy", *BALLS)]
+    safe, usual = (
+        subprocess.run([command[0], *option, *command[1:]], capture_output=True, text=True)
+        for option in (["-P"], [])
+    )
+    assert (safe.returncode, usual.returncode) == (2, 0), usual.stderr
+    assert "there is no module 'mine' here" in safe.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,6 +58,9 @@ def _made(name: str) -> Any:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise BadInput(f"--model {name}: must be package.module:function")
+    # the script `lpfamily` has its own folder there, where `python -m` has the current one
+    if not sys.flags.safe_path and not {"", here := str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, here)
     with _blaming(name, f"importing {module}"):
         try:
             found = importlib.import_module(module)
