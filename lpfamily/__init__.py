@@ -1,5 +1,7 @@
 """The Lp family of input perturbations (Lyu, Huang, Liang 2015), for any array library."""
 
+__version__ = "0.1.0"
+
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
@@ -22,5 +24,3 @@ __all__ = [
     "robustness",
     "sample",
 ]
-
-__version__ = "0.1.0"

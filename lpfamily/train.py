@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lpfamily.training import backends, choices, commands, data, fitting, runs
+from lpfamily.training import backends, choices, commands, data, fitting, robustness, runs
 from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.choices import flag
 from lpfamily.training.commands import Given
@@ -68,8 +68,8 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     if "init_from" in given:
         config = beginnings.begin_from(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
-    title = f"{recipe.model}-{fitting.short(recipe.data)}-grid" if config.grid else fitting.title(recipe, "-")
-    folder = given.get("out") or fitting.new_folder(title)
+    called = f"{recipe.model}-{recipe.short_data}-grid" if config.grid else fitting.run_name(recipe)
+    folder = given.get("out") or fitting.new_folder(called)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
     with run.held():
@@ -199,7 +199,9 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
     from lpfamily.report import looks, plots
 
-    draw = functools.partial(plots.training_curves, metrics=run.metrics())
+    draw = functools.partial(
+        plots.training_curves, metrics=run.metrics(), monitor_steps=robustness.MONITOR_STEPS
+    )
     name, title = str(run.folder / runs.CURVES), plots.training_title(recipe)
     for content in looks.rendered(draw, plots.TRAINING_SIZE, ["png"], name, progress.warn, title).values():
         with run.writing(runs.CURVES) as path:

@@ -348,7 +348,7 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
 def test_the_result_is_there_before_the_curves_which_may_fail_and_are_drawn_later(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
-    def fail(figure, metrics):
+    def fail(figure, metrics, monitor_steps):
         assert (folder / "result.json").exists()
         raise RuntimeError("latex could not be\nfound")
 
@@ -373,7 +373,7 @@ def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     run = runs.find(tmp_path / "run")
     title = "softmax on digits, trained on perturbed inputs (p = 2, sigma = 0.2857)"
-    draw = functools.partial(plots.training_curves, metrics=run.metrics())
+    draw = functools.partial(plots.training_curves, metrics=run.metrics(), monitor_steps=5)
     expected = looks.rendered(draw, plots.TRAINING_SIZE, ["png"], "", pytest.fail, title)["png"]
     assert (tmp_path / "run/curves.png").read_bytes() == expected
 
@@ -412,7 +412,7 @@ def ticks(axis):
 @pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS)
 def test_curves_show_the_metrics_on_axes_that_a_person_can_read(metrics):
     with looks.drawn(
-        functools.partial(plots.training_curves, metrics=metrics), plots.TRAINING_SIZE
+        functools.partial(plots.training_curves, metrics=metrics, monitor_steps=5), plots.TRAINING_SIZE
     ) as figure:
         looks.entitle(figure, "A title")
         figure.draw_without_rendering()

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from lpfamily.report.contents import COLOURS, INK
 from lpfamily.report.looks import legend_below, plain_logarithm
 from lpfamily.training.files import Json
-from lpfamily.training.fitting import short
 from lpfamily.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -35,24 +34,22 @@ def training_title(recipe: Recipe) -> str:
         "perturb": f"on perturbed inputs {ball}",
         "penalty": f"with the gradient penalty {ball}",
     }[recipe.objective]
-    return f"{recipe.model} on {short(recipe.data)}, trained {how}"
+    return f"{recipe.model} on {recipe.short_data}, trained {how}"
 
 
-def training_curves(figure: Figure, metrics: Sequence[Json]) -> None:
+def training_curves(figure: Figure, metrics: Sequence[Json], monitor_steps: int) -> None:
     """Draw on an empty figure the errors by epoch, and the loss beside them.
 
     The errors of held-out examples are of all of them, clean, and of a few after one step and after up to
-    `lpfamily.training.robustness.MONITOR_STEPS`, where the run has looked.
+    `monitor_steps`, where the run has looked.
     """
-    from lpfamily.training.robustness import MONITOR_STEPS
-
     errors, loss = figure.subplots(1, 2, width_ratios=(3, 2))
     in_training = "in training, as the objective sees it"
     curves = (
         # where none is held out any more, those that it has looked at
         (errors, 100, ("validation_error", "monitor_clean"), "held out, clean", CLEAN),
         (errors, 100, ("monitor_one_step",), "held out, after one step", ONE_STEP),
-        (errors, 100, ("monitor_multi_step",), f"held out, after up to {MONITOR_STEPS} steps", MANY_STEPS),
+        (errors, 100, ("monitor_multi_step",), f"held out, after up to {monitor_steps} steps", MANY_STEPS),
         (errors, 100, ("error",), in_training, TRAINING),
         (loss, 1, ("held_out_loss",), "held out, clean", CLEAN),
         (loss, 1, ("loss",), in_training, TRAINING),

@@ -153,7 +153,7 @@ def _created(
     config = Config(recipe, backend, machine, data_dir, versions=commands.versions(), **facts)
     if init_from is not None:
         config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
-    folder = folder or new_folder(title(recipe, "-"))
+    folder = folder or new_folder(run_name(recipe))
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; choose another folder, or go on with its run by resume=True")
     return runs.create(folder, configs.to_json(config))
@@ -174,19 +174,14 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
     backends.check_direction(name, backend, part(recipe, Objective))
 
 
-def title(recipe: Recipe, separator: str = ", ") -> str:
-    """Return what is trained, in a few words."""
-    parts = [recipe.model, short(recipe.data), recipe.objective]
+def run_name(recipe: Recipe) -> str:
+    """Return what is trained, in a few words, as the name of a folder."""
+    parts = [recipe.model, recipe.short_data, recipe.objective]
     if recipe.objective in ("perturb", "penalty"):
         parts.append(f"p{recipe.p:g}")
     if recipe.objective != "plain":
         parts.append(f"sigma{recipe.sigma:.4g}")
-    return separator.join(parts)
-
-
-def short(name: str) -> str:
-    """Return what a title has of the name of a data set, which may be that of any file or folder."""
-    return name.removesuffix("/")[:40]
+    return "-".join(parts)
 
 
 def new_folder(name: str) -> Path:

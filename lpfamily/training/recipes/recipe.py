@@ -177,6 +177,11 @@ class Recipe(Optimiser, Objective):
         choices.check(self)
 
     @property
+    def short_data(self) -> str:
+        """What a title has of the data's name, which may be that of any file or folder."""
+        return self.data.removesuffix("/")[:40]
+
+    @property
     def inputs(self) -> str:
         """The name of the data, and what is done to them where sigma is in units after it."""
         return (
