@@ -11,9 +11,10 @@ from lpfamily.training.backends import Objective
 from lpfamily.training.networks import parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests, oracle
 from lpfamily_numpy.model import _elementwise
-from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _gradients
+from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _gradients, _smoothing
 
 PERTURB = Objective("perturb", 2.0)
+SMOOTHED = replace(PERTURB, label_smoothing=0.2)
 
 
 class WithoutWeightGradients(NumpyTrainer):
@@ -94,6 +95,24 @@ class WithTheSumOverOutputs(NumpyTrainer):
         return outputs - labels
 
 
+class WithSmoothingOverTheWrongClasses(NumpyTrainer):
+    """A target of 1 - A at the label, and A / (classes - 1) at the others."""
+
+    def __init__(self, task, state):
+        classes = task.network.classes
+        amount = task.objective.label_smoothing * classes / (classes - 1)
+        super().__init__(replace(task, objective=replace(task.objective, label_smoothing=amount)), state)
+
+
+class WithSmoothedDirections(NumpyTrainer):
+    def _direction(self, x, labels, masks):
+        passed = self._forward(x, masks)
+        outputs = passed[-1].outputs
+        delta = self._loss_delta(outputs, labels)
+        delta += _smoothing(self.task.objective.label_smoothing, outputs, labels)[1]
+        return passed[0].to_inputs(_backward(passed, delta)[0])
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -136,6 +155,18 @@ CASES = {
         WithTheSumOverOutputs,
         lambda tests, step: functools.partial(
             tests.test_a_step_descends_the_objective, NETWORKS["regression"], PERTURB
+        ),
+    ),
+    "smoothing over the wrong classes": (
+        WithSmoothingOverTheWrongClasses,
+        lambda tests, step: functools.partial(
+            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
+        ),
+    ),
+    "a direction of smoothed labels": (
+        WithSmoothedDirections,
+        lambda tests, step: functools.partial(
+            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
         ),
     ),
     "velocity lost on resume": (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import Metrics, launches
+from lpfamily.training.backends import OPTIONS, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LOSSES, LossName
@@ -55,6 +55,7 @@ class JaxBackend:
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
     losses: frozenset[LossName] = frozenset(LOSSES)
+    options: frozenset[str] = OPTIONS
 
     def check_device(self, device: str) -> None:
         """Ask JAX for the device."""
@@ -258,10 +259,20 @@ def _objective(
         dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
         x = x + frank_wolfe(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
     logits = forward(network, state, x, masks)
-    losses = _LOSSES[network.loss].value(logits, labels)
+    losses = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
     if objective.name == "perturb" and (weight := objective.clean_weight):
-        losses = weight * _losses(network, state, clean, labels, masks) + (1 - weight) * losses
+        beside = forward(network, state, clean, masks)
+        clean_losses = _LOSSES[network.loss].value(beside, labels) + _smoothing(objective, beside, labels)
+        losses = weight * clean_losses + (1 - weight) * losses
     return losses, logits
+
+
+def _smoothing(objective: Objective, logits: Array, labels: Array) -> Array | float:
+    """Return what smoothed labels add to the loss of each example."""
+    if not objective.label_smoothing:
+        return 0.0
+    right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return objective.label_smoothing * (right - logits.mean(axis=1))
 
 
 def _penalised(
@@ -275,13 +286,13 @@ def _penalised(
         return inner.sum(), (inner, logits)
 
     gradient, (inner, logits) = jax.grad(inner_of, has_aux=True)(x)
-    losses = loss.outer(inner)
+    losses, smoothing = loss.outer(inner), _smoothing(objective, logits, labels)
     if objective.penalty_by == "difference":
         fixed = jax.lax.stop_gradient(gradient)
         eps = frank_wolfe(lambda _: fixed, x, objective.p, sigma, 1)
         ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, masks)
-        return losses + (ahead - losses) / DIFFERENCE_STEP, logits
-    return losses + loss.slope(inner) * penalty(gradient, objective.p, sigma), logits
+        return losses + smoothing + (ahead - losses) / DIFFERENCE_STEP, logits
+    return losses + smoothing + loss.slope(inner) * penalty(gradient, objective.p, sigma), logits
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from lpfamily import epsilon, penalty
 from lpfamily.ascent import frank_wolfe
 from lpfamily.classification import odds_gradient
-from lpfamily.training.backends import Metrics, check_inputs, launches
+from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Masks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LOSSES, Loss, LossName
@@ -49,6 +49,7 @@ class NumpyBackend:
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same"})
     losses: frozenset[LossName] = frozenset(LOSSES)
+    options: frozenset[str] = OPTIONS
 
     def check_device(self, device: str) -> None:
         """Accept the CPU alone."""
@@ -157,19 +158,24 @@ class NumpyTrainer:
         if objective.name == "perturb":
             passes, how = iter(each), (objective.p, sigma, objective.steps, shift)
             x = x + frank_wolfe(lambda at: self._direction(at, labels, next(passes)), x, *how)
-        losses, errors, trained = self._at(x, labels, masks)
+        losses, errors, trained = self._at(x, labels, masks, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, trained))
-        clean, _, clean_trained = self._at(before, labels, masks)
+        clean, _, clean_trained = self._at(before, labels, masks, objective.label_smoothing)
         losses = weight * clean + (1 - weight) * losses
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
-    def _at(self, x: Floats, labels: Array, masks: Masks | None = None) -> tuple[Floats, Array, Factors]:
+    def _at(
+        self, x: Floats, labels: Array, masks: Masks | None = None, smoothing: float = 0.0
+    ) -> tuple[Floats, Array, Factors]:
         passed = self._forward(x, masks)
         logits = passed[-1].outputs
-        deltas = _backward(passed, self._loss_delta(logits, labels))
-        losses, errors = np.asarray(self._loss.value(logits, labels)), self._loss.error(logits, labels)
-        return losses, errors, ([layer.inputs for layer in passed], deltas)
+        losses, delta = np.asarray(self._loss.value(logits, labels)), self._loss_delta(logits, labels)
+        if smoothing:
+            added, slope = _smoothing(smoothing, logits, labels)
+            losses, delta = losses + added, delta + slope
+        factors = [layer.inputs for layer in passed], _backward(passed, delta)
+        return losses, self._loss.error(logits, labels), factors
 
     def _direction(self, x: Floats, labels: Array, masks: Masks | None) -> Floats:
         passed = self._forward(x, masks)
@@ -196,13 +202,19 @@ class NumpyTrainer:
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
             ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
-            gradients = _gradients((1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained))
-            return losses + (ahead - losses) / x.dtype.type(h), errors, gradients
-        tangents, delta_tangents = self._tangent(passed, deltas, labels, eps)
-        # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
-        moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
-        gradients = _gradients((1.0, (moved, deltas)), (1.0, (inputs, delta_tangents)))
-        return losses + slope[:, 0] * penalty(direction, objective.p, sigma), errors, gradients
+            passes = [(1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained)]
+            added = (ahead - losses) / x.dtype.type(h)
+        else:
+            tangents, delta_tangents = self._tangent(passed, deltas, labels, eps)
+            # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
+            moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
+            passes = [(1.0, (moved, deltas)), (1.0, (inputs, delta_tangents))]
+            added = slope[:, 0] * penalty(direction, objective.p, sigma)
+        if objective.label_smoothing:
+            smoothed, delta = _smoothing(objective.label_smoothing, logits, labels)
+            passes.append((1.0, (inputs, _backward(passed, delta))))
+            added = added + smoothed
+        return losses + added, errors, _gradients(*passes)
 
     def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
         return forward(self._layers, self._state, x, masks)
@@ -293,6 +305,14 @@ def _cross_entropy_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
     tangent: Floats = delta * (v - mean[:, None])
     tangent[rows, labels] -= mean
     return tangent
+
+
+def _smoothing(amount: float, logits: Floats, labels: Array) -> tuple[Floats, Floats]:
+    """Return what smoothed labels add to the loss of each example, and to its gradient in the logits."""
+    rows, factor = np.arange(len(labels)), logits.dtype.type(amount)
+    slope = np.full_like(logits, -factor / logits.shape[1])
+    slope[rows, labels] += factor
+    return factor * (logits[rows, labels] - logits.mean(axis=1)), slope
 
 
 def _wrong(odds: Floats) -> Floats:

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from lpfamily import penalty
 from lpfamily.ascent import frank_wolfe
-from lpfamily.training.backends import SMALLER, Metrics, launches
+from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
@@ -35,6 +35,7 @@ class TorchBackend:
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
     losses: frozenset[LossName] = frozenset(LOSSES)
+    options: frozenset[str] = OPTIONS
 
     def check_device(self, device: str) -> None:
         """Try the device with one number."""
@@ -188,10 +189,21 @@ class TorchTrainer:
             how = objective.p, sigma, objective.steps, shift
             x = x + frank_wolfe(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
         logits = self._logits(x, factors, taps)
-        losses = self._loss.outer(self._loss.inner(logits, labels))
+        losses = self._trained(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            losses = weight * self._losses(clean, labels, factors, taps) + (1 - weight) * losses
+            beside = self._trained(self._logits(clean, factors, taps), labels)
+            losses = weight * beside + (1 - weight) * losses
         return losses, logits
+
+    def _trained(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example that weights are trained with."""
+        losses: Tensor = self._loss.outer(self._loss.inner(logits, labels))
+        return losses + self._smoothing(logits, labels) if self.task.objective.label_smoothing else losses
+
+    def _smoothing(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what smoothed labels add to the loss of each example."""
+        right = logits.gather(1, labels[:, None])[:, 0]
+        return self.task.objective.label_smoothing * (right - logits.mean(dim=1))
 
     def _penalised(
         self, x: Tensor, labels: Tensor, sigma: Rate, factors: Factors, taps: list[Tap] | None
@@ -206,8 +218,12 @@ class TorchTrainer:
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
             ahead = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, factors, taps)
-            return losses + (ahead - losses) / DIFFERENCE_STEP, logits
-        return losses + self._loss.slope(inner) * penalty(gradient, p, sigma), logits
+            added = (ahead - losses) / DIFFERENCE_STEP
+        else:
+            added = self._loss.slope(inner) * penalty(gradient, p, sigma)
+        if self.task.objective.label_smoothing:
+            added = added + self._smoothing(logits, labels)
+        return losses + added, logits
 
     def _direction(self, x: Tensor, labels: Tensor, factors: Factors | None = None) -> Tensor:
         """Return the input gradient of the loss's inner function; no weight gradient is computed."""

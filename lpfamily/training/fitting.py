@@ -171,6 +171,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
         raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
     backends.check_layers(name, backend, network)
     backends.check_loss(name, backend, network)
+    backends.check_options(name, backend, recipe)
     backends.check_direction(name, backend, part(recipe, Objective))
 
 

@@ -39,6 +39,10 @@ class Objective:
       term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
 
     A step has one dropout, `draws.masks`, for all L here and for penalty's gradients.
+
+    `label_smoothing` A adds A (z_y - mean z) to L(x), or where the loss is of x + eta or x + eps to that
+    one, z the logits: the cross-entropy with a target of 1 - A at the label, and A / classes at each class
+    (Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016). eps and the penalty are of the label itself.
     """
 
     objective: ObjectiveName = option(
@@ -65,6 +69,10 @@ class Objective:
         None,
         "penalty: differentiate through the gradient, or take a finite difference along eps",
         needs={"objective": "penalty"},
+    )
+
+    label_smoothing: float = of_objective(
+        0.0, FRACTION, "A in a target of 1 - A at the label, and A / classes at each class"
     )
 
     @property

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from lpfamily.training import plugins
+from lpfamily.training.choices import options
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LossName
@@ -23,9 +24,13 @@ from lpfamily.training.progress import Metrics, Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Machine, Objective, ObjectiveName, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = [
     "DIFFERENCE_STEP",
     "GROUP",
+    "OPTIONS",
     "SMALLER",
     "Backend",
     "Machine",
@@ -41,14 +46,19 @@ __all__ = [
     "check_inputs",
     "check_layers",
     "check_loss",
+    "check_options",
     "find",
     "find_for",
     "launches",
     "losses_of",
     "names",
+    "options_of",
 ]
 
 GROUP = "lpfamily.backends"
+
+OPTIONS = frozenset({"label_smoothing"})
+"""The options of training that a backend need not know."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"
 """What a trainer's `MemoryError` says is to be done."""
@@ -98,7 +108,8 @@ class Backend(Protocol):
     """What an entry point of the group `lpfamily.backends` names.
 
     A backend may have an attribute `losses`, the names in `lpfamily.training.losses.LOSSES` that it trains
-    with; one without it trains with the cross-entropy alone, and is asked for nothing else.
+    with; one without it trains with the cross-entropy alone, and is asked for nothing else. So it may have an
+    attribute `options`, the names in `OPTIONS` of the options that its trainers know; none without it.
     """
 
     @property
@@ -217,6 +228,23 @@ def check_loss(name: str, backend: Backend, network: Network) -> None:
             f"{', '.join(sorted(losses_of(backend)))}; choose another backend of "
             f"{', '.join(other for other in names() if other != name)}"
         )
+
+
+def check_options(name: str, backend: Backend, choices: DataclassInstance) -> None:
+    """Raise `BadInput` if `backend` does not know an option that is not as it is by default."""
+    for each in options(type(choices)).values():
+        unknown = each.name in OPTIONS - options_of(backend)
+        if unknown and getattr(choices, each.name) != each.default:
+            raise BadInput(
+                f"backend {name!r} does not know {each.flag}; leave it out, or choose another backend of "
+                f"{', '.join(other for other in names() if other != name)}"
+            )
+
+
+def options_of(backend: Backend) -> frozenset[str]:
+    """Return the names in `OPTIONS` that a backend knows."""
+    found: frozenset[str] = getattr(backend, "options", frozenset())
+    return found
 
 
 def losses_of(backend: Backend) -> frozenset[LossName]:

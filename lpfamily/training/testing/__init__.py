@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,6 +91,12 @@ WITH_DROPOUT = [
     Objective("penalty", 2.0),
     Objective("penalty", 1.0, penalty_by="difference"),
 ]
+SMOOTHED = [
+    replace(objective, label_smoothing=0.2)
+    for objective in WITH_DROPOUT
+    if objective.name != "noise" and objective.steps == 1
+]
+"""For classifiers."""
 
 
 class BackendTests:
@@ -105,7 +112,7 @@ class BackendTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run a law on every network whose layers and loss the backend trains."""
         backend = self.find()
-        layers, losses = backend.layers, backends.losses_of(backend)
+        layers, losses, options = backend.layers, backends.losses_of(backend), backends.options_of(backend)
         names = [
             name
             for name, network in NETWORKS.items()
@@ -115,7 +122,10 @@ class BackendTests:
             cases = [
                 pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
                 for name in names
-                for objective in (OBJECTIVES if name in ("sigmoid", "regression") else WITH_DROPOUT)
+                for objective in (
+                    *(OBJECTIVES if name in ("sigmoid", "regression") else WITH_DROPOUT),
+                    *(SMOOTHED if name in ("sigmoid", "maxout") and "label_smoothing" in options else ()),
+                )
             ]
             metafunc.parametrize(("network", "objective"), cases)
         for argument, loss in ("classifier", "cross-entropy"), ("regression", "squared-error"):
@@ -393,6 +403,15 @@ class BackendTests:
         backends.check_loss("mine", backend, network)
         with pytest.raises(BadInput, match=r"does not train with hinge, only with cross-entropy"):
             backends.check_loss("mine", backend, replace(network, loss="hinge"))  # type: ignore[arg-type]
+
+    def test_it_names_the_options_that_it_knows(self) -> None:
+        known = backends.options_of(self.find())
+        assert known <= backends.OPTIONS
+        smoothed, without = Objective(label_smoothing=0.1), SimpleNamespace(options=frozenset())
+        with pytest.raises(BadInput, match="'mine' does not know --label-smoothing; leave it out"):
+            backends.check_options("mine", without, smoothed)
+        if "label_smoothing" in known:
+            backends.check_options("mine", self.find(), smoothed)
 
     def test_it_names_the_dtypes_of_its_directions(self) -> None:
         backend = self.find()

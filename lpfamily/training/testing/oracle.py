@@ -165,24 +165,31 @@ def objective_and_gradient(
             start = sigma * draws.start(step, x.shape, objective.p, task.dtype)
         eps = perturbation(task, state, x, labels, sigma, start, passes)
 
-    def loss(parameters: State, at: Array) -> Array:
-        return value(logits(network, parameters, at, masks), labels)
+    def loss(parameters: State, at: Array, smoothing: float = 0.0) -> Array:
+        outputs = logits(network, parameters, at, masks)
+        return value(outputs, labels) + (smoothing and smoothing * _smoothing(outputs, labels))
 
     def mean(parameters: State) -> float:
+        values = loss(parameters, x, objective.label_smoothing)
         if objective.name == "perturb":
-            weight = objective.clean_weight
-            values = weight * loss(parameters, x) + (1 - weight) * loss(parameters, x + eps)
+            ahead, weight = loss(parameters, x + eps, objective.label_smoothing), objective.clean_weight
+            values = weight * values + (1 - weight) * ahead
         elif objective.name == "penalty" and objective.penalty_by == "gradient":
             gradient = input_gradient(value, network, parameters, x, labels, masks)
-            values = loss(parameters, x) + sigma * norm(gradient, dual_exponent(objective.p))
+            values = values + sigma * norm(gradient, dual_exponent(objective.p))
         elif objective.name == "penalty":
-            clean, h = loss(parameters, x), DIFFERENCE_STEP
-            values = clean + (loss(parameters, x + h * eps) - clean) / h
-        else:
-            values = loss(parameters, x)
+            h = DIFFERENCE_STEP
+            values = values + (loss(parameters, x + h * eps) - loss(parameters, x)) / h
         return float(values.mean())
 
     return mean(state), central_differences(mean, state, list(parameter_shapes(network)))
+
+
+def _smoothing(z: Array, labels: Targets) -> Array:
+    """Return how much more the mean cross-entropy over all classes is than that of the label."""
+    classes = range(z.shape[1])
+    of_each = [cross_entropy(z, np.full(len(z), label)) for label in classes]
+    return np.asarray(np.mean(of_each, axis=0) - cross_entropy(z, labels))
 
 
 def central_differences(mean: Callable[[State], float], state: State, names: list[str]) -> State:
