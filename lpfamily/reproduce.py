@@ -12,13 +12,13 @@ if __name__ == "__main__":
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from lpfamily.experiments import catalogue, kept, networks
 from lpfamily.experiments.kept import Kept
-from lpfamily.experiments.pieces import Budget, Piece, Setting
+from lpfamily.experiments.pieces import VERDICTS, Budget, Piece, Setting, Verdict
 from lpfamily.report import page
 from lpfamily.report.contents import Item
 from lpfamily.training import backends, commands
@@ -144,6 +144,13 @@ def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[st
     return results
 
 
+def _against_the_paper(verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, str]]:
+    """Yield which errors are ahead of the paper's, level with them and behind, as facts of the summary."""
+    for verdict in VERDICTS:
+        if of := [name for name, found in verdicts.items() if found == verdict]:
+            yield f"{verdict} the paper", f"{len(of)} of {len(verdicts)}: {'; '.join(of)}"
+
+
 def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> tuple[list[Item], str]:
     """Return the items of a piece, and its finding, empty if it has none.
 
@@ -169,12 +176,16 @@ def _write(
     pieces = catalogue.PIECES.values()
     there = {piece.name for piece in pieces if all(m.name in results for m in piece.measurements)}
     sections, findings, sets = [], dict[str, tuple[str, str]](), dict[str, None]()
+    verdicts: dict[str, Verdict] = {}
     for chapter in catalogue.CHAPTERS:
         items: list[Item] = []
         for piece in chapter.pieces:
             if piece.name in there and piece.within not in there:
-                new, finding = _reported(setting, piece, [results[m.name] for m in piece.measurements])
+                measured = [results[m.name] for m in piece.measurements]
+                new, finding = _reported(setting, piece, measured)
                 items += new
+                if piece.verdicts and setting.budget == "paper":
+                    verdicts |= piece.verdicts(setting, *(found.result for found in measured))
                 if finding:
                     findings[piece.name] = finding, new[0].name
                 sets |= dict.fromkeys(name for m in piece.measurements for name in m.data)
@@ -203,6 +214,7 @@ def _write(
             ("date", time.strftime("%Y-%m-%d")),
             ("data", ", ".join(sets) or "none"),
             ("budget", f"{setting.budget}: {BUDGETS[setting.budget]}"),
+            *_against_the_paper(verdicts),
         ),
         tuple(findings[name] for name in catalogue.FINDINGS if name in findings)[:3],
     )

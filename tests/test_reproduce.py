@@ -425,6 +425,35 @@ def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, b
     assert depends(setting, replace(measurement, data=()))["seeds"] == count
 
 
+def test_a_verdict_knows_the_spread_of_seeds():
+    """Student's with two degrees of freedom: the tail of t is 1/2 - t / (2 sqrt(t^2 + 2))."""
+    seeds = [0.0099, 0.0100, 0.0101]
+    # at which the tails have 5 %, 1 + 1/3 times the variance of a seed
+    apart = math.sqrt(2 * 0.95**2 / (1 - 0.95**2)) * 0.0001 * math.sqrt(4 / 3)
+    for sign, beyond in (1, "ahead of"), (-1, "behind"):
+        assert report.verdict(seeds, 0.01 + sign * apart * 0.999, 10**6) == "level with"
+        assert report.verdict(seeds, 0.01 + sign * apart * 1.001, 10**6) == beyond
+    # as many seeds that are alike are not surer than one error
+    assert report.verdict([0.01] * 3, 0.0104, 10_000) == "level with"
+    # one has the deviation of a count: 1.96 sqrt(2) times 9.95 of 100 errors
+    assert report.verdict([0.0100 + 0.0027], 0.0100, 10_000) == "level with"
+    assert report.verdict([0.0100 + 0.0029], 0.0100, 10_000) == "behind"
+
+
+def test_the_summary_says_where_the_paper_is(tmp_path):
+    table = catalogue.PIECES["table1"]
+    found = {name: [result(0.02, 0), result(0.03, 1)] for name in measure.DENSE.networks}
+    found["maxout-p2"] = [result(0.0078, 0), result(0.0079, 1)]
+    verdicts = table.verdicts(Setting(tmp_path, None, budget="paper"), found)
+    assert verdicts == {
+        report.NETWORKS[name].label: report.verdict([run["clean"] for run in found[name]], error, 10_000)
+        for name, error in report.CLEAN.items()
+        if name in found
+    }
+    facts = dict(reproduce._against_the_paper({"A": "behind", "B": "ahead of", "C": "behind"}))
+    assert facts == {"ahead of the paper": "1 of 3: B", "behind the paper": "2 of 3: A; C"}
+
+
 def test_78_errors_have_a_deviation_of_8_point_8():
     assert report.resolution(0.0078, 10_000) * 10_000 == pytest.approx(8.8, abs=0.05)
 
@@ -447,12 +476,20 @@ def test_table_1_shows_what_was_measured(tmp_path):
     (table,) = piece.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
     rows = {row[0]: row[1:] for row in table.rows}
     deviation = 0.01 / math.sqrt(2)
-    assert rows["Maxout + dropout"] == (pytest.approx(0.025), pytest.approx(deviation), 2, None, 0.0094)
+    assert rows["Maxout + dropout"] == (
+        *(pytest.approx(0.025), pytest.approx(deviation), 2, None),
+        *(0.0094, "level with"),
+    )
     p_value = 2 * (0.5 - math.atan(0.008 / 0.002) / math.pi)  # one degree of freedom: Cauchy
-    assert rows["Maxout + dropout + gradient p = 2"][3:] == (pytest.approx(p_value), 0.0078)
+    assert rows["Maxout + dropout + gradient p = 2"][3:] == (
+        pytest.approx(p_value),
+        0.0078,
+        "level with",
+    )
     assert not any("Quick" in note for note in table.notes)
     (table,) = piece.report(Setting(tmp_path, None, seeds=2), found)
     assert any(" ".join(QUICK["maxout"]) in note for note in table.notes)
+    assert {row[-1] for row in table.rows} == {None}
 
 
 def test_table_4_has_the_rows_of_both_measurements(tmp_path):

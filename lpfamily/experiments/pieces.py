@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lpfamily.training.files import Json as Json
 from lpfamily.training.progress import Tick
@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # what measures loads nothing of the report
     from lpfamily.report.contents import Item
 
 Budget = Literal["quick", "paper"]
+
+Verdict = Literal["ahead of", "level with", "behind"]
+"""Where a number of ours is beside the paper's."""
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Piece:
     """Another piece that says all of it, where both are on the page."""
     finding: Callable[..., str] | None = None
     """finding(setting, *results) says in a sentence or two what the first item of the report shows."""
+    verdicts: Callable[..., dict[str, Verdict]] | None = None
+    """verdicts(setting, *results) says of each number of the paper, by what it is of, where ours is."""
 
 
 @dataclass(frozen=True)

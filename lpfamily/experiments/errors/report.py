@@ -10,7 +10,7 @@ from scipy import stats
 
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
 from lpfamily.experiments.networks import NETWORKS, Ended, chance_notes, cut, tested
-from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
+from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting, Verdict
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 Runs = Mapping[str, Sequence[Ended]]
@@ -42,21 +42,32 @@ TABLE_5 = {"cifar-plain-50k": (0.1308, 0.1337, 0.1688), "cifar-p2-50k": (0.1228,
 
 def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str) -> Piece:
     errors, tests = (PERCENT, "test error", "deviation over seeds"), ("{:.2g}", "p-value against plain")
-    heads = columns((TEXT, "network"), errors, ("{:d}", "seeds"), tests, (PERCENT, "the paper"))
+    heads = columns(
+        *((TEXT, "network"), errors, ("{:d}", "seeds"), tests),
+        *((PERCENT, "the paper"), (TEXT, "against the paper")),
+    )
 
     def report(setting: Setting, found: Runs) -> Iterator[Item]:
-        rows = []
+        rows, against = [], verdicts(setting, found) if setting.budget == "paper" else {}
         for network in measurement.networks:
             errors, plain = (_clean(found[each]) for each in (network, NETWORKS[network].plain))
-            row = NETWORKS[network].label, *mean_and_deviation(errors), len(errors)
-            rows.append((*row, paired_p_value(errors, plain), CLEAN.get(network)))
+            label = NETWORKS[network].label
+            row = label, *mean_and_deviation(errors), len(errors), paired_p_value(errors, plain)
+            rows.append((*row, CLEAN.get(network), against.get(label)))
         notes = *remarks, *_notes(setting, found, measurement.networks)
         yield Table(name, title, heads, tuple(rows), notes)
 
     def finding(setting: Setting, found: Runs) -> str:
         return _clean_finding(found, measurement.networks[-1], _examples(setting, found))
 
-    return Piece(name, (measurement,), report, finding=finding)
+    def verdicts(setting: Setting, found: Runs) -> dict[str, Verdict]:
+        return {
+            NETWORKS[each].label: verdict(_clean(found[each]), CLEAN[each], _examples(setting, found))
+            for each in measurement.networks
+            if each in CLEAN
+        }
+
+    return Piece(name, (measurement,), report, finding=finding, verdicts=verdicts)
 
 
 def _clean_finding(found: Runs, network: str, examples: int) -> str:
@@ -118,7 +129,17 @@ def _noise_table(
     def finding(setting: Setting, *found: Runs) -> str:
         return _noise_finding(found[0], papers[0], _examples(setting, found[0]))
 
-    return Piece(name, measurements, report, within, finding)
+    def verdicts(setting: Setting, *found: Runs) -> dict[str, Verdict]:
+        return {
+            f"{NETWORKS[each].label}, noise {std}": verdict(
+                [run["noise"][std]["mean"] for run in measured[each]], number, _examples(setting, measured)
+            )
+            for paper, measured in zip(papers, found, strict=True)
+            for each, published in paper.items()
+            for std, number in zip(STDS[1:], published[1:], strict=True)
+        }
+
+    return Piece(name, measurements, report, within, finding, verdicts)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -136,6 +157,22 @@ def paired_p_value(errors: Sequence[float], plain: Sequence[float]) -> float | N
     if len(differences) < 2 or np.ptp(differences) <= 4 * np.finfo(float).eps * largest:
         return None
     return float(stats.ttest_rel(errors, plain).pvalue)
+
+
+def verdict(errors: Sequence[float], published: float, examples: int) -> Verdict:
+    """Return where the mean of errors over seeds is beside the paper's error, which is of one run.
+
+    Student's two-sided test of whether that run is one more seed of ours: the mean of n seeds of deviation s
+    and another seed differ by about s sqrt(1 + 1/n). Where there is one seed, s is the deviation of an error
+    that is counted over so many examples. It is at least one example: counts tell no less apart.
+    """
+    mean, deviation = mean_and_deviation(errors)
+    spread = resolution(published, examples) if deviation is None else deviation
+    t = (mean - published) / (max(spread, 1 / examples) * math.sqrt(1 + 1 / len(errors)))
+    tail = stats.norm.sf(abs(t)) if deviation is None else stats.t.sf(abs(t), len(errors) - 1)
+    if 2 * tail >= SIGNIFICANT:
+        return "level with"
+    return "ahead of" if t < 0 else "behind"
 
 
 def noisy_error(runs: Sequence[Ended], std: str, examples: int) -> tuple[float, float]:
