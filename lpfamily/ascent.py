@@ -528,3 +528,30 @@ def frank_wolfe(
     for k in range(1, steps):
         eps = _towards(eps, epsilon(gradient(x + eps), p, sigma, **options), 2 / (k + 2))
     return eps
+
+
+def projected(
+    gradient: Callable[[Array], Array],
+    x: Array,
+    p: float,
+    sigma: Numbers,
+    steps: int,
+    start: Array | None = None,
+    **options: Any,
+) -> Array:
+    """Return the last iterate of `steps` projected steepest steps, without any value.
+
+    What `ascend` does by `method="projected"`, its step size included, at one gradient a step: from a random
+    `start` the inner maximum of PGD training (Madry et al. 2018). Arguments, result and errors are those of
+    `frank_wolfe`, without bounds.
+    """
+    check_ascent(steps, "projected")
+    eps, length = start, sigma if steps == 1 else 2.5 / steps * sigma
+    for _ in range(steps):
+        step = epsilon(gradient(x if eps is None else x + eps), p, length, **options)
+        eps = project(step if eps is None else eps + step, p, sigma, **options)
+    return eps
+
+
+LAST_ITERATES: dict[str, Callable[..., Any]] = {"frank-wolfe": frank_wolfe, "projected": projected}
+"""By method, the ascents without values, by which training perturbs."""

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_balls import generator
 
 from lpfamily import ascend, epsilon, error_log_odds, project, sample
-from lpfamily.ascent import frank_wolfe
+from lpfamily.ascent import frank_wolfe, projected
 from lpfamily.linear import worst_residual
 
 METHODS = "adaptive", "projected", "frank-wolfe"
@@ -163,6 +163,22 @@ def test_one_step_is_the_closed_form(lib, p, bounds):
             assert_allclose(lib.to_numpy(eps), expected, rtol=1e-9, atol=1e-12)
         last = frank_wolfe(lambda x: function(x)[1], at, p, 0.3, 1)
         assert_allclose(lib.to_numpy(last), lib.to_numpy(epsilon(g, p, 0.3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_the_last_projected_iterate_is_that_of_an_ascent_whose_value_rises(p, steps):
+    x, weights = problem()
+    start = sample(x.shape, p, 0.3, np.random.default_rng(2))
+    values = itertools.count()
+
+    def value_and_grad(x):
+        return np.full(len(x), float(next(values))), weights * x**2
+
+    for begin in None, start:
+        expected = ascend(value_and_grad, x, p, 0.3, steps, start=begin, method="projected")
+        found = projected(lambda x: weights * x**2, x, p, 0.3, steps, begin)
+        assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])

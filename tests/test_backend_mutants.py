@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lpfamily_numpy.model import _elementwise
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _gradients, _smoothing
 
 PERTURB = Objective("perturb", 2.0)
+PROJECTED = replace(PERTURB, steps=3, method="projected", random_start=True)
 SMOOTHED = replace(PERTURB, label_smoothing=0.2)
 
 
@@ -113,6 +115,12 @@ class WithSmoothedDirections(NumpyTrainer):
         return passed[0].to_inputs(_backward(passed, delta)[0])
 
 
+class WithoutProjection(NumpyTrainer):
+    def _step(self, *args):
+        with mock.patch("lpfamily.ascent.project", lambda eps, *how, **options: eps):
+            return super()._step(*args)
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -167,6 +175,12 @@ CASES = {
         WithSmoothedDirections,
         lambda tests, step: functools.partial(
             tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
+        ),
+    ),
+    "steps out of the ball": (
+        WithoutProjection,
+        lambda tests, step: functools.partial(
+            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], PROJECTED
         ),
     ),
     "velocity lost on resume": (

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
-from lpfamily.ascent import frank_wolfe
+from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
@@ -257,7 +257,8 @@ def _objective(
         fixed, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
         start = sigma * drawn.shift if objective.random_start else None
         dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
-        x = x + frank_wolfe(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
+        ascent = LAST_ITERATES[objective.method]
+        x = x + ascent(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
     logits = forward(network, state, x, masks)
     losses = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
     if objective.name == "perturb" and (weight := objective.clean_weight):

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from lpfamily import epsilon, penalty
-from lpfamily.ascent import frank_wolfe
+from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.classification import odds_gradient
 from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Masks
@@ -157,7 +157,8 @@ class NumpyTrainer:
         before = x
         if objective.name == "perturb":
             passes, how = iter(each), (objective.p, sigma, objective.steps, shift)
-            x = x + frank_wolfe(lambda at: self._direction(at, labels, next(passes)), x, *how)
+            ascent = LAST_ITERATES[objective.method]
+            x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *how)
         losses, errors, trained = self._at(x, labels, masks, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, trained))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lpfamily import penalty
-from lpfamily.ascent import frank_wolfe
+from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.losses import LOSSES, LossName
@@ -187,7 +187,8 @@ class TorchTrainer:
             passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
             how = objective.p, sigma, objective.steps, shift
-            x = x + frank_wolfe(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
+            ascent = LAST_ITERATES[objective.method]
+            x = x + ascent(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
         logits = self._logits(x, factors, taps)
         losses = self._trained(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):

@@ -30,8 +30,8 @@ class Objective:
     - `plain`: L(x).
     - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
     - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
-      eq. 3 in the direction of the loss's inner function (`losses`), or `steps` Frank-Wolfe steps
-      (`lpfamily.ascent.frank_wolfe`) from x, or from a random point of the ball.
+      eq. 3 in the direction of the loss's inner function (`losses`), or `steps` steps of a `method` from x,
+      or from a random point of the ball: `lpfamily.ascent.frank_wolfe` or `projected`, PGD.
       `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
       weights are trained, or an independent one in each. `direction_dtype` is what these passes
       compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
@@ -53,7 +53,10 @@ class Objective:
         group="objective",
     )
     p: float = of_objective(2.0, EXPONENT, "the exponent of the ball, from 1 to inf")
-    steps: int = of_perturb(1, COUNT, "perturb: gradients per perturbation, by Frank-Wolfe")
+    steps: int = of_perturb(1, COUNT, "perturb: gradients per perturbation")
+    method: Literal["frank-wolfe", "projected"] = of_perturb(
+        "frank-wolfe", None, "perturb: what several steps are; projected with --random-start is PGD training"
+    )
     clean_weight: float = of_perturb(0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)")
     random_start: bool = of_perturb(
         False, None, "perturb: take the first gradient at a random point of the ball"

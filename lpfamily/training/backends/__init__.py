@@ -57,7 +57,7 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-OPTIONS = frozenset({"label_smoothing"})
+OPTIONS = frozenset({"label_smoothing", "method"})
 """The options of training that a backend need not know."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"

@@ -91,12 +91,18 @@ WITH_DROPOUT = [
     Objective("penalty", 2.0),
     Objective("penalty", 1.0, penalty_by="difference"),
 ]
-SMOOTHED = [
-    replace(objective, label_smoothing=0.2)
-    for objective in WITH_DROPOUT
-    if objective.name != "noise" and objective.steps == 1
-]
-"""For classifiers."""
+OPTIONAL = {
+    "label_smoothing": [
+        replace(objective, label_smoothing=0.2)
+        for objective in WITH_DROPOUT
+        if objective.name != "noise" and objective.steps == 1
+    ],
+    "method": [
+        Objective("perturb", p, steps=3, method="projected", random_start=start)
+        for p, start in ((1.0, True), (1.5, False), (2.0, True), (math.inf, False))
+    ],
+}
+"""By options that a backend need not know, objectives of classifiers with them."""
 
 
 class BackendTests:
@@ -119,12 +125,13 @@ class BackendTests:
             if {*map(type, network.layers)} <= layers and network.loss in losses
         ]
         if "objective" in metafunc.fixturenames:
+            optional = [each for name, some in OPTIONAL.items() if name in options for each in some]
             cases = [
                 pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
                 for name in names
                 for objective in (
                     *(OBJECTIVES if name in ("sigmoid", "regression") else WITH_DROPOUT),
-                    *(SMOOTHED if name in ("sigmoid", "maxout") and "label_smoothing" in options else ()),
+                    *(optional if name in ("sigmoid", "maxout") else ()),
                 )
             ]
             metafunc.parametrize(("network", "objective"), cases)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfamily.balls import project
 from lpfamily.norms import dual_exponent, norm
 from lpfamily.step import epsilon
 from lpfamily.training.draws import Draws, Masks
@@ -137,12 +138,15 @@ def perturbation(
     start: Floats,
     passes: list[Masks] | None = None,
 ) -> Floats:
-    """Return eps: Frank-Wolfe from x + start, with the dropout of each pass."""
-    p, eps, inner = task.objective.p, start, LOSSES[task.network.loss].inner
-    for k in range(task.objective.steps):
+    """Return eps: the steps of the objective's method from x + start, with the dropout of each pass."""
+    p, steps, eps, inner = task.objective.p, task.objective.steps, start, LOSSES[task.network.loss].inner
+    for k in range(steps):
         masks = passes[k] if passes else None
         gradient = input_gradient(inner, task.network, state, x + eps, labels, masks)
-        eps = eps + 2 / (k + 2) * (epsilon(gradient, p, sigma) - eps)
+        if task.objective.method == "projected":
+            eps = project(eps + epsilon(gradient, p, (2.5 / steps if steps > 1 else 1) * sigma), p, sigma)
+        else:
+            eps = eps + 2 / (k + 2) * (epsilon(gradient, p, sigma) - eps)
     return eps
 
 
