@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from lpfamily.training import backends, choices, commands, data
 from lpfamily.training.backends import Objective, Rates, Task
 from lpfamily.training.commands.options import recipe_of as recipe_of_command
-from lpfamily.training.draws import Draws
+from lpfamily.training.draws import Draws, Random
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state, layer_of, parameter_shapes, shapes
 from lpfamily.training.recipes import PUBLISHED, Recipe, continued_rates, default, network_of, rates
@@ -182,7 +182,7 @@ def test_a_recipe_survives_its_file():
 
 
 # Gradients of the first step at full size, along a random direction in each parameter: by central
-# differences of the reference, with the dropout of the draws.
+# differences of the reference, with the dropout and the noise of the draws.
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,15 @@ def test_the_first_step_descends(name, model):
     x, labels = rng.random((3, of.inputs)), rng.integers(0, 10, 3)
     trainer = backend.trainer(Task(of, Objective(), x, labels, 3, dtype="float64"), state)
     trainer.epoch(np.arange(3), Rates(np.ones(1), np.zeros(1), np.zeros(1)), draws)
-    after, masks = trainer.state(), draws.masks(0, of, 3)
+    after = trainer.state()
+    random = list(map(Random, draws.masks(0, of, 3), draws.layer_noise(0, of, 3, "float64")))
     for parameter, shape in parameter_shapes(of).items():
         direction = rng.standard_normal(shape)
         direction /= np.linalg.norm(direction)
         ends = [
-            cross_entropy(logits(of, state | {parameter: state[parameter] + h * direction}, x, masks), labels)
+            cross_entropy(
+                logits(of, state | {parameter: state[parameter] + h * direction}, x, random), labels
+            )
             for h in (1e-5, -1e-5)
         ]
         slope = np.mean(ends[0] - ends[1]) / 2e-5

@@ -13,11 +13,12 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from lpfamily.training.backends import check_inputs
+from lpfamily.training.draws import Random
 from lpfamily.training.networks import ConvMaxout, Dense, Layer, Maxout, Network, Rectifier, shapes
 
 Arrays = dict[str, Array]
-Kept = Sequence[Array | None]
-"""For each layer which of its inputs dropout keeps."""
+Randoms = Sequence[Random]
+"""What is random in each layer."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters"], meta_fields=["network"])
@@ -43,14 +44,17 @@ class JaxModel:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(network: Network, state: Mapping[str, Array], x: Array, masks: Kept | None = None) -> Array:
-    """Return the logits of inputs (n, inputs); `masks` say which inputs of each layer are kept."""
+def forward(network: Network, state: Mapping[str, Array], x: Array, random: Randoms | None = None) -> Array:
+    """Return the logits of inputs (n, inputs), with what is random in each layer."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
-        mask = None if masks is None else masks[index]
+        mask, noise = Random() if random is None else random[index]
         if mask is not None and layer.dropout is not None:
             x = jnp.where(mask, layer.dropout.scale * x, 0)
+        if noise is not None:  # it enters the activation as a bias of each example's own
+            places = noise.ndim - 1 - bias.ndim
+            bias = bias.reshape(*bias.shape, *[1] * places) + noise.astype(bias.dtype)
         x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
 
@@ -62,7 +66,7 @@ def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
 
 def _conv_maxout(layer: ConvMaxout, x: Array, weight: Array, bias: Array) -> Array:
     z = _correlated(x, weight, layer.padding)
-    z = z + (bias[:, None, None] if layer.tied_bias else bias)
+    z = z + (bias[:, None, None] if bias.ndim == 1 else bias)
     return _pooled(_largest(z, layer.channels, layer.pieces), layer)
 
 
@@ -72,7 +76,10 @@ LAYERS: dict[type[Layer], Callable[[Any, Array, Array, Array], Array]] = {
     Maxout: lambda layer, x, weight, bias: _largest(x @ weight + bias, layer.units, layer.pieces),
     ConvMaxout: _conv_maxout,
 }
-"""By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
+"""By layer type, its outputs as a function of the layer, its inputs, weight and bias.
+
+The bias is that of a state, or has the first axis of the inputs and the shape of what enters the activation.
+"""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

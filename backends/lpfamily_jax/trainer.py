@@ -27,7 +27,7 @@ from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, p
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
-from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Kept, forward
+from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Randoms, forward
 from lpfamily_jax.padding import padded
 from lpfamily_jax.team import ALIKE, devices, join, noticing
 
@@ -247,9 +247,9 @@ def _objective(
     network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, drawn: Drawn
 ) -> tuple[Array, Array]:
     """Return the objective of each example and the logits it saw."""
-    masks = drawn.masks
+    random = drawn.layers
     if objective.name == "penalty":
-        return _penalised(network, objective, state, x, labels, sigma, masks)
+        return _penalised(network, objective, state, x, labels, sigma, random)
     clean = x
     if objective.name == "noise":
         x = x + sigma * drawn.shift
@@ -259,10 +259,10 @@ def _objective(
         dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
         ascent = LAST_ITERATES[objective.method]
         x = x + ascent(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
-    logits = forward(network, state, x, masks)
+    logits = forward(network, state, x, random)
     losses = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
     if objective.name == "perturb" and (weight := objective.clean_weight):
-        beside = forward(network, state, clean, masks)
+        beside = forward(network, state, clean, random)
         clean_losses = _LOSSES[network.loss].value(beside, labels) + _smoothing(objective, beside, labels)
         losses = weight * clean_losses + (1 - weight) * losses
     return losses, logits
@@ -277,12 +277,18 @@ def _smoothing(objective: Objective, logits: Array, labels: Array) -> Array | fl
 
 
 def _penalised(
-    network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, masks: Kept
+    network: Network,
+    objective: Objective,
+    state: Arrays,
+    x: Array,
+    labels: Array,
+    sigma: Array,
+    random: Randoms,
 ) -> tuple[Array, Array]:
     loss = _LOSSES[network.loss]
 
     def inner_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = forward(network, state, x, masks)
+        logits = forward(network, state, x, random)
         inner = loss.inner(logits, labels)
         return inner.sum(), (inner, logits)
 
@@ -291,27 +297,32 @@ def _penalised(
     if objective.penalty_by == "difference":
         fixed = jax.lax.stop_gradient(gradient)
         eps = frank_wolfe(lambda _: fixed, x, objective.p, sigma, 1)
-        ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, masks)
+        ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, random)
         return losses + smoothing + (ahead - losses) / DIFFERENCE_STEP, logits
     return losses + smoothing + loss.slope(inner) * penalty(gradient, objective.p, sigma), logits
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None) -> Array:
-    losses: Array = _LOSSES[network.loss].value(forward(network, state, x, masks), labels)
+def _losses(network: Network, state: Arrays, x: Array, labels: Array, random: Randoms | None = None) -> Array:
+    losses: Array = _LOSSES[network.loss].value(forward(network, state, x, random), labels)
     return losses
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _direction(
-    network: Network, state: Arrays, x: Array, labels: Array, masks: Kept | None = None, dtype: str = "same"
+    network: Network,
+    state: Arrays,
+    x: Array,
+    labels: Array,
+    random: Randoms | None = None,
+    dtype: str = "same",
 ) -> Array:
     """Return the input gradient of the loss's inner function; no weight gradient is computed."""
     width = x.dtype if dtype == "same" else jnp.dtype(dtype)
     rounded = {name: array.astype(width) for name, array in state.items()}
 
     def inner(at: Array) -> Array:
-        outputs = forward(network, rounded, at.astype(width), masks)
+        outputs = forward(network, rounded, at.astype(width), random)
         return jnp.sum(_LOSSES[network.loss].inner(outputs, labels))
 
     gradient: Array = jax.grad(inner)(x)

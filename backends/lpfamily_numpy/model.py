@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpfamily.training.draws import Mask, Masks
+from lpfamily.training.draws import Mask, Random
 from lpfamily.training.networks import Dense, Floats, Layer, Maxout, Network, Rectifier, State
 
 
@@ -92,18 +92,20 @@ def resolved(network: Network) -> Resolved:
     return tuple((layer, LAYERS[type(layer)](layer)) for layer in network.layers)
 
 
-def forward(layers: Resolved, state: State, x: Floats, masks: Masks | None = None) -> list[Passed]:
+def forward(layers: Resolved, state: State, x: Floats, random: list[Random] | None = None) -> list[Passed]:
     """Return what passing x left in every layer; the last one's outputs are the logits."""
     passed: list[Passed] = []
     for index, (layer, activation) in enumerate(layers):
         inputs, factor = passed[-1].outputs if passed else x, None
-        mask = None if masks is None else masks[index]
+        mask, noise = Random() if random is None else random[index]
         if mask is not None and layer.dropout is not None:
             factor = mask * x.dtype.type(layer.dropout.scale)
             inputs = inputs * factor
         weight = state[f"layers.{index}.weight"]
         z = inputs @ weight
         z += state[f"layers.{index}.bias"]
+        if noise is not None:
+            z += noise
         passed.append(Passed(activation, weight, inputs, factor, *activation.outputs(z)))
     return passed
 

@@ -19,7 +19,7 @@ from lpfamily import epsilon, penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.classification import odds_gradient
 from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
-from lpfamily.training.draws import Draws, Masks
+from lpfamily.training.draws import Draws, Random
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LOSSES, Loss, LossName
 from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
@@ -148,9 +148,9 @@ class NumpyTrainer:
     ) -> tuple[Floats, Array, list[Floats]]:
         """Return the objective and the error of each example, and the summed gradients."""
         objective = self.task.objective
-        masks, each, shift = draws.step(step, self.task, len(x))
+        random, each, shift = draws.step(step, self.task, len(x))
         if objective.name == "penalty":
-            return self._penalised(x, labels, sigma, masks)
+            return self._penalised(x, labels, sigma, random)
         shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
@@ -159,17 +159,17 @@ class NumpyTrainer:
             passes, how = iter(each), (objective.p, sigma, objective.steps, shift)
             ascent = LAST_ITERATES[objective.method]
             x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *how)
-        losses, errors, trained = self._at(x, labels, masks, objective.label_smoothing)
+        losses, errors, trained = self._at(x, labels, random, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, trained))
-        clean, _, clean_trained = self._at(before, labels, masks, objective.label_smoothing)
+        clean, _, clean_trained = self._at(before, labels, random, objective.label_smoothing)
         losses = weight * clean + (1 - weight) * losses
         return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
 
     def _at(
-        self, x: Floats, labels: Array, masks: Masks | None = None, smoothing: float = 0.0
+        self, x: Floats, labels: Array, random: list[Random] | None = None, smoothing: float = 0.0
     ) -> tuple[Floats, Array, Factors]:
-        passed = self._forward(x, masks)
+        passed = self._forward(x, random)
         logits = passed[-1].outputs
         losses, delta = np.asarray(self._loss.value(logits, labels)), self._loss_delta(logits, labels)
         if smoothing:
@@ -178,8 +178,8 @@ class NumpyTrainer:
         factors = [layer.inputs for layer in passed], _backward(passed, delta)
         return losses, self._loss.error(logits, labels), factors
 
-    def _direction(self, x: Floats, labels: Array, masks: Masks | None) -> Floats:
-        passed = self._forward(x, masks)
+    def _direction(self, x: Floats, labels: Array, random: list[Random] | None) -> Floats:
+        passed = self._forward(x, random)
         return passed[0].to_inputs(_backward(passed, self._deltas.inner(passed[-1].outputs, labels))[0])
 
     def _loss_delta(self, outputs: Floats, labels: Array) -> Floats:
@@ -188,11 +188,11 @@ class NumpyTrainer:
         return slope[:, None] * self._deltas.inner(outputs, labels)
 
     def _penalised(
-        self, x: Floats, labels: Array, sigma: float, masks: Masks
+        self, x: Floats, labels: Array, sigma: float, random: list[Random]
     ) -> tuple[Floats, Array, list[Floats]]:
         """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
         objective = self.task.objective
-        passed = self._forward(x, masks)
+        passed = self._forward(x, random)
         inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
         inner = self._loss.inner(logits, labels)
         inner_deltas = _backward(passed, self._deltas.inner(logits, labels))
@@ -202,7 +202,7 @@ class NumpyTrainer:
         losses, errors = self._loss.outer(inner), self._loss.error(logits, labels)
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
-            ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, masks)
+            ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, random)
             passes = [(1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained)]
             added = (ahead - losses) / x.dtype.type(h)
         else:
@@ -217,8 +217,8 @@ class NumpyTrainer:
             added = added + smoothed
         return losses + added, errors, _gradients(*passes)
 
-    def _forward(self, x: Floats, masks: Masks | None = None) -> list[Passed]:
-        return forward(self._layers, self._state, x, masks)
+    def _forward(self, x: Floats, random: list[Random] | None = None) -> list[Passed]:
+        return forward(self._layers, self._state, x, random)
 
     def _tangent(
         self, passed: list[Passed], deltas: list[Floats], labels: Array, v: Floats

@@ -14,6 +14,7 @@ from torch.nn import Module, ModuleList, ParameterDict
 from torch.nn.functional import conv2d, max_pool2d
 
 from lpfamily.training.backends import check_inputs
+from lpfamily.training.draws import Random
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
@@ -92,24 +93,40 @@ def logits(
     layers: Resolved,
     state: Mapping[str, Tensor],
     x: Tensor,
-    factors: list[Tensor | None] | None = None,
+    random: list[Random] | None = None,
     taps: list[Tap] | None = None,
     largest: Largest | None = None,
 ) -> Tensor:
-    """Return the logits of inputs (n, inputs); `factors` multiply each layer's inputs.
+    """Return the logits of inputs (n, inputs); `random` is what `multiplied` makes of what is drawn.
 
     `taps` collects the dense layers that are passed; `largest` takes the place of `first_largest`.
     """
     for index, (layer, entering, function) in enumerate(layers):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
-        if factors is not None and (factor := factors[index]) is not None:
+        factor, noise = Random() if random is None else random[index]
+        if factor is not None:
             x = x * factor
         z = function.product(layer, x, weight, bias)
+        if noise is not None:
+            z = z + noise
         if taps is not None and function.tapped:
             taps.append(Tap(index, x.detach(), z if z.requires_grad else z.requires_grad_()))
         x = function.activation(layer, z, largest or first_largest)
     return x
+
+
+def multiplied(layer: Layer, random: Random, dtype: torch.dtype) -> Random:
+    """Return what a layer's inputs are multiplied by, and its noise laid out as `by_piece` has its bias."""
+    kept, noise = random
+    if kept is not None and layer.dropout is not None:
+        kept = kept.to(dtype) * layer.dropout.scale
+    if noise is not None:
+        noise = noise.to(dtype)
+        if LAYERS[type(layer)].pieces_axis is not None:
+            pieces: int = layer.pieces  # type: ignore[attr-defined]
+            noise = noise.unflatten(1, (-1, pieces)).transpose(1, 2).flatten(1, 2)
+    return Random(kept, noise)
 
 
 def _matrix_product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

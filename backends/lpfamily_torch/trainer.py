@@ -17,14 +17,23 @@ from torch.nn.functional import logsigmoid
 from lpfamily import penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
-from lpfamily.training.draws import Drawn, Draws, by_threads
+from lpfamily.training.draws import Drawn, Draws, Random, by_threads
 from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
 from lpfamily_torch.compiling import Recorded, Steps, compiled, problem, tracing_gradients
-from lpfamily_torch.model import LAYERS, Tap, TorchModel, by_piece, largest_by_piece, logits, resolved
+from lpfamily_torch.model import (
+    LAYERS,
+    Tap,
+    TorchModel,
+    by_piece,
+    largest_by_piece,
+    logits,
+    multiplied,
+    resolved,
+)
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
 
@@ -65,9 +74,6 @@ backend = TorchBackend()
 
 RECORDED = 64
 """The most steps that a CUDA device launches as one."""
-
-Factors = list[Tensor | None]
-"""What dropout multiplies each layer's inputs by."""
 
 Rate = float | Tensor
 """A number, or where a step is compiled or recorded a tensor without axes: a number would be a part of it."""
@@ -176,9 +182,9 @@ class TorchTrainer:
     ) -> tuple[Tensor, Tensor]:
         """Return the objective of each example and the logits it saw."""
         objective = self.task.objective
-        factors = self._factors(drawn.masks)
+        random = self._multiplied(drawn.layers)
         if objective.name == "penalty":
-            return self._penalised(x, labels, sigma, factors, taps)
+            return self._penalised(x, labels, sigma, random, taps)
         shift = None if drawn.shift is None else sigma * drawn.shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
@@ -188,11 +194,11 @@ class TorchTrainer:
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
             how = objective.p, sigma, objective.steps, shift
             ascent = LAST_ITERATES[objective.method]
-            x = x + ascent(lambda at: direction(at, labels, self._factors(next(passes))), x, *how)
-        logits = self._logits(x, factors, taps)
+            x = x + ascent(lambda at: direction(at, labels, self._multiplied(next(passes))), x, *how)
+        logits = self._logits(x, random, taps)
         losses = self._trained(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            beside = self._trained(self._logits(clean, factors, taps), labels)
+            beside = self._trained(self._logits(clean, random, taps), labels)
             losses = weight * beside + (1 - weight) * losses
         return losses, logits
 
@@ -207,18 +213,18 @@ class TorchTrainer:
         return self.task.objective.label_smoothing * (right - logits.mean(dim=1))
 
     def _penalised(
-        self, x: Tensor, labels: Tensor, sigma: Rate, factors: Factors, taps: list[Tap] | None
+        self, x: Tensor, labels: Tensor, sigma: Rate, random: list[Random], taps: list[Tap] | None
     ) -> tuple[Tensor, Tensor]:
         p = self.task.objective.p
         by_difference = self.task.objective.penalty_by == "difference"
         x = self._differentiable(x)
-        logits = self._logits(x, factors, taps)
+        logits = self._logits(x, random, taps)
         inner = self._loss.inner(logits, labels)
         (gradient,) = torch.autograd.grad(inner.sum(), x, create_graph=not by_difference, retain_graph=True)
         losses = self._loss.outer(inner)
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
-            ahead = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, factors, taps)
+            ahead = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, random, taps)
             added = (ahead - losses) / DIFFERENCE_STEP
         else:
             added = self._loss.slope(inner) * penalty(gradient, p, sigma)
@@ -226,16 +232,16 @@ class TorchTrainer:
             added = added + self._smoothing(logits, labels)
         return losses + added, logits
 
-    def _direction(self, x: Tensor, labels: Tensor, factors: Factors | None = None) -> Tensor:
+    def _direction(self, x: Tensor, labels: Tensor, random: list[Random] | None = None) -> Tensor:
         """Return the input gradient of the loss's inner function; no weight gradient is computed."""
         at = self._differentiable(x)
-        return torch.autograd.grad(self._loss.inner(self._logits(at, factors), labels).sum(), at)[0]
+        return torch.autograd.grad(self._loss.inner(self._logits(at, random), labels).sum(), at)[0]
 
-    def _rounded_direction(self, x: Tensor, labels: Tensor, factors: Factors) -> Tensor:
+    def _rounded_direction(self, x: Tensor, labels: Tensor, random: list[Random]) -> Tensor:
         """Return the same by products of bfloat16, which autocast has in place of float32's alone."""
         at = self._differentiable(x)
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
-        single = [None if factor is None else factor.float() for factor in factors]
+        single = [Random(*(each if each is None else each.float() for each in both)) for both in random]
         with torch.autocast(x.device.type, torch.bfloat16):
             z = logits(self._layers, state, at.float(), single, None, largest_by_piece)
             return torch.autograd.grad(self._loss.inner(z, labels).sum(), at)[0]
@@ -246,20 +252,19 @@ class TorchTrainer:
         return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
     def _losses(
-        self, x: Tensor, labels: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None
+        self, x: Tensor, labels: Tensor, random: list[Random] | None = None, taps: list[Tap] | None = None
     ) -> Tensor:
-        losses: Tensor = self._loss.outer(self._loss.inner(self._logits(x, factors, taps), labels))
+        losses: Tensor = self._loss.outer(self._loss.inner(self._logits(x, random, taps), labels))
         return losses
 
-    def _logits(self, x: Tensor, factors: Factors | None = None, taps: list[Tap] | None = None) -> Tensor:
-        return logits(self._layers, self._state, x, factors, taps, largest_by_piece)
+    def _logits(self, x: Tensor, random: list[Random] | None = None, taps: list[Tap] | None = None) -> Tensor:
+        return logits(self._layers, self._state, x, random, taps, largest_by_piece)
 
-    def _factors(self, masks: Factors) -> Factors:
-        """Return what dropout multiplies each layer's inputs by, of which it keeps."""
+    def _multiplied(self, drawn: list[Random]) -> list[Random]:
         dtype = getattr(torch, self.task.dtype)
         return [
-            None if mask is None or layer.dropout is None else mask.to(dtype) * layer.dropout.scale
-            for mask, layer in zip(masks, self.task.network.layers, strict=True)
+            multiplied(layer, random, dtype)
+            for layer, random in zip(self.task.network.layers, drawn, strict=True)
         ]
 
     def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn) -> Gradients:

@@ -190,14 +190,20 @@ class Option:
     @property
     def needed(self) -> str:
         """What it needs, as it is given to a command."""
-        words = {name: " or ".join(each or "none" for each in values) for name, values in self.needs.items()}
-        return " with ".join(f"{flag(name)} {value}".strip() for name, value in words.items())
+        words = {
+            " or ".join(map(flag, names.split("|"))): " or ".join(each or "none" for each in values)
+            for names, values in self.needs.items()
+        }
+        return " with ".join(f"{flags} {value}".strip() for flags, value in words.items())
 
     def has_effect(self, choices: DataclassInstance) -> bool:
         """Whether other choices are such that this one makes a difference."""
         return all(
-            getattr(choices, name) in values if values else getattr(choices, name)
-            for name, values in self.needs.items()
+            any(
+                getattr(choices, name) in values if values else getattr(choices, name)
+                for name in names.split("|")
+            )
+            for names, values in self.needs.items()
         )
 
 
@@ -228,7 +234,8 @@ def option(
     group
         Under which of a command's titles it stands.
     needs
-        Other choices without which it has no effect: by name their values, () for any that is not empty.
+        Other choices without which it has no effect: by name their values, () for any that is not empty. Of
+        several names, "one|other", it needs one.
     default_text
         What `--help` says of the default where that is no value.
     """

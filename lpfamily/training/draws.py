@@ -12,23 +12,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import sample
-from lpfamily.training.networks import Floats, Network, Shape, shapes
+from lpfamily.training.networks import Floats, Network, Shape, activated_shape, shapes
 from lpfamily.training.tasks import Task
+
+T = TypeVar("T")
 
 THREADS = 4
 """Which draw at a time while a device waits: more of them wait for Python's lock."""
 
-_ORDER, _NOISE, _START, _TEST, _DROPOUT = range(5)
+_ORDER, _NOISE, _START, _TEST, _DROPOUT, _LAYER_NOISE = range(6)
 
 Mask = NDArray[np.bool_]
 Masks = list[Mask | None]
 """For each layer, which of its inputs dropout keeps, (examples, *shape of the input); None is all."""
+
+Noises = list[Floats | None]
+"""For each layer, what is added to what enters its activation; None is nothing."""
+
+
+class Random(NamedTuple):
+    """What is random in a layer, in one pass."""
+
+    kept: Any = None
+    """Which of its inputs dropout keeps; None is all."""
+    noise: Any = None
+    """What is added to what enters its activation, (examples, *`networks.activated_shape`); None is none."""
 
 
 Map = Callable[..., Iterable[Any]]
@@ -38,27 +52,30 @@ Map = Callable[..., Iterable[Any]]
 class Drawn(NamedTuple):
     """What is random in a step, or stacked along a first axis, in several."""
 
-    masks: list[Any]
-    """What dropout keeps where the weights are trained, layer by layer; None is all."""
-    passes: list[list[Any]]
-    """What it keeps in each of the gradient passes of perturb."""
+    layers: list[Random]
+    """Where the weights are trained, layer by layer."""
+    passes: list[list[Random]]
+    """In each of the gradient passes of perturb."""
     shift: Any
     """For sigma = 1, the noise, or where in the ball the first gradient is taken; None without either."""
 
     def map(self, function: Callable[[Any], Any]) -> Drawn:
         """Return the function of every array, called once for one that is there twice."""
         results = {id(array): function(array) for array in self.arrays()}
-        return Drawn(*(_replaced(part, results) for part in self))
+        replaced: Drawn = _replaced(self, results)
+        return replaced
 
     def arrays(self) -> list[Any]:
         """Return all arrays, once those that are there twice."""
-        everything = (*self.masks, *itertools.chain(*self.passes), self.shift)
+        everything = (*itertools.chain(*self.layers, *itertools.chain(*self.passes)), self.shift)
         return list({id(array): array for array in everything if array is not None}.values())
 
 
 def _replaced(part: Any, results: dict[int, Any]) -> Any:
     if isinstance(part, list):
         return [_replaced(each, results) for each in part]
+    if isinstance(part, tuple):
+        return type(part)(*(_replaced(each, results) for each in part))
     return results.get(id(part))
 
 
@@ -73,8 +90,12 @@ def _bits(purpose: int, seed: int, epoch: int, step: int, place: int = 0) -> np.
     return np.random.Philox(key=(seed, purpose), counter=(0, place, step, epoch))
 
 
-def _generator(purpose: int, seed: int, epoch: int, step: int) -> np.random.Generator:
-    return np.random.Generator(_bits(purpose, seed, epoch, step))
+def _generator(purpose: int, seed: int, epoch: int, step: int, place: int = 0) -> np.random.Generator:
+    return np.random.Generator(_bits(purpose, seed, epoch, step, place))
+
+
+def _place(layer: int, again: int) -> int:
+    return layer + (again << 16)
 
 
 @dataclass(frozen=True)
@@ -114,25 +135,42 @@ class Draws:
 
     def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
         """Return which inputs of a layer dropout keeps in a step; `again` counts its independent passes."""
-        bits = _bits(_DROPOUT, self.seed, self.epoch, step, layer + (again << 16))
+        bits = _bits(_DROPOUT, self.seed, self.epoch, step, _place(layer, again))
         size = math.prod(shape)
         drawn = bits.random_raw(-(-size // 2)).astype("<u8", copy=False).view("<u4")[:size]
         # a Generator's float32 in [0, 1) are the upper 24 bits of these, by two thirds of the speed
         return (drawn < math.ceil(float(np.float32(include)) * 2**24) << 8).reshape(shape)
 
+    def added(
+        self, step: int, layer: int, shape: Shape, deviation: float, dtype: str, again: int = 0
+    ) -> Floats:
+        """Return the Gaussian noise inside of a layer in a step, as `kept` does what dropout keeps."""
+        rng = _generator(_LAYER_NOISE, self.seed, self.epoch, step, _place(layer, again))
+        noise = _normal(rng, shape, dtype)
+        noise *= deviation
+        return noise
+
     def step(self, step: int, task: Task, examples: int) -> Drawn:
         """Return all that is random in a step of so many examples of a task."""
         objective, network, shape = task.objective, task.network, (examples, task.network.inputs)
-        masks, passes, shift = self.masks(step, network, examples), [], None
+        layers, passes, shift = self._layers(step, task, examples), [], None
         if objective.name == "noise":
             shift = self.noise(step, shape, task.dtype)
         if objective.name == "perturb":
-            passes = self.direction_masks(
-                step, network, examples, objective.direction_dropout, objective.steps, same=masks
+            passes = _of_passes(
+                objective.direction_dropout,
+                objective.steps,
+                lambda again: self._layers(step, task, examples, again),
+                same=layers,
+                none=[Random()] * len(network.layers),
             )
             if objective.random_start:
                 shift = self.start(step, shape, objective.p, task.dtype)
-        return Drawn(masks, passes, shift)
+        return Drawn(layers, passes, shift)
+
+    def _layers(self, step: int, task: Task, examples: int, again: int = 0) -> list[Random]:
+        masks = self.masks(step, task.network, examples, again)
+        return list(map(Random, masks, self.layer_noise(step, task.network, examples, task.dtype, again)))
 
     def steps(
         self,
@@ -170,6 +208,15 @@ class Draws:
             for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
         ]
 
+    def layer_noise(self, step: int, network: Network, examples: int, dtype: str, again: int = 0) -> Noises:
+        """Return the noise inside of the layers in a step, layer by layer."""
+        return [
+            self.added(step, index, (examples, *activated_shape(layer, entering)), layer.noise, dtype, again)
+            if layer.noise
+            else None
+            for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
+        ]
+
     def direction_masks(
         self, step: int, network: Network, examples: int, dropout: str, steps: int, same: Masks
     ) -> list[Masks]:
@@ -177,9 +224,26 @@ class Draws:
 
         `dropout` is `Objective.direction_dropout`, and `same` what it keeps where the weights are trained.
         """
-        if dropout == "independent":
-            return [self.masks(step, network, examples, again) for again in range(1, steps + 1)]
-        return [same if dropout == "same" else [None] * len(network.layers)] * steps
+        none: Masks = [None] * len(network.layers)
+        return _of_passes(
+            dropout, steps, lambda again: self.masks(step, network, examples, again), same, none
+        )
+
+    def direction_noise(
+        self, step: int, network: Network, examples: int, dtype: str, dropout: str, steps: int, same: Noises
+    ) -> list[Noises]:
+        """Return the noise inside of the layers in each of these passes, by the same rule."""
+        none: Noises = [None] * len(network.layers)
+        return _of_passes(
+            dropout, steps, lambda again: self.layer_noise(step, network, examples, dtype, again), same, none
+        )
+
+
+def _of_passes(dropout: str, steps: int, draw: Callable[[int], T], same: T, none: T) -> list[T]:
+    """Return what is random in the layers in each of the gradient passes of `perturb`."""
+    if dropout == "independent":
+        return [draw(again) for again in range(1, steps + 1)]
+    return [same if dropout == "same" else none] * steps
 
 
 @dataclass(frozen=True)
@@ -201,6 +265,13 @@ class Part(Draws):
     def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
         """Return the rows of what is kept."""
         return self.whole.kept(step, layer, (self.examples, *shape[1:]), include, again)[self.rows]
+
+    def added(
+        self, step: int, layer: int, shape: Shape, deviation: float, dtype: str, again: int = 0
+    ) -> Floats:
+        """Return the rows of the noise."""
+        whole = self.whole.added(step, layer, (self.examples, *shape[1:]), deviation, dtype, again)
+        return whole[self.rows]
 
 
 def evaluation_noise(seed: int, draw: int, shape: Shape, dtype: str) -> Floats:

@@ -52,6 +52,11 @@ class Layer(ABC):
     max_norm: float | None = None
     """The limit on the Euclidean norm of the weights into one unit or piece, kept after every step."""
     dropout: Dropout | None = None
+    noise: float | None = None
+    """In training, the deviation of Gaussian noise that is added to what enters the activation, in its units.
+
+    That is x @ weight + bias, of a convolution before its pooling. Outside of training nothing is added.
+    """
     lr_scale: float = 1.0
     """The factor of the learning rate for weight and bias."""
     init: float | None = None
@@ -277,6 +282,11 @@ def parameter_shapes(network: Network) -> dict[str, Shape]:
         for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
         for name, shape in layer.parameter_shapes(entering).items()
     }
+
+
+def activated_shape(layer: Layer, entering: Shape) -> Shape:
+    """Return the shape of what enters a layer's activation, of one example: by bias and place."""
+    return (layer.parameter_shapes(entering)["bias"][0], *layer.positions(entering))
 
 
 def layer_of(network: Network, name: str) -> Layer:

@@ -32,13 +32,14 @@ class Objective:
     - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
       eq. 3 in the direction of the loss's inner function (`losses`), or `steps` steps of a `method` from x,
       or from a random point of the ball: `lpfamily.ascent.frank_wolfe` or `projected`, PGD.
-      `direction_dropout` is the dropout of the passes that find eps: none, the same as where the
-      weights are trained, or an independent one in each. `direction_dtype` is what these passes
-      compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
+      `direction_dropout` is the dropout, and the noise of layers, of the passes that find eps: none, the
+      same as where the weights are trained, or independent ones in each. `direction_dtype` is what these
+      passes compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
     - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
       term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
 
-    A step has one dropout, `draws.masks`, for all L here and for penalty's gradients.
+    A step has one dropout, `draws.masks`, and one noise of layers, `draws.layer_noise`, for all L here and
+    for penalty's gradients.
 
     `label_smoothing` A adds A (z_y - mean z) to L(x), or where the loss is of x + eta or x + eps to that
     one, z the logits: the cross-entropy with a target of 1 - A at the label, and A / classes at each class
@@ -62,7 +63,10 @@ class Objective:
         False, None, "perturb: take the first gradient at a random point of the ball"
     )
     direction_dropout: Literal["none", "same", "independent"] = of_perturb(
-        "none", None, "perturb: the dropout of the passes that find eps", needs=PERTURB | {"dropout": ()}
+        "none",
+        None,
+        "perturb: the dropout, and the noise of layers, of the passes that find eps",
+        needs=PERTURB | {"dropout|layer_noise": ()},
     )
     direction_dtype: Literal["same", "bfloat16"] = of_perturb(
         "same", None, "perturb: what these passes compute in"

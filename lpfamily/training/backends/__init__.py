@@ -57,7 +57,7 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-OPTIONS = frozenset({"label_smoothing", "method"})
+OPTIONS = frozenset({"label_smoothing", "layer_noise", "method"})
 """The options of training that a backend need not know."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"
@@ -79,7 +79,7 @@ class Trainer(Protocol):
         A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
         Returns `loss` and `error`, means over the examples as the objective saw them: error is the fraction
         that is misclassified, or of squared errors the distance, which is the root mean square of an example.
-        Dropout is in training alone: no other method drops anything.
+        Dropout and the noise of layers are in training alone: no other method drops or adds anything.
         """
 
     def logits(self, x: Floats) -> Floats:

@@ -50,10 +50,20 @@ def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
     hidden, convolutions = len(recipe.units), len(recipe.kernel)
     if convolutions > hidden or (convolutions and not recipe.pieces):
         raise ValueError(f"{convolutions} kernels need as many layers with units and pieces")
-    of_each = (_of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale"))
+    of_each = [_of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")]
+    of_each.append(_dropout(recipe, hidden + 1))
+    of_each.append(
+        _of_layers(recipe, "layer_noise", hidden + 1) if recipe.layer_noise else (0,) * (hidden + 1)
+    )
     trained: list[dict[str, Any]] = [
-        {"max_norm": max_norm or None, "lr_scale": lr_scale, "dropout": dropout, "init": recipe.init or None}
-        for max_norm, lr_scale, dropout in zip(*of_each, _dropout(recipe, hidden + 1), strict=True)
+        {
+            "max_norm": max_norm or None,
+            "lr_scale": lr_scale,
+            "dropout": dropout,
+            "noise": noise or None,
+            "init": recipe.init or None,
+        }
+        for max_norm, lr_scale, dropout, noise in zip(*of_each, strict=True)
     ]
     pieces = _of_layers(recipe, "pieces", hidden) if recipe.pieces else ()
     square = (_of_layers(recipe, name, convolutions) for name in ("padding", "pool", "stride"))
@@ -81,7 +91,7 @@ def _dropout(recipe: Recipe, layers: int) -> tuple[Dropout | None, ...]:
 
 
 def _of_layers(recipe: Recipe, name: str, layers: int) -> tuple[Any, ...]:
-    """Return the numbers of a list, one a layer."""
+    """Return the numbers of a list, one for each layer."""
     values: tuple[Any, ...] = getattr(recipe, name)
     if len(values) not in (1, layers):
         raise ValueError(f"{flag(name)} must have one number or {layers}; got {len(values)}")

@@ -105,6 +105,12 @@ class Recipe(Optimiser, Objective):
         needs={"dropout": ()},
         default_text="1 in the first layer, 1 / probability in others",
     )
+    layer_noise: tuple[float, ...] = of_network(
+        (),
+        Numbers(NOT_NEGATIVE),
+        "deviation of the Gaussian noise that training adds to what enters each layer's activation, last "
+        "layer included; 0 is none",
+    )
     max_norm: tuple[float, ...] = of_network(
         (math.sqrt(15),),
         Numbers(NOT_NEGATIVE),

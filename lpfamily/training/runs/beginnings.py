@@ -17,7 +17,7 @@ from lpfamily.training.runs.configs import Config
 from lpfamily.training.runs.trained import of_run
 
 _OF_TRAINING = {each.name for each in fields(Layer)}
-"""What a layer has that is of no account outside of training: dropout, limits, rates, first weights."""
+"""What a layer has that matters in training alone: dropout, noise, limits, rates, first weights."""
 
 
 def begin_from(config: Config, folder: Path, dataset: Dataset, option: str) -> Config:

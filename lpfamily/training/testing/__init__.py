@@ -28,7 +28,7 @@ from numpy.testing import assert_allclose
 from lpfamily.step import epsilon
 from lpfamily.training import backends
 from lpfamily.training.backends import Backend, Trainer
-from lpfamily.training.draws import Draws, Mask
+from lpfamily.training.draws import Draws, Mask, Random
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     ConvMaxout,
@@ -51,15 +51,15 @@ FIRST: dict[str, Any] = {"max_norm": 1.2, "dropout": Dropout(0.8, 1.0), "lr_scal
 LAST = Dense(3, max_norm=1.5, dropout=HALF)
 NETWORKS = {
     "sigmoid": Network(6, (Dense(5, "sigmoid", max_norm=2.0), Dense(4, "sigmoid"), Dense(3, max_norm=1.5))),
-    "rectifiers": Network(6, (Rectifier(5, **FIRST), Rectifier(5, dropout=HALF), LAST)),
-    "maxout": Network(6, (Maxout(4, 3, **FIRST), Maxout(5, 2, dropout=HALF), LAST)),
+    "rectifiers": Network(6, (Rectifier(5, **FIRST, noise=0.3), Rectifier(5, dropout=HALF), LAST)),
+    "maxout": Network(6, (Maxout(4, 3, **FIRST), Maxout(5, 2, dropout=HALF, noise=0.5), LAST)),
     "convolutions": Network(
         30,
         (
-            ConvMaxout(2, 2, 2, pool=3, stride=2, tied_bias=False, max_norm=0.8, dropout=Dropout(0.8, 1.0)),
-            ConvMaxout(2, 3, 2, padding=1, pool=2, stride=2, max_norm=0.9, dropout=HALF, lr_scale=0.5),
+            ConvMaxout(2, 2, 2, 0, 3, 2, False, max_norm=0.8, dropout=Dropout(0.8, 1.0), noise=0.2),
+            ConvMaxout(2, 3, 2, 1, 2, 2, max_norm=0.9, dropout=HALF, noise=0.3, lr_scale=0.5),
             Maxout(3, 2),
-            Dense(3, dropout=HALF),
+            Dense(3, dropout=HALF, noise=0.1),
         ),
         image=(1, 5, 6),
     ),
@@ -116,33 +116,37 @@ class BackendTests:
         return backends.find(self.backend)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run a law on every network whose layers and loss the backend trains."""
+        """Run a law on every network whose layers and loss the backend trains, with noise if it adds any."""
         backend = self.find()
         layers, losses, options = backend.layers, backends.losses_of(backend), backends.options_of(backend)
-        names = [
-            name
+        networks = {
+            name: network if "layer_noise" in options else _changed(network, noise=None)
             for name, network in NETWORKS.items()
             if {*map(type, network.layers)} <= layers and network.loss in losses
-        ]
+        }
+        names = list(networks)
         if "objective" in metafunc.fixturenames:
             optional = [each for name, some in OPTIONAL.items() if name in options for each in some]
             cases = [
-                pytest.param(NETWORKS[name], objective, id=f"{name}-{objective}")
+                pytest.param(networks[name], objective, id=f"{name}-{objective}")
                 for name in names
                 for objective in (
                     *(OBJECTIVES if name in ("sigmoid", "regression") else WITH_DROPOUT),
                     *(optional if name in ("sigmoid", "maxout") else ()),
                 )
             ]
+            if "layer_noise" in options:  # where the activation is curved, too
+                noisy = _changed(NETWORKS["sigmoid"], noise=0.3)
+                cases.append(pytest.param(noisy, Objective("penalty", 2.0), id="noisy-penalty"))
             metafunc.parametrize(("network", "objective"), cases)
         for argument, loss in ("classifier", "cross-entropy"), ("regression", "squared-error"):
             if argument in metafunc.fixturenames:
-                of_loss = [name for name in names if NETWORKS[name].loss == loss]
-                metafunc.parametrize(argument, [NETWORKS[name] for name in of_loss], ids=of_loss)
+                of_loss = {name: network for name, network in networks.items() if network.loss == loss}
+                metafunc.parametrize(argument, list(of_loss.values()), ids=list(of_loss))
         if "objective" not in metafunc.fixturenames and "network" in metafunc.fixturenames:
             if metafunc.function.__name__ == "test_a_compiled_step_is_the_same" and "convolutions" in names:
                 names.remove("maxout")  # which is their last layers, and takes half a minute
-            metafunc.parametrize("network", [NETWORKS[name] for name in names], ids=names)
+            metafunc.parametrize("network", [networks[name] for name in names], ids=names)
 
     def test_logits_are_the_networks(self, network: Network) -> None:
         task, state, trainer = self._made(network)
@@ -255,7 +259,7 @@ class BackendTests:
         assert trainer.hessian_products(x, labels, x).shape == x.shape
 
     def test_a_step_descends_the_objective(self, network: Network, objective: Objective) -> None:
-        """With the dropout of the draws, wherever the objective has it."""
+        """With the dropout and the noise of the draws, wherever the objective has them."""
         network, draws = _changed(network, max_norm=None), Draws(5, 2)
         task, before, trainer = self._made(network, objective=objective)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), draws)
@@ -267,7 +271,7 @@ class BackendTests:
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
         """To the second order of its rounding: the loss is stationary on the sphere at its steepest point."""
-        network = _changed(network, dropout=None)
+        network = _changed(network, dropout=None, noise=None)
 
         def loss(objective: Objective) -> float:
             _, _, trainer = self._made(network, dtype, objective=objective)
@@ -284,7 +288,7 @@ class BackendTests:
             assert share != 1, of
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
-        """Order, rates, momentum, weight decay, norm constraints, dropout and a smaller last batch."""
+        """Order, rates, momentum, weight decay, norm constraints, dropout, noise and a smaller last batch."""
         perturb, decay = Objective("perturb", 1.5), Optimiser(0.01)
         task, state, trainer = self._made(network, objective=perturb, batch_size=3, optimiser=decay)
         order, draws = np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
@@ -300,7 +304,7 @@ class BackendTests:
         assert metrics["loss"] == pytest.approx(sum(losses) / 7, rel=1e-6)
 
     def test_metrics_count_the_errors_that_the_objective_sees(self, network: Network) -> None:
-        network = _changed(network, dropout=None)
+        network = _changed(network, dropout=None, noise=None)
         task, state, trainer = self._made(network)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))
         seen = oracle.logits(network, state, task.x)
@@ -311,13 +315,14 @@ class BackendTests:
 
     def test_dropout_keeps_what_the_draws_say(self, network: Network) -> None:
         """Injected: with everything kept there is only the scale, with nothing kept only the biases."""
-        if network is NETWORKS["sigmoid"]:
+        network = _changed(network, noise=None)
+        if network == NETWORKS["sigmoid"]:
             network = _changed(network, dropout=HALF)
         task, state, trainer = self._made(network)
         losses = []
         for draws in _Injected(5, 2, True), _Injected(5, 2, False):
             losses.append(trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), draws)["loss"])
-            seen = oracle.logits(network, state, task.x, draws.masks(0, network, 7))
+            seen = oracle.logits(network, state, task.x, [*map(Random, draws.masks(0, network, 7))])
             expected = _loss(network).value(seen, task.labels).mean()
             assert losses[-1] == pytest.approx(expected, rel=1e-12)
         assert losses[0] != losses[1]
@@ -327,7 +332,7 @@ class BackendTests:
         task, state, trainer = self._made(network)
         mean = 0.0
         for bits in itertools.product([False, True], repeat=4):
-            masks: Any = [np.tile(np.array(pair), (7, 1)) for pair in (bits[:2], bits[2:])]
+            masks = [Random(np.tile(np.array(pair), (7, 1))) for pair in (bits[:2], bits[2:])]
             chance = math.prod(0.8 if bit else 0.2 for bit in bits[:2]) / 4
             dropped = oracle.logits(network, state, task.x, masks)
             mean += chance * oracle.cross_entropy(dropped, task.labels).mean()
@@ -339,7 +344,7 @@ class BackendTests:
 
     def test_ties_give_their_gradient_to_the_first(self, network: Network) -> None:
         """Without biases a blank input ties all pieces, and in a convolution all positions."""
-        network = _changed(network, dropout=None)
+        network = _changed(network, dropout=None, noise=None)
         task = replace(_task(network), objective=Objective("plain"), x=np.zeros((7, network.inputs)))
         state = initial_state(network, 0, "float64")
         inner = _loss(network).inner
@@ -430,9 +435,11 @@ class BackendTests:
         if problem := self.find().compile_problem(self.device):
             pytest.skip(problem)
         objective = Objective("perturb", 1.5, direction_dropout="independent")
-        if network in (NETWORKS["sigmoid"], NETWORKS["regression"]):
+        if isinstance(network.layers[0], Dense):
             objective = Objective("penalty", 2.0)
-        if network is NETWORKS["rectifiers"]:  # a compiler takes a minute for several passes of convolutions
+        if isinstance(
+            network.layers[0], Rectifier
+        ):  # a compiler takes a minute for several passes of convolutions
             objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same", steps=2)
         found = []
         for machine in Machine(), Machine(compile=True):

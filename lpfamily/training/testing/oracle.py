@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lpfamily.balls import project
 from lpfamily.norms import dual_exponent, norm
 from lpfamily.step import epsilon
-from lpfamily.training.draws import Draws, Masks
+from lpfamily.training.draws import Draws, Random
 from lpfamily.training.networks import (
     ConvMaxout,
     Dense,
@@ -63,14 +63,16 @@ LAYERS: dict[type[Layer], Callable[..., Array]] = {
 """By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
 
 
-def logits(network: Network, state: State, x: Array, masks: Masks | None = None) -> Array:
-    """Return the network's logits, for real or complex x; the masks say what dropout keeps."""
+def logits(network: Network, state: State, x: Array, random: list[Random] | None = None) -> Array:
+    """Return the network's logits, for real or complex x, with what is random in each layer."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
-        mask = masks[index] if masks else None
+        mask, noise = random[index] if random else Random()
         if mask is not None and layer.dropout:
             x = x * mask * layer.dropout.scale
+        if noise is not None:  # as each example's own bias
+            bias = bias.reshape(*bias.shape, *[1] * (noise.ndim - 1 - bias.ndim)) + noise
         x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
 
@@ -117,13 +119,14 @@ def input_gradient(
     state: State,
     x: Array,
     labels: Targets,
-    masks: Masks | None = None,
+    random: list[Random] | None = None,
 ) -> Floats:
     """Return the gradient of each example's function in its input, by a complex step: Im f(x + ih) / h."""
     h, inputs = 1e-30, x.shape[1]
     at = (x + 1j * h * np.eye(inputs)[:, None, :]).reshape(-1, inputs)
-    many = masks and [
-        None if mask is None else np.tile(mask, (inputs, *[1] * (mask.ndim - 1))) for mask in masks
+    many = random and [
+        Random(*(each if each is None else np.tile(each, (inputs, *[1] * (each.ndim - 1))) for each in both))
+        for both in random
     ]
     values = function(logits(network, state, at, many), np.concatenate([labels] * inputs))
     return values.imag.reshape(inputs, -1).T / h
@@ -136,13 +139,13 @@ def perturbation(
     labels: Targets,
     sigma: float,
     start: Floats,
-    passes: list[Masks] | None = None,
+    passes: list[list[Random]] | None = None,
 ) -> Floats:
     """Return eps: the steps of the objective's method from x + start, with the dropout of each pass."""
     p, steps, eps, inner = task.objective.p, task.objective.steps, start, LOSSES[task.network.loss].inner
     for k in range(steps):
-        masks = passes[k] if passes else None
-        gradient = input_gradient(inner, task.network, state, x + eps, labels, masks)
+        random = passes[k] if passes else None
+        gradient = input_gradient(inner, task.network, state, x + eps, labels, random)
         if task.objective.method == "projected":
             eps = project(eps + epsilon(gradient, p, (2.5 / steps if steps > 1 else 1) * sigma), p, sigma)
         else:
@@ -155,22 +158,30 @@ def objective_and_gradient(
 ) -> tuple[float, State]:
     """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
     objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
-    masks, value = draws.masks(step, network, len(x)), LOSSES[network.loss].value
+    masks, noises = (
+        draws.masks(step, network, len(x)),
+        draws.layer_noise(step, network, len(x), task.dtype),
+    )
+    random, value = list(map(Random, masks, noises)), LOSSES[network.loss].value
     if objective.name == "noise":
         x = x + sigma * draws.noise(step, x.shape, task.dtype)
     eps = np.zeros_like(x)
     if objective.name in ("perturb", "penalty"):
-        passes, start = [masks], np.zeros_like(x)
+        passes, start = [random], np.zeros_like(x)
         if objective.name == "perturb":
-            passes = draws.direction_masks(
-                step, network, len(x), objective.direction_dropout, objective.steps, same=masks
+            of_passes = objective.direction_dropout, objective.steps
+            each = zip(
+                draws.direction_masks(step, network, len(x), *of_passes, same=masks),
+                draws.direction_noise(step, network, len(x), task.dtype, *of_passes, same=noises),
+                strict=True,
             )
+            passes = [list(map(Random, *both)) for both in each]
         if objective.random_start:
             start = sigma * draws.start(step, x.shape, objective.p, task.dtype)
         eps = perturbation(task, state, x, labels, sigma, start, passes)
 
     def loss(parameters: State, at: Array, smoothing: float = 0.0) -> Array:
-        outputs = logits(network, parameters, at, masks)
+        outputs = logits(network, parameters, at, random)
         return value(outputs, labels) + (smoothing and smoothing * _smoothing(outputs, labels))
 
     def mean(parameters: State) -> float:
@@ -179,7 +190,7 @@ def objective_and_gradient(
             ahead, weight = loss(parameters, x + eps, objective.label_smoothing), objective.clean_weight
             values = weight * values + (1 - weight) * ahead
         elif objective.name == "penalty" and objective.penalty_by == "gradient":
-            gradient = input_gradient(value, network, parameters, x, labels, masks)
+            gradient = input_gradient(value, network, parameters, x, labels, random)
             values = values + sigma * norm(gradient, dual_exponent(objective.p))
         elif objective.name == "penalty":
             h = DIFFERENCE_STEP
