@@ -20,14 +20,14 @@ OF_RECTIFIERS = Network(
     64,
     (
         Rectifier(24, max_norm=1.9, dropout=Dropout(0.8, 1.0)),
-        Rectifier(16, max_norm=1.9, dropout=HALF),
+        Rectifier(16, max_norm=1.9, dropout=HALF, noise=0.2),
         Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
     ),
 )
 OF_MAXOUT = Network(
     64,
     (
-        Maxout(16, 3, max_norm=1.9, dropout=Dropout(0.8, 1.0), init=0.2),
+        Maxout(16, 3, max_norm=1.9, dropout=Dropout(0.8, 1.0), noise=0.2, init=0.2),
         Maxout(16, 2, max_norm=1.9, dropout=HALF, init=0.2),
         Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
     ),
@@ -38,7 +38,7 @@ OF_CONVOLUTIONS = Network(
         ConvMaxout(
             4, 2, 3, padding=1, pool=3, stride=2, tied_bias=False, max_norm=1.9, dropout=HALF, init=0.2
         ),
-        ConvMaxout(4, 2, 2, pool=2, stride=2, max_norm=1.9, dropout=HALF, init=0.2, lr_scale=0.5),
+        ConvMaxout(4, 2, 2, pool=2, stride=2, max_norm=1.9, dropout=HALF, noise=0.2, init=0.2, lr_scale=0.5),
         Dense(10, max_norm=1.9, dropout=HALF, init=0.2),
     ),
     image=(1, 8, 8),

@@ -9,9 +9,10 @@ import pytest
 
 from lpfamily import epsilon
 from lpfamily.training.backends import Objective
+from lpfamily.training.draws import Draws, Random
 from lpfamily.training.networks import parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests, oracle
-from lpfamily_numpy.model import _elementwise
+from lpfamily_numpy.model import _elementwise, forward
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _gradients, _smoothing
 
 PERTURB = Objective("perturb", 2.0)
@@ -121,6 +122,67 @@ class WithoutProjection(NumpyTrainer):
             return super()._step(*args)
 
 
+class WithNoiseInTesting(NumpyTrainer):
+    def _forward(self, x, random=None):
+        noise = Draws(0, 0).layer_noise(0, self.task.network, len(x), self.task.dtype)
+        return super()._forward(x, random or [Random(None, each) for each in noise])
+
+
+class WithoutNoise(NumpyTrainer):
+    def _forward(self, x, random=None):
+        return super()._forward(x, random and [Random(kept) for kept, _ in random])
+
+
+class WithTwiceTheNoise(NumpyTrainer):
+    def _forward(self, x, random=None):
+        twice = random and [Random(kept, None if noise is None else 2 * noise) for kept, noise in random]
+        return super()._forward(x, twice)
+
+
+class WithNoiseAfterTheActivation(NumpyTrainer):
+    def _forward(self, x, random=None):
+        def moved(activation, noise):
+            def outputs(z):
+                result, kept = activation.outputs(z)
+                return (result if noise is None else result + noise), kept
+
+            return activation._replace(outputs=outputs)
+
+        if random is None:
+            return super()._forward(x)
+        pairs = zip(self._layers, random, strict=True)
+        layers = tuple((layer, moved(activation, noise)) for (layer, activation), (_, noise) in pairs)
+        return forward(layers, self._state, x, [Random(kept) for kept, _ in random])
+
+
+class OfAnotherStep(Draws):
+    def added(self, step, *rest):
+        return super().added(step + 1, *rest)
+
+
+class OfOneLayer(Draws):
+    """So that two layers of one width have one noise."""
+
+    def added(self, step, layer, *rest):
+        return super().added(step, 0, *rest)
+
+
+class InEveryPass(Draws):
+    """Where --direction-dropout is none."""
+
+    def step(self, step, task, examples):
+        drawn = super().step(step, task, examples)
+        return drawn._replace(passes=[[Random(None, noise) for _, noise in drawn.layers]])
+
+
+def drawing(kind):
+    class Drawing(NumpyTrainer):
+        def _step(self, x, labels, sigma, step, draws):
+            return super()._step(x, labels, sigma, step, kind(draws.seed, draws.epoch))
+
+    return Drawing
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -136,7 +198,27 @@ def laws(kind):
     return tests, step
 
 
+NOISY = replace(
+    NETWORKS["rectifiers"],
+    layers=tuple(replace(layer, noise=0.3, dropout=None) for layer in NETWORKS["rectifiers"].layers),
+)
+
+
+def noisy_step(tests, step):
+    return functools.partial(tests.test_a_step_descends_the_objective, NOISY, PERTURB)
+
+
 CASES = {
+    "noise in testing": (
+        WithNoiseInTesting,
+        lambda tests, step: functools.partial(tests.test_logits_are_the_networks, NOISY),
+    ),
+    "no noise in training": (WithoutNoise, noisy_step),
+    "twice the noise": (WithTwiceTheNoise, noisy_step),
+    "noise after the activation": (WithNoiseAfterTheActivation, noisy_step),
+    "noise of another step": (drawing(OfAnotherStep), noisy_step),
+    "one noise for all layers": (drawing(OfOneLayer), noisy_step),
+    "noise in the pass of the direction": (drawing(InEveryPass), noisy_step),
     "weight gradients missing": (WithoutWeightGradients, lambda tests, step: step),
     "eps not held constant": (WithEpsilonThatMoves, lambda tests, step: step),
     "sigma applied to the batch": (WithOneBallForTheBatch, lambda tests, step: step),

@@ -12,8 +12,8 @@ from lpfamily.training.networks import ConvMaxout, Dense, Dropout, Maxout, Netwo
 NETWORK = Network(
     64,
     (
-        ConvMaxout(3, 2, 3, dropout=Dropout(0.8, 1.0)),
-        Maxout(5, 2),
+        ConvMaxout(3, 2, 3, dropout=Dropout(0.8, 1.0), noise=0.5),
+        Maxout(5, 2, noise=2.0),
         Dense(4, dropout=Dropout(0.5, 2.0)),
     ),
     image=(1, 8, 8),
@@ -23,6 +23,42 @@ NETWORK = Network(
 def test_masks_have_the_shapes_of_what_enters_the_layers():
     masks = Draws(0, 0).masks(3, NETWORK, 7)
     assert [None if mask is None else mask.shape for mask in masks] == [(7, 1, 8, 8), None, (7, 5)]
+
+
+def test_noise_has_the_shapes_of_what_enters_the_activations():
+    noises = Draws(0, 0).layer_noise(3, NETWORK, 7, "float32")
+    assert [None if noise is None else noise.shape for noise in noises] == [(7, 6, 6, 6), (7, 10), None]
+    assert noises[0].dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("deviation", [0.1, 2.0])
+def test_the_noise_of_layers_is_normal_with_its_deviation(dtype, deviation):
+    """By mean, variance and fourth moment, of all and along each axis."""
+    noise = Draws(0, 0).added(0, 0, (400, 1000), deviation, dtype).astype(np.float64) / deviation
+    for power, moment, variance in (1, 0, 1), (2, 1, 2), (4, 3, 96):
+        for axis in None, 0, 1:
+            means = np.mean(noise**power, axis=axis)
+            spread = np.sqrt(variance * np.size(means) / noise.size)
+            assert np.max(np.abs(means - moment)) <= (5 if power < 4 else 12) * spread
+    lag = [np.mean(noise[1:] * noise[:-1]), np.mean(noise[:, 1:] * noise[:, :-1])]
+    assert np.max(np.abs(lag)) <= 5 / np.sqrt(noise.size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_noise_of_layers_is_numpys_generators(dtype):
+    """So every backend, and any other program, can draw it from seed, epoch, step, layer and pass."""
+    bits = np.random.Philox(key=(2, 5), counter=(0, 5 + (1 << 16), 3, 1))
+    expected = np.dtype(dtype).type(0.3) * np.random.Generator(bits).standard_normal((7, 9), dtype)
+    np.testing.assert_array_equal(Draws(2, 1).added(3, 5, (7, 9), 0.3, dtype, again=1), expected)
+
+
+def test_a_part_has_its_rows_of_all_that_is_drawn():
+    objective = Objective("perturb", 1.5, direction_dropout="independent", random_start=True)
+    task = Task(NETWORK, objective, np.zeros((7, 64), "float32"), np.zeros(7, "int64"), batch_size=7)
+    whole, part = Draws(3, 4).step(2, task, 7), Draws(3, 4).part(7, slice(2, 5)).step(2, task, 3)
+    for many, few in zip(whole.arrays(), part.arrays(), strict=True):
+        np.testing.assert_array_equal(few, many[2:5])
 
 
 def test_weights_are_how_often_an_example_is_visited():
@@ -60,7 +96,7 @@ def test_steps_are_drawn_alike_one_by_one_and_together():
     draws = Draws(3, 4)
     with by_threads() as mapped:
         together = draws.steps(range(2, 5), task, 7, mapped)
-    assert len(together.arrays()) == 5
+    assert len(together.arrays()) == 9
     for place, step in enumerate(range(2, 5)):
         for many, one in zip(together.arrays(), draws.step(step, task, 7).arrays(), strict=True):
             np.testing.assert_array_equal(many[place], one)
@@ -68,7 +104,10 @@ def test_steps_are_drawn_alike_one_by_one_and_together():
 
 def test_every_seed_epoch_step_layer_and_pass_has_its_own():
     drawn = [
-        Draws(seed, epoch).kept(step, layer, (1000,), 0.5, again)
+        (
+            Draws(seed, epoch).kept(step, layer, (1000,), 0.5, again),
+            Draws(seed, epoch).added(step, layer, (1000,), 1.0, "float64", again),
+        )
         for seed, epoch, step, layer, again in [
             (0, 0, 0, 0, 0),
             (1, 0, 0, 0, 0),
@@ -78,9 +117,12 @@ def test_every_seed_epoch_step_layer_and_pass_has_its_own():
             (0, 0, 0, 0, 1),
         ]
     ]
-    for index, one in enumerate(drawn):
-        for other in drawn[:index]:
+    for index, (one, noise) in enumerate(drawn):
+        for other, another in drawn[:index]:
             assert abs((one == other).mean() - 0.5) < 5 * 0.5 / np.sqrt(1000)
+            assert abs(np.mean(noise * another)) < 5 / np.sqrt(1000)
+    inputs = Draws(0, 0).noise(0, (1000,), "float64")
+    assert abs(np.mean(drawn[0][1] * inputs)) < 5 / np.sqrt(1000)
 
 
 def test_what_is_drawn_depends_on_nothing_else():
@@ -101,3 +143,25 @@ def test_the_passes_of_a_direction():
     for one, other in pairwise(passes):
         assert np.mean(one[0] == other[0]) < 0.9
         assert one[1] is other[1] is None
+
+
+def test_the_noise_of_layers_follows_the_rule_of_dropout():
+    draws, none = Draws(0, 0), [[None] * 3] * 2
+    same = draws.layer_noise(1, NETWORK, 20, "float64")
+    assert draws.direction_noise(1, NETWORK, 20, "float64", "none", 2, same) == none
+    assert draws.direction_noise(1, NETWORK, 20, "float64", "same", 2, same) == [same] * 2
+    passes = [same, *draws.direction_noise(1, NETWORK, 20, "float64", "independent", 2, same)]
+    for one, other in pairwise(passes):
+        assert not np.any(one[0] == other[0])
+        assert one[2] is other[2] is None
+    for dropout in "none", "same", "independent":
+        objective = Objective("perturb", 2.0, steps=2, direction_dropout=dropout)
+        task = Task(NETWORK, objective, np.zeros((20, 64)), np.zeros(20, "int64"), 20, dtype="float64")
+        drawn, noises = (
+            draws.step(1, task, 20),
+            draws.direction_noise(1, NETWORK, 20, "float64", dropout, 2, same),
+        )
+        masks = draws.direction_masks(1, NETWORK, 20, dropout, 2, draws.masks(1, NETWORK, 20))
+        for layers, kept, added in zip(drawn.passes, masks, noises, strict=True):
+            for random, *expected in zip(layers, kept, added, strict=True):
+                np.testing.assert_equal(tuple(random), tuple(expected))

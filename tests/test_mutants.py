@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from laws import (
 from libraries import numpy_readonly
 
 import lpfamily
+from lpfamily.experiments.errors import report
+from lpfamily.experiments.softmax import measure
+from lpfamily.training import evaluation
 
 LIBRARY = numpy_readonly()
 
@@ -180,3 +184,46 @@ def test_a_mistake_breaks_its_law(mutant, law):
     error = ValueError if mutant is in_place else AssertionError  # NumPy's read-only inputs object
     with pytest.raises(error):
         check(law, mutant)
+
+
+def of_noisy_errors(seed):
+    """Of the error of 20 examples that noise decides, each by the flip of a coin."""
+    trainer = SimpleNamespace(logits=lambda x: np.concatenate([x, -x], axis=1))
+    return evaluation.noisy_error(trainer, np.zeros((20, 1)), np.zeros(20, int), 1.0, seed)["standard_error"]
+
+
+def of_flips(seed):
+    """Of right to wrong less wrong to right, both of variance 1."""
+    return measure._drawn(0.0, np.random.default_rng(seed).standard_normal((10, 2)))["standard_error"]
+
+
+def of_seeds(seed):
+    """Of errors under noise of variance 1, one for each seed of training."""
+    means = np.random.default_rng(seed).standard_normal(3)
+    runs = [{"noise": {"0.1": {"mean": mean, "standard_error": 0.0}}} for mean in means]
+    return report.noisy_error(runs, "0.1", 1)[1]
+
+
+STANDARD_ERRORS = {
+    "draws of noise": (of_noisy_errors, 10, 1 / 80),
+    "flips": (of_flips, 10, 2),
+    "seeds": (of_seeds, 3, 1),
+}
+"""By name: a standard error, by seed, of the mean of how many numbers, and the variance of one of them."""
+
+
+def is_the_deviation_of_a_mean(found, count, variance):
+    """Over many seeds its mean square is the variance of the mean."""
+    spread = math.sqrt(2 / (count - 1) / len(found))
+    assert abs(np.mean(np.square(found)) / (variance / count) - 1) <= 5 * spread
+
+
+@pytest.mark.parametrize(
+    ("standard_error", "count", "variance"), STANDARD_ERRORS.values(), ids=STANDARD_ERRORS
+)
+def test_a_standard_error_is_the_deviation_of_a_mean(standard_error, count, variance):
+    found = np.array([standard_error(seed) for seed in range(2000)])
+    is_the_deviation_of_a_mean(found, count, variance)
+    for mistake in math.sqrt(1 - 1 / count), math.sqrt(count):  # ddof=0; the deviation of a single number
+        with pytest.raises(AssertionError):
+            is_the_deviation_of_a_mean(mistake * found, count, variance)

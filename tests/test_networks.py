@@ -76,6 +76,15 @@ def test_a_strangers_layer_is_known_by_what_it_says():
     assert networks.from_json(networks.to_json(network)) == network
 
 
+def test_a_network_of_an_earlier_version_has_no_noise():
+    network = Network(4, (Rectifier(3, noise=0.5), Dense(2)))
+    values = networks.to_json(network)
+    assert networks.from_json(values) == network
+    for layer in values["layers"]:
+        del layer["noise"]
+    assert networks.from_json(values) == Network(4, (Rectifier(3), Dense(2)))
+
+
 def test_two_layers_of_one_name_are_refused():
     with pytest.raises(
         TypeError, match=r"test_networks has a layer Dense, and so has lpfamily.training.netw"

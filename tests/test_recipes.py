@@ -36,6 +36,7 @@ def network(model):
     [
         ("softmax", 7_850),
         ("sigmoid-mlp", 837_610),
+        ("relu-mlp", 1_276_810),
         ("maxout", 1_233_610),
         ("conv-maxout", 471_994),
         ("cifar-maxout-small", 5_468_282),
@@ -67,8 +68,15 @@ def test_first_weights_keep_to_their_range_and_constraint(model):
             assert np.sqrt(np.sum(array**2, axis=layer.norm_axes)).max() <= layer.max_norm * (1 + 1e-12)
 
 
+def test_noise_is_where_a_recipe_has_it():
+    assert [layer.noise for layer in network("relu-mlp").layers] == [0.3, 0.3, None]
+    assert {layer.noise for layer in network("conv-maxout").layers} == {None}
+    one = network_of(replace(recipe_of("maxout"), layer_noise=(0.25,)), IMAGES["mnist"], 10)
+    assert [layer.noise for layer in one.layers] == [0.25] * 3
+
+
 def test_only_the_first_layer_sees_more_in_testing():
-    for model in "maxout", "conv-maxout", "cifar-maxout-small":
+    for model in "relu-mlp", "maxout", "conv-maxout", "cifar-maxout-small":
         first, *others = (layer.dropout for layer in network(model).layers)
         assert (first.include, first.scale) == (0.8, 1.0)
         assert {(dropout.include, dropout.scale) for dropout in others} == {(0.5, 2.0)}
@@ -161,6 +169,7 @@ def test_the_recipe_of_examples_is_the_commands(name):
         ({"units": (48, 48)}, "3 kernels need as many layers"),
         ({"max_norm": (1.0, 2.0)}, "--max-norm must have one number or 4; got 2"),
         ({"dropout": (0.5, 0.5)}, "--dropout must have one number or 4"),
+        ({"layer_noise": (0.5, 0.5)}, "--layer-noise must have one number or 4; got 2"),
         ({"padding": (0, 3)}, "--padding must have one number or 3"),
         ({"kernel": (40, 8, 5)}, "layer 0 is larger than its input of shape (1, 28, 28)"),
         ({"pool": (30, 4, 2)}, "layer 0 is larger"),

@@ -50,7 +50,7 @@ CONVOLUTIONS = (
     *("--pool", 2, "--stride", 2, "--max-norm", 2, "--init", 0.5, "--patience", 1),
 )
 STAGES = (
-    *("--dropout", 0.9, "--lr", 0.3, "--batch-size", 25, "--momentum-epochs", 10),
+    *("--dropout", 0.9, "--layer-noise", 0.1, "--lr", 0.3, "--batch-size", 25, "--momentum-epochs", 10),
     *("--epochs", 20, "--second-epochs", 3, "--quiet"),
 )
 PENALTY = ("--objective", "penalty", "--second-stage", "scratch")
@@ -282,8 +282,8 @@ RECIPES = {
     },
 }  # fmt: skip
 DRAWING = {
-    "dropout": (0.9,), "direction_dropout": "independent", "random_start": True, "steps": 2,
-    "lr": 0.3, "batch_size": 25, "momentum_epochs": 10, "epochs": 20, "second_epochs": 2,
+    "dropout": (0.9,), "layer_noise": (0.1,), "direction_dropout": "independent", "random_start": True,
+    "steps": 2, "lr": 0.3, "batch_size": 25, "momentum_epochs": 10, "epochs": 20, "second_epochs": 2,
     "dtype": "float64",
 }  # fmt: skip
 

@@ -467,6 +467,8 @@ def test_curves_do_not_follow_a_link(begun, tmp_path):
     ("flags", "parts"),
     [
         (["--backend", "tensorflow"], ["unknown backend 'tensorflow'", "installed: ", "numpy"]),
+        (["--layer-noise", "0.1,-1"], ["--layer-noise: must be a finite number, 0 or more; got -1"]),
+        (["--layer-noise", "0.1,0.2"], ["--layer-noise must have one number or 3; got 2"]),
         (["--model", "resnet"], ["--model", "'resnet'", "softmax", "sigmoid-mlp"]),
         (["--data", "svhn"], ["--data", "'svhn'", "digits", "mnist"]),
         (["--objective", "pertub"], ["--objective", "'pertub'", "perturb"]),
@@ -505,6 +507,13 @@ def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backend_that_adds_no_noise_refuses_layers_that_have_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(backends.find("numpy")), "layer_noise", False)
+    refused = in_process("--backend", "numpy", "--layer-noise", "0.1", "--out", tmp_path / "run")
+    assert_refused(refused, "backend 'numpy' adds no noise inside of layers; leave --layer-noise out, or")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -513,7 +522,10 @@ def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
         ("--objective plain --random-start", ["--random-start needs --objective perturb"]),
         ("--objective noise --clean-weight 0.3", ["--clean-weight needs --objective perturb"]),
         ("--objective noise --direction-dtype bfloat16", ["--direction-dtype needs --objective per"]),
-        ("--direction-dropout same", ["--direction-dropout needs --objective perturb with --dropout"]),
+        (
+            "--direction-dropout same",
+            ["--direction-dropout needs --objective perturb with --dropout or --layer-noise;"],
+        ),
         ("--objective plain --sigma-ramp 3", ["--sigma-ramp needs --objective noise or perturb or penalty"]),
         ("--dropout-scale 3", ["--dropout-scale needs --dropout"]),
         ("--bias untied", ["--bias needs --kernel"]),

@@ -77,6 +77,9 @@ _ROWS = {
         ("sigmoid-plain", "sigmoid-plain", "", _PLAIN),
         ("sigmoid-p2", "sigmoid-plain", _L2, "--p 2 --sigma 1"),
     ),
+    ("relu", "ReLU + dropout + Gaussian noise", "mnist", "relu-mlp"): (
+        ("relu-plain", "relu-plain", "", _PLAIN),
+    ),
     ("maxout", "Maxout + dropout", "mnist", "maxout"): (
         ("maxout-plain", "maxout-plain", "", _PLAIN),
         ("maxout-pinf", "maxout-plain", _LINF, "--p inf --sigma 0.25 --clean-weight 0.5"),
@@ -111,6 +114,7 @@ _SHORT_CONVOLUTIONS = (
 QUICK = {
     "softmax": ("--examples", "10000", "--validation", "0", "--epochs", "10"),
     "sigmoid": ("--examples", "10000", "--validation", "0", "--epochs", "15"),
+    "relu": ("--examples", "10000", "--validation", "0", "--epochs", "15"),
     "maxout": ("--examples", "10000", "--validation", "0", "--epochs", "15", "--init", "0.05"),
     "conv": (*_SHORT_CONVOLUTIONS, "--second-stage", "none"),
     "cifar": (*_SHORT_CONVOLUTIONS, "--second-epochs", "3"),

@@ -26,6 +26,6 @@ def measurement(name: str, networks: tuple[str, ...], cost: float, *, slow: bool
     return Measurement(name, measure, cost, seeds, networks=networks, data=(NETWORKS[networks[0]].data,))
 
 
-DENSE = measurement("dense", of_kinds("sigmoid", "maxout"), 6.0)
+DENSE = measurement("dense", of_kinds("sigmoid", "relu", "maxout"), 7.0)
 CONV = measurement("conv", of_kinds("conv"), 6.0, slow=True)
 CIFAR = measurement("cifar", of_kinds("cifar"), 8.0, slow=True)

@@ -27,6 +27,20 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         # acknowledges (DeepLearnToolbox); decay, momentum and patience those of the maxout networks beside
         # it.
     },
+    "relu-mlp": {
+        # Poole, Sohl-Dickstein, Ganguli, Analyzing noise in autoencoders and deep networks, 2014
+        # (arXiv:1406.1831), which Table I quotes: rectified layers, with dropout and additive Gaussian noise.
+        # That paper adds noise to inputs, before the nonlinearity or to its outputs; here dropout is of the
+        # outputs, and the noise before. Sizes, deviation and all else are choices of ours: about as many
+        # parameters as the maxout network beside it, and its dropout, limit, rate and schedule; the deviation
+        # had a smaller validation error than 0.5 in the quick recipe, trained plain with seed 0.
+        "units": (800, 800),
+        "activation": "relu",
+        "dropout": (0.8, 0.5, 0.5),
+        "layer_noise": (0.3, 0.3, 0.0),
+        "max_norm": (_LIMIT,),
+        "lr": 0.1,
+    },
     "maxout": {
         # pylearn2, mnist_pi.yaml: 240 units of 5 pieces, twice; inputs stay with 0.8, hidden units with 0.5.
         "units": (240, 240),
@@ -88,6 +102,7 @@ _ONE_STAGE: dict[str, Any] = {
 QUICK: dict[str, dict[str, Any]] = {
     "softmax": {"epochs": 12},
     "sigmoid-mlp": {**_ONE_STAGE, "epochs": 15, "batch_size": 50, "lr": 0.1},
+    "relu-mlp": {**_ONE_STAGE, "epochs": 15, "lr": 0.1},
     "maxout": {**_ONE_STAGE, "epochs": 10, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
     "conv-maxout": {**_ONE_STAGE, "epochs": 4, "lr": 0.05, "momentum": 0.7, "momentum_final": 0.7},
     "cifar-maxout-small": {**_ONE_STAGE, "epochs": 10, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
