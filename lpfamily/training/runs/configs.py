@@ -161,7 +161,10 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-_ADDED = {name: getattr(Recipe, name) for name in ("monitor", "size", "scale")}
+_ADDED = {
+    name: getattr(Recipe, name)
+    for name in ("monitor", "size", "scale", "recipe", "label_smoothing", "layer_noise", "method")
+}
 """What recipes have had since configs carry a checksum, and those before lack."""
 
 _KINDS: dict[str, type | UnionType] = {
