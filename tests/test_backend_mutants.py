@@ -10,13 +10,15 @@ import pytest
 from lpfamily import epsilon
 from lpfamily.training.backends import Objective
 from lpfamily.training.draws import Draws, Random
+from lpfamily.training.losses import divergence_slope, log_softmax
 from lpfamily.training.networks import parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests, oracle
 from lpfamily_numpy.model import _elementwise, forward
-from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _gradients, _smoothing
+from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _factors, _gradients, _smoothing
 
 PERTURB = Objective("perturb", 2.0)
 PROJECTED = replace(PERTURB, steps=3, method="projected", random_start=True)
+TRADES = replace(PERTURB, objective="trades", beta=2.0)
 SMOOTHED = replace(PERTURB, label_smoothing=0.2)
 
 
@@ -114,6 +116,25 @@ class WithSmoothedDirections(NumpyTrainer):
         delta = self._loss_delta(outputs, labels)
         delta += _smoothing(self.task.objective.label_smoothing, outputs, labels)[1]
         return passed[0].to_inputs(_backward(passed, delta)[0])
+
+
+class WithADivergenceThatRoundsAway(NumpyTrainer):
+    def _direction(self, x, targets, random, gradient=None):
+        if gradient:
+            gradient = lambda outputs, log_p: np.exp(log_softmax(outputs)) - np.exp(log_p)  # noqa: E731
+        return super()._direction(x, targets, random, gradient)
+
+
+class WithoutTheDivergencesCleanSide(NumpyTrainer):
+    """With f(x) held constant in the divergence."""
+
+    def _parted(self, x, ahead, labels, random):
+        losses, errors, _ = super()._parted(x, ahead, labels, random)
+        clean, moved = self._forward(x, random), self._forward(ahead, random)
+        logits = clean[-1].outputs
+        slope = self.task.objective.beta * divergence_slope(moved[-1].outputs, log_softmax(logits))
+        passes = _factors(clean, self._loss_delta(logits, labels)), _factors(moved, slope)
+        return losses, errors, _gradients(*((1.0, each) for each in passes))
 
 
 class WithoutProjection(NumpyTrainer):
@@ -257,6 +278,18 @@ CASES = {
         WithSmoothedDirections,
         lambda tests, step: functools.partial(
             tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
+        ),
+    ),
+    "f(x) held constant in a divergence": (
+        WithoutTheDivergencesCleanSide,
+        lambda tests, step: functools.partial(
+            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], TRADES
+        ),
+    ),
+    "a divergence that rounds away": (
+        WithADivergenceThatRoundsAway,
+        lambda tests, step: functools.partial(
+            tests.test_the_direction_of_a_divergence_does_not_round_away, NETWORKS["maxout"]
         ),
     ),
     "steps out of the ball": (

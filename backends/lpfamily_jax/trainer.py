@@ -22,7 +22,7 @@ from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
-from lpfamily.training.losses import LOSSES, LossName
+from lpfamily.training.losses import LOSSES, LossName, divergence
 from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes, shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
@@ -253,19 +253,30 @@ def _objective(
     clean = x
     if objective.name == "noise":
         x = x + sigma * drawn.shift
-    elif objective.name == "perturb":
+    elif objective.name in ("perturb", "trades"):
         fixed, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
-        start = sigma * drawn.shift if objective.random_start else None
-        dtype, how = objective.direction_dtype, (objective.p, sigma, objective.steps, start)
-        ascent = LAST_ITERATES[objective.method]
-        x = x + ascent(lambda at: _direction(network, fixed, at, labels, next(passes), dtype), x, *how)
+        start = None if drawn.shift is None else sigma * drawn.shift
+        of, targets, dtype = "inner", labels, objective.direction_dtype
+        if objective.name == "trades":
+            of, targets = "divergence", jax.nn.log_softmax(forward(network, fixed, x, drawn.passes[0]))
+        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
+        x = x + ascent(lambda at: _direction(network, fixed, at, targets, next(passes), dtype, of), x, *how)
     logits = forward(network, state, x, random)
-    losses = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
-    if objective.name == "perturb" and (weight := objective.clean_weight):
-        beside = forward(network, state, clean, random)
-        clean_losses = _LOSSES[network.loss].value(beside, labels) + _smoothing(objective, beside, labels)
+    losses = _trained(network, objective, logits, labels)
+    if objective.name == "trades" or (objective.name == "perturb" and objective.clean_weight):
+        beside, weight = forward(network, state, clean, random), objective.clean_weight
+        clean_losses = _trained(network, objective, beside, labels)
+        if objective.name == "trades":
+            apart = divergence(logits, jax.nn.log_softmax(beside))
+            return clean_losses + objective.beta * apart, beside
         losses = weight * clean_losses + (1 - weight) * losses
     return losses, logits
+
+
+def _trained(network: Network, objective: Objective, logits: Array, labels: Array) -> Array:
+    """Return the loss of each example that weights are trained with."""
+    losses: Array = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
+    return losses
 
 
 def _smoothing(objective: Objective, logits: Array, labels: Array) -> Array | float:
@@ -308,22 +319,24 @@ def _losses(network: Network, state: Arrays, x: Array, labels: Array, random: Ra
     return losses
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _direction(
     network: Network,
     state: Arrays,
     x: Array,
-    labels: Array,
+    targets: Array,
     random: Randoms | None = None,
     dtype: str = "same",
+    of: str = "inner",
 ) -> Array:
-    """Return the input gradient of the loss's inner function; no weight gradient is computed."""
+    """Return the input gradient of the loss's inner function, or of the divergence; none of a weight."""
+    function = divergence if of == "divergence" else _LOSSES[network.loss].inner
     width = x.dtype if dtype == "same" else jnp.dtype(dtype)
     rounded = {name: array.astype(width) for name, array in state.items()}
 
     def inner(at: Array) -> Array:
         outputs = forward(network, rounded, at.astype(width), random)
-        return jnp.sum(_LOSSES[network.loss].inner(outputs, labels))
+        return jnp.sum(function(outputs, targets))
 
     gradient: Array = jax.grad(inner)(x)
     return gradient

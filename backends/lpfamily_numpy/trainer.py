@@ -21,7 +21,7 @@ from lpfamily.classification import odds_gradient
 from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Random
 from lpfamily.training.errors import BadInput
-from lpfamily.training.losses import LOSSES, Loss, LossName
+from lpfamily.training.losses import LOSSES, Loss, LossName, divergence, divergence_slope, log_softmax
 from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
@@ -154,10 +154,13 @@ class NumpyTrainer:
         shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
-        before = x
+        before, passes = x, iter(each)
+        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
+        if objective.name == "trades":
+            fixed = log_softmax(self._forward(x, each[0])[-1].outputs)
+            eps = ascent(lambda at: self._direction(at, fixed, next(passes), divergence_slope), x, *how)
+            return self._parted(x, x + eps, labels, random)
         if objective.name == "perturb":
-            passes, how = iter(each), (objective.p, sigma, objective.steps, shift)
-            ascent = LAST_ITERATES[objective.method]
             x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *how)
         losses, errors, trained = self._at(x, labels, random, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
@@ -171,16 +174,40 @@ class NumpyTrainer:
     ) -> tuple[Floats, Array, Factors]:
         passed = self._forward(x, random)
         logits = passed[-1].outputs
+        losses, delta = self._loss_and_delta(logits, labels, smoothing)
+        return losses, self._loss.error(logits, labels), _factors(passed, delta)
+
+    def _loss_and_delta(self, logits: Floats, labels: Array, smoothing: float) -> tuple[Floats, Floats]:
         losses, delta = np.asarray(self._loss.value(logits, labels)), self._loss_delta(logits, labels)
         if smoothing:
             added, slope = _smoothing(smoothing, logits, labels)
             losses, delta = losses + added, delta + slope
-        factors = [layer.inputs for layer in passed], _backward(passed, delta)
-        return losses, self._loss.error(logits, labels), factors
+        return losses, delta
 
-    def _direction(self, x: Floats, labels: Array, random: list[Random] | None) -> Floats:
+    def _parted(
+        self, x: Floats, ahead: Floats, labels: Array, random: list[Random]
+    ) -> tuple[Floats, Array, list[Floats]]:
+        """L(x) + beta KL(f(x) || f(x + eps)); the error is that of x."""
+        objective = self.task.objective
+        clean, moved = self._forward(x, random), self._forward(ahead, random)
+        logits, log_p = clean[-1].outputs, log_softmax(clean[-1].outputs)
+        losses, delta = self._loss_and_delta(logits, labels, objective.label_smoothing)
+        apart, beta = divergence(moved[-1].outputs, log_p), x.dtype.type(objective.beta)
+        delta = delta + beta * np.exp(log_p) * (log_p - log_softmax(moved[-1].outputs) - apart[:, None])
+        delta_ahead = beta * divergence_slope(moved[-1].outputs, log_p)
+        gradients = _gradients((1.0, _factors(clean, delta)), (1.0, _factors(moved, delta_ahead)))
+        return losses + beta * apart, self._loss.error(logits, labels), gradients
+
+    def _direction(
+        self,
+        x: Floats,
+        targets: Array,
+        random: list[Random] | None,
+        gradient: Callable[[Floats, Any], Floats] | None = None,
+    ) -> Floats:
         passed = self._forward(x, random)
-        return passed[0].to_inputs(_backward(passed, self._deltas.inner(passed[-1].outputs, labels))[0])
+        delta = (gradient or self._deltas.inner)(passed[-1].outputs, targets)
+        return passed[0].to_inputs(_backward(passed, delta)[0])
 
     def _loss_delta(self, outputs: Floats, labels: Array) -> Floats:
         """Return the gradient of the loss in the outputs: the slope of outer times that of inner."""
@@ -269,6 +296,10 @@ def _backward(passed: list[Passed], delta: Floats) -> list[Floats]:
     for below, layer in zip(passed[-2::-1], passed[:0:-1], strict=True):
         deltas.insert(0, below.into(layer.to_inputs(deltas[0])))
     return deltas
+
+
+def _factors(passed: list[Passed], delta: Floats) -> Factors:
+    return [layer.inputs for layer in passed], _backward(passed, delta)
 
 
 def _blocks(array: Floats) -> Iterator[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import log_softmax, logsigmoid
 
 from lpfamily import penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, Random, by_threads
-from lpfamily.training.losses import LOSSES, LossName
+from lpfamily.training.losses import LOSSES, LossName, divergence
 from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
@@ -189,13 +189,22 @@ class TorchTrainer:
         if objective.name == "noise" and shift is not None:
             x = x + shift
         clean = x
+        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
         if objective.name == "perturb":
             passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
-            how = objective.p, sigma, objective.steps, shift
-            ascent = LAST_ITERATES[objective.method]
             x = x + ascent(lambda at: direction(at, labels, self._multiplied(next(passes))), x, *how)
+        if objective.name == "trades":
+            each = [self._multiplied(layers) for layers in drawn.passes]
+            with torch.no_grad():
+                fixed = log_softmax(self._logits(x, each[0]), dim=1)
+            moves = iter(each)
+            x = x + ascent(lambda at: self._direction(at, fixed, next(moves), divergence), x, *how)
         logits = self._logits(x, random, taps)
+        if objective.name == "trades":
+            beside = self._logits(clean, random, taps)
+            apart = divergence(logits, log_softmax(beside, dim=1))
+            return self._trained(beside, labels) + objective.beta * apart, beside
         losses = self._trained(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):
             beside = self._trained(self._logits(clean, random, taps), labels)
@@ -232,10 +241,16 @@ class TorchTrainer:
             added = added + self._smoothing(logits, labels)
         return losses + added, logits
 
-    def _direction(self, x: Tensor, labels: Tensor, random: list[Random] | None = None) -> Tensor:
-        """Return the input gradient of the loss's inner function; no weight gradient is computed."""
+    def _direction(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        random: list[Random] | None = None,
+        of: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Return the input gradient of the loss's inner function, or of another; none of a weight."""
         at = self._differentiable(x)
-        return torch.autograd.grad(self._loss.inner(self._logits(at, random), labels).sum(), at)[0]
+        return torch.autograd.grad((of or self._loss.inner)(self._logits(at, random), targets).sum(), at)[0]
 
     def _rounded_direction(self, x: Tensor, labels: Tensor, random: list[Random]) -> Tensor:
         """Return the same by products of bfloat16, which autocast has in place of float32's alone."""

@@ -33,6 +33,7 @@ def training_title(recipe: Recipe) -> str:
         "noise": f"under Gaussian noise (sigma = {recipe.sigma:.4g})",
         "perturb": f"on perturbed inputs {ball}",
         "penalty": f"with the gradient penalty {ball}",
+        "trades": f"by TRADES {ball}",
     }[recipe.objective]
     return f"{recipe.model} on {recipe.short_data}, trained {how}"
 

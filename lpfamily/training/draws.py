@@ -156,7 +156,7 @@ class Draws:
         layers, passes, shift = self._layers(step, task, examples), [], None
         if objective.name == "noise":
             shift = self.noise(step, shape, task.dtype)
-        if objective.name == "perturb":
+        if objective.name in ("perturb", "trades"):
             passes = _of_passes(
                 objective.direction_dropout,
                 objective.steps,
@@ -164,7 +164,7 @@ class Draws:
                 same=layers,
                 none=[Random()] * len(network.layers),
             )
-            if objective.random_start:
+            if objective.random_start or objective.name == "trades":
                 shift = self.start(step, shape, objective.p, task.dtype)
         return Drawn(layers, passes, shift)
 

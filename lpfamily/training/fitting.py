@@ -178,7 +178,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
 def run_name(recipe: Recipe) -> str:
     """Return what is trained, in a few words, as the name of a folder."""
     parts = [recipe.model, recipe.short_data, recipe.objective]
-    if recipe.objective in ("perturb", "penalty"):
+    if recipe.objective in ("perturb", "penalty", "trades"):
         parts.append(f"p{recipe.p:g}")
     if recipe.objective != "plain":
         parts.append(f"sigma{recipe.sigma:.4g}")

@@ -198,7 +198,7 @@ def findings(result: Json) -> list[str]:
         if is_gap(many - max(one, result["clean"]), n):
             where = f"p = {p}, sigma = {ball['sigma'][worst]:.4g}"
             numbers = f"the error is {one:.2%} after one step and {many:.2%} after up to {result['steps']}"
-            if result["objective"] in ("perturb", "penalty") and p == result["p"]:
+            if result["objective"] in ("perturb", "penalty", "trades") and p == result["p"]:
                 found.append(
                     f"catastrophic overfitting at {where}: {numbers}; the network resists the step that it "
                     "was trained with, not the ball"

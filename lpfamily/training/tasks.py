@@ -6,21 +6,24 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, TEXT, check, option
+from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, POSITIVE, TEXT, check, option
 from lpfamily.training.networks import Array, Floats, Network
 from lpfamily.training.teams import ALONE, Team
 
-ObjectiveName = Literal["plain", "noise", "perturb", "penalty"]
+ObjectiveName = Literal["plain", "noise", "perturb", "penalty", "trades"]
 
 DIFFERENCE_STEP = 2.0**-10
 """The step of the finite-difference penalty, in units of eps."""
 
 PERTURB = {"objective": "perturb"}
+INNER_MAXIMUM = {"objective": ("perturb", "trades")}
 
 of_objective, of_optimiser, of_machine = (
     functools.partial(option, group=group) for group in ("objective", "optimiser", "machine")
 )
-of_perturb = functools.partial(of_objective, needs=PERTURB)
+of_perturb, of_inner_maximum = (
+    functools.partial(of_objective, needs=needs) for needs in (PERTURB, INNER_MAXIMUM)
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Objective:
     - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
       term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
 
+    - `trades`: L(x) + beta KL(f(x) || f(x + eps)), f the probabilities of the classes and KL the
+      Kullback-Leibler divergence (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019); eps, held constant, is
+      that of `perturb` in the direction of KL, from a random point of the ball, as its gradient at x is 0.
+
     A step has one dropout, `draws.masks`, and one noise of layers, `draws.layer_noise`, for all L here and
     for penalty's gradients.
 
@@ -50,23 +57,28 @@ class Objective:
         "plain",
         None,
         "plain: L(x); noise: L(x + Gaussian); perturb: L(x + eps), eq. 3; "
-        "penalty: L(x) + sigma ||grad L||_p*, eq. 4",
+        "penalty: L(x) + sigma ||grad L||_p*, eq. 4; trades: L(x) + beta KL(f(x) || f(x + eps))",
         group="objective",
     )
     p: float = of_objective(2.0, EXPONENT, "the exponent of the ball, from 1 to inf")
-    steps: int = of_perturb(1, COUNT, "perturb: gradients per perturbation")
-    method: Literal["frank-wolfe", "projected"] = of_perturb(
-        "frank-wolfe", None, "perturb: what several steps are; projected with --random-start is PGD training"
+    steps: int = of_inner_maximum(1, COUNT, "gradients per perturbation")
+    method: Literal["frank-wolfe", "projected"] = of_inner_maximum(
+        "frank-wolfe",
+        None,
+        "what several steps are; projected with perturb and --random-start is PGD training",
+    )
+    beta: float = of_objective(
+        6.0, POSITIVE, "trades: the weight of the divergence", needs={"objective": "trades"}
     )
     clean_weight: float = of_perturb(0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)")
     random_start: bool = of_perturb(
         False, None, "perturb: take the first gradient at a random point of the ball"
     )
-    direction_dropout: Literal["none", "same", "independent"] = of_perturb(
+    direction_dropout: Literal["none", "same", "independent"] = of_inner_maximum(
         "none",
         None,
-        "perturb: the dropout, and the noise of layers, of the passes that find eps",
-        needs=PERTURB | {"dropout|layer_noise": ()},
+        "the dropout, and the noise of layers, of the passes that find eps",
+        needs=INNER_MAXIMUM | {"dropout|layer_noise": ()},
     )
     direction_dtype: Literal["same", "bfloat16"] = of_perturb(
         "same", None, "perturb: what these passes compute in"
@@ -90,8 +102,8 @@ class Objective:
     @property
     def passes(self) -> int:
         """About how many passes through the network a step takes of an example, a gradient being three."""
-        gradients = {"perturb": 1 + self.steps + bool(self.clean_weight), "penalty": 2}
-        return 3 * gradients.get(self.objective, 1)
+        perturbed = 1 + self.steps + bool(self.clean_weight or self.objective == "trades")
+        return 3 * {"plain": 1, "noise": 1, "penalty": 2}.get(self.objective, perturbed)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ MOMENTUM = 0.9
 MOST_VISITS = 10**9
 """How many examples an epoch may visit, by the sum of the weights."""
 
+OBJECTIVES = "plain", "noise", "perturb", "penalty"
+"""Those that have a meaning for numbers as for classes."""
 FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size")} | {
     "max_iter": "epochs",
     "learning_rate_init": "lr",
@@ -362,6 +364,8 @@ class NetworkEstimator(BaseEstimator, ABC):
 
     def _recipe(self, numbers: dict[str, Any], x: Floats, outputs: int) -> Recipe:
         """Return what is to be trained."""
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         inputs, units, pieces = x.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
         exponent = 0 if self.objective == "noise" else 1 / numbers["p"]
         numbers = {"sigma": SHARE * inputs**exponent} | numbers

@@ -57,8 +57,8 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-OPTIONS = frozenset({"label_smoothing", "layer_noise", "method"})
-"""The options of training that a backend need not know."""
+OPTIONS = frozenset({"label_smoothing", "layer_noise", "method", "trades"})
+"""The options of training that a backend need not know, and the objectives."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"
 """What a trainer's `MemoryError` says is to be done."""
@@ -231,12 +231,14 @@ def check_loss(name: str, backend: Backend, network: Network) -> None:
 
 
 def check_options(name: str, backend: Backend, choices: DataclassInstance) -> None:
-    """Raise `BadInput` if `backend` does not know an option that is not as it is by default."""
+    """Raise `BadInput` if `backend` does not know the objective, or an option that is not as by default."""
+    unknown = OPTIONS - options_of(backend)
     for each in options(type(choices)).values():
-        unknown = each.name in OPTIONS - options_of(backend)
-        if unknown and getattr(choices, each.name) != each.default:
+        value, is_objective = getattr(choices, each.name), each.name == "objective"
+        if value in unknown if is_objective else each.name in unknown and value != each.default:
+            what = f"{each.flag} {value}" if is_objective else each.flag
             raise BadInput(
-                f"backend {name!r} does not know {each.flag}; leave it out, or choose another backend of "
+                f"backend {name!r} does not know {what}; leave it out, or choose another backend of "
                 f"{', '.join(other for other in names() if other != name)}"
             )
 

@@ -55,7 +55,7 @@ def epochs_to_a_look(recipe: Recipe, examples: int, epochs: int) -> int:
 
 def looks(recipe: Recipe, examples: int, epochs: int) -> int:
     """Return after how many epochs of a stage of so many in all to look; 0 is never."""
-    is_monitored = recipe.objective in ("perturb", "penalty") and recipe.validation
+    is_monitored = recipe.objective in ("perturb", "penalty", "trades") and recipe.validation
     return epochs_to_a_look(recipe, examples, epochs) if is_monitored else 0
 
 
@@ -316,8 +316,8 @@ class _Training:
             measured["unused"] = count / of
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
-            if self._looks and (self.position.epoch + 1) % self._looks == 0:
-                measured |= self._monitored()
+        if self._looks and (self.position.epoch + 1) % self._looks == 0:
+            measured |= self._monitored()
         if self.position.first is not None:
             measured["held_out_loss"] = self._loss(self.held_out, "the held-out loss")
         elif recipe.validation:

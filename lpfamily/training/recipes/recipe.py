@@ -131,14 +131,14 @@ class Recipe(Optimiser, Objective):
         0,
         COUNT_OR_NONE,
         "epochs over which sigma rises to its value",
-        needs={"objective": ("noise", "perturb", "penalty")},
+        needs={"objective": ("noise", "perturb", "penalty", "trades")},
     )
 
     monitor: int = of_objective(
         0,
         COUNT_OR_NONE,
         "look for catastrophic overfitting every so many epochs; 0: for a twentieth of the passes",
-        needs={"objective": ("perturb", "penalty")},
+        needs={"objective": ("perturb", "penalty", "trades")},
     )
 
     epochs: int = of_optimiser(1000, COUNT, "how often to go through the training set, at most")

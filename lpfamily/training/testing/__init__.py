@@ -97,6 +97,10 @@ OPTIONAL = {
         for objective in WITH_DROPOUT
         if objective.name != "noise" and objective.steps == 1
     ],
+    "trades": [
+        Objective("trades", p, steps=steps, beta=2.0, direction_dropout=dropout)  # type: ignore[arg-type]
+        for p, steps, dropout in ((2.0, 1, "none"), (math.inf, 2, "independent"), (1.5, 2, "same"))
+    ],
     "method": [
         Objective("perturb", p, steps=3, method="projected", random_start=start)
         for p, start in ((1.0, True), (1.5, False), (2.0, True), (math.inf, False))
@@ -267,6 +271,23 @@ class BackendTests:
         expected, found = oracle.updated(task, before, gradients, 0.5, 0.0), trainer.state()
         _assert_close(found, {name: expected[name] for name in gradients}, rtol=2e-5, atol=2e-8)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
+
+    def test_the_direction_of_a_divergence_does_not_round_away(self, classifier: Network) -> None:
+        """Where x and x + eps are of one class for sure: f(x + eps) - f(x) of this class is 0 in float64."""
+        if "trades" not in backends.options_of(self.find()):
+            pytest.skip("it does not train with trades")
+        network = _changed(classifier, max_norm=None, dropout=None, noise=None)
+        task, state, _ = self._made(network, objective=Objective("trades", 2.0, beta=1e6))
+        *_, second, first = np.sort(oracle.logits(network, state, task.x), axis=1).T
+        surest = (first - second).argmax()
+        state, draws = _louder(network, state, 40 / (first - second)[surest]), Draws(5, 2)
+        labels = oracle.logits(network, state, task.x).argmax(axis=1)
+        task, order = replace(task, labels=labels, batch_size=1), np.array([surest])
+        rates = Rates(*(np.array([each]) for each in (0.0, 0.0, 0.05)))
+        found = self._trainer(task, state).epoch(order, rates, draws)
+        expected = oracle.objective(task, state, order, 0.05, 0, draws)(state)
+        assert found["loss"] == pytest.approx(expected, rel=1e-6)
+        assert 0 < expected < 1e-6
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:

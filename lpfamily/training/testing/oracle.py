@@ -94,6 +94,35 @@ def distance(outputs: Array, targets: Targets) -> Array:
     return np.asarray(np.sqrt(np.mean((outputs - targets) ** 2, axis=1)))
 
 
+def divergence(logits: Array, log_probabilities: Targets) -> Array:
+    """Return KL(f || g), log f and the logits of g given."""
+    terms = np.exp(log_probabilities) * (log_probabilities - _log_softmax(logits))
+    return np.asarray(terms.sum(axis=1))
+
+
+def _slope(logits: Array, log_probabilities: Targets) -> Array:
+    """Return the divergence's gradient in the logits: of the likely class minus the sum of the others."""
+    slope, rows = np.exp(_log_softmax(logits)) - np.exp(log_probabilities), np.arange(len(logits))
+    likely = log_probabilities.argmax(axis=1)
+    slope[rows, likely] = 0
+    slope[rows, likely] = -slope.sum(axis=1)
+    return np.asarray(slope)
+
+
+def _along(logits: Array, slope: Targets) -> Array:
+    return np.asarray((logits * slope).sum(axis=1))
+
+
+def _log_softmax(logits: Array) -> Array:
+    """Return the logarithms of the probabilities; that of the likely class is log1p of minus the others."""
+    found, rows = np.asarray(logits - _logsumexp(logits)[:, None]), np.arange(len(logits))
+    likely = logits.real.argmax(axis=1)
+    others = np.exp(found)
+    others[rows, likely] = 0
+    found[rows, likely] = np.log1p(-others.sum(axis=1))
+    return found
+
+
 class Loss(NamedTuple):
     """A loss, the function whose gradient is the direction of perturbations, and the error."""
 
@@ -145,6 +174,9 @@ def perturbation(
     p, steps, eps, inner = task.objective.p, task.objective.steps, start, LOSSES[task.network.loss].inner
     for k in range(steps):
         random = passes[k] if passes else None
+        if task.objective.name == "trades":
+            fixed = _log_softmax(logits(task.network, state, x, passes[0] if passes else None))
+            inner, labels = _along, _slope(logits(task.network, state, x + eps, random), fixed)
         gradient = input_gradient(inner, task.network, state, x + eps, labels, random)
         if task.objective.method == "projected":
             eps = project(eps + epsilon(gradient, p, (2.5 / steps if steps > 1 else 1) * sigma), p, sigma)
@@ -157,27 +189,35 @@ def objective_and_gradient(
     task: Task, state: State, batch: Ints, sigma: float, step: int, draws: Draws
 ) -> tuple[float, State]:
     """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
-    objective, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
+    mean = objective(task, state, batch, sigma, step, draws)
+    return mean(state), central_differences(mean, state, list(parameter_shapes(task.network)))
+
+
+def objective(
+    task: Task, state: State, batch: Ints, sigma: float, step: int, draws: Draws
+) -> Callable[[State], float]:
+    """Return the mean objective of a batch as a function of the parameters, with the eps of some state."""
+    kind, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
     masks, noises = (
         draws.masks(step, network, len(x)),
         draws.layer_noise(step, network, len(x), task.dtype),
     )
     random, value = list(map(Random, masks, noises)), LOSSES[network.loss].value
-    if objective.name == "noise":
+    if kind.name == "noise":
         x = x + sigma * draws.noise(step, x.shape, task.dtype)
     eps = np.zeros_like(x)
-    if objective.name in ("perturb", "penalty"):
+    if kind.name in ("perturb", "penalty", "trades"):
         passes, start = [random], np.zeros_like(x)
-        if objective.name == "perturb":
-            of_passes = objective.direction_dropout, objective.steps
+        if kind.name != "penalty":
+            of_passes = kind.direction_dropout, kind.steps
             each = zip(
                 draws.direction_masks(step, network, len(x), *of_passes, same=masks),
                 draws.direction_noise(step, network, len(x), task.dtype, *of_passes, same=noises),
                 strict=True,
             )
             passes = [list(map(Random, *both)) for both in each]
-        if objective.random_start:
-            start = sigma * draws.start(step, x.shape, objective.p, task.dtype)
+        if kind.random_start or kind.name == "trades":
+            start = sigma * draws.start(step, x.shape, kind.p, task.dtype)
         eps = perturbation(task, state, x, labels, sigma, start, passes)
 
     def loss(parameters: State, at: Array, smoothing: float = 0.0) -> Array:
@@ -185,19 +225,22 @@ def objective_and_gradient(
         return value(outputs, labels) + (smoothing and smoothing * _smoothing(outputs, labels))
 
     def mean(parameters: State) -> float:
-        values = loss(parameters, x, objective.label_smoothing)
-        if objective.name == "perturb":
-            ahead, weight = loss(parameters, x + eps, objective.label_smoothing), objective.clean_weight
+        values = loss(parameters, x, kind.label_smoothing)
+        if kind.name == "perturb":
+            ahead, weight = loss(parameters, x + eps, kind.label_smoothing), kind.clean_weight
             values = weight * values + (1 - weight) * ahead
-        elif objective.name == "penalty" and objective.penalty_by == "gradient":
+        elif kind.name == "trades":
+            clean, ahead = (logits(network, parameters, at, random) for at in (x, x + eps))
+            values = values + kind.beta * divergence(ahead, _log_softmax(clean))
+        elif kind.name == "penalty" and kind.penalty_by == "gradient":
             gradient = input_gradient(value, network, parameters, x, labels, random)
-            values = values + sigma * norm(gradient, dual_exponent(objective.p))
-        elif objective.name == "penalty":
+            values = values + sigma * norm(gradient, dual_exponent(kind.p))
+        elif kind.name == "penalty":
             h = DIFFERENCE_STEP
             values = values + (loss(parameters, x + h * eps) - loss(parameters, x)) / h
         return float(values.mean())
 
-    return mean(state), central_differences(mean, state, list(parameter_shapes(network)))
+    return mean
 
 
 def _smoothing(z: Array, labels: Targets) -> Array:
