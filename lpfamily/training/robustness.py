@@ -255,15 +255,19 @@ def is_healthy(monitored: Json) -> bool:
 
 
 def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
-    """Return the examples as what the ensemble attacks; a class is aimed at by its own log-odds."""
+    """Return the examples as what the ensemble attacks."""
+    return Batch(passes_of(trainer), x, labels, None, plan, np.random.default_rng(0))
+
+
+def passes_of(trainer: Trainer) -> Passes:
+    """Return the passes of a trainer's network for the ensemble; it aims at a class by its own log-odds."""
 
     def evaluate(x: Floats, y: Ints, targets: Ints | None) -> tuple[Floats, Floats, Floats]:
         logits, classes = in_parts(trainer.logits, x), y if targets is None else targets
         values, grad = error_log_odds(logits, classes), in_parts(trainer.input_gradients, x, classes)
         return (logits, values, grad) if targets is None else (logits, -values, -grad)
 
-    passes = Passes(evaluate, partial(in_parts, trainer.logits))
-    return Batch(passes, x, labels, None, plan, np.random.default_rng(0))
+    return Passes(evaluate, partial(in_parts, trainer.logits))
 
 
 def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:
