@@ -23,7 +23,17 @@ from lpfamily.training.backends import OPTIONS, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LOSSES, LossName, divergence
-from lpfamily.training.networks import Floats, Ints, Network, State, layer_of, parameter_shapes, shapes
+from lpfamily.training.networks import (
+    AVERAGE,
+    Floats,
+    Ints,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    shapes,
+    tested,
+)
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team
@@ -111,7 +121,7 @@ class JaxTrainer:
             self._state = {name: self._put(jnp.array(array, dtype)) for name, array in state.items()}
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
-        schedule = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1).astype(self.task.dtype)
+        schedule = rates.table().astype(self.task.dtype)
         settings = self.task.network, self.task.objective, self.task.optimiser
         totals, done = [], 0
         at_once = nullcontext(map) if self._device.platform == "cpu" else by_threads()
@@ -141,7 +151,8 @@ class JaxTrainer:
     def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
         """Return a function of the network and arrays, computed on one device of this process alone."""
         with self._scope():
-            here = {name: array.addressable_data(0) for name, array in self._state.items()}
+            state = tested(self.task.network, self._state)
+            here = {name: array.addressable_data(0) for name, array in state.items()}
             given = (jnp.asarray(padded(array)) for array in arrays)
             return np.asarray(function(self.task.network, here, *given))[: len(arrays[0])]
 
@@ -195,7 +206,7 @@ def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: An
     network, objective, optimiser = settings
 
     def step(state: Arrays, inputs: Any) -> tuple[Arrays, Array]:
-        batch, (lr, momentum, sigma), drawn, counted = inputs
+        batch, (lr, momentum, sigma, mixing), drawn, counted = inputs
         parameters = {name: state[name] for name in parameter_shapes(network)}
         at, right = x[batch], labels[batch]
 
@@ -211,7 +222,7 @@ def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: An
         total = jnp.stack([loss, error.astype(loss.dtype)])
         if counted is not None:
             gradients, total = _mean_over_devices(gradients, total, counted)
-        return _updated(network, state, gradients, lr, momentum, optimiser), total
+        return _updated(network, state, gradients, lr, momentum, mixing, optimiser), total
 
     if len(steps[0]) == 1:
         return step(state, jax.tree.map(lambda array: array[0], steps))
@@ -350,7 +361,13 @@ def _hessian_products(network: Network, state: Arrays, x: Array, labels: Array, 
 
 
 def _updated(
-    network: Network, state: Arrays, gradients: Arrays, lr: Array, momentum: Array, optimiser: Optimiser
+    network: Network,
+    state: Arrays,
+    gradients: Arrays,
+    lr: Array,
+    momentum: Array,
+    mixing: Array,
+    optimiser: Optimiser,
 ) -> Arrays:
     new = {}
     for name, gradient in gradients.items():
@@ -363,4 +380,7 @@ def _updated(
             norms = jnp.sqrt(jnp.sum(parameter**2, axis=layer.norm_axes, keepdims=True))
             parameter = parameter * jnp.where(norms > layer.max_norm, layer.max_norm / norms, 1.0)
         new[name], new[f"velocity.{name}"] = parameter, velocity
+        if optimiser.ema:
+            average = state[AVERAGE + name]
+            new[AVERAGE + name] = average + mixing * (parameter - average)
     return new

@@ -6,6 +6,7 @@ together.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,17 @@ from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Random
 from lpfamily.training.errors import BadInput
 from lpfamily.training.losses import LOSSES, Loss, LossName, divergence, divergence_slope, log_softmax
-from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import (
+    AVERAGE,
+    Array,
+    Floats,
+    Ints,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    tested,
+)
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
@@ -106,19 +117,22 @@ class NumpyTrainer:
         loss, error = 0.0, 0.0
         with self._threads():
             batches = launches(order, self.task.batch_size, 1, self.tick)
-            for step, ((batch,), lr, momentum, sigma) in enumerate(
-                zip(batches, rates.lr, rates.momentum, rates.sigma, strict=True)
+            table = rates.table().tolist()
+            for step, ((batch,), (lr, momentum, sigma, mixing)) in enumerate(
+                zip(batches, table, strict=True)
             ):
                 x, labels = self.task.x[batch], self.task.labels[batch]
-                losses, errors, gradients = self._step(x, labels, float(sigma), step, draws)
-                self._update(gradients, float(lr), float(momentum), len(x))
+                losses, errors, gradients = self._step(x, labels, sigma, step, draws)
+                self._update(gradients, lr, momentum, len(x))
+                if self.task.optimiser.ema:
+                    self._average(mixing)
                 loss, error = loss + float(losses.sum()), error + float(errors.sum())
         return {"loss": loss / len(order), "error": error / len(order)}
 
     @_quiet
     def logits(self, x: Floats) -> Floats:
         with self._threads():
-            return self._forward(x)[-1].outputs
+            return self._tested._forward(x)[-1].outputs
 
     @_quiet
     def losses(self, x: Floats, labels: Array) -> Floats:
@@ -127,13 +141,20 @@ class NumpyTrainer:
     @_quiet
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._threads():
-            return self._direction(x, labels, None)
+            return self._tested._direction(x, labels, None)
 
     @_quiet
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        passed = self._forward(x)
+        passed = self._tested._forward(x)
         deltas = _backward(passed, self._loss_delta(passed[-1].outputs, labels))
         return passed[0].to_inputs(self._tangent(passed, deltas, labels, v)[1][0])
+
+    @property
+    def _tested(self) -> NumpyTrainer:
+        """The trainer whose parameters are those that are tested."""
+        other = copy.copy(self)
+        other._state = tested(self.task.network, self._state)
+        return other
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -285,6 +306,15 @@ class NumpyTrainer:
                 parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
                     parameter.dtype
                 )
+
+    def _average(self, mixing: float) -> None:
+        for name in parameter_shapes(self.task.network):
+            parameter, average = self._state[name], self._state[AVERAGE + name]
+            for rows in _blocks(parameter):
+                at = average[rows]
+                difference = parameter[rows] - at
+                difference *= mixing
+                at += difference
 
 
 def _backward(passed: list[Passed], delta: Floats) -> list[Floats]:

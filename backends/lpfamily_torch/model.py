@@ -183,7 +183,7 @@ def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
 
 def by_piece(network: Network, name: str, array: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
     """Return a maxout layer's array laid out as `largest_by_piece` takes it, or back; others as they are."""
-    layer: Any = layer_of(network, name.removeprefix("velocity."))
+    layer: Any = layer_of(network, name)
     axis = LAYERS[type(layer)].pieces_axis
     if axis is None:
         return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,17 @@ from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, Random, by_threads
 from lpfamily.training.losses import LOSSES, LossName, divergence
-from lpfamily.training.networks import Array, Floats, Ints, Network, State, layer_of, parameter_shapes
+from lpfamily.training.networks import (
+    AVERAGE,
+    Array,
+    Floats,
+    Ints,
+    Network,
+    State,
+    layer_of,
+    parameter_shapes,
+    tested,
+)
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import Team, own
@@ -123,7 +134,7 @@ class TorchTrainer:
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         team, task = self.task.team, self.task
         total, done = self._total.zero_(), 0
-        table = np.stack([rates.lr, rates.momentum, rates.sigma], axis=1)
+        table = rates.table()
         with (
             self._precision(),
             tracing_gradients() if task.compiled else nullcontext(),
@@ -146,24 +157,31 @@ class TorchTrainer:
 
     def logits(self, x: Floats) -> Floats:
         with torch.no_grad(), self._precision():
-            return self._logits(self._tensor(x)).cpu().numpy()
+            return self._tested._logits(self._tensor(x)).cpu().numpy()
 
     def losses(self, x: Floats, labels: Array) -> Floats:
         with torch.no_grad(), self._precision():
-            return self._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
+            return self._tested._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._precision():
-            return self._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
+            return self._tested._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         with self._precision():
             at = self._tensor(x).requires_grad_()
-            loss = self._loss.value(self._logits(at), self._tensor(labels)).sum()
+            loss = self._loss.value(self._tested._logits(at), self._tensor(labels)).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             # of no examples, convolutions leave a gradient that depends on nothing
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
             return product.cpu().numpy()
+
+    @property
+    def _tested(self) -> TorchTrainer:
+        """The trainer whose parameters are those that are tested."""
+        other = copy.copy(self)
+        other._state = tested(self.task.network, self._state)
+        return other
 
     def _take(self, steps: Steps) -> None:
         """Take some steps, one after the other."""
@@ -172,10 +190,12 @@ class TorchTrainer:
             find_gradients, update = compiled(find_gradients), compiled(update)
         as_tensors = self.task.compiled or self._records
         for step, (batch, rates) in enumerate(zip(steps.batches, steps.rates, strict=True)):
-            lr, momentum, sigma = rates[:, 0].unbind() if as_tensors else rates[:, 0].tolist()
+            lr, momentum, sigma, mixing = rates[:, 0].unbind() if as_tensors else rates[:, 0].tolist()
             drawn = steps.drawn.map(operator.itemgetter(step))
             gradients = find_gradients(self, batch, steps.examples, sigma, drawn)
             update(self, self._sums.of(gradients) if self._sums else gradients, lr, momentum)
+            if self.task.optimiser.ema:
+                self._average(mixing)
 
     def _objective(
         self, x: Tensor, labels: Tensor, sigma: Rate, drawn: Drawn, taps: list[Tap] | None
@@ -320,6 +340,13 @@ class TorchTrainer:
             if is_weight and layer.max_norm is not None:
                 norms = torch.linalg.vector_norm(parameter, dim=layer.norm_axes, keepdim=True)
                 parameter.mul_(torch.where(norms > layer.max_norm, layer.max_norm / norms, 1.0))
+
+    @torch.no_grad()
+    def _average(self, mixing: Rate) -> None:
+        # not in the program of a step, which torch 2.13 fails to compile for convolutions
+        weight = mixing.to(self._x.dtype) if isinstance(mixing, Tensor) else mixing
+        for name in parameter_shapes(self.task.network):
+            self._state[AVERAGE + name].lerp_(self._state[name], weight)
 
     @property
     def _on_cuda(self) -> bool:

@@ -161,6 +161,7 @@ SWITCH = Made(bool, "", "true or false")
 """A flag that is given or not."""
 
 FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)
+DECAY = Range("a number from 0, and below 1", lambda v: 0 <= v < 1)
 INCLUDE = Range("a probability, above 0 and at most 1", lambda v: 0 < v <= 1)
 POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 NOT_NEGATIVE = Range("a finite number, 0 or more", lambda v: 0 <= v < math.inf)

@@ -167,7 +167,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
         raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
     if recipe.init > largest / 2:
         raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
-    if sum(map(math.prod, state_shapes(network).values())) > sys.maxsize // 8:
+    if sum(map(math.prod, state_shapes(network, recipe.ema > 0).values())) > sys.maxsize // 8:
         raise BadInput(f"--model {recipe.model}: more parameters than memory has addresses; give fewer units")
     backends.check_layers(name, backend, network)
     backends.check_loss(name, backend, network)

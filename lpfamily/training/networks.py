@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,14 @@ Array = NDArray[np.generic]
 """Of any numbers."""
 
 State = dict[str, Floats]
-"""Named arrays: parameters, and under `velocity.` their velocities."""
+"""Named arrays: parameters, under `velocity.` their velocities, and if any, under `average.` averages."""
+
+AVERAGE = "average."
+"""What precedes the names of the averages."""
 
 Shape = tuple[int, ...]
+
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True)
@@ -291,17 +297,31 @@ def activated_shape(layer: Layer, entering: Shape) -> Shape:
 
 def layer_of(network: Network, name: str) -> Layer:
     """Return the layer that a parameter belongs to, by its name."""
-    return network.layers[int(name.split(".")[1])]
+    return network.layers[int(name.split(".")[-2])]
 
 
-def state_shapes(network: Network) -> dict[str, Shape]:
-    """Return the name and shape of every array in a trainer's state: parameters, then velocities."""
-    shapes = parameter_shapes(network)
-    return shapes | {f"velocity.{name}": shape for name, shape in shapes.items()}
+def state_shapes(network: Network, averaged: bool = False) -> dict[str, Shape]:
+    """Return the name and shape of every array in a trainer's state.
+
+    These are the parameters, their velocities, and where they are averaged, their averages.
+    """
+    prefixes = ("", "velocity.", AVERAGE) if averaged else ("", "velocity.")
+    return {prefix + name: shape for prefix in prefixes for name, shape in parameter_shapes(network).items()}
 
 
-def initial_state(network: Network, seed: int, dtype: str) -> State:
-    """Return the state before the first step: drawn weights, biases and velocities of zero.
+def tested(network: Network, state: Mapping[str, Named]) -> dict[str, Named]:
+    """Return by the names of parameters what is tested and kept: their averages, where a state has them."""
+    return {name: state.get(AVERAGE + name, state[name]) for name in parameter_shapes(network)}
+
+
+def at_rest(parameters: State, averaged: bool = False) -> State:
+    """Return the state that begins with parameters: velocities of zero, averages that are equal to them."""
+    state = parameters | {f"velocity.{name}": np.zeros_like(each) for name, each in parameters.items()}
+    return state | {AVERAGE + name: each.copy() for name, each in parameters.items() if averaged}
+
+
+def initial_state(network: Network, seed: int, dtype: str, averaged: bool = False) -> State:
+    """Return the state before the first step: drawn weights, biases of zero, all at rest.
 
     Weights are uniform in +-`Layer.init`, or in the range that their layer has by default, scaled down to
     the norm constraint where they exceed it; drawn in float64, so that a seed means the same network in
@@ -309,8 +329,8 @@ def initial_state(network: Network, seed: int, dtype: str) -> State:
     """
     rng = np.random.default_rng(seed)
     state = {}
-    for name, shape in state_shapes(network).items():
-        if name.startswith("velocity.") or name.endswith("bias"):
+    for name, shape in parameter_shapes(network).items():
+        if name.endswith("bias"):
             state[name] = np.zeros(shape, dtype)
             continue
         layer = layer_of(network, name)
@@ -321,4 +341,4 @@ def initial_state(network: Network, seed: int, dtype: str) -> State:
             too_long = norms > layer.max_norm
             weight *= np.divide(layer.max_norm, norms, out=np.ones_like(norms), where=too_long)
         state[name] = weight.astype(dtype)
-    return state
+    return at_rest(state, averaged)

@@ -6,7 +6,19 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from lpfamily.training.choices import COUNT, EXPONENT, FRACTION, NOT_NEGATIVE, POSITIVE, TEXT, check, option
+import numpy as np
+
+from lpfamily.training.choices import (
+    COUNT,
+    DECAY,
+    EXPONENT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TEXT,
+    check,
+    option,
+)
 from lpfamily.training.networks import Array, Floats, Network
 from lpfamily.training.teams import ALONE, Team
 
@@ -108,9 +120,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How a step goes down: v <- momentum v - lr g, w <- w + v, at the step's `Rates`."""
+    """How a step goes down: v <- momentum v - lr g, w <- w + v, at the step's `Rates`.
+
+    With `ema` above 0 an average a of all parameters follows every step, after the norm constraints:
+    a <- a + mixing (w - a). Gradients are taken at w; what is tested is a.
+    """
 
     weight_decay: float = of_optimiser(0.0, NOT_NEGATIVE, "C in C/2 |W|^2, on weights, not biases")
+    ema: float = of_optimiser(
+        0.0,
+        DECAY,
+        "test and keep the exponential moving average of the parameters, which after a step has X of what it "
+        "was, at first less; 0 is none",
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +159,12 @@ class Rates:
     momentum: Floats
     sigma: Floats
     """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
+    mixing: Floats | float = 1.0
+    """What the average takes of the new parameters, where there is one: a <- a + mixing (w - a)."""
+
+    def table(self) -> Floats:
+        """Return lr, momentum, sigma and mixing of each step, (steps, 4)."""
+        return np.stack(np.broadcast_arrays(self.lr, self.momentum, self.sigma, self.mixing), axis=1)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
     ----------
     hidden_layer_sizes, pieces, objective, p, sigma, steps, clean_weight
         As in `NetworkEstimator`.
-    max_iter, batch_size, learning_rate_init, n_iter_no_change, validation_fraction
+    max_iter, batch_size, learning_rate_init, ema, n_iter_no_change, validation_fraction
         As in `NetworkEstimator`.
     class_weight
         What each label multiplies the weight of its examples by, relative to the others: a dict, in which

@@ -23,7 +23,7 @@ from lpfamily.ascent import ascend
 from lpfamily.training import Trained, backends, evaluation, recipes
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
 from lpfamily.training.losses import LOSSES, LossName
-from lpfamily.training.networks import Array, Floats, Network, State, initial_state, parameter_shapes
+from lpfamily.training.networks import Array, Floats, Network, State, at_rest, initial_state, tested
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol.epochs import Standing, finite, train
 from lpfamily.training.recipes import Recipe
@@ -40,7 +40,7 @@ MOST_VISITS = 10**9
 
 OBJECTIVES = "plain", "noise", "perturb", "penalty"
 """Those that have a meaning for numbers as for classes."""
-FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size")} | {
+FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size", "ema")} | {
     "max_iter": "epochs",
     "learning_rate_init": "lr",
 }
@@ -97,6 +97,9 @@ class NetworkEstimator(BaseEstimator, ABC):
     learning_rate_init
         The rate of the gradient descent, whose momentum is 0.9, before the first epoch. Each epoch lowers it
         by as much, and the last of `max_iter` has a hundredth of it. Maxout units want a lower one.
+    ema
+        What an exponential moving average of the parameters keeps of itself in a step, such as 0.999, and at
+        first less. Then the average predicts, and n_iter_no_change goes by its losses. 0 is none.
     n_iter_no_change
         Stop after so many epochs without a new least loss of held-out examples, and keep the parameters of
         the least; None holds nothing out.
@@ -135,6 +138,7 @@ class NetworkEstimator(BaseEstimator, ABC):
     max_iter: int = 100
     batch_size: int = 32
     learning_rate_init: float = 0.05
+    ema: float = 0.0
     n_iter_no_change: int | None = None
     validation_fraction: float = 0.1
     backend: str = "numpy"
@@ -257,16 +261,14 @@ class NetworkEstimator(BaseEstimator, ABC):
                 ) from cause
             recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_targets, held_weights)
         network = self._network(recipe, x, outputs)
-        trainer = self._trainer(
-            recipe, network, x, targets, initial_state(network, recipe.seed, recipe.dtype)
-        )
+        begin = initial_state(network, recipe.seed, recipe.dtype, recipe.ema > 0)
+        trainer = self._trainer(recipe, network, x, targets, begin)
         state, epoch, lines = self._train(trainer, recipe, weights, held, Standing())
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
         self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
-        parameters = {name: state[name] for name in parameter_shapes(network)}
-        self.trained_ = Trained(network, recipe, parameters, epoch, None)
-        self._velocities: State = {}
+        self.trained_ = Trained(network, recipe, tested(network, state), epoch, None)
+        self._state: State = {}
 
     def _go_on(
         self, numbers: dict[str, Any], x: Floats, targets: Array, weights: Floats, outputs: int
@@ -277,7 +279,8 @@ class NetworkEstimator(BaseEstimator, ABC):
             raise ValueError("partial_fit holds nothing out; pass n_iter_no_change=None")
         recipe = replace(self._recipe(numbers, x, outputs), lr_decay="none")
         network = self._network(recipe, x, outputs)
-        done, state = 0, initial_state(network, recipe.seed, recipe.dtype)
+        averaged, done = recipe.ema > 0, 0
+        state = initial_state(network, recipe.seed, recipe.dtype, averaged)
         if not first:
             if network != self.trained_.network:
                 raise ValueError(
@@ -285,7 +288,8 @@ class NetworkEstimator(BaseEstimator, ABC):
                     "with; call fit for a new one"
                 )
             recipe = replace(recipe, seed=self.trained_.recipe.seed)
-            done, state = self.n_iter_, state | self.trained_.parameters | self._velocities
+            done, state = self.n_iter_, at_rest(self.trained_.parameters, averaged)
+            state |= {name: self._state[name] for name in state.keys() & self._state.keys()}
         trainer = self._trainer(recipe, network, x, targets, state)
         recipe = replace(recipe, epochs=done + 1)
         state, epoch, (line,) = self._train(trainer, recipe, weights, None, Standing(done))
@@ -293,8 +297,8 @@ class NetworkEstimator(BaseEstimator, ABC):
         self.loss_curve_ = [*([] if first else self.loss_curve_), line["loss"]]
         if first:
             self.validation_loss_curve_ = None
-        parameters = {name: state.pop(name) for name in parameter_shapes(network)}
-        self.trained_, self._velocities = Trained(network, recipe, parameters, epoch, None), state
+        self.trained_ = Trained(network, recipe, tested(network, state), epoch, None)
+        self._state = state
 
     def _network(self, recipe: Recipe, x: Floats, outputs: int) -> Network:
         return replace(recipes.network_of(recipe, (1, 1, x.shape[1]), outputs), loss=self._loss)
@@ -303,6 +307,7 @@ class NetworkEstimator(BaseEstimator, ABC):
         self, recipe: Recipe, network: Network, x: Floats, targets: Array, state: State
     ) -> backends.Trainer:
         found = backends.find_for(self.backend, network)
+        backends.check_options(self.backend, found, recipe)
         found.check_device(self.device)
         task = recipes.task_of(recipe, network, x, targets, Machine(self.device))
         return found.trainer(task, state)

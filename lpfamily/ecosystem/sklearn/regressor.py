@@ -39,7 +39,7 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     ----------
     hidden_layer_sizes, pieces, objective, p, sigma, steps, clean_weight
         As in `NetworkEstimator`.
-    max_iter, batch_size, learning_rate_init, n_iter_no_change, validation_fraction
+    max_iter, batch_size, learning_rate_init, ema, n_iter_no_change, validation_fraction
         As in `NetworkEstimator`.
     backend, device, random_state, verbose
         As in `NetworkEstimator`.

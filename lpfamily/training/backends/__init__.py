@@ -57,7 +57,7 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-OPTIONS = frozenset({"label_smoothing", "layer_noise", "method", "trades"})
+OPTIONS = frozenset({"ema", "label_smoothing", "layer_noise", "method", "trades"})
 """The options of training that a backend need not know, and the objectives."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"
@@ -70,13 +70,17 @@ class Trainer(Protocol):
     `MemoryError` says best that the device has too little of it: the commands make a line of that. A trainer
     may have an attribute `tick`, which is set to a function: `epoch` calls it with how many steps of how many
     it has taken, or launched, for it must not wait for a device. `launches` does so.
+
+    With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` are those of the
+    averages, `networks.tested`; `epoch` alone computes with the parameters themselves.
     """
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`, the last batch as it is.
 
         `order` may have an example several times, or not at all: so weights of examples are trained.
-        A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints.
+        A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints, and
+        with `Optimiser.ema` last a <- a + mixing * (w - a), a being the average.
         Returns `loss` and `error`, means over the examples as the objective saw them: error is the fraction
         that is misclassified, or of squared errors the distance, which is the root mean square of an example.
         Dropout and the noise of layers are in training alone: no other method drops or adds anything.

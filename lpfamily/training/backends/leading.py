@@ -102,7 +102,7 @@ class _Leading:
             self._trainer.tick = tick
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
-        arrays = {"order": order, "lr": rates.lr, "momentum": rates.momentum, "sigma": rates.sigma}
+        arrays = {"order": order, "rates": rates.table()}
         metrics: Metrics = self._all("epoch", asdict(draws), arrays)
         return metrics
 
@@ -150,9 +150,7 @@ def _do(trainer: Trainer, team: Team, values: Json, arrays: Arrays) -> Any:
     """Do what a message says, in the leader and in the others."""
     call = values.pop("call")
     if call == "epoch":
-        return trainer.epoch(
-            arrays["order"], Rates(arrays["lr"], arrays["momentum"], arrays["sigma"]), Draws(**values)
-        )
+        return trainer.epoch(arrays["order"], Rates(*arrays["rates"].T), Draws(**values))
     if call == "load":
         return trainer.load(arrays)
     if call not in _BY_EXAMPLE:

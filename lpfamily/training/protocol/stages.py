@@ -20,7 +20,7 @@ from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import Network, State, initial_state, parameter_shapes
+from lpfamily.training.networks import Network, State, at_rest, initial_state, tested
 from lpfamily.training.progress import Metrics, Progress
 from lpfamily.training.protocol import epochs
 from lpfamily.training.protocol.epochs import NotFinite
@@ -143,7 +143,7 @@ class _Training:
         self.position = Position()
         self.best: State = {}
         self.metrics: list[Json] = []
-        self.decisive = run.decisive
+        self.decisive, self.averaged = run.decisive, recipe.ema > 0
         if run.has_begun:
             found = run.load(recipe, self.network)
             self.position, self.checkpoint = found.position, found.sha256
@@ -152,8 +152,9 @@ class _Training:
                 self.position.epoch, self.position.metrics, ("stage", "loss", "error", "seconds")
             )
         else:
-            state = initial_state(self.network, recipe.seed, recipe.dtype)
-            state |= {name: array.astype(recipe.dtype) for name, array in self.first().items()}
+            state = self._fresh()
+            if given := {name: array.astype(recipe.dtype) for name, array in self.first().items()}:
+                state = at_rest(given, self.averaged)
             self._save(state)
         self.digest = runs.metrics_digest(self.metrics)
         self.progress.note(f"run folder: {run.folder}")
@@ -166,10 +167,10 @@ class _Training:
 
     def begin_second_stage(self) -> None:
         """Record the loss to reach, and begin with the best parameters, or with fresh ones."""
-        recipe, fresh = self.recipe, initial_state(self.network, self.recipe.seed, self.recipe.dtype)
-        self.trainer.load(fresh | self.best)
+        kept = at_rest(self.best, self.averaged)
+        self.trainer.load(kept)
         target = self._loss(self.held_in, "the loss that the second stage is to reach")
-        state = fresh if recipe.second_stage == "scratch" else fresh | self.best  # at rest, either way
+        state = self._fresh() if self.recipe.second_stage == "scratch" else kept
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
         self._save(state)
@@ -195,7 +196,7 @@ class _Training:
     def tested(self) -> Json:
         """Test the parameters that the protocol ends with, and return what that gives."""
         if self.best:
-            self.trainer.load(self.trainer.state() | self.best)
+            self.trainer.load(at_rest(self.best, self.averaged))
         examples = len(self.dataset.test.x)
         self.progress.note(f"testing on {examples} examples: clean, noisy and perturbed")
         tested = evaluation.measure(self.trainer, self.dataset.test, self.recipe)
@@ -242,6 +243,9 @@ class _Training:
             f"the {position.target:.4g} that stage one had on its own"
         )
 
+    def _fresh(self) -> State:
+        return initial_state(self.network, self.recipe.seed, self.recipe.dtype, self.averaged)
+
     def _trainer_on(self, split: Split, state: State) -> backends.Trainer:
         task = task_of(self.recipe, self.network, split.x, split.labels, self.machine)
         return self.backend.trainer(task, state)
@@ -271,7 +275,7 @@ class _Training:
                 self.run.log(line)
                 runs.add_metrics(self.digest, line)
                 if epoch.is_best:
-                    self.best = {name: epoch.state[name] for name in parameter_shapes(self.network)}
+                    self.best = tested(self.network, epoch.state)
                 self.position = replace(
                     self.position,
                     epoch=at.epoch,

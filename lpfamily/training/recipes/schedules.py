@@ -15,22 +15,25 @@ def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
     """Return the rates of each step of an epoch, counted from 0.
 
     Exponential decay is by the step, lr_t = max(lr / factor^t, floor); linear decay, momentum and
-    the ramp of sigma are by the epoch.
+    the ramp of sigma are by the epoch. The average keeps min(ema, (1 + t) / (10 + t)) of itself after
+    step t, counted from 0, so that the first weights do not stay in it.
     """
-    momentum = np.full(steps, _momentum(recipe, epoch))
-    return Rates(_lr(recipe, epoch, epoch * steps + np.arange(steps)), momentum, _sigma(recipe, epoch, steps))
+    count = epoch * steps + np.arange(steps)
+    momentum, sigma = np.full(steps, _momentum(recipe, epoch)), _sigma(recipe, epoch, steps)
+    return Rates(_lr(recipe, epoch, count), momentum, sigma, _mixing(recipe, count))
 
 
 def continued_rates(recipe: Recipe, best: int, steps_before: int, epoch: int, steps: int) -> Rates:
     """Return the rates of an epoch, counted from 0, of a second stage that continues.
 
     Momentum stays at its value in the best epoch of the first stage, the `best`-th, of `steps_before`
-    steps each; the learning rate at its value after it, or its decay goes on.
+    steps each; the learning rate at its value after it, or its decay goes on. The average begins anew.
     """
-    held = recipe.second_lr == "constant"
-    count = best * steps_before + (np.zeros(steps) if held else epoch * steps + np.arange(steps))
+    held, here = recipe.second_lr == "constant", epoch * steps + np.arange(steps)
+    count = best * steps_before + (np.zeros(steps) if held else here)
     lr = _lr(recipe, best - 1 if held else best + epoch, count)
-    return Rates(lr, np.full(steps, _momentum(recipe, best - 1)), _sigma(recipe, best + epoch, steps))
+    momentum, sigma = np.full(steps, _momentum(recipe, best - 1)), _sigma(recipe, best + epoch, steps)
+    return Rates(lr, momentum, sigma, _mixing(recipe, here))
 
 
 def _lr(recipe: Recipe, epoch: int, count: Floats | Ints) -> Floats:
@@ -44,6 +47,10 @@ def _lr(recipe: Recipe, epoch: int, count: Floats | Ints) -> Floats:
 def _momentum(recipe: Recipe, epoch: int) -> float:
     ramp = min(epoch / max(recipe.momentum_epochs - 1, 1), 1)
     return recipe.momentum + (recipe.momentum_final - recipe.momentum) * ramp
+
+
+def _mixing(recipe: Recipe, count: Ints) -> Floats:
+    return np.maximum(1 - recipe.ema, 9 / (10 + count))
 
 
 def _sigma(recipe: Recipe, epoch: int, steps: int) -> Floats:

@@ -163,7 +163,17 @@ def _folder(name: str) -> Path:
 
 _ADDED = {
     name: getattr(Recipe, name)
-    for name in ("monitor", "size", "scale", "recipe", "label_smoothing", "layer_noise", "method", "beta")
+    for name in (
+        "monitor",
+        "size",
+        "scale",
+        "recipe",
+        "label_smoothing",
+        "layer_noise",
+        "method",
+        "beta",
+        "ema",
+    )
 }
 """What recipes have had since configs carry a checksum, and those before lack."""
 

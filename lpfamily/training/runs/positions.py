@@ -64,7 +64,7 @@ def expected_arrays(values: Json, recipe: Recipe, network: Network) -> dict[str,
         raise ValueError(f"metrics {position.metrics!r}")
     if position.first is not None and recipe.second_stage == "none":
         raise ValueError("a second stage that its recipe does not have")
-    expected = state_shapes(network)
+    expected = state_shapes(network, recipe.ema > 0)
     if position.best and position.first is None:
         expected |= {BEST + name: shape for name, shape in parameter_shapes(network).items()}
     return expected

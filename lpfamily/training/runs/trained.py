@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import REMEDY, Json
-from lpfamily.training.networks import Floats, Network, State, parameter_shapes, state_shapes
+from lpfamily.training.networks import Floats, Network, State, at_rest, tested
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run, configs
 from lpfamily.training.runs.positions import parted
@@ -32,7 +32,8 @@ class Trained:
     parameters
         NumPy arrays of the recipe's dtype by the names `layers.0.weight`, `layers.0.bias`, and so on:
         those that early stopping keeps, where it has kept some and no second stage has begun, else
-        those of the last checkpoint. `lpfamily.training.networks` says how they are laid out.
+        those of the last checkpoint; of a recipe with `ema`, the averages there. How they are laid out
+        says `lpfamily.training.networks`.
     epoch
         The epoch that they are from, counted from 1 over both stages; 0 is before the first.
     result
@@ -118,13 +119,12 @@ class Trained:
         """
         found = backends.find_for(backend, self.network)
         found.check_device(device)
-        shapes = state_shapes(self.network)
-        rest = {name: np.zeros(shape, self.recipe.dtype) for name, shape in shapes.items()}
         network, dtype = self.network, self.recipe.dtype
         x, labels = np.zeros((1, network.inputs), dtype), np.zeros(1, np.int64)
         targets = np.zeros((1, network.classes), dtype) if network.loss == "squared-error" else labels
-        task = recipes.task_of(self.recipe, network, x, targets, Machine(device))
-        return found.trainer(task, rest | self.parameters)
+        recipe = replace(self.recipe, ema=0.0)  # they are the average already
+        task = recipes.task_of(recipe, network, x, targets, Machine(device))
+        return found.trainer(task, at_rest(self.parameters))
 
 
 def load(folder: str | Path) -> Trained:
@@ -150,7 +150,7 @@ def of_run(run: Run) -> Trained:
         raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause
     found = run.load(recipe, network)
     position, (state, best) = found.position, parted(found.arrays)
-    parameters = {name: (best or state)[name] for name in parameter_shapes(network)}
+    parameters = best or tested(network, state)
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best

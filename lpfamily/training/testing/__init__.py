@@ -31,6 +31,7 @@ from lpfamily.training.backends import Backend, Trainer
 from lpfamily.training.draws import Draws, Mask, Random
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
+    AVERAGE,
     ConvMaxout,
     Dense,
     Dropout,
@@ -40,8 +41,11 @@ from lpfamily.training.networks import (
     Rectifier,
     Shape,
     State,
+    at_rest,
     initial_state,
+    parameter_shapes,
     state_shapes,
+    tested,
 )
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.testing import oracle
@@ -309,18 +313,20 @@ class BackendTests:
             assert share != 1, of
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
-        """Order, rates, momentum, weight decay, norm constraints, dropout, noise and a smaller last batch."""
-        perturb, decay = Objective("perturb", 1.5), Optimiser(0.01)
+        """Rates, momentum, weight decay, norm constraints, dropout, noise, average, a smaller last batch."""
+        perturb, decay = Objective("perturb", 1.5), self._optimiser()
         task, state, trainer = self._made(network, objective=perturb, batch_size=3, optimiser=decay)
         order, draws = np.array([4, 0, 6, 2, 5, 1, 3]), Draws(5, 2)
-        rates = Rates(np.array([0.8, 0.5, 0.3]), np.array([0.5, 0.6, 0.9]), np.array([0.1, 0.2, 0.4]))
+        table = [[0.8, 0.5, 0.1, 0.9], [0.5, 0.6, 0.2, 0.3], [0.3, 0.9, 0.4, 0.05]]
+        rates = Rates(*np.array(table).T)
         metrics = trainer.epoch(order, rates, draws)
         losses = []
         for step in range(3):
             batch, sigma = order[3 * step : 3 * step + 3], rates.sigma[step]
             loss, gradients = oracle.objective_and_gradient(task, state, batch, sigma, step, draws)
             losses.append(loss * len(batch))
-            state = oracle.updated(task, state, gradients, rates.lr[step], rates.momentum[step])
+            lr, momentum, _, mixing = rates.table()[step]
+            state = oracle.updated(task, state, gradients, lr, momentum, mixing)
         _assert_close(trainer.state(), state, rtol=1e-5, atol=1e-8)
         assert metrics["loss"] == pytest.approx(sum(losses) / 7, rel=1e-6)
 
@@ -394,7 +400,9 @@ class BackendTests:
     def test_a_state_continues_as_if_nothing_had_happened(self, network: Network, dtype: str) -> None:
         """To the bit: what a resumed run stands on."""
         objective = Objective("perturb", 2.0, random_start=True)
-        task, begin, first = self._made(network, dtype, objective=objective, batch_size=3)
+        task, begin, first = self._made(
+            network, dtype, objective=objective, batch_size=3, optimiser=self._optimiser()
+        )
         rates, order = _rates(3, lr=0.5, momentum=0.9), np.arange(7)
         first.epoch(order, rates, Draws(5, 0))
         middle = first.state()
@@ -404,11 +412,45 @@ class BackendTests:
             second.epoch(order, rates, Draws(5, 1))
             _assert_close(second.state(), first.state())
 
+    @pytest.mark.parametrize("objective_name", ["plain", "noise", "perturb", "penalty"])
+    def test_the_average_follows_the_parameters_and_changes_nothing(self, objective_name: Any) -> None:
+        """Step by step, those of a trainer without an average: its gradients are taken at the parameters."""
+        self._skip_without_averages()
+        network, order, draws = NETWORKS["sigmoid"], np.arange(7), Draws(5, 2)
+        rates = Rates(np.full(4, 0.5), np.full(4, 0.5), np.full(4, 0.4), np.array([0.9, 0.5, 0.2, 0.01]))
+        task, begin, plain = self._made(network, objective=Objective(objective_name), batch_size=2)
+        average = tested(network, begin)
+        for step, mixing in enumerate(rates.table()[:, 3], 1):
+            plain.load(begin)
+            first = Rates(*rates.table()[:step].T)
+            plain.epoch(order[: 2 * step], first, draws)
+            at = plain.state()
+            average = {name: (1 - mixing) * each + mixing * at[name] for name, each in average.items()}
+        task = replace(task, optimiser=Optimiser(ema=0.5))
+        trainer = self._trainer(task, at_rest(tested(network, begin), averaged=True) | begin)
+        trainer.epoch(order, rates, draws)
+        expected = at | {AVERAGE + name: each for name, each in average.items()}
+        _assert_close(trainer.state(), expected, rtol=1e-12, atol=1e-14)
+
+    def test_the_average_is_what_is_tested(self, network: Network) -> None:
+        self._skip_without_averages()
+        task, state, trainer = self._made(network, optimiser=Optimiser(ema=0.5))
+        average = {name: state[f"average.{name}"] for name in parameter_shapes(network)}
+        other = self._trainer(replace(task, optimiser=Optimiser()), at_rest(average))
+        given = task.x, task.labels, task.x[::-1].copy()
+        counts = {"logits": 1, "losses": 2, "input_gradients": 2, "hessian_products": 3}
+        for name, count in counts.items():
+            found, expected = (getattr(each, name)(*given[:count]) for each in (trainer, other))
+            assert_allclose(found, expected, rtol=1e-12, err_msg=name)
+        _assert_close(trainer.state(), state)
+
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_the_state_is_named_arrays_of_the_trainers_dtype(self, network: Network, dtype: str) -> None:
-        state = self._made(network, dtype)[-1].state()
-        assert {name: array.shape for name, array in state.items()} == state_shapes(network)
-        assert {str(array.dtype) for array in state.values()} == {dtype}
+        for optimiser in Optimiser(), self._optimiser():
+            state = self._made(network, dtype, optimiser=optimiser)[-1].state()
+            expected = state_shapes(network, optimiser.ema > 0)
+            assert {name: array.shape for name, array in state.items()} == expected
+            assert {str(array.dtype) for array in state.values()} == {dtype}
 
     def test_the_state_handed_out_is_a_copy(self, network: Network) -> None:
         _, begin, trainer = self._made(network)
@@ -464,7 +506,7 @@ class BackendTests:
             objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same", steps=2)
         found = []
         for machine in Machine(), Machine(compile=True):
-            decay = Optimiser(0.01)
+            decay = self._optimiser()
             _, _, trainer = self._made(network, objective=objective, optimiser=decay, machine=machine)
             metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
             found.append((metrics, trainer.state()))
@@ -511,8 +553,17 @@ class BackendTests:
 
     def _made(self, network: Network, dtype: str = "float64", **changes: Any) -> tuple[Task, State, Trainer]:
         """Return a task with some changes, a state, and the trainer that starts from it."""
-        task, state = replace(_task(network, dtype), **changes), _state(network, dtype)
+        task = replace(_task(network, dtype), **changes)
+        state = _state(network, dtype, task.optimiser.ema > 0)
         return task, state, self._trainer(task, state)
+
+    def _optimiser(self) -> Optimiser:
+        """Return one that does all that the backend's trainers do."""
+        return Optimiser(0.01, ema=0.9 if "ema" in backends.options_of(self.find()) else 0.0)
+
+    def _skip_without_averages(self) -> None:
+        if "ema" not in backends.options_of(self.find()):
+            pytest.skip("its trainers do not average")
 
     def _trainer(self, task: Task, state: State) -> Trainer:
         return self.find().trainer(replace(task, machine=replace(task.machine, device=self.device)), state)
@@ -554,11 +605,14 @@ def _loss(network: Network) -> oracle.Loss:
     return oracle.LOSSES[network.loss]
 
 
-def _state(network: Network, dtype: str = "float64") -> State:
+def _state(network: Network, dtype: str = "float64", averaged: bool = False) -> State:
+    """Return a state whose biases and averages are none that training begins with."""
     rng = np.random.default_rng(2)
-    state = initial_state(network, 0, dtype)
+    state = initial_state(network, 0, dtype, averaged)
     return {
-        name: array if name.endswith("weight") else array + rng.normal(0, 0.1, array.shape).astype(dtype)
+        name: array
+        if name.endswith("weight") and not name.startswith(AVERAGE)
+        else array + rng.normal(0, 0.1, array.shape).astype(dtype)
         for name, array in state.items()
     }
 
@@ -587,4 +641,4 @@ def _changed(network: Network, **changes: Any) -> Network:
 
 
 def _rates(steps: int, lr: float, momentum: float) -> Rates:
-    return Rates(np.full(steps, lr), np.full(steps, momentum), np.full(steps, 0.4))
+    return Rates(np.full(steps, lr), np.full(steps, momentum), np.full(steps, 0.4), np.full(steps, 0.3))

@@ -263,7 +263,9 @@ def central_differences(mean: Callable[[State], float], state: State, names: lis
     return {name: along(name) for name in names}
 
 
-def updated(task: Task, state: State, gradients: State, lr: float, momentum: float) -> State:
+def updated(
+    task: Task, state: State, gradients: State, lr: float, momentum: float, mixing: float = 1.0
+) -> State:
     """Return the state after one step."""
     new = dict(state)
     for name, gradient in gradients.items():
@@ -275,4 +277,6 @@ def updated(task: Task, state: State, gradients: State, lr: float, momentum: flo
             norms = np.sqrt(np.sum(parameter**2, axis=layer.norm_axes, keepdims=True))
             parameter = parameter * np.minimum(1, layer.max_norm / norms)
         new[name], new[f"velocity.{name}"] = parameter, velocity
+        if task.optimiser.ema:
+            new[f"average.{name}"] = (1 - mixing) * state[f"average.{name}"] + mixing * parameter
     return new
