@@ -56,11 +56,12 @@ def trained(name, network, objective):
         train.labels,
         batch_size=30,
         dtype="float64",
-        optimiser=Optimiser(weight_decay=1e-4),
+        optimiser=Optimiser(weight_decay=1e-4, ema=0.9),
     )
-    trainer = backends.find(name).trainer(task, initial_state(network, 0, "float64"))
+    trainer = backends.find(name).trainer(task, initial_state(network, 0, "float64", averaged=True))
     draws = Draws(0, 0)
-    rates = Rates(np.linspace(0.3, 0.1, STEPS), np.linspace(0.5, 0.7, STEPS), np.linspace(0.1, 0.3, STEPS))
+    ends = ((0.3, 0.1), (0.5, 0.7), (0.1, 0.3), (0.9, 0.1))
+    rates = Rates(*(np.linspace(*each, STEPS) for each in ends))
     order = np.resize(draws.order(len(train.x)), 30 * STEPS - 28)
     trainer.epoch(order, rates, draws)
     return trainer.state()

@@ -11,7 +11,7 @@ from lpfamily import epsilon
 from lpfamily.training.backends import Objective
 from lpfamily.training.draws import Draws, Random
 from lpfamily.training.losses import divergence_slope, log_softmax
-from lpfamily.training.networks import parameter_shapes
+from lpfamily.training.networks import at_rest, parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests, oracle
 from lpfamily_numpy.model import _elementwise, forward
 from lpfamily_numpy.trainer import NumpyBackend, NumpyTrainer, _backward, _factors, _gradients, _smoothing
@@ -204,6 +204,49 @@ def drawing(kind):
     return Drawing
 
 
+class WithAnAverageOfTheStepBefore(NumpyTrainer):
+    """Takes of the parameters what the step before was to take."""
+
+    before = 1.0
+
+    def _average(self, mixing):
+        super()._average(self.before)
+        self.before = mixing
+
+
+class WithAnAverageOfOldParameters(NumpyTrainer):
+    """Updates the average before the step."""
+
+    def _update(self, *given):
+        self._old = {name: self._state[name].copy() for name in parameter_shapes(self.task.network)}
+        super()._update(*given)
+
+    def _average(self, mixing):
+        now, self._state = self._state, self._state | self._old
+        super()._average(mixing)
+        self._state = now
+
+
+class WithGradientsAtTheAverage(NumpyTrainer):
+    def _step(self, *given):
+        return (self._evaluated if self.task.optimiser.ema else self)._at_parameters(*given)
+
+    def _at_parameters(self, *given):
+        return super()._step(*given)
+
+
+class WithoutAnAverageInTests(NumpyTrainer):
+    @property
+    def _evaluated(self):
+        return self
+
+
+class WithoutItsAverageOnResume(NumpyTrainer):
+    def load(self, state):
+        parameters = {name: state[name] for name in parameter_shapes(self.task.network)}
+        super().load(state | {name: a for name, a in at_rest(parameters, True).items() if name in state})
+
+
 @dataclass(frozen=True)
 class Mutant(NumpyBackend):
     kind: type[NumpyTrainer] = NumpyTrainer
@@ -227,6 +270,10 @@ NOISY = replace(
 
 def noisy_step(tests, step):
     return functools.partial(tests.test_a_step_descends_the_objective, NOISY, PERTURB)
+
+
+def follows(tests, step):
+    return functools.partial(tests.test_the_average_follows_the_parameters_and_changes_nothing, "perturb")
 
 
 CASES = {
@@ -300,6 +347,19 @@ CASES = {
     ),
     "velocity lost on resume": (
         WithoutVelocityOnResume,
+        lambda tests, step: functools.partial(
+            tests.test_a_state_continues_as_if_nothing_had_happened, NETWORKS["sigmoid"], "float64"
+        ),
+    ),
+    "average updated before the step": (WithAnAverageOfOldParameters, follows),
+    "average a step late": (WithAnAverageOfTheStepBefore, follows),
+    "gradients at the average": (WithGradientsAtTheAverage, follows),
+    "the parameters themselves tested": (
+        WithoutAnAverageInTests,
+        lambda tests, step: functools.partial(tests.test_the_average_is_what_is_tested, NETWORKS["sigmoid"]),
+    ),
+    "average lost on resume": (
+        WithoutItsAverageOnResume,
         lambda tests, step: functools.partial(
             tests.test_a_state_continues_as_if_nothing_had_happened, NETWORKS["sigmoid"], "float64"
         ),

@@ -9,7 +9,7 @@ import pytest
 from backends_under_test import DEVICE, NAMES
 
 from lpfamily.training import backends
-from lpfamily.training.backends import Machine, Objective, Rates
+from lpfamily.training.backends import Machine, Objective, Optimiser, Rates
 from lpfamily.training.draws import Draws
 from lpfamily.training.testing import NETWORKS, BackendTests, _state, _task
 
@@ -66,12 +66,14 @@ if "torch" in NAMES:
             monkeypatch.setattr(compiling.Recorded, "_record", record)
             monkeypatch.setattr(module, "RECORDED", 3)
             recording = type("Recording", (module.TorchTrainer,), {"_records": True})
-            task = replace(_task(NETWORKS["maxout"]), objective=kind, batch_size=2)
+            average = Optimiser(ema=0.9)
+            task = replace(_task(NETWORKS["maxout"]), objective=kind, batch_size=2, optimiser=average)
             order, rates = (
                 np.arange(40) % 7,
-                Rates(*(np.linspace(size / 2, size, 20) for size in (0.05, 0.5, 0.5))),
+                Rates(*(np.linspace(size / 2, size, 20) for size in (0.05, 0.5, 0.5, 0.9))),
             )
-            one, many = (made(task, _state(task.network)) for made in (self.find().trainer, recording))
+            state = _state(task.network, averaged=True)
+            one, many = (made(task, state) for made in (self.find().trainer, recording))
             for epoch in range(3):
                 if epoch == 2:
                     many.load(many.state())  # what was recorded is of other tensors

@@ -433,7 +433,7 @@ def test_a_file_that_lost_its_checksum_is_not_one_of_an_earlier_version(plain, t
 
 def test_fields_that_came_later_have_their_defaults(plain, data, tmp_path, monkeypatch):
     """A version without them is played by one that writes none of them."""
-    to_json, later = choices.to_json, ("direction_dtype", "penalty_by")
+    to_json, later = choices.to_json, ("direction_dtype", "penalty_by", "ema")
     with monkeypatch.context() as patch:
         patch.setattr(
             choices, "to_json",

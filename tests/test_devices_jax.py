@@ -39,9 +39,11 @@ def trained(backend, network, objective, examples):
     """Return a trainer after three epochs, in float64, what it had from them, and its data."""
     rng = np.random.default_rng(0)
     x, labels = rng.uniform(0, 1, (examples, 64)), rng.integers(0, 10, examples)
-    task = Task(network, objective, x, labels, batch_size=10, optimiser=Optimiser(1e-4), dtype="float64")
-    trainer, found = backend.trainer(task, initial_state(network, 0, "float64")), {}
-    rates = Rates(*(np.linspace(*ends, -(-examples // 10)) for ends in ((0.3, 0.1), (0.5, 0.7), (0.1, 0.3))))
+    decay = Optimiser(1e-4, ema=0.9)
+    task = Task(network, objective, x, labels, batch_size=10, optimiser=decay, dtype="float64")
+    trainer, found = backend.trainer(task, initial_state(network, 0, "float64", averaged=True)), {}
+    all_ends = ((0.3, 0.1), (0.5, 0.7), (0.1, 0.3), (0.9, 0.1))
+    rates = Rates(*(np.linspace(*ends, -(-examples // 10)) for ends in all_ends))
     for epoch in range(3):
         metrics = trainer.epoch(Draws(0, epoch).order(examples), rates, Draws(0, epoch))
         found |= {f"{name} of epoch {epoch}": value for name, value in metrics.items()}

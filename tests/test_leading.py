@@ -12,6 +12,7 @@ from lpfamily.training import backends, networks
 from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
+from lpfamily.training.tasks import Optimiser
 from lpfamily.training.teams import Alone, own
 from lpfamily.training.testing import NETWORKS, _rates, _state, _task
 
@@ -83,14 +84,15 @@ def led(size, act):
 @pytest.mark.parametrize("name", ["sigmoid", "maxout", "regression"])
 def test_a_team_does_what_one_process_would(name):
     network = NETWORKS[name]
-    task, state = replace(_task(network), batch_size=3), _state(network)
+    task = replace(_task(network), batch_size=3, optimiser=Optimiser(ema=0.9))
+    state = _state(network, averaged=True)
     v = np.random.default_rng(3).standard_normal(task.x.shape)
 
     def train(backend):
         trainer = backend.trainer(task, state)
         metrics = [trainer.epoch(np.arange(7), _rates(3, 0.5, 0.9), Draws(5, epoch)) for epoch in (0, 1)]
         moved = trainer.state()
-        trainer.load(state | {"layers.0.bias": state["layers.0.bias"] + 1})
+        trainer.load(state | {"average.layers.0.bias": state["average.layers.0.bias"] + 1})
         found = {
             "logits": trainer.logits(task.x),
             "one": trainer.logits(task.x[:1]),

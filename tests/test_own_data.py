@@ -216,7 +216,7 @@ def test_a_run_of_before_there_were_scales_goes_on(folder):
     """Nor had its config a checksum by which a field is known to be missing."""
     trained(folder / "run", "--data", "digits", "--model", "softmax", "--epochs", "1")
     config = json.loads((of_an_earlier_version(folder / "run") / "config.json").read_text())
-    for added in "scale", "size", "monitor":
+    for added in "scale", "size", "monitor", "ema":
         del config["recipe"][added]
     (folder / "run/config.json").write_text(json.dumps(config))
     (folder / "run/result.json").unlink()

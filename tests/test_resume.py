@@ -54,7 +54,7 @@ STAGES = (
     *("--epochs", 20, "--second-epochs", 3, "--quiet"),
 )
 PENALTY = ("--objective", "penalty", "--second-stage", "scratch")
-PERTURB = ("--objective", "perturb", "--second-stage", "continue")
+PERTURB = ("--ema", 0.95, "--objective", "perturb", "--second-stage", "continue")
 
 
 def kill_after(epochs, folder, process):

@@ -125,7 +125,7 @@ def test_a_clean_loss_alone_is_plain_training(iris):
     [
         {"hidden_layer_sizes": (4, 4)}, {"pieces": 2}, {"p": 1.0}, {"sigma": 0.5}, {"steps": 3},
         {"clean_weight": 0.5}, {"max_iter": 7}, {"batch_size": 16}, {"learning_rate_init": 0.2},
-        {"random_state": 1},
+        {"ema": 0.9}, {"random_state": 1},
     ],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip
@@ -261,16 +261,17 @@ def test_small_weights_are_relative(iris):
     assert boosted.fit(*iris).score(*iris) > 0.9  # its weights sum to 1
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [np.ones(150), COUNTS], ids=["even", "weighted"])
-def test_partial_fit_is_gradient_descent_with_momentum(weights, iris):
+def test_partial_fit_is_gradient_descent_with_momentum(weights, ema, iris):
     x, y = iris
-    model = small(hidden_layer_sizes=(), objective="plain", batch_size=1000)
+    model = small(hidden_layer_sizes=(), objective="plain", batch_size=1000, ema=ema)
     for _ in range(4):
         model.partial_fit(x, y, classes=[0, 1, 2], sample_weight=weights)
     network, recipe = model.trained_.network, model.trained_.recipe
     weight, bias, *velocities = initial_state(network, recipe.seed, "float64").values()
-    lr, losses = SMALL["learning_rate_init"], []
-    for _ in range(4):
+    lr, losses, average = SMALL["learning_rate_init"], [], (weight, bias)
+    for step in range(4):
         y_hat = softmax(x @ weight + bias, axis=1)
         losses.append(log_loss(y, y_hat, sample_weight=weights))
         delta = (y_hat - np.eye(3)[y]) * (weights / weights.sum())[:, None]
@@ -279,7 +280,9 @@ def test_partial_fit_is_gradient_descent_with_momentum(weights, iris):
             for v, gradient in zip(velocities, (x.T @ delta, delta.sum(0)), strict=True)
         ]
         weight, bias = weight + velocities[0], bias + velocities[1]
-    assert_allclose(model.predict_proba(x), softmax(x @ weight + bias, axis=1), rtol=1e-9)
+        kept = min(ema, (1 + step) / (10 + step))
+        average = [kept * a + (1 - kept) * w for a, w in zip(average, (weight, bias), strict=True)]
+    assert_allclose(model.predict_proba(x), softmax(x @ average[0] + average[1], axis=1), rtol=1e-9)
     assert_allclose(model.loss_curve_, losses, rtol=1e-9)
     assert model.n_iter_ == model.trained_.epoch == 4
 

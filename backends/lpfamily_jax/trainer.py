@@ -29,10 +29,10 @@ from lpfamily.training.networks import (
     Ints,
     Network,
     State,
+    evaluated,
     layer_of,
     parameter_shapes,
     shapes,
-    tested,
 )
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates, Task
@@ -151,7 +151,7 @@ class JaxTrainer:
     def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
         """Return a function of the network and arrays, computed on one device of this process alone."""
         with self._scope():
-            state = tested(self.task.network, self._state)
+            state = evaluated(self.task.network, self._state)
             here = {name: array.addressable_data(0) for name, array in state.items()}
             given = (jnp.asarray(padded(array)) for array in arrays)
             return np.asarray(function(self.task.network, here, *given))[: len(arrays[0])]

@@ -30,9 +30,9 @@ from lpfamily.training.networks import (
     Ints,
     Network,
     State,
+    evaluated,
     layer_of,
     parameter_shapes,
-    tested,
 )
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
@@ -132,7 +132,7 @@ class NumpyTrainer:
     @_quiet
     def logits(self, x: Floats) -> Floats:
         with self._threads():
-            return self._tested._forward(x)[-1].outputs
+            return self._evaluated._forward(x)[-1].outputs
 
     @_quiet
     def losses(self, x: Floats, labels: Array) -> Floats:
@@ -141,19 +141,19 @@ class NumpyTrainer:
     @_quiet
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._threads():
-            return self._tested._direction(x, labels, None)
+            return self._evaluated._direction(x, labels, None)
 
     @_quiet
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        passed = self._tested._forward(x)
+        passed = self._evaluated._forward(x)
         deltas = _backward(passed, self._loss_delta(passed[-1].outputs, labels))
         return passed[0].to_inputs(self._tangent(passed, deltas, labels, v)[1][0])
 
     @property
-    def _tested(self) -> NumpyTrainer:
-        """The trainer whose parameters are those that are tested."""
+    def _evaluated(self) -> NumpyTrainer:
+        """The trainer of the averages, where there are any."""
         other = copy.copy(self)
-        other._state = tested(self.task.network, self._state)
+        other._state = evaluated(self.task.network, self._state)
         return other
 
     @contextmanager

@@ -27,9 +27,9 @@ from lpfamily.training.networks import (
     Ints,
     Network,
     State,
+    evaluated,
     layer_of,
     parameter_shapes,
-    tested,
 )
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
@@ -157,30 +157,30 @@ class TorchTrainer:
 
     def logits(self, x: Floats) -> Floats:
         with torch.no_grad(), self._precision():
-            return self._tested._logits(self._tensor(x)).cpu().numpy()
+            return self._evaluated._logits(self._tensor(x)).cpu().numpy()
 
     def losses(self, x: Floats, labels: Array) -> Floats:
         with torch.no_grad(), self._precision():
-            return self._tested._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
+            return self._evaluated._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._precision():
-            return self._tested._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
+            return self._evaluated._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         with self._precision():
             at = self._tensor(x).requires_grad_()
-            loss = self._loss.value(self._tested._logits(at), self._tensor(labels)).sum()
+            loss = self._loss.value(self._evaluated._logits(at), self._tensor(labels)).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
             # of no examples, convolutions leave a gradient that depends on nothing
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
             return product.cpu().numpy()
 
     @property
-    def _tested(self) -> TorchTrainer:
-        """The trainer whose parameters are those that are tested."""
+    def _evaluated(self) -> TorchTrainer:
+        """The trainer of the averages, where there are any."""
         other = copy.copy(self)
-        other._state = tested(self.task.network, self._state)
+        other._state = evaluated(self.task.network, self._state)
         return other
 
     def _take(self, steps: Steps) -> None:

@@ -309,7 +309,7 @@ def state_shapes(network: Network, averaged: bool = False) -> dict[str, Shape]:
     return {prefix + name: shape for prefix in prefixes for name, shape in parameter_shapes(network).items()}
 
 
-def tested(network: Network, state: Mapping[str, Named]) -> dict[str, Named]:
+def evaluated(network: Network, state: Mapping[str, Named]) -> dict[str, Named]:
     """Return by the names of parameters what is tested and kept: their averages, where a state has them."""
     return {name: state.get(AVERAGE + name, state[name]) for name in parameter_shapes(network)}
 

@@ -23,7 +23,7 @@ from lpfamily.ascent import ascend
 from lpfamily.training import Trained, backends, evaluation, recipes
 from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
 from lpfamily.training.losses import LOSSES, LossName
-from lpfamily.training.networks import Array, Floats, Network, State, at_rest, initial_state, tested
+from lpfamily.training.networks import Array, Floats, Network, State, at_rest, evaluated, initial_state
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol.epochs import Standing, finite, train
 from lpfamily.training.recipes import Recipe
@@ -267,7 +267,7 @@ class NetworkEstimator(BaseEstimator, ABC):
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
         self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
-        self.trained_ = Trained(network, recipe, tested(network, state), epoch, None)
+        self.trained_ = Trained(network, recipe, evaluated(network, state), epoch, None)
         self._state: State = {}
 
     def _go_on(
@@ -297,7 +297,7 @@ class NetworkEstimator(BaseEstimator, ABC):
         self.loss_curve_ = [*([] if first else self.loss_curve_), line["loss"]]
         if first:
             self.validation_loss_curve_ = None
-        self.trained_ = Trained(network, recipe, tested(network, state), epoch, None)
+        self.trained_ = Trained(network, recipe, evaluated(network, state), epoch, None)
         self._state = state
 
     def _network(self, recipe: Recipe, x: Floats, outputs: int) -> Network:

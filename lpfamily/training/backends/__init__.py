@@ -72,7 +72,7 @@ class Trainer(Protocol):
     it has taken, or launched, for it must not wait for a device. `launches` does so.
 
     With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` are those of the
-    averages, `networks.tested`; `epoch` alone computes with the parameters themselves.
+    averages, `networks.evaluated`; `epoch` alone computes with the parameters themselves.
     """
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:

@@ -20,7 +20,7 @@ from lpfamily.training import backends, evaluation, robustness, runs
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import Json
-from lpfamily.training.networks import Network, State, at_rest, initial_state, tested
+from lpfamily.training.networks import Network, State, at_rest, evaluated, initial_state
 from lpfamily.training.progress import Metrics, Progress
 from lpfamily.training.protocol import epochs
 from lpfamily.training.protocol.epochs import NotFinite
@@ -275,7 +275,7 @@ class _Training:
                 self.run.log(line)
                 runs.add_metrics(self.digest, line)
                 if epoch.is_best:
-                    self.best = tested(self.network, epoch.state)
+                    self.best = evaluated(self.network, epoch.state)
                 self.position = replace(
                     self.position,
                     epoch=at.epoch,

@@ -42,10 +42,10 @@ from lpfamily.training.networks import (
     Shape,
     State,
     at_rest,
+    evaluated,
     initial_state,
     parameter_shapes,
     state_shapes,
-    tested,
 )
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.testing import oracle
@@ -419,7 +419,7 @@ class BackendTests:
         network, order, draws = NETWORKS["sigmoid"], np.arange(7), Draws(5, 2)
         rates = Rates(np.full(4, 0.5), np.full(4, 0.5), np.full(4, 0.4), np.array([0.9, 0.5, 0.2, 0.01]))
         task, begin, plain = self._made(network, objective=Objective(objective_name), batch_size=2)
-        average = tested(network, begin)
+        average = evaluated(network, begin)
         for step, mixing in enumerate(rates.table()[:, 3], 1):
             plain.load(begin)
             first = Rates(*rates.table()[:step].T)
@@ -427,7 +427,7 @@ class BackendTests:
             at = plain.state()
             average = {name: (1 - mixing) * each + mixing * at[name] for name, each in average.items()}
         task = replace(task, optimiser=Optimiser(ema=0.5))
-        trainer = self._trainer(task, at_rest(tested(network, begin), averaged=True) | begin)
+        trainer = self._trainer(task, at_rest(evaluated(network, begin), averaged=True) | begin)
         trainer.epoch(order, rates, draws)
         expected = at | {AVERAGE + name: each for name, each in average.items()}
         _assert_close(trainer.state(), expected, rtol=1e-12, atol=1e-14)
