@@ -507,10 +507,20 @@ def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_backend_that_adds_no_noise_refuses_layers_that_have_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(backends.find("numpy")), "layer_noise", False)
-    refused = in_process("--backend", "numpy", "--layer-noise", "0.1", "--out", tmp_path / "run")
-    assert_refused(refused, "backend 'numpy' adds no noise inside of layers; leave --layer-noise out, or")
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ("--layer-noise 0.1", "--layer-noise"),
+        ("--label-smoothing 0.1", "--label-smoothing"),
+        ("--steps 2 --method projected", "--method"),
+        ("--objective trades", "--objective trades"),
+        ("--ema 0.9", "--ema"),
+    ],
+)
+def test_a_backend_is_not_asked_for_what_it_does_not_know(tmp_path, monkeypatch, flags, what):
+    monkeypatch.setitem(vars(backends.find("numpy")), "options", frozenset())
+    refused = in_process("--backend", "numpy", *flags.split(), "--out", tmp_path / "run")
+    assert_refused(refused, f"backend 'numpy' does not know {what}; leave it out, or choose another")
     assert not (tmp_path / "run").exists()
 
 
@@ -518,13 +528,13 @@ def test_a_backend_that_adds_no_noise_refuses_layers_that_have_it(tmp_path, monk
     ("flags", "parts"),
     [
         ("--penalty-by difference", ["--penalty-by needs --objective penalty; give that too"]),
-        ("--objective penalty --steps 5", ["--steps needs --objective perturb"]),
+        ("--objective penalty --steps 5", ["--steps needs --objective perturb or trades"]),
         ("--objective plain --random-start", ["--random-start needs --objective perturb"]),
         ("--objective noise --clean-weight 0.3", ["--clean-weight needs --objective perturb"]),
         ("--objective noise --direction-dtype bfloat16", ["--direction-dtype needs --objective per"]),
         (
             "--direction-dropout same",
-            ["--direction-dropout needs --objective perturb with --dropout or --layer-noise;"],
+            ["--direction-dropout needs --objective perturb or trades with --dropout or --layer-noise;"],
         ),
         ("--objective plain --sigma-ramp 3", ["--sigma-ramp needs --objective noise or perturb or penalty"]),
         ("--dropout-scale 3", ["--dropout-scale needs --dropout"]),
