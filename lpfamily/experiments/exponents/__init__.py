@@ -1,0 +1,1 @@
+"""Which p to train with: errors in several balls after training in each."""
