@@ -21,6 +21,7 @@ from commandline import of_an_earlier_version, python, small_mnist, trained, unc
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, networks
 from lpfamily.experiments.errors import measure, report
+from lpfamily.experiments.exponents import measure as exponents
 from lpfamily.experiments.kept import Kept, depends, write
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, flags, runs_in
 from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
@@ -43,11 +44,11 @@ def silent(done, of, what=""):
 def recipe(name, budget):
     given = options.parser().parse(list(flags(name, budget, seed=7)))
     source = SOURCES[given["data"]]
-    x = type("X", (), {"shape": (60_000, source.inputs)})
+    x = np.broadcast_to(np.float32(0), (60_000, source.inputs))
     return options.recipe_of(given, source.dataset(Split(x, None), None))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [n for n, each in NETWORKS.items() if "exponents" not in each.kind])
 def test_the_paper_budget_is_the_published_recipe(name):
     found = choices.to_json(recipe(name, "paper"))
     model, data, objective, p = (found[key] for key in ("model", "data", "objective", "p"))
@@ -59,7 +60,9 @@ def test_the_paper_budget_is_the_published_recipe(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_quick_budget_has_the_images_and_epochs_that_it_promises(name):
     found = recipe(name, "quick")
-    images, epochs = (2_000, 3) if NETWORKS[name].kind in ("conv", "cifar") else (10_000, 10)
+    small = {"conv": (2_000, 3), "cifar": (2_000, 3), "exponents-mnist": (5_000, 15)}
+    small["exponents-cifar10"] = small["exponents-mnist"]
+    images, epochs = small.get(NETWORKS[name].kind, (10_000, 10))
     assert found.examples - found.validation >= images
     assert found.epochs >= epochs
     assert found.second_stage == "none" or found.second_epochs >= epochs
@@ -609,7 +612,8 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
         m.name: m for piece in catalogue.PIECES.values() for m in piece.measurements
     }.values():
         one, two = (depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2))
-        assert (one != two) == (measurement in (measure.DENSE, measure.CONV, measure.CIFAR))
+        of_seeds = measure.DENSE, measure.CONV, measure.CIFAR, exponents.MNIST, exponents.CIFAR
+        assert (one != two) == (measurement in of_seeds)
 
 
 @pytest.mark.parametrize(

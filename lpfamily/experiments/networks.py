@@ -204,7 +204,8 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
         recipe = recipe_of(setting, name, seed)
         source = data.source(recipe.data)
         network = network_of(recipe, source.shape, source.classes)
-        backends.find_for(setting.backend, network)
+        backend = backends.find_for(setting.backend, network)
+        backends.check_options(setting.backend, backend, recipe)
     elif (folder / runs.RESULT).exists():
         result(setting, name, folder)
 
