@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from lpfamily.training import backends, data, recipes, runs
 from lpfamily.training.errors import BadInput
 from lpfamily.training.files import REMEDY, Json
-from lpfamily.training.networks import Floats, Network, State, at_rest, evaluated
+from lpfamily.training.networks import Floats, Network, State, at_rest, evaluated, parameter_shapes
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run, configs
 from lpfamily.training.runs.positions import parted
@@ -150,7 +150,8 @@ def of_run(run: Run) -> Trained:
         raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause
     found = run.load(recipe, network)
     position, (state, best) = found.position, parted(found.arrays)
-    parameters = best or evaluated(network, state)
+    kept = best or evaluated(network, state)
+    parameters = {name: kept[name] for name in parameter_shapes(network)}
     epoch = position.best if best else position.epoch
     if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best
