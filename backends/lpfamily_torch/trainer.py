@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -414,4 +415,15 @@ def _softplus(odds: Tensor) -> Tensor:
     return -logsigmoid(-odds)
 
 
-_LOSSES = LOSSES | {"cross-entropy": LOSSES["cross-entropy"]._replace(outer=_softplus, slope=torch.sigmoid)}
+def _error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `lpfamily.error_log_odds` of labels that are known to be classes, in a third of its steps."""
+    right = labels[:, None]
+    wrong = logits.scatter(1, right, -math.inf)
+    return torch.logsumexp(wrong, dim=1) - logits.gather(1, right)[:, 0]
+
+
+_LOSSES = LOSSES | {
+    "cross-entropy": LOSSES["cross-entropy"]._replace(
+        inner=_error_log_odds, outer=_softplus, slope=torch.sigmoid
+    )
+}
