@@ -53,6 +53,8 @@ python_use_unqualified_type_names = True
 
 nitpick_ignore = [
     ("py:class", "Array"),  # any array library's, an alias of Any
+    ("py:class", "DataclassInstance"),  # any dataclass's
+    ("py:class", "lpfamily.training.networks.Named"),  # a type variable
     ("py:class", "lpfamily.training.progress.Tick"),  # tick(done, of, what)
 ]
 nitpick_ignore_regex = [
