@@ -541,7 +541,7 @@ def projected(
 ) -> Array:
     """Return the last iterate of `steps` projected steepest steps, without any value.
 
-    What `ascend` does by `method="projected"`, its step size included, at one gradient a step: from a random
+    What `ascend` does by `method="projected"`, with its step size and one gradient per step: from a random
     `start` the inner maximum of PGD training (Madry et al. 2018). Arguments, result and errors are those of
     `frank_wolfe`, without bounds.
     """
