@@ -401,5 +401,5 @@ def _nearest_vjp(p: float, operands: tuple[Array, ...], u: Array) -> tuple[Array
     return moved, dsigma, xp.where(at_wall, sign(operands[0]) * u - c * dsigma, 0.0)
 
 
-nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, "(n),(1),(n)->(n)", iterates=True)
+nearest = Primitive("nearest", _nearest, _nearest_jvp, _nearest_vjp, "(n),(1),(n)->(n)", whole=True)
 """nearest(p, v, sigma[, wall]): the projection on examples as rows, `wall` how far each entry may move."""

@@ -338,5 +338,5 @@ def _boxed_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, 
     return xp.where(free, dx, 0.0), dtau * by_sigma, dwall
 
 
-boxed = Primitive("boxed", _boxed, _boxed_jvp, _boxed_vjp, "(n),(1),(n)->(n)", iterates=True)
+boxed = Primitive("boxed", _boxed, _boxed_jvp, _boxed_vjp, "(n),(1),(n)->(n)", whole=True)
 """boxed(p, x, sigma, wall): the maximiser on examples as rows, `wall` how far each entry may move."""

@@ -268,8 +268,8 @@ NOISY = replace(
 )
 
 
-def noisy_step(tests, step):
-    return functools.partial(tests.test_a_step_descends_the_objective, NOISY, PERTURB)
+def descends(network, objective):
+    return lambda tests, step: functools.partial(tests.test_a_step_descends_the_objective, network, objective)
 
 
 def follows(tests, step):
@@ -281,12 +281,12 @@ CASES = {
         WithNoiseInTesting,
         lambda tests, step: functools.partial(tests.test_logits_are_the_networks, NOISY),
     ),
-    "no noise in training": (WithoutNoise, noisy_step),
-    "twice the noise": (WithTwiceTheNoise, noisy_step),
-    "noise after the activation": (WithNoiseAfterTheActivation, noisy_step),
-    "noise of another step": (drawing(OfAnotherStep), noisy_step),
-    "one noise for all layers": (drawing(OfOneLayer), noisy_step),
-    "noise in the pass of the direction": (drawing(InEveryPass), noisy_step),
+    "no noise in training": (WithoutNoise, descends(NOISY, PERTURB)),
+    "twice the noise": (WithTwiceTheNoise, descends(NOISY, PERTURB)),
+    "noise after the activation": (WithNoiseAfterTheActivation, descends(NOISY, PERTURB)),
+    "noise of another step": (drawing(OfAnotherStep), descends(NOISY, PERTURB)),
+    "one noise for all layers": (drawing(OfOneLayer), descends(NOISY, PERTURB)),
+    "noise in the pass of the direction": (drawing(InEveryPass), descends(NOISY, PERTURB)),
     "weight gradients missing": (WithoutWeightGradients, lambda tests, step: step),
     "eps not held constant": (WithEpsilonThatMoves, lambda tests, step: step),
     "sigma applied to the batch": (WithOneBallForTheBatch, lambda tests, step: step),
@@ -311,27 +311,19 @@ CASES = {
     ),
     "outputs summed": (
         WithTheSumOverOutputs,
-        lambda tests, step: functools.partial(
-            tests.test_a_step_descends_the_objective, NETWORKS["regression"], PERTURB
-        ),
+        descends(NETWORKS["regression"], PERTURB),
     ),
     "smoothing over the wrong classes": (
         WithSmoothingOverTheWrongClasses,
-        lambda tests, step: functools.partial(
-            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
-        ),
+        descends(NETWORKS["sigmoid"], SMOOTHED),
     ),
     "a direction of smoothed labels": (
         WithSmoothedDirections,
-        lambda tests, step: functools.partial(
-            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], SMOOTHED
-        ),
+        descends(NETWORKS["sigmoid"], SMOOTHED),
     ),
     "f(x) held constant in a divergence": (
         WithoutTheDivergencesCleanSide,
-        lambda tests, step: functools.partial(
-            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], TRADES
-        ),
+        descends(NETWORKS["sigmoid"], TRADES),
     ),
     "a divergence that rounds away": (
         WithADivergenceThatRoundsAway,
@@ -341,9 +333,7 @@ CASES = {
     ),
     "steps out of the ball": (
         WithoutProjection,
-        lambda tests, step: functools.partial(
-            tests.test_a_step_descends_the_objective, NETWORKS["sigmoid"], PROJECTED
-        ),
+        descends(NETWORKS["sigmoid"], PROJECTED),
     ),
     "velocity lost on resume": (
         WithoutVelocityOnResume,

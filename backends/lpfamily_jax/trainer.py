@@ -273,14 +273,14 @@ def _objective(
         ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
         x = x + ascent(lambda at: _direction(network, fixed, at, targets, next(passes), dtype, of), x, *how)
     logits = forward(network, state, x, random)
+    if objective.name == "trades":
+        beside = forward(network, state, clean, random)
+        apart = divergence(logits, jax.nn.log_softmax(beside))
+        return _trained(network, objective, beside, labels) + objective.beta * apart, beside
     losses = _trained(network, objective, logits, labels)
-    if objective.name == "trades" or (objective.name == "perturb" and objective.clean_weight):
-        beside, weight = forward(network, state, clean, random), objective.clean_weight
-        clean_losses = _trained(network, objective, beside, labels)
-        if objective.name == "trades":
-            apart = divergence(logits, jax.nn.log_softmax(beside))
-            return clean_losses + objective.beta * apart, beside
-        losses = weight * clean_losses + (1 - weight) * losses
+    if objective.name == "perturb" and (weight := objective.clean_weight):
+        beside = _trained(network, objective, forward(network, state, clean, random), labels)
+        losses = weight * beside + (1 - weight) * losses
     return losses, logits
 
 

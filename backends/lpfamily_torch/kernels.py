@@ -84,7 +84,7 @@ _OF_NUMPY = (torch.float32, torch.float64, torch.bool)
 
 
 def _value(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
-    if primitive.iterates and torch.compiler.is_compiling():
+    if primitive.whole and torch.compiler.is_compiling():
         result: torch.Tensor = _whole(primitive.name, p, list(operands))
     else:
         result = primitive.value(p, *operands)

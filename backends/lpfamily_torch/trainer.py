@@ -219,13 +219,12 @@ class TorchTrainer:
             each = [self._multiplied(layers) for layers in drawn.passes]
             with torch.no_grad():
                 fixed = log_softmax(self._logits(x, each[0]), dim=1)
-            moves = iter(each)
-            x = x + ascent(lambda at: self._direction(at, fixed, next(moves), divergence), x, *how)
+            passes = iter(each)
+            x = x + ascent(lambda at: self._direction(at, fixed, next(passes), divergence), x, *how)
+            logits = self._logits(clean, random, taps)
+            apart = divergence(self._logits(x, random, taps), log_softmax(logits, dim=1))
+            return self._trained(logits, labels) + objective.beta * apart, logits
         logits = self._logits(x, random, taps)
-        if objective.name == "trades":
-            beside = self._logits(clean, random, taps)
-            apart = divergence(logits, log_softmax(beside, dim=1))
-            return self._trained(beside, labels) + objective.beta * apart, beside
         losses = self._trained(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):
             beside = self._trained(self._logits(clean, random, taps), labels)

@@ -52,8 +52,8 @@ class Primitive:
     signature: str
     """What it makes of one example, as for NumPy's generalized ufuncs: "(n),(1)->()" makes a number of
     a row and its radius. A caller may leave out trailing operands."""
-    iterates: bool = False
-    """Whether the definition repeats steps, or sorts: a compiler had better call it whole."""
+    whole: bool = False
+    """Whether a compiler had better call it whole: the definition repeats steps, or sorts."""
     splits: bool = False
     """Whether one example may lie in several chunks: the definition takes its sums and maxima alone."""
 

@@ -103,7 +103,7 @@ class Objective:
     )
 
     label_smoothing: float = of_objective(
-        0.0, FRACTION, "A in a target of 1 - A at the label, and A / classes at each class"
+        0.0, DECAY, "A in a target of 1 - A at the label, and A / classes at each class"
     )
 
     @property

@@ -238,13 +238,17 @@ def check_options(name: str, backend: Backend, choices: DataclassInstance) -> No
     """Raise `BadInput` if `backend` does not know the objective, or an option that is not as by default."""
     unknown = OPTIONS - options_of(backend)
     for each in options(type(choices)).values():
-        value, is_objective = getattr(choices, each.name), each.name == "objective"
-        if value in unknown if is_objective else each.name in unknown and value != each.default:
-            what = f"{each.flag} {value}" if is_objective else each.flag
-            raise BadInput(
-                f"backend {name!r} does not know {what}; leave it out, or choose another backend of "
-                f"{', '.join(other for other in names() if other != name)}"
-            )
+        value = getattr(choices, each.name)
+        if each.name == "objective" and value in unknown:
+            what = f"{each.flag} {value}"
+        elif each.name in unknown and value != each.default:
+            what = each.flag
+        else:
+            continue
+        raise BadInput(
+            f"backend {name!r} does not know {what}; leave it out, or choose another backend of "
+            f"{', '.join(other for other in names() if other != name)}"
+        )
 
 
 def options_of(backend: Backend) -> frozenset[str]:
