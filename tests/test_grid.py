@@ -250,7 +250,8 @@ def test_every_number_list_and_choice_of_stage_one_can_be_chosen():
     known = {name: values for name, values in known.items() if values is not choices.SWITCH}
     afterwards = {"second_stage", "second_lr", "second_epochs", "test_examples"}
     for field in known.keys() - afterwards - {"examples", "validation", "size", "scale"}:
-        text = getattr(known[field], "names", ("0.5" if field == "ema" else "1",))[0]
+        below_one = field in {"ema", "label_smoothing"}
+        text = getattr(known[field], "names", ("0.5" if below_one else "1",))[0]
         (values,) = combinations({"grid": [f"{field}={text}"]}).values()
         assert list(values) == [field]
         Recipe(**values)
