@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
 from lpfamily.classification import error_log_odds, odds_gradient
 from lpfamily.measured import PARTS, Ball, Robustness
-from lpfamily.norms import norm
+from lpfamily.norms import dual_exponent, norm
 from lpfamily.step import epsilon
 
 Effort: TypeAlias = Literal["quick", "standard", "thorough"]
@@ -36,9 +36,8 @@ class Plan:
     """How many classes are aimed at."""
     target_steps: int
     restarts: int
-    halvings: int
-    """How often the interval between two radii is halved, in search of the smallest."""
-    halving_steps: int
+    walk: int
+    """In search of the smallest perturbation, of every example that something has fooled."""
     noise: int = 5
     """How many random points are tried in each ball, of the examples that nothing else fools."""
 
@@ -48,13 +47,38 @@ WIDER = (3, 2)
 SHARE = 0.3
 """Of their steps in each of these balls."""
 
-NEARER = 5
-"""How often the way from an example to a perturbation is halved."""
+
+class Way(NamedTuple):
+    """A search for the smallest perturbation: where it begins, what it climbs, and how far."""
+
+    aimed: bool
+    """Whether it raises the margin of the likeliest wrong class in the place of the log-odds."""
+    begin: int
+    """0 is at the example, 1 at the smallest perturbation so far."""
+    share: float
+    """Of the steps."""
+    length: tuple[float, float]
+    """Of the first and the last step, in units of the smallest norm so far."""
+
+
+WAYS = (
+    # log-odds find whichever class is nearest, but once no class is likely they leave that one for all others
+    Way(aimed=False, begin=0, share=0.35, length=(1, 0.01)),
+    Way(aimed=True, begin=0, share=0.35, length=(1, 0.01)),
+    Way(aimed=True, begin=1, share=0.3, length=(0.2, 0.01)),
+)
+GAMMA = 0.1, 0.001
+"""By what share the ball of a way grows and shrinks, at first and at last."""
+FLOOR = 0.01
+"""Its least radius before anything fools, in units of the norm of what is known to."""
+
+NEARER = 6
+"""How often the last tenth of the way from an example to a perturbation is halved."""
 
 EFFORTS: dict[str, Plan] = {
-    "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, halvings=4, halving_steps=4),
-    "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, halvings=8, halving_steps=12),
-    "thorough": Plan(steps=200, targets=20, target_steps=100, restarts=10, halvings=16, halving_steps=25),
+    "quick": Plan(steps=30, targets=3, target_steps=15, restarts=0, walk=24),
+    "standard": Plan(steps=100, targets=9, target_steps=60, restarts=2, walk=80),
+    "thorough": Plan(steps=200, targets=20, target_steps=100, restarts=10, walk=400),
 }
 
 
@@ -108,8 +132,8 @@ def robustness(
     What is fooled in a ball is fooled in every larger one, so the error never falls as sigma grows. It is a
     lower bound of the error in the ball: no attack proves that there is no eps. "standard" takes at most
     the gradients per example of AutoAttack's white-box part, 1,000 in each ball, "quick" a tenth, and
-    "thorough" some 4,600. The smallest sigma is then searched by halving the interval between the largest
-    sigma that an example has withstood and the norm of what fooled it.
+    "thorough" some 4,600. Of every example that something has fooled the smallest sigma is then searched on
+    ways along the decision boundary, in a ball that shrinks where it fools and grows where it does not.
 
     Parameters
     ----------
@@ -152,8 +176,9 @@ def robustness(
     ----------
     Croce and Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
     Attacks, 2020; Croce and Hein: Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers,
-    2021 (larger balls first); Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial
-    Examples, 2015, eq. 1 and 3.
+    2021 (larger balls first); Pintor, Roli, Brendel, Biggio: Fast Minimum-norm Adversarial Attacks through
+    Adaptive Norm Constraints, 2021 (balls that follow the boundary); Lyu, Huang, Liang: A Unified Gradient
+    Regularization Family for Adversarial Examples, 2015, eq. 1 and 3.
     """
 
     def evaluate(x: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
@@ -300,9 +325,9 @@ class Batch:
         xp = namespace_of(like)
         return xp.asarray(values, dtype=like.dtype, device=device_of(like))
 
-    def nearer(self, rows: Ints, eps: Array, least: Floats) -> Array:
-        """Return shares of perturbations that fool, from `least` on, that still do; it takes no gradient."""
-        most = np.ones(len(rows))
+    def nearer(self, rows: Ints, eps: Array) -> Array:
+        """Return shares of perturbations that fool, of 0.9 or more, that still do; it takes no gradient."""
+        least, most = np.full(len(rows), 0.9), np.ones(len(rows))
         for _ in range(NEARER):
             middle = (least + most) / 2
             hit = self.fools(rows, eps * self.column(middle))
@@ -354,15 +379,57 @@ class Batch:
                 start = self.climb(rows, p, times * sigma, first, rank, start, stop=False)
         return self.climb(rows, p, sigma, steps - first * len(WIDER), rank, start)
 
+    def walk(
+        self, rows: Ints, p: float, most: Floats, way: Way, steps: int, eps: Array
+    ) -> tuple[Array, Floats]:
+        """Return the smallest perturbations that fool, on a way along the boundary, and their norms.
+
+        The ball follows the way: it shrinks where x + eps fools and grows where it does not; until one fools,
+        its radius is what the linearised value asks for. Norms are at most those of `most`, which are known
+        to fool.
+        """
+        x, y, xp = self.x[rows], self.y[rows], namespace_of(self.x)
+        right = np.arange(self.z.shape[1]) == self.labels[rows, None]
+        aims, best = self.order[rows, 0], eps
+        least, radius, met = most, most, np.zeros(len(rows), bool)
+        shares = 0.5 + 0.5 * np.cos(math.pi * np.arange(steps) / steps)
+        for length, gamma in zip(_between(way.length, shares), _between(GAMMA, shares), strict=True):
+            targets = self.here(aims, self.y) if way.aimed else None
+            logits, value, grad = self.passes.evaluate(x + eps, y, targets)
+            self.gradients += len(rows)
+            z, size = self.passes.host(logits), self._norms(eps, p)
+            hit = z.argmax(axis=1) != self.labels[rows]
+            aims = np.where(right, -math.inf, z).argmax(axis=1)
+            less = hit & (size < least)
+            best = xp.where(self.column(less) > 0, eps, best)
+            least, met = np.where(less, size, least), met | hit
+            grad, still = _directed(grad)
+            slope = np.where(self.passes.host(still), math.inf, self._norms(grad, dual_exponent(p)))
+            ahead = np.nan_to_num(-self.passes.host(value) / slope)
+            grown = np.where(met, radius, np.maximum(size, FLOOR * least)) * (1 + gamma)
+            grown = np.where(met, grown, np.maximum(grown, size + ahead))
+            radius = np.where(hit, np.minimum(radius, least) * (1 - gamma), np.minimum(grown, least))
+            reach = self.here(length * np.where(met, least, radius), x)
+            eps = eps + epsilon(grad, p, reach, batch_ndim=1, **self.box(x + eps))
+            eps = project(eps, p, self.here(radius, x), batch_ndim=1, **self.box(x))
+        return best, least
+
+    def _norms(self, eps: Array, p: float) -> Floats:
+        """Return norms as float64 of NumPy."""
+        return self.passes.host(norm(eps, p, batch_ndim=1)).astype(np.float64)
+
     def step(self, p: float, sigma: float) -> Array:
         """Return eq. 3 in ball and box, for every example."""
-        box: dict[str, Any] = {} if self.bounds is None else {"x": self.x, "bounds": self.bounds}
-        return epsilon(self.grad, p, sigma, batch_ndim=1, **box)
+        return epsilon(self.grad, p, sigma, batch_ndim=1, **self.box(self.x))
 
     def noise(self, rows: Ints, p: float, sigma: float) -> Array:
         """Return random points of ball and box."""
         drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, batch_ndim=1), self.x)
-        return drawn if self.bounds is None else project(drawn, p, sigma, x=self.x[rows], bounds=self.bounds)
+        return drawn if self.bounds is None else project(drawn, p, sigma, **self.box(self.x[rows]))
+
+    def box(self, x: Array) -> dict[str, Any]:
+        """Return what tells the functions of the core that x + eps stays in the box."""
+        return {} if self.bounds is None else {"x": x, "bounds": self.bounds}
 
     def ball(
         self, p: float, sigmas: Sequence[float], tick: Callable[[int, str], None] = lambda *_: None
@@ -370,7 +437,7 @@ class Batch:
         """Attack every example in balls of these radii, in their order; `tick` is told which is next."""
         n, plan, begun = len(self.labels), self.plan, self.gradients
         part = np.where(self.predicted != self.labels, 0, -1)
-        smallest, low = np.where(part == 0, 0.0, math.inf), np.zeros(n)
+        smallest = np.where(part == 0, 0.0, math.inf)
         best = np.zeros(tuple(self.x.shape), self.passes.host(self.x[:0]).dtype)
         fooled, one_step, late = [], [], np.zeros(len(sigmas), np.int64)
 
@@ -407,30 +474,27 @@ class Batch:
                 attack("restarts", sigma, partial(shrink, steps=plan.steps, start=self.rng))
             for _ in range(plan.noise):
                 attack("noise", sigma, partial(self.noise, p=p, sigma=sigma))
-            low = np.where(part < 0, sigma, low)
             fooled.append(part >= 0)
-        for halving in range(plan.halvings):
-            tick(len(sigmas) + halving, "smallest sigma")
-            rows = np.flatnonzero((part > 0) & (low < smallest))
-            if not len(rows):
-                break
-            middle = (low[rows] + smallest[rows]) / 2
-            shrunk = self.here(best[rows], self.x) * self.column(middle / smallest[rows])
-            eps = self.climb(rows, p, middle, plan.halving_steps, start=shrunk)
-            hit = self.fools(rows, eps)
-            low[rows[~hit]] = middle[~hit]
-            if not hit.any():
-                continue
-            rows, eps, middle = rows[hit], eps[np.flatnonzero(hit)], middle[hit]
-            eps = self.nearer(rows, eps, low[rows] / middle)
-            note(rows, eps, np.ones(len(rows), bool), middle, "log-odds")
+        if plan.walk and len(rows := np.flatnonzero(part > 0)):
+            tick(len(sigmas), "smallest sigma")
+            for way in WAYS:
+                start = self.here(best[rows], self.x) * way.begin
+                eps, least = self.walk(rows, p, smallest[rows], way, round(plan.walk * way.share), start)
+                note(rows, eps, self.fools(rows, eps), least, "log-odds")
+            eps = self.nearer(rows, self.here(best[rows], self.x))
+            note(rows, eps, self.fools(rows, eps), smallest[rows], "log-odds")
         return Ball(
             p=p,
             sigmas=tuple(sigmas),
             smallest=smallest,
             part=part,
-            fooled=np.array(fooled),
+            fooled=np.array(fooled) | (smallest <= np.array(sigmas)[:, None]),
             one_step=np.array(one_step),
             late=late,
             gradients=self.gradients - begun + n,
         )
+
+
+def _between(ends: tuple[float, float], shares: Floats) -> Floats:
+    """Return numbers from the first, where a share is 1, to the last, where it is 0."""
+    return ends[1] + (ends[0] - ends[1]) * shares

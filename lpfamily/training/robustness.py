@@ -27,8 +27,6 @@ from lpfamily.training.recipes import Recipe, matched_radius
 
 MULTIPLES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """The radii that are tested, in units of the one whose strength matches the recipe's."""
-HALVINGS = 3
-"""How often the interval between two radii is halved, in search of the smallest that fools an example."""
 MONITOR_STEPS = 5
 MONITOR_PASSES = 4 * (1 + MONITOR_STEPS) + 1
 """Of an example in `monitor`: logits and a gradient, of three, at x and each step, and one step's logits."""
@@ -67,10 +65,9 @@ def measure(
       `NOISE_DRAWS` draws, which are the same for all p and sigma.
 
     and `smallest`: quantiles of the smallest radius over the examples that are right at x, by the
-    direction of one step and by all that `multi_step` does, the latter found by halving and like the
-    former an upper bound. None is a quantile among those that nothing within the largest radius changes;
-    `never` is their fraction. Beside `balls`, `no_direction` is the fraction of all examples whose
-    gradient is zero or not finite.
+    direction of one step and by all that `multi_step` does, both upper bounds. None is a quantile among
+    those that nothing within the largest radius changes; `never` is their fraction. Beside `balls`,
+    `no_direction` is the fraction of all examples whose gradient is zero or not finite.
 
     Parameters
     ----------
@@ -102,13 +99,13 @@ def measure(
         if not sigmas[-1] > 0:
             raise ValueError(f"a radius must be above 0; got none for p = {p:g}")
     x = x.astype(recipe.dtype)
-    plan = Plan(steps, 3, -(-steps // 2), 0, HALVINGS, steps, noise=0)
+    plan = Plan(steps, 3, -(-steps // 2), 0, walk=2 * steps, noise=0)
     # some examples at a time, as an ascent takes several arrays like x
     batches = [_attacked(trainer, *some, plan) for some in ensemble.batches(x, labels, AT_ONCE)]
     gradients, predicted = (
         np.concatenate([getattr(batch, name) for batch in batches]) for name in ("grad", "predicted")
     )
-    begun, whole = 0, sum(len(sigmas) + HALVINGS + 1 for sigmas in tested.values())
+    begun, whole = 0, sum(len(sigmas) + 2 for sigmas in tested.values())
     balls: Json = {}
     for p, sigmas in tested.items():
 
@@ -125,8 +122,8 @@ def measure(
             *(within | (along <= sigma) for within, sigma in zip(ball.fooled, sigmas[1:], strict=True)),
         ]
         smallest = np.minimum(ball.smallest, np.where(along > 0, along, math.inf))
-        advance(len(sigmas) + HALVINGS - 1, "noise")
-        begun += len(sigmas) + HALVINGS + 1
+        advance(len(sigmas), "noise")
+        begun += len(sigmas) + 2
         right, stds = ~stepped[0], [noise_std(p, sigma, x.shape[1]) for sigma in sigmas]
         balls[f"{p:g}"] = {
             "matched": matched_radius(recipe, p, x.shape[1]),
@@ -238,7 +235,7 @@ def monitor(
     The last is as in `measure`, without the search along the direction. To be taken after some epochs, on
     the same examples in the trainer's dtype; `is_healthy` judges it.
     """
-    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, 0, 0, noise=0))
+    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, walk=0, noise=0))
     ball = batch.ball(p, [sigma])
     errors = {
         "clean": batch.predicted != labels,
