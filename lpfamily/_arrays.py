@@ -311,16 +311,21 @@ def mask_beside(lead: Array, mask: Array) -> Array:
 def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
     """Return grad with 0 where the mask is False."""
     xp = namespace_of(grad)
+    return xp.where(broadcast_mask(grad, mask, name), grad, xp.zeros_like(grad))
+
+
+def broadcast_mask(grad: Array, mask: Array, name: str) -> Array:
+    """Return a mask of grad's library and shape."""
+    xp = namespace_of(grad)
     mask = mask_beside(grad, mask)
     if not xp.isdtype(mask.dtype, "bool"):
         raise TypeError(f"mask must be boolean, True where eps may move; got {mask.dtype}")
     try:
-        mask = xp.broadcast_to(mask, grad.shape)
+        return xp.broadcast_to(mask, grad.shape)
     except Exception as cause:  # each library has its own type for this
         raise ValueError(
             f"mask must broadcast to the shape of {name}, {tuple(grad.shape)}; got {tuple(mask.shape)}"
         ) from cause
-    return xp.where(mask, grad, xp.zeros_like(grad))
 
 
 def device_of(x: Array) -> Device | None:

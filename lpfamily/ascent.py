@@ -25,8 +25,10 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.balls import project, sample
+from lpfamily.box import box_of
 from lpfamily.kernels import library_of, library_of_generator
 from lpfamily.step import epsilon
+from lpfamily.trees import Joint, is_tree
 
 Method: TypeAlias = Literal["adaptive", "projected", "frank-wolfe"]
 
@@ -82,9 +84,10 @@ def ascend(
         gradient with respect to the input, like x, or any positive multiple of that. It is called
         steps + 1 times for every start; JAX traces it twice under jit. For the cross-entropy take
         `lpfamily.error_log_odds`, which has the same maximiser and a gradient that does not round away.
-        With `stop_above` it takes a second argument, see there.
+        With `stop_above` it takes a second argument, see there. Inputs and gradients are trees if x is one.
     x
-        The inputs, a floating array; its first `batch_ndim` axes index examples.
+        The inputs, a floating array, or a tree of them as in `lpfamily.epsilon`; the first `batch_ndim` axes
+        index examples.
     p, sigma, bounds, batch_ndim, mask
         As in `lpfamily.epsilon`.
     steps
@@ -112,9 +115,9 @@ def ascend(
     Returns
     -------
     Array
-        eps, of x's namespace, shape, dtype and device: the best perturbation, not x + eps. NaN in an example
-        whose sigma, or x in its bounds, is bad where it is not seen (JAX, devices, traces): it is not one
-        that withstands.
+        eps, of x's namespace, shape, dtype and device, or a tree like x: the best perturbation, not x + eps.
+        NaN in an example whose sigma, or x in its bounds, is bad where it is not seen (JAX, devices, traces):
+        it is not one that withstands.
 
     Raises
     ------
@@ -130,6 +133,34 @@ def ascend(
     Adversarial Attacks, 2018; Frank and Wolfe: An Algorithm for Quadratic Programming, 1956.
     """
     chosen = check_ascent(steps, method, step_size, restarts, stop_above)
+    if is_tree(x):
+        joint = Joint.of("x", x, batch_ndim)
+        batch_ndim = joint.batch_ndim
+        within = Joint.of("x", x, batch_ndim, mask, () if bounds is None else box_of(x, bounds)).within
+        if is_tree(start) or not (start is None or _is_random(start)):
+            start = joint.like("start", start, joint.parts[0].batch).rows
+
+        def on_rows(rows: Array, *places: Any) -> tuple[Array, Array]:
+            value, grad = value_and_grad(joint.tree_of(rows), *places)
+            return value, joint.like("grad", grad, tuple(rows.shape[: joint.batch_ndim])).rows
+
+        eps = ascend(
+            on_rows,
+            joint.rows,
+            p,
+            sigma,
+            steps,
+            step_size,
+            start,
+            within.get("bounds"),
+            batch_ndim=batch_ndim,
+            mask=within["mask"],
+            method=method,
+            restarts=restarts,
+            stop_above=stop_above,
+        )
+        tree: A = joint.tree_of(eps)
+        return tree
     given = examples(x, "x", batch_ndim)
     at, batch_ndim = given.array, len(given.batch)
     given = replace(given, values=given.rows(at))  # whose dtype holds the radius

@@ -41,6 +41,7 @@ from lpfamily.box import box_of, boxed, last_affordable, walls
 from lpfamily.kernels import Primitive, detoured, library_of, library_of_generator
 from lpfamily.norms import dual_exponent
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
+from lpfamily.trees import is_tree, over_leaves
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
 """Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
@@ -70,15 +71,16 @@ def project(
     Parameters
     ----------
     v
-        A floating array of any library; its first `batch_ndim` axes index examples.
+        A floating array of any library, or a tree of them as in `lpfamily.epsilon`; the first `batch_ndim`
+        axes index examples.
     p, sigma, batch_ndim, mask, x, bounds
         As in `lpfamily.epsilon`: where the mask is False the result is zero, and x may be anything.
 
     Returns
     -------
     Array
-        Of v's namespace, shape, dtype and device. A NaN makes its example NaN; at p = inf without a
-        box, where coordinates do not depend on each other, its entry.
+        Of v's namespace, shape, dtype and device, or a tree like v. A NaN makes its example NaN; at p = inf
+        without a box, where coordinates do not depend on each other, its entry.
 
     Raises
     ------
@@ -90,6 +92,10 @@ def project(
     Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
     """
     p = check_p(p)
+    if is_tree(v):
+        within = "v", v, sigma, batch_ndim, mask, box_of(x, bounds)
+        made: A = over_leaves(lambda rows, sigma, **ball: project(rows, p, sigma, **ball), *within)
+        return made
 
     def point(v: A, sigma: Numbers, mask: Array | None, *box: Numbers) -> A:
         given = examples(v, "v", batch_ndim, mask)

@@ -11,6 +11,7 @@ from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, 
 from lpfamily.box import box_of, entries, walls
 from lpfamily.kernels import constant, library_of
 from lpfamily.norms import dual_exponent, norm, penalty
+from lpfamily.trees import Joint, is_tree
 
 HALVINGS = 64
 """Of an interval of logarithms, until its ends are the same number."""
@@ -92,9 +93,9 @@ def certify(
     ----------
     grad
         The gradient of the loss with respect to the input, with entries set to zero where eps was
-        kept at zero by a mask.
+        kept at zero by a mask; a tree as in `lpfamily.epsilon`.
     eps
-        The perturbation to judge, of grad's shape and library; not x + eps.
+        The perturbation to judge, of grad's shape, structure and library; not x + eps.
     p, sigma, x, bounds, batch_ndim
         As in `lpfamily.epsilon`.
 
@@ -110,22 +111,26 @@ def certify(
     TypeError, ValueError
         As in `lpfamily.epsilon`, and for an eps whose shape is not grad's.
     """
-    p = check_p(p)
+    p, box, coarsest = check_p(p), box_of(x, bounds), 0.0
+    if is_tree(grad):
+        joint = Joint.of("grad", grad, batch_ndim, box=box)
+        steps = joint.like("eps", eps, joint.parts[0].batch)
+        grad, eps, batch_ndim, box = joint.rows, steps.rows, joint.batch_ndim, joint.walls
+        coarsest = max(joint.rounding, steps.rounding)
     given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
     xp, rows, dtype = given.xp, given.values, given.values.dtype
     # half precision's rounding is what eps may have, and float32 what is computed in
-    rounding = max(float(finfo(each.xp, each.array.dtype).eps) for each in (given, step))
+    rounding = max(coarsest, *(float(finfo(each.xp, each.array.dtype).eps) for each in (given, step)))
     eps = beside(rows, step.values, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     eps = given.rows(xp.astype(eps, dtype, copy=False))
-    box = box_of(x, bounds)
     if not box:
         wall, room = xp.full_like(rows, math.inf), 0.0
     else:
         wall = walls(given, *box)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
-        room = xp.abs(given.rows(entries(given, "x", x))) + xp.where(wall < math.inf, wall, 0.0)
+        room = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(wall < math.inf, wall, 0.0)
     could_move = (rows != 0) & (xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room)
     could_move = xp.any(could_move, axis=-1)
     judged = library_of(rows).by_examples(

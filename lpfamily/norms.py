@@ -6,6 +6,7 @@ import math
 
 from lpfamily._arrays import A, Numbers, check_p, examples
 from lpfamily.steepest import dual_norm
+from lpfamily.trees import is_tree, over_leaves
 
 
 def dual_exponent(p: float) -> float:
@@ -36,16 +37,18 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None) -> A:
     Parameters
     ----------
     x
-        A floating array; its first `batch_ndim` axes index examples.
+        A floating array, or a tree of them as in `lpfamily.epsilon`; the first `batch_ndim` axes index
+        examples.
     p
         A number in [1, inf].
     batch_ndim
-        None means 1, or 0 for a 1-D array; 0 takes the whole array as one example.
+        None means 1, or 0 for a 1-D array; 0 takes the whole array, or tree, as one example.
 
     Returns
     -------
     Array
-        Of shape `x.shape[:batch_ndim]` and of x's dtype; NaN for an example that holds a NaN.
+        Of shape `x.shape[:batch_ndim]` and of x's dtype, or one that holds all leaves' numbers; NaN for an
+        example that holds a NaN.
 
     Raises
     ------
@@ -71,7 +74,8 @@ def penalty(grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None)
     Returns
     -------
     Array
-        Of shape `grad.shape[:batch_ndim]` and of grad's dtype, in units of the loss.
+        Of shape `grad.shape[:batch_ndim]` and of grad's dtype, or one that holds all leaves' numbers, in
+        units of the loss.
 
     Raises
     ------
@@ -82,5 +86,15 @@ def penalty(grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None)
 
 
 def _of_examples(x: A, p: float, sigma: Numbers, batch_ndim: int | None, name: str) -> A:
+    if is_tree(x):
+        made: A = over_leaves(
+            lambda rows, sigma, **ball: _of_examples(rows, p, sigma, ball["batch_ndim"], name),
+            name,
+            x,
+            sigma,
+            batch_ndim,
+            reduces=True,
+        )
+        return made
     given = examples(x, name, batch_ndim)
     return given.back(dual_norm(p, given.values, given.radius(sigma)))

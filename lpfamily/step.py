@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
+
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
 from lpfamily.box import box_of, boxed, walls
-from lpfamily.kernels import detoured
+from lpfamily.kernels import detoured, library_of
 from lpfamily.steepest import steepest
+from lpfamily.trees import Joint, is_tree, over_leaves
 
 
 def epsilon(
@@ -45,7 +50,9 @@ def epsilon(
     ----------
     grad
         The gradient of the loss with respect to the input, a floating array of any library; its
-        first `batch_ndim` axes index examples, each of which has its own ball.
+        first `batch_ndim` axes index examples, each of which has its own ball. Or a tree of such arrays, of
+        one library and of the same examples: a dict, list or tuple, nested as one likes, or what is
+        registered with JAX. The entries of all its leaves are one point of one ball per example.
     p
         A number in [1, inf].
     sigma
@@ -53,10 +60,11 @@ def epsilon(
         `grad.shape[:batch_ndim]`.
     batch_ndim
         None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
-        treats each token of a sequence as an example.
+        treats each token of a sequence as an example. It is the same for all leaves of a tree, where None
+        is 0 if all are 1-D; 0 has one ball over everything.
     mask
         Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget, and x may
-        be anything.
+        be anything. With a tree mask, x, low and high are each a tree like it, or one value for all leaves.
     x
         The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
     bounds
@@ -69,20 +77,23 @@ def epsilon(
     Returns
     -------
     Array
-        eps, in grad's namespace, shape, dtype and device. Half precision is computed in float32, in NumPy
-        also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing: whatever the byte
-        order and strides of the arguments, eps is that of native arrays, and native as NumPy's results are.
+        eps, in grad's namespace, shape, dtype and device, or a tree like it of such leaves: they are computed
+        together, in a dtype that holds all, and each returns to its own. Half precision is computed in
+        float32, in NumPy also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing:
+        whatever the byte order and strides of the arguments, eps is that of native arrays, and native as
+        NumPy's results are.
 
     Raises
     ------
     TypeError
-        If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, or
-        one of the arrays not dense: sparse, nested or quantised.
+        If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, one of
+        the arrays not dense (sparse, nested or quantised), or leaves are of several libraries.
     ValueError
-        If p < 1 or NaN, a shape does not fit, x comes without bounds or they without x, or if sigma
-        is visibly outside [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy
-        arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there is (JAX,
-        devices, traces) is not looked at, and a bad value makes its example NaN.
+        If p < 1 or NaN, a shape does not fit, a tree has no leaves, leaves of different examples or another
+        structure than grad, x comes without bounds or they without x, or if sigma is visibly outside
+        [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy arrays and, for x and
+        bounds, eager torch tensors of the CPU are seen. What else there is (JAX, devices, traces) is not
+        looked at, and a bad value makes its example NaN.
 
     References
     ----------
@@ -90,6 +101,14 @@ def epsilon(
     eq. 2-12 and Appendix A.
     """
     p = check_p(p)
+    if is_tree(grad):
+        within = "grad", grad, sigma, batch_ndim, mask, box_of(x, bounds)
+        made: A = over_leaves(
+            lambda rows, sigma, **ball: epsilon(rows, p, sigma, **ball),
+            *within,
+            by_leaves=partial(_by_leaves, p),
+        )
+        return made
 
     def step(grad: A, sigma: Numbers, mask: Array | None, *box: Numbers) -> A:
         given = examples(grad, "grad", batch_ndim, mask)
@@ -99,3 +118,16 @@ def epsilon(
         return given.shaped(boxed(p, given.values, radius, walls(given, *box)))
 
     return detoured(step, "grad", grad, sigma, mask, *box_of(x, bounds))
+
+
+def _by_leaves(p: float, joint: Joint, sigma: Numbers) -> Sequence[Array] | None:
+    """Return the step of each leaf by itself where that is exact, or None; its entries need not be joined."""
+    parts = joint.parts
+    if joint.box or not joint.is_even or len(parts) == 1:
+        return None
+    rows, radius = [part.values for part in parts], parts[0].radius(sigma)
+    if p == math.inf:
+        steps: Sequence[Array] | None = [steepest(p, each, radius) for each in rows]
+    else:
+        steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)
+    return steps and [part.shaped(step) for part, step in zip(parts, steps, strict=True)]

@@ -128,6 +128,30 @@ def p_stops_at_100(grad, p, sigma, **options):
     return lpfamily.epsilon(grad, 100 if 100 < p < math.inf else p, sigma, **options)
 
 
+def by_halves(grad, share):
+    """Return what `share` makes of the two halves of each example, as the leaves of a tree."""
+    rows = grad.reshape(len(grad), -1)
+    half = (rows.shape[1] + 1) // 2
+    return np.concatenate(share(rows[:, :half], rows[:, half:]), axis=1).reshape(grad.shape)
+
+
+def a_ball_per_leaf(grad, p, sigma):
+    return by_halves(grad, lambda *leaves: [lpfamily.epsilon(leaf, p, sigma) for leaf in leaves])
+
+
+def a_share_per_leaf(grad, p, sigma):
+    """All leaves spend alike, so that the budget is used but not where it gains most."""
+    return by_halves(
+        grad, lambda *leaves: [lpfamily.epsilon(leaf, p, sigma * 0.5 ** (1 / p)) for leaf in leaves]
+    )
+
+
+def leaves_are_joined_in_half(grad, p, sigma):
+    with np.errstate(over="ignore"):
+        halves = grad.astype(np.float16)
+    return by_halves(halves, lambda *leaves: lpfamily.epsilon(leaves, p, sigma)).astype(grad.dtype)
+
+
 MUTANTS = {
     "a floor of 1e-12": (functools.partial(textbook, floor=1e-12), uses_the_budget),
     "a floor of 1e-12, seen by scale": (functools.partial(textbook, floor=1e-12), is_scale_free),
@@ -153,6 +177,9 @@ MUTANTS = {
     "half is computed in half": (half_is_computed_in_half, uses_the_budget),
     "p in float32": (p_is_rounded_to_float32, is_the_closed_form),
     "p stops at 1.1": (p_starts_at_1_1, is_continuous_at_one),
+    "a ball per leaf": (a_ball_per_leaf, uses_the_budget),
+    "a share per leaf": (a_share_per_leaf, attains_the_gain),
+    "leaves are joined in half": (leaves_are_joined_in_half, is_scale_free),
     "p stops at 100": (p_stops_at_100, is_continuous_at_infinity),
 }
 

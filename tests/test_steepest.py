@@ -191,7 +191,7 @@ BAD_CALLS = [
     (lambda g: epsilon(g, 2, [1.0, 2.0]), TypeError, "sigma must be an array.*got list"),
     (lambda g: epsilon(g, 2, "1"), TypeError, "sigma must be an array.*got str"),
     (lambda g: epsilon(g, 2, None), TypeError, "sigma must be an array.*got NoneType"),
-    (lambda g: epsilon([1.0, 2.0], 2, 1.0), TypeError, "grad must be an array.*got list"),
+    (lambda g: epsilon([1.0, 2.0], 2, 1.0), TypeError, r"grad\[0\] must be an array.*got float"),
     (lambda g: epsilon(1.0, 2, 1.0), TypeError, "grad must be an array.*got float"),
     (lambda g: epsilon(g, 2, 1.0, batch_ndim=3), ValueError, r"batch_ndim must lie in 0\.\.2.*got 3"),
     (lambda g: epsilon(g, 2, 1.0, batch_ndim=-1), ValueError, r"batch_ndim must lie in 0\.\.2.*got -1"),

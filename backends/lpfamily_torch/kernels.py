@@ -111,7 +111,10 @@ class _ReverseOnly(torch.autograd.Function):
     def forward(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
         if all(map(_is_plain, operands)):
             arrays = [operand.detach().numpy() for operand in operands]
-            return _in_numpy(functools.partial(library_of(arrays[0]).apply, primitive, p), *arrays)
+            made: torch.Tensor = _in_numpy(
+                functools.partial(library_of(arrays[0]).apply, primitive, p), *arrays
+            )
+            return made
         result = _value(primitive, p, *operands)
         # an operand that is empty may be its own value, which autograd wants as another tensor
         return result.view_as(result) if any(result is operand for operand in operands) else result
@@ -169,9 +172,11 @@ def _is_shared(x: torch.Tensor) -> bool:
     return dense and x.dtype in _OF_NUMPY and not x.requires_grad and _is_plain(x)
 
 
-def _in_numpy(function: Callable[..., Any], *arguments: Any) -> torch.Tensor:
+def _in_numpy(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return `function` of arrays, in as many threads as torch has where several are of use."""
-    if arguments[0].nbytes < THREADS_FROM // 4:
-        return torch.from_numpy(function(*arguments))
-    with threads_by_default(torch.get_num_threads()):
-        return torch.from_numpy(function(*arguments))
+    if sum(getattr(each, "nbytes", 0) for each in arguments) < THREADS_FROM // 4:
+        made = function(*arguments)
+    else:
+        with threads_by_default(torch.get_num_threads()):
+            made = function(*arguments)
+    return tuple(map(torch.from_numpy, made)) if isinstance(made, tuple) else torch.from_numpy(made)

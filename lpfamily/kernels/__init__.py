@@ -108,6 +108,10 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
+    def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
+        """Return eq. 3 of rows that come in several arrays, or None where they must be joined for it."""
+        return None
+
     def read(self, *arrays: Array) -> tuple[Array, ...]:
         """Return arrays whose values can be looked at."""
         return arrays
