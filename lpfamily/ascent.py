@@ -331,23 +331,25 @@ class _Search:
         """Return the search of some of these examples."""
         if places is None:
             return self
-
-        def some(operand: Any, ndim: int = self.x.ndim) -> Any:
-            if is_number(operand):
-                return operand
-            operand = operand if hasattr(operand, "shape") else np.asarray(operand)
-            if len(operand.shape) < ndim or operand.shape[0] == 1:
-                return operand  # the same for all
-            return of_library(self.x, operand, "what belongs to x")[places]
-
+        some, ndim = partial(of_examples, places, self.x), self.x.ndim
         return replace(
             self,
             x=self.x[places],
             sigma=some(self.sigma, self.batch_ndim),
-            bounds=self.bounds and (some(self.bounds[0]), some(self.bounds[1])),
-            mask=None if self.mask is None else some(self.mask),
+            bounds=self.bounds and (some(self.bounds[0], ndim), some(self.bounds[1], ndim)),
+            mask=None if self.mask is None else some(self.mask, ndim),
             rows=places if self.rows is None else self.rows[places],
         )
+
+
+def of_examples(places: Array, x: Array, operand: Any, ndim: int) -> Any:
+    """Return what belongs to the examples of x at these places, of a number or an array of so many axes."""
+    if is_number(operand):
+        return operand
+    operand = operand if hasattr(operand, "shape") else np.asarray(operand)
+    if len(operand.shape) < ndim or operand.shape[0] == 1:
+        return operand  # the same for all
+    return of_library(x, operand, "what belongs to x")[places]
 
 
 def _climb(search: _Search, eps: Array, length: Array, method: str, steps: int) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of, reshape
-from lpfamily.ascent import ascend
+from lpfamily.ascent import ascend, of_examples
 from lpfamily.balls import project, sample
+from lpfamily.box import box_of
 from lpfamily.classification import error_log_odds, odds_gradient
 from lpfamily.measured import PARTS, Ball, Robustness
 from lpfamily.norms import dual_exponent, norm
 from lpfamily.step import epsilon
+from lpfamily.trees import Joint, is_tree, mapped, named_leaves
 
 Effort: TypeAlias = Literal["quick", "standard", "thorough"]
 Sigmas: TypeAlias = float | Sequence[float] | Mapping[float, float | Sequence[float]]
@@ -142,16 +144,17 @@ def robustness(
         weights like them to the gradient of sum(weights * logits) with respect to x.
         `lpfamily_torch.robustness` and `lpfamily_jax.robustness` take models of these libraries.
     x, y
-        The inputs, a floating array whose first axis indexes examples, and their classes, integers of shape
-        (n,). Without y, x is an iterable of such pairs, as a data loader is, so that not all of them need
-        fit into memory.
+        The inputs, a floating array whose first axis indexes examples, or a tree of them as in
+        `lpfamily.epsilon`, which the model is then given; and their classes, integers of shape (n,). Without
+        y, x is an iterable of such pairs, as a data loader is, so that not all of them need fit into memory.
     p
         Exponents of balls, in [1, inf]: 1 moves few entries far, 2 takes the Euclidean norm, inf moves all by
         sigma at most.
     sigma
         The radius or radii, in units of x, for every p or as a mapping from p to its own.
     bounds
-        (low, high), as in `lpfamily.epsilon`: numbers, or arrays that broadcast to one example.
+        (low, high), as in `lpfamily.epsilon`: numbers, or arrays that broadcast to one example, or trees of
+        them.
     effort
         "quick", "standard" or "thorough".
     batch_size
@@ -201,9 +204,14 @@ def batches(x: Any, y: Any, batch_size: int) -> Iterable[tuple[Any, Any]]:
         return pairs
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    if len(x) != len(y):
-        raise ValueError(f"x and y must be as long; got {len(x)} inputs and {len(y)} labels")
-    return [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    for path, leaf in named_leaves(x, "x"):
+        if (n := (*np.shape(leaf), 0)[0]) != len(y):
+            raise ValueError(f"{path} and y must be as long; got {n} inputs and {len(y)} labels")
+
+    def some(leaf: Any, begin: int) -> Any:
+        return leaf[begin : begin + batch_size]
+
+    return [(mapped(partial(some, begin=i), x), some(y, i)) for i in range(0, len(y), batch_size)]
 
 
 def measure(
@@ -224,9 +232,12 @@ def measure(
         if number % passes.size != passes.rank:
             continue
         rng = np.random.default_rng((seed, number))
-        x, y = passes.admit(x), passes.admit(y)
-        z = _checked(passes.host(passes.logits(x)), passes.host(y), len(x))
-        batch = Batch(passes, x, y, bounds, EFFORTS[effort], rng)
+        x, y = mapped(passes.admit, x), passes.admit(y)
+        attacked, box = passes, bounds
+        if is_tree(x):
+            attacked, x, box = _joined(passes, x, bounds)
+        z = _checked(passes.host(attacked.logits(x)), passes.host(y), len(x))
+        batch = Batch(attacked, x, y, box, EFFORTS[effort], rng)
         balls = {}
         for each, sigmas in radii.items():
             if progress:
@@ -250,6 +261,19 @@ def measure(
     if not sum(map(len, numbered.values())):
         raise ValueError("there is no example: x is empty, or an iterable that gives nothing")
     return Robustness.joined([numbered[number] for number in sorted(numbered)])
+
+
+def _joined(passes: Passes, x: Any, bounds: Bounds | None) -> tuple[Passes, Array, Bounds | None]:
+    """Return passes of the rows of a tree, these rows, and the bounds of each."""
+    joint = Joint.of("x", x, 1, box=() if bounds is None else box_of(x, bounds))
+
+    def evaluate(rows: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
+        logits, value, grad = passes.evaluate(joint.tree_of(rows), y, targets)
+        return logits, value, joint.like("grad", grad, tuple(rows.shape[:1])).rows
+
+    of_rows = replace(passes, evaluate=evaluate, logits=lambda rows: passes.logits(joint.tree_of(rows)))
+    _, low, high = joint.walls or (None, None, None)
+    return of_rows, joint.rows, None if bounds is None else (low, high)
 
 
 def _checked(z: NDArray[Any], labels: Ints, n: int) -> NDArray[Any]:
@@ -320,6 +344,13 @@ class Batch:
         z = self.passes.host(self.passes.logits(self.x[rows] + eps))
         return np.asarray(z.argmax(axis=1) != self.labels[rows])
 
+    def within(self, rows: Ints) -> Bounds | None:
+        """Return the bounds of these examples."""
+        if self.bounds is None:
+            return None
+        low, high = (of_examples(rows, self.x, bound, self.x.ndim) for bound in self.bounds)
+        return low, high
+
     def here(self, values: NDArray[Any], like: Array) -> Array:
         """Return values of NumPy as an array of the model's library."""
         xp = namespace_of(like)
@@ -364,7 +395,7 @@ class Batch:
                 value = xp.where(xp.argmax(logits, axis=-1) != y[some], math.inf, value)
             return value, _directed(grad)[0]
 
-        options: dict[str, Any] = {"start": start, "bounds": self.bounds, "batch_ndim": 1}
+        options: dict[str, Any] = {"start": start, "bounds": self.within(rows), "batch_ndim": 1}
         eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=self.largest, **options)
         self.taken[rows] = taken
         self.gradients += int(taken.sum())
@@ -410,8 +441,8 @@ class Batch:
             grown = np.where(met, grown, np.maximum(grown, size + ahead))
             radius = np.where(hit, np.minimum(radius, least) * (1 - gamma), np.minimum(grown, least))
             reach = self.here(length * np.where(met, least, radius), x)
-            eps = eps + epsilon(grad, p, reach, batch_ndim=1, **self.box(x + eps))
-            eps = project(eps, p, self.here(radius, x), batch_ndim=1, **self.box(x))
+            eps = eps + epsilon(grad, p, reach, batch_ndim=1, **self.box(rows, x + eps))
+            eps = project(eps, p, self.here(radius, x), batch_ndim=1, **self.box(rows, x))
         return best, least
 
     def _norms(self, eps: Array, p: float) -> Floats:
@@ -420,16 +451,16 @@ class Batch:
 
     def step(self, p: float, sigma: float) -> Array:
         """Return eq. 3 in ball and box, for every example."""
-        return epsilon(self.grad, p, sigma, batch_ndim=1, **self.box(self.x))
+        return epsilon(self.grad, p, sigma, batch_ndim=1, **self.box(np.arange(len(self.labels)), self.x))
 
     def noise(self, rows: Ints, p: float, sigma: float) -> Array:
         """Return random points of ball and box."""
         drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, batch_ndim=1), self.x)
-        return drawn if self.bounds is None else project(drawn, p, sigma, **self.box(self.x[rows]))
+        return drawn if self.bounds is None else project(drawn, p, sigma, **self.box(rows, self.x[rows]))
 
-    def box(self, x: Array) -> dict[str, Any]:
-        """Return what tells the functions of the core that x + eps stays in the box."""
-        return {} if self.bounds is None else {"x": x, "bounds": self.bounds}
+    def box(self, rows: Ints, x: Array) -> dict[str, Any]:
+        """Return what tells the functions of the core that x + eps of these examples stays in the box."""
+        return {} if self.bounds is None else {"x": x, "bounds": self.within(rows)}
 
     def ball(
         self, p: float, sigmas: Sequence[float], tick: Callable[[int, str], None] = lambda *_: None

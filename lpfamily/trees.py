@@ -65,14 +65,14 @@ def _node(x: Any) -> Node | None:
     )
 
 
-def flat(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+def named_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a tree, each with its path."""
     node = _node(tree)
     if node is None:
         yield path, tree
         return
     for end, below in zip(*node[:2], strict=True):
-        yield from flat(below, path + end)
+        yield from named_leaves(below, path + end)
 
 
 def rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
@@ -83,7 +83,7 @@ def rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     """Return the like of a tree, or of a leaf, with what a function makes of the leaves."""
-    return rebuilt(tree, (function(leaf) for _, leaf in flat(tree, "")))
+    return rebuilt(tree, (function(leaf) for _, leaf in named_leaves(tree, "")))
 
 
 def matched(name: str, tree: Any, of: str, value: Any) -> list[Any]:
@@ -91,7 +91,7 @@ def matched(name: str, tree: Any, of: str, value: Any) -> list[Any]:
     ends = _paths("", tree)
     if not is_tree(value):
         return [value] * len(ends)
-    found = dict(flat(value, ""))
+    found = dict(named_leaves(value, ""))
     for end in [*ends, *found]:
         if (end in found) != (end in ends):
             have, lacks = (of, name) if end in found else (name, of)
@@ -277,7 +277,7 @@ def over_leaves(
 
 def _columns(name: str, tree: Any, mask: Any, box: Box) -> list[list[Any]]:
     """Return the leaves of a tree, and for each its mask, x, low and high."""
-    leaves = list(flat(tree, name))
+    leaves = list(named_leaves(tree, name))
     if not leaves:
         raise ValueError(f"{name} must hold at least one array; got {tree!r}, a tree without leaves")
     first, *xps = [namespace_of(leaf, path) for path, leaf in leaves]
@@ -292,4 +292,4 @@ def _columns(name: str, tree: Any, mask: Any, box: Box) -> list[list[Any]]:
 
 
 def _paths(name: str, tree: Any) -> list[str]:
-    return [path for path, _ in flat(tree, name)]
+    return [path for path, _ in named_leaves(tree, name)]

@@ -296,6 +296,48 @@ def same_as_numpy(found, x, y, model, **options):
         assert_allclose(found.smallest(p), ball.smallest, rtol=0.05)
 
 
+def parted(x):
+    """Return rows of 10 entries as a tree."""
+    return {"a": x[:, :3], "b": [x[:, 3:9].reshape(-1, 2, 3), x[:, 9]]}
+
+
+def whole(tree):
+    a, (b, c) = tree.values()
+    return np.concatenate([a, b.reshape(-1, 6), c[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 1), (-0.1, 1.5)], ids=["ball", "box", "box of trees"])
+def test_a_tree_is_as_robust_as_its_rows(monkeypatch, bounds):
+    """In batches, restarts too; the model is given trees."""
+    monkeypatch.setitem(ensemble.EFFORTS, "quick", PLAN)
+    model, x, y = curved()
+
+    def of_trees(tree):
+        logits, pullback = model(whole(tree))
+        return logits, lambda weights: parted(pullback(weights))
+
+    options = OPTIONS | {"bounds": bounds, "batch_size": 33}
+    if bounds == (-0.1, 1.5):
+        options["bounds"] = (-0.1, {"a": 1.5, "b": [np.full((2, 3), 1.5), np.array(1.5)]})
+    found = robustness(of_trees, parted(x), y, progress=False, **options)
+    same_as_numpy(found, x, y, model, **(options | {"bounds": bounds}))
+
+
+def test_a_tree_that_does_not_fit_is_an_error():
+    model, x, y = curved()
+    ball = {"p": 2, "sigma": 0.1, "progress": False}
+    with pytest.raises(ValueError, match=r"x\['b'\]\[1\] and y must be as long; got 79 inputs and 80 labels"):
+        robustness(model, {"a": x, "b": [x, x[1:]]}, y, **ball)
+    for grad, error, match in (
+        (x, TypeError, "grad must be a tree like x; got ndarray"),
+        ({"a": x[:, :2]}, ValueError, r"grad\['a'\] must have the shape of x\['a'\]"),
+    ):
+        with pytest.raises(error, match=match):
+            robustness(lambda tree, grad=grad: (tree["a"], lambda _: grad), {"a": x}, y, **ball)
+    with pytest.raises(ValueError, match="x must hold at least one array"):
+        robustness(model, [({}, y)], **ball)
+
+
 OPTIONS = {
     "p": (1, 2, math.inf),
     "sigma": {1: 0.4, 2: (0.05, 0.2), math.inf: 0.05},
@@ -336,6 +378,35 @@ def test_torch_finds_what_numpy_finds_and_leaves_the_model():
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(at, labels), batch_size=80)
     again = lpfamily_torch.robustness(net, loader, progress=False, **OPTIONS)
     assert_array_equal(again.smallest(2), found.smallest(2))
+
+
+@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
+@pytest.mark.torch
+def test_torch_gives_the_model_its_arguments():
+    """By position or by name; a leaf that it does not use stays; a loader makes a list of a tuple."""
+    import torch
+
+    import lpfamily_torch
+
+    model, x, y = curved()
+    rng = np.random.default_rng(0)
+    v, w = (torch.tensor(rng.standard_normal(shape)) for shape in ((10, 20), (20, 5)))
+
+    class Net(torch.nn.Module):
+        def forward(self, image, text, unused=None):
+            return torch.tanh(torch.cat([image.flatten(1), text.double()], dim=1) @ (3 * v)) @ w
+
+    image, text, labels = torch.tensor(x[:, :6]).reshape(-1, 2, 3), torch.tensor(x[:, 6:]), torch.tensor(y)
+    for given in (image, text), {"text": text, "image": image, "unused": torch.zeros(len(x), 1)}:
+        sure = OPTIONS | {"bounds": None}
+        same_as_numpy(
+            lpfamily_torch.robustness(Net(), given, labels, progress=False, **sure), x, y, model, **sure
+        )
+    pairs = [((i, t), label) for i, t, label in zip(image, text.float(), labels, strict=True)]
+    loader = torch.utils.data.DataLoader(pairs, batch_size=80)
+    found = lpfamily_torch.robustness(Net(), loader, progress=False, **OPTIONS)
+    expected = robustness(model, x, y, progress=False, **OPTIONS)
+    assert abs(found.error(2, 0.2).value - expected.error(2, 0.2).value) < 0.05
 
 
 def save_of_a_linear_model(folder):
@@ -389,5 +460,15 @@ def test_jax_finds_what_numpy_finds():
     with jax.enable_x64(True):
         found = lpfamily_jax.robustness(
             lambda x: jnp.tanh(x @ v) @ w, jnp.asarray(x), y, progress=False, **OPTIONS
+        )
+    same_as_numpy(found, x, y, model, **OPTIONS)
+    parts = {"a": x[:, :3], "b": [x[:, 3:]]}
+    with jax.enable_x64(True):
+        found = lpfamily_jax.robustness(
+            lambda tree: jnp.tanh(jnp.concatenate([tree["a"], *tree["b"]], axis=1) @ v) @ w,
+            jax.tree.map(jnp.asarray, parts),
+            y,
+            progress=False,
+            **OPTIONS,
         )
     same_as_numpy(found, x, y, model, **OPTIONS)

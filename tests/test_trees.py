@@ -18,7 +18,7 @@ from lpfamily import ascend, certify, epsilon, norm, penalty, project
 from lpfamily._arrays import namespace_of
 from lpfamily.kernels import library_of
 from lpfamily.kernels import rows as rows_of_numpy
-from lpfamily.trees import flat, mapped, rebuilt
+from lpfamily.trees import mapped, named_leaves, rebuilt
 
 EXPONENTS = 1, 1.1, 1.5, 2, 3, math.inf
 SHAPES = {"image": (2, 2, 2), "text": [(3,), {"a": ()}]}
@@ -44,7 +44,7 @@ def grown(make, shapes=SHAPES):
 
 
 def leaves(tree):
-    return [leaf for _, leaf in flat(tree, "")]
+    return [leaf for _, leaf in named_leaves(tree, "")]
 
 
 def drawn(lib, seed, dtypes=("float64",) * 3, scales=(1.0,) * 3):

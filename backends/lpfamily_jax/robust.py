@@ -14,6 +14,7 @@ from jax import Array
 from lpfamily import ensemble, error_log_odds
 from lpfamily._arrays import Bounds
 from lpfamily.measured import Robustness
+from lpfamily.trees import mapped, named_leaves
 from lpfamily_jax.padding import padded
 
 
@@ -41,8 +42,8 @@ def robustness(
         A function that JAX can trace and differentiate: it maps inputs to logits, of shape (n, classes), each
         example by itself.
     x, y
-        The inputs, a floating array whose first axis indexes examples, and their classes, integers of shape
-        (n,); or, without y, an iterable of such pairs.
+        The inputs, a floating array whose first axis indexes examples, or a pytree of them, and their
+        classes, integers of shape (n,); or, without y, an iterable of such pairs.
     p, sigma, bounds, effort, batch_size, seed, progress
         As in `lpfamily.robustness`.
 
@@ -68,10 +69,16 @@ def robustness(
 
     def evaluate(x: Any, y: Any, targets: Any) -> tuple[Any, Any, Any]:
         targets = np.full(len(y), -1) if targets is None else targets
-        grad, (z, values) = compiled(*(padded(each) for each in (x, y, targets)))
-        z, values, grad = (np.asarray(each)[: len(x)] for each in (z, values, grad))
+        grad, (z, values) = compiled(*(mapped(padded, each) for each in (x, y, targets)))
+        z, values, grad = (
+            mapped(lambda each: np.asarray(each)[: len(y)], made) for made in (z, values, grad)
+        )
         return z, values, grad
 
-    passes = ensemble.Passes(evaluate, lambda x: np.asarray(forward(padded(x)))[: len(x)])
+    def evaluate_logits(x: Any) -> Any:
+        _, first = next(named_leaves(x, "x"))
+        return np.asarray(forward(mapped(padded, x)))[: len(first)]
+
+    passes = ensemble.Passes(evaluate, evaluate_logits)
     data = ensemble.batches(x, y, batch_size)
     return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)

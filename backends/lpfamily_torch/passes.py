@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from torch.utils._pytree import tree_map
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily.classification import joint_odds, relative_slope
+from lpfamily.trees import named_leaves, rebuilt
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
 from lpfamily_torch.reachable import Model
 
 Loss = Callable[[Any, Any], Tensor]
 Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
 DirectionDtype = Literal["same", "bfloat16"]
+Point = TypeVar("Point")
+"""A tensor that is perturbed, or a tree of them."""
 
 
 @dataclass(frozen=True)
@@ -218,16 +221,21 @@ def _one_an_example(values: object, examples: int, name: str) -> Tensor:
     return values
 
 
-def input_gradient(total: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
-    """Return the gradient of a sum of values with respect to an input."""
+def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Point:
+    """Return the gradient of a sum of values with respect to an input, or a tree of them."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
-    gradient = None
+    leaves, gradients = [leaf for _, leaf in named_leaves(at, "")], ()
     if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, at, create_graph=create_graph, allow_unused=True)
-    if gradient is None:
+        gradients = torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
         raise ValueError("the loss does not depend on what is to be perturbed, or its graph was cut")
-    return gradient
+    filled = (
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    )
+    result: Point = rebuilt(at, filled)
+    return result
 
 
 def _softmax_odds(logits: object, labels: Tensor, ignore_index: int | None) -> Tensor:

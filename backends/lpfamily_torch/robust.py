@@ -14,6 +14,7 @@ from lpfamily import ensemble, error_log_odds
 from lpfamily._arrays import Bounds
 from lpfamily._docstrings import documented_by
 from lpfamily.measured import Robustness
+from lpfamily.trees import mapped, named_leaves
 from lpfamily_torch.passes import input_gradient
 from lpfamily_torch.quiet import quiet, without_team
 from lpfamily_torch.reachable import Model
@@ -41,12 +42,15 @@ def robustness(
     Parameters
     ----------
     model
-        A module or a function that maps inputs to logits, of shape (n, classes).
+        A module or a function that maps inputs to logits, of shape (n, classes). Where they are a tuple or a
+        list, its entries are the positional arguments of the model, where they are a dict the keyword
+        arguments.
     x, y
-        The inputs, a floating tensor whose first axis indexes examples, and their classes, integers of shape
-        (n,). Without y, x is an iterable of such pairs, as a `DataLoader` is. Each batch is taken to the
-        device of the model's parameters. Where torch.distributed is initialised, all processes are given the
-        same data: each attacks a share of the batches, and all return the whole result.
+        The inputs, a floating tensor whose first axis indexes examples, or a tree of them as in
+        `lpfamily.epsilon`, and their classes, integers of shape (n,). Without y, x is an iterable of such
+        pairs, as a `DataLoader` is. Each batch is taken to the device of the model's parameters. Where
+        torch.distributed is initialised, all processes are given the same data: each attacks a share of the
+        batches, and all return the whole result.
     p, sigma, bounds, effort, batch_size, seed, progress
         As in `robustness`.
 
@@ -70,12 +74,16 @@ def robustness(
     """
     inner = without_team(model)
     states = [*inner.parameters(), *inner.buffers()] if isinstance(inner, nn.Module) else []
-    device = states[0].device if states else x.device if isinstance(x, Tensor) else torch.device("cpu")
+    given = (leaf.device for _, leaf in named_leaves(x, "x") if isinstance(leaf, Tensor))
+    device = states[0].device if states else next(given, torch.device("cpu"))
 
-    def evaluate(x: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def call(x: Any) -> Any:
+        return inner(**x) if isinstance(x, dict) else inner(*x) if isinstance(x, tuple | list) else inner(x)
+
+    def evaluate(x: Any, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            logits = inner(x)
+            x = mapped(lambda leaf: leaf.detach().requires_grad_(), x)
+            logits = call(x)
             if targets is None:
                 values = error_log_odds(logits, y)
             else:
@@ -97,7 +105,7 @@ def robustness(
         share = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}
     passes = ensemble.Passes(
         evaluate,
-        inner,
+        call,
         host=lambda tensor: tensor.detach().cpu().numpy(),
         admit=admit,
         **share,
