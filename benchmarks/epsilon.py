@@ -2,9 +2,9 @@
 
 Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every call
 allocates its result. For each shape it prints a table for each kind of gradient, in units of np.copyto,
-and then which goals are met. All of it takes some twenty minutes, and 2 GB of memory. Libraries that
-are not installed are left out, and so is torch.compile without a C++ compiler; `pip install --group
-benchmarks` (pip 25.1) brings the peers.
+and then which goals are met; at last the step over all weights of a network, as a tree. All of it takes
+some twenty minutes, and 2 GB of memory. Libraries that are not installed are left out, and so is
+torch.compile without a C++ compiler; `pip install --group benchmarks` (pip 25.1) brings the peers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ UNNAMED = (1.01, 2.5)
 KINDS = {"normal": "normal", "zeros": "77 % zeros", "decades": "12 decades"}
 MODULES = {"NumPy": "numpy", "torch": "torch", "jax.jit": "jax", "torch.compile": "torch", "peers": "numpy"}
 
+RESNET_18 = (
+    (64, 3, 7, 7), *[(64,)] * 2,
+    *[(64, 64, 3, 3), *[(64,)] * 2] * 4,
+    *[shape for n in (128, 256, 512) for shape in (
+        (n, n // 2, 3, 3), *[(n,)] * 2, (n, n, 3, 3), *[(n,)] * 2, (n, n // 2, 1, 1), *[(n,)] * 2,
+        *[(n, n, 3, 3), *[(n,)] * 2] * 2,
+    )],
+    (1000, 512), (1000,),
+)  # fmt: skip
+"""The shapes of its 62 weights, in the order of its layers: 11.7 million entries."""
+
 COPY, POWER = "np.copyto", "np.power(np.abs)"
 
 Row = tuple[str, str]
@@ -42,19 +53,57 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=11, help="(default: 11)")
     parser.add_argument(
-        "--shape", type=int, choices=range(len(SHAPES)), help=f"one of {SHAPES}, by its index"
+        "--shape",
+        type=int,
+        choices=range(len(SHAPES) + 1),
+        help=f"one of {SHAPES}, by its index, or {len(SHAPES)} for the tree of weights",
     )
     parser.add_argument("--p", type=float, nargs="+", default=EXPONENTS)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--library", nargs="+", choices=MODULES, default=_installed())
     options = parser.parse_args()
     one_thread()
-    for shape in SHAPES if options.shape is None else (SHAPES[options.shape],):
+    for shape in SHAPES if options.shape is None else SHAPES[options.shape : options.shape + 1]:
         grads = {kind: _gradient(shape, kind) for kind in options.kind}
         times = {p: _measure(grads, p, options.library, options.rounds) for p in options.p}
         for kind in grads:
             _print_table(shape, kind, times)
         _print_goals(shape, times)
+    if options.shape in (None, len(SHAPES)):
+        _print_tree(
+            options.p, [name for name in options.library if name in ("NumPy", "torch")], options.rounds
+        )
+
+
+def _print_tree(exponents: list[float], libraries: list[str], rounds: int) -> None:
+    """Print what a ball over a network's weights takes of the time of one tensor of as many entries."""
+    import numpy as np
+
+    from lpfamily import epsilon
+
+    rng = np.random.default_rng(0)
+    leaves = [rng.standard_normal(shape).astype(np.float32) for shape in RESNET_18]
+    row = np.concatenate([leaf.ravel() for leaf in leaves])
+    calls: dict[Any, Callable[[], object]] = {}
+    for name in libraries:
+        _, convert, _ = _library(name)
+        for kind, given in ("tree", list(map(convert, leaves))), ("row", convert(row)):
+            for p in exponents:
+                calls[name, kind, p] = functools.partial(epsilon, given, p, 1.0, batch_ndim=0)
+    times = medians(calls, rounds)
+    bounds = [1.5 if p in (2, math.inf) else 2.5 for p in exponents]
+    print(
+        f"\n{len(leaves)} weights of a ResNet-18 as a tree, times one tensor of as many entries, {row.size}"
+    )
+    _print_line("", [f"p = {p:g}" for p in exponents])
+    _print_line("at most", [f"{bound:.2f}" for bound in bounds])
+    for name in libraries:
+        ratios = [times[name, "tree", p] / times[name, "row", p] for p in exponents]
+        missed = [
+            f"{p:g}" for p, ratio, bound in zip(exponents, ratios, bounds, strict=True) if ratio > bound
+        ]
+        verdict = f"missed at p = {', '.join(missed)}" if missed else "met"
+        _print_line(f"lpfamily, {name}", [f"{ratio:.2f}" for ratio in ratios], verdict)
 
 
 def _installed() -> list[str]:

@@ -126,8 +126,7 @@ def _by_leaves(p: float, joint: Joint, sigma: Numbers) -> Sequence[Array] | None
     if joint.box or not joint.is_even or len(parts) == 1:
         return None
     rows, radius = [part.values for part in parts], parts[0].radius(sigma)
-    if p == math.inf:
-        steps: Sequence[Array] | None = [steepest(p, each, radius) for each in rows]
-    else:
-        steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)
+    steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)
+    if steps is None and p == math.inf:
+        steps = [steepest(p, each, radius) for each in rows]
     return steps and [part.shaped(step) for part, step in zip(parts, steps, strict=True)]

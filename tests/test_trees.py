@@ -197,25 +197,26 @@ def test_every_law_of_the_step_holds_over_leaves(data, lib, law):
     law(as_a_tree(lib, epsilon), data.draw(cases(lib)))
 
 
+@pytest.mark.parametrize("p", [2, math.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numpy_scales_leaves_by_themselves_where_the_sum_of_squares_tells(monkeypatch, dtype):
-    """At p = 2; and in threads, which change no bit."""
+def test_numpy_fills_leaves_by_themselves_where_that_is_exact(monkeypatch, dtype, p):
+    """And in threads, which change no bit."""
     rng = np.random.default_rng(18)
     leaves = [rng.standard_normal((3, n)).astype(dtype) for n in (5, 4000, 1)]
     radii = np.array([[0.5], [0.0], [2.0]], dtype)
     library = library_of(leaves[0])
-    found = library.steps_of_leaves(2, leaves, radii)
-    expected = epsilon(np.concatenate(leaves, axis=1), 2, radii[:, 0])
+    found = library.steps_of_leaves(p, leaves, radii)
+    expected = epsilon(np.concatenate(leaves, axis=1), p, radii[:, 0])
     assert_allclose(np.concatenate(found, axis=1), expected, rtol=4 * np.finfo(dtype).eps)
     monkeypatch.setattr(rows_of_numpy, "THREADS_FROM", 1)
     with rows_of_numpy.threads(2):
-        for one, two in zip(found, library.steps_of_leaves(2, leaves, radii), strict=True):
+        for one, two in zip(found, library.steps_of_leaves(p, leaves, radii), strict=True):
             assert_array_equal(one, two)
     for entry in 0.0, math.nan, math.inf, np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max:
         rows = [np.full((3, 2), entry, dtype), np.zeros((3, 1), dtype)]
-        assert library.steps_of_leaves(2, rows, radii) is None
-        joined = epsilon(np.concatenate(rows, axis=1), 2, 1.0)
-        assert_array_equal(np.concatenate(epsilon(rows, 2, 1.0), axis=1), joined)
+        assert (library.steps_of_leaves(p, rows, radii) is None) == (p == 2)
+        joined = epsilon(np.concatenate(rows, axis=1), p, 1.0)
+        assert_array_equal(np.concatenate(epsilon(rows, p, 1.0), axis=1), joined)
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
@@ -281,7 +282,7 @@ def test_a_leaf_is_outside_its_box_by_its_own_rounding(lib, p):
 def test_a_ball_over_everything(lib, p):
     """With batch_ndim=0 leaves of any shapes are one point, numbers too."""
     rng = np.random.default_rng(6)
-    arrays = [rng.standard_normal(shape) for shape in [(3, 2), (5,), ()]]
+    arrays = [rng.standard_normal(shape) for shape in [(3, 2), (0, 4), (5,), ()]]
     with lib.scope():
         tree = tuple(lib.from_numpy(a, "float64") for a in arrays)
         step, size = epsilon(tree, p, 0.5, batch_ndim=0), norm(tree, p, batch_ndim=0)

@@ -100,12 +100,15 @@ class NumpyLibrary(Library):
         return wall, True, all(each >= 0 for each in least)
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Floats], sigma: Floats) -> Sequence[Floats] | None:
-        """Do at p = 2 what its kernel does with an array: it comes back to an entry only to scale it."""
-        if p != 2:
+        """Do at p = 2 and inf what their kernels do with an array: there is no other step between entries."""
+        if p not in (2, math.inf) or any(each.size == 0 for each in leaves):
             return None
-        rows = [_rows(each, each.shape[:-1]) for each in leaves]
-        made, totals = [np.empty_like(each) for each in rows], [np.empty(0)] * len(rows)
-        radius, size = sigma.reshape(-1, 1), sum(each.nbytes for each in rows)
+        rows, radius = [_rows(each, each.shape[:-1]) for each in leaves], sigma.reshape(-1, 1)
+        kernel, dtype, count = _kernel(p, rows[0].dtype), rows[0].dtype, range(len(rows))
+        ends = np.cumsum([each.size for each in rows])
+        memory = np.empty(ends[-1], dtype)  # in many pieces it would cost more than to fill it
+        made = [each.reshape(x.shape) for each, x in zip(np.split(memory, ends[:-1]), rows, strict=True)]
+        totals = [np.empty(0)] * len(rows)
 
         def add(places: Sequence[int]) -> None:
             for place in places:
@@ -115,16 +118,23 @@ class NumpyLibrary(Library):
             for place in places:
                 np.multiply(rows[place], column, out=made[place])
 
+        def fill(places: Sequence[int]) -> None:
+            for place in places:
+                totals[place] = kernel.fill(rows[place], radius, made[place], made[place])[0]
+
         with self.unwarned():
             np.setbufsize(16)
-            share_out(add, range(len(rows)), size)
-            total = np.sum(totals, axis=0)
-            factor = total**-0.5 * radius[:, 0]
-            if not _kernel(p, rows[0].dtype).valid(radius, total, factor).all():
-                return None  # rows that are zero, not finite, or of another scale
-            column = factor.astype(rows[0].dtype)[:, None]
-            share_out(scale, range(len(rows)), size)
-        return [each.reshape(leaf.shape) for each, leaf in zip(made, leaves, strict=True)]
+            share_out(add if p == 2 else fill, count, memory.nbytes)
+            if p == 2:
+                total = np.sum(totals, axis=0)
+                factor = total**-0.5 * radius[:, 0]
+                column = factor.astype(dtype)[:, None]
+                share_out(scale, count, memory.nbytes)
+                valid = kernel.valid(radius, total, factor)
+            else:
+                valid = kernel.valid(radius, totals[0])
+        # rows that are zero, not finite, or of another scale are done joined
+        return [each.reshape(x.shape) for each, x in zip(made, leaves, strict=True)] if valid.all() else None
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
