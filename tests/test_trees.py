@@ -511,6 +511,38 @@ def test_torch_the_gradients_of_all_parameters_are_one_point():
     )
 
 
+@pytest.mark.torch
+@needs_torch
+@pytest.mark.parametrize(
+    "options", [{}, {"bounds": (-1.0, 1.0), "method": "projected"}, {"stop_above": 0.5}], ids=str
+)
+def test_torch_ascends_in_an_argument_that_is_a_tree(options):
+    import torch
+
+    import lpfamily_torch
+
+    rng = np.random.default_rng(19)
+    weights, x = torch.tensor(rng.standard_normal((6, 3))), torch.tensor(rng.uniform(-1, 1, (5, 6)))
+    y = torch.tensor([0, 1, 2, 0, 1])
+
+    def loss(z, y):
+        return torch.nn.functional.cross_entropy(z, y, reduction="none")
+
+    def model(scale, tree):
+        return scale[:, None] * torch.sin(torch.cat([tree["a"], tree["b"][0].flatten(1)], dim=1) @ weights)
+
+    tree = {"a": x[:, :2], "b": [x[:, 2:].reshape(-1, 2, 2)]}
+    ball = {"p": 2, "sigma": 0.7, "steps": 6} | options
+    found = lpfamily_torch.ascend(model, loss, (torch.ones(5), tree), y, leaf=1, **ball)
+    expected = lpfamily_torch.ascend(lambda x: torch.sin(x @ weights), loss, x, y, **ball)
+    assert found.keys() == tree.keys()
+    torch.testing.assert_close(torch.cat([found["a"], found["b"][0].flatten(1)], dim=1), expected)
+    with pytest.raises(TypeError, match=r"x\[1\]\['a'\] must be a floating tensor"):
+        lpfamily_torch.ascend(model, loss, (torch.ones(5), {"a": y}), y, leaf=1, **ball)
+    with pytest.raises(ValueError, match=r"x\[1\] must hold at least one tensor"):
+        lpfamily_torch.ascend(model, loss, (torch.ones(5), {}), y, leaf=1, **ball)
+
+
 @pytest.mark.jax
 @needs_jax
 def test_jax_takes_what_is_registered():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily.classification import joint_odds, relative_slope
-from lpfamily.trees import named_leaves, rebuilt
+from lpfamily.trees import mapped, named_leaves, rebuilt
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
 from lpfamily_torch.reachable import Model
 
@@ -87,22 +87,28 @@ class Passes:
         dropout, batch_norm = self.search.direction_dropout, self.search.batch_norm
         return quiet(without_team(self.model), device, dropout, batch_norm)
 
-    def value_and_grad(self, at: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, at: Point) -> tuple[Tensor, Point]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        search, device, model = self.search, at.device, without_team(self.model)
+        search, first, model = self.search, leaves_of(at)[0], without_team(self.model)
+        device, examples = first.device, len(first)
         again = keeping(model, device) if search.direction_dropout == "same" else nullcontext()
         bfloat16 = search.direction_dtype == "bfloat16"
         half = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         with again, half, torch.enable_grad():
-            at = at.detach().requires_grad_()
+            at = mapped(lambda leaf: leaf.detach().requires_grad_(), at)
             outputs = self.call(model, at)
-            values = self._followed(outputs, len(at))
+            values = self._followed(outputs, examples)
             gradient = input_gradient(self._total(values), at)
             if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
-                gradient = gradient.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+                spoilt = torch.zeros_like(values, dtype=torch.bool)
                 if search.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
                     spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
-                    gradient.masked_fill_(spoilt.reshape(-1, *[1] * (at.ndim - 1)), math.nan)
+
+                def settled(leaf: Tensor) -> Tensor:
+                    numbers = leaf.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+                    return numbers.masked_fill_(spoilt.reshape(-1, *[1] * (leaf.ndim - 1)), math.nan)
+
+                gradient = mapped(settled, gradient)
             return values.detach(), gradient
 
     def losses(self, at: Tensor) -> Tensor:
@@ -159,8 +165,13 @@ def _taken(values: Any, rows: Tensor | None, examples: int) -> Any:
     return tree_map(take, values)
 
 
-def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[..., Any]]:
-    """Return the tensor to perturb, and how the model is called with another in its place.
+def leaves_of(at: object) -> list[Tensor]:
+    """Return the tensors that are perturbed."""
+    return [leaf for _, leaf in named_leaves(at, "")]
+
+
+def inputs_of(x: Any, leaf: Hashable | None, trees: bool = False) -> tuple[Any, Callable[..., Any]]:
+    """Return the tensor, or tree where that may be, to perturb, and how the model is called with another.
 
     That is `call(model, at)`, or `call(model, at, rows=rows)` where `at` holds some of the examples.
     """
@@ -186,10 +197,16 @@ def inputs_of(x: Any, leaf: Hashable | None) -> tuple[Tensor, Callable[..., Any]
     if leaf not in arguments:
         raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
 
-    perturbed = _floating(arguments[leaf], f"x[{leaf!r}]")
+    perturbed, path = arguments[leaf], f"x[{leaf!r}]"
+    if not trees or isinstance(perturbed, PackedSequence):
+        parts = [_floating(perturbed, path)]
+    else:
+        parts = [_floating(tensor, name) for name, tensor in named_leaves(perturbed, path)]
+    if not parts:
+        raise ValueError(f"{path} must hold at least one tensor; got {perturbed!r}")
 
-    def call(model: Model, at: Tensor, rows: Tensor | None = None) -> Any:
-        changed = _taken(arguments, rows, len(perturbed)) | {leaf: at}
+    def call(model: Model, at: Any, rows: Tensor | None = None) -> Any:
+        changed = _taken(arguments, rows, len(parts[0])) | {leaf: at}
         return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
 
     return perturbed, call
@@ -225,7 +242,7 @@ def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Poin
     """Return the gradient of a sum of values with respect to an input, or a tree of them."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
-    leaves, gradients = [leaf for _, leaf in named_leaves(at, "")], ()
+    leaves, gradients = leaves_of(at), cast(Sequence[Tensor | None], ())
     if total.requires_grad:
         gradients = torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True)
     if all(gradient is None for gradient in gradients):

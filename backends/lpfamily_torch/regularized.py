@@ -13,7 +13,8 @@ from lpfamily import ascent, epsilon
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
-from lpfamily_torch.passes import Ball, Direction, Loss, Passes, Search, flat, inputs_of
+from lpfamily.trees import mapped
+from lpfamily_torch.passes import Ball, Direction, Loss, Passes, Search, flat, inputs_of, leaves_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 from lpfamily_torch.reachable import Model
 
@@ -240,9 +241,9 @@ def ascend(
     sigma: Numbers,
     steps: int = 10,
     step_size: Numbers | None = None,
-    start: Start = None,
+    start: Any = None,
     bounds: Bounds | None = None,
-    mask: Tensor | None = None,
+    mask: Any = None,
     method: ascent.Method | None = None,
     restarts: int = 0,
     stop_above: float | None = None,
@@ -253,11 +254,12 @@ def ascend(
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
     scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
+) -> Any:
     """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
 
     The inner maximum of eq. 1: of each example the iterate with the largest loss, or the largest odds of an
-    error. It leaves nothing behind in the model; gradients are enabled for it where they are not.
+    error. It leaves nothing behind in the model; gradients are enabled for it where they are not. The argument
+    that `leaf` names may here be a tree of tensors, as in `lpfamily.epsilon`, with one ball for each example.
 
     Parameters
     ----------
@@ -275,7 +277,7 @@ def ascend(
     Returns
     -------
     Tensor
-        eps, like the tensor that is perturbed, without a graph.
+        eps, like the tensor, or tree, that is perturbed, without a graph.
 
     Raises
     ------
@@ -288,16 +290,17 @@ def ascend(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
-    at, call = inputs_of(x, leaf)
+    at, call = inputs_of(x, leaf, trees=True)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
     how: dict[str, Any] = {"steps": steps, "step_size": step_size, "start": start, "method": method}
-    at, ball = at.detach(), Ball(p, sigma, bounds, mask)
+    at, ball = mapped(Tensor.detach, at), Ball(p, sigma, bounds, mask)
+    first = leaves_of(at)[0]
 
-    def value_and_grad(x: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        return (passes if isinstance(rows, slice) else passes.of(rows, len(at))).value_and_grad(x)
+    def value_and_grad(x: Any, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Any]:
+        return (passes if isinstance(rows, slice) else passes.of(rows, len(first))).value_and_grad(x)
 
-    with passes.quiet(at.device), torch.no_grad():
+    with passes.quiet(first.device), torch.no_grad():
         return ascent.ascend(
             value_and_grad, at, **how, restarts=restarts, stop_above=stop_above, **vars(ball)
         )
