@@ -39,6 +39,8 @@ Box: TypeAlias = tuple[Any, ...]
 
 def is_tree(x: object) -> bool:
     """Whether x is no array but a tree of them."""
+    if hasattr(x, "dtype") and hasattr(x, "shape"):  # every call of every function comes here
+        return False
     return x is not None and _node(x) is not None
 
 

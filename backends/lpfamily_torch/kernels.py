@@ -30,14 +30,15 @@ class TorchLibrary(Library):
         """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # where they may carry tangents
             return function(*arguments)
-        arrays = []
+        arrays, size = [], 0
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
                 if not _is_shared(argument):
                     return function(*arguments)
                 argument = argument.numpy()
+                size += argument.nbytes
             arrays.append(argument)
-        return _in_numpy(function, *arrays)
+        return _in_numpy(size, function, *arrays)
 
     def unwarned(self) -> AbstractContextManager[None]:
         """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
@@ -111,9 +112,8 @@ class _ReverseOnly(torch.autograd.Function):
     def forward(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
         if all(map(_is_plain, operands)):
             arrays = [operand.detach().numpy() for operand in operands]
-            made: torch.Tensor = _in_numpy(
-                functools.partial(library_of(arrays[0]).apply, primitive, p), *arrays
-            )
+            evaluate = functools.partial(library_of(arrays[0]).apply, primitive, p)
+            made: torch.Tensor = _in_numpy(arrays[0].nbytes, evaluate, *arrays)
             return made
         result = _value(primitive, p, *operands)
         # an operand that is empty may be its own value, which autograd wants as another tensor
@@ -172,9 +172,9 @@ def _is_shared(x: torch.Tensor) -> bool:
     return dense and x.dtype in _OF_NUMPY and not x.requires_grad and _is_plain(x)
 
 
-def _in_numpy(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `function` of arrays, in as many threads as torch has where several are of use."""
-    if sum(getattr(each, "nbytes", 0) for each in arguments) < THREADS_FROM // 4:
+def _in_numpy(size: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function` of arrays of so many bytes, in as many threads as torch has where that helps."""
+    if size < THREADS_FROM // 4:
         made = function(*arguments)
     else:
         with threads_by_default(torch.get_num_threads()):

@@ -258,8 +258,8 @@ def ascend(
     """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
 
     The inner maximum of eq. 1: of each example the iterate with the largest loss, or the largest odds of an
-    error. It leaves nothing behind in the model; gradients are enabled for it where they are not. The argument
-    that `leaf` names may here be a tree of tensors, as in `lpfamily.epsilon`, with one ball for each example.
+    error. It leaves nothing behind in the model; gradients are enabled for it where they are not. Here the
+    argument that `leaf` names may be a tree of tensors, as in `lpfamily.epsilon`, with a ball per example.
 
     Parameters
     ----------
