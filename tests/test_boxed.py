@@ -635,15 +635,23 @@ def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
     assert np.all(norms(blocks, case.p) <= np.maximum(longest, case.radii)), box
 
 
-@pytest.mark.parametrize("p", [1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf])
-def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, monkeypatch):
-    rng, left = np.random.default_rng(0), []
-    grad = rng.standard_normal((60, 600))
-    grad[::4] *= rng.random((15, 600)) < 0.23
-    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, 600))
+def hard_rows(p, d):
+    """Return operands with zeros, twelve decades, ties, and walls of which many are 0 or 1."""
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((60, d))
+    grad[::4] *= rng.random((15, d)) < 0.23
+    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, d))
     grad[2::4] = np.round(grad[2::4])
     wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
-    operands = [a.astype(np.float32) for a in (grad, np.full((60, 1), 600 ** (1 / p) / 32), wall)]
+    return [a.astype(np.float32) for a in (grad, np.full((60, 1), d ** (1 / p) / 32), wall)]
+
+
+@pytest.mark.parametrize(
+    ("p", "d"),
+    [(1, 7), *((p, 600) for p in (1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf))],
+)
+def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, d, monkeypatch):
+    operands, left = hard_rows(p, d), []
     by_rows = multipliers.by_rows
 
     def counted(primitive, fill, p, *operands):

@@ -268,7 +268,7 @@ def _level(
             break
         middle = ((low + high) / 2).astype(t.dtype)
         middle = np.where(middle < high, middle, low).astype(t.dtype)
-        at = np.where((new > low) & (new < high), new, middle)
+        at = np.where((count > 0) & (new > low) & (new < high), new, middle)
         if not going.all():
             size, rows, at, low, high, sigma = (each[going] for each in (size, rows, at, low, high, sigma))
             wall = None if wall is None else wall[going]
