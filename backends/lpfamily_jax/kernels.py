@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Library, Primitive
-from lpfamily.kernels.multipliers import ROUNDINGS, STEPS
-
-Definition = Callable[..., jax.Array]
+from lpfamily_jax import multipliers
 
 
 class JaxLibrary(Library):
     """JAX: eager arrays and tracers alike."""
 
     def __init__(self) -> None:
-        self.implementations = {boxed: _boxed, nearest: _nearest}
+        self.implementations = {boxed: multipliers.boxed_rows, nearest: multipliers.nearest_rows}
 
     def apply(self, primitive: Primitive, p: float, *operands: jax.Array) -> jax.Array:
         """Evaluate as one compiled function whose derivatives are the primitive's own."""
@@ -87,90 +83,6 @@ class JaxLibrary(Library):
     def normal_tail(self, x: jax.Array) -> jax.Array:
         """Halve XLA's own erfc."""
         return 0.5 * jax.scipy.special.erfc(x * 0.5**0.5)
-
-
-def _boxed(p: float, x: jax.Array, sigma: jax.Array, wall: jax.Array) -> jax.Array:
-    """Return the step in a box by one multiplier where that is exact for all rows, else by its definition.
-
-    With r = |x| / max|x|, eps = min((s r^{p*})^(1/p) sigma, wall), s such that what is spent is sigma^p.
-    """
-    definition: Definition = functools.partial(boxed.value, p)
-    if p in (1, math.inf) or x.size == 0:
-        return definition(x, sigma, wall)
-    top = jax.numpy.max(abs(x), axis=-1, keepdims=True)
-    r = abs(x) / jax.numpy.where(top > 0, top, 1)
-    u = r ** (1 / (p - 1))
-    share = jax.numpy.minimum(wall, sigma) / jax.numpy.where(sigma > 0, sigma, 1)
-    s, gone, valid = _multiplier(u * r, share**p, math.inf)
-    step = u * (s ** (1 / p) * sigma)
-    eps = jax.numpy.minimum(jax.numpy.where(gone, jax.numpy.where(x == 0, 0, wall), step), wall)
-    valid = valid & _ordinary(top) & _ordinary(sigma) & (gone | _ordinary(s ** (1 / p) * sigma))
-    valid = valid & (~gone | ~jax.numpy.any((u * r == 0) & (x != 0), axis=-1, keepdims=True))
-    fast = jax.numpy.copysign(eps, x)
-    return _exact(jax.numpy.all(valid), fast, definition, x, sigma, wall)
-
-
-def _nearest(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> jax.Array:
-    """Return the nearest point, in a box at p = 2 by one multiplier: y = min(c |v|, wall), c at most 1."""
-    definition: Definition = functools.partial(nearest.value, p)
-    if p != 2 or not wall or v.size == 0:
-        return definition(v, sigma, *wall)
-    top = jax.numpy.max(abs(v), axis=-1, keepdims=True)
-    r = abs(v) / jax.numpy.where(top > 0, top, 1)
-    share = jax.numpy.minimum(wall[0], sigma) / jax.numpy.where(sigma > 0, sigma, 1)
-    most = (top / jax.numpy.where(sigma > 0, sigma, 1)) ** 2
-    s, gone, valid = _multiplier(r * r, share * share, most)
-    inside = gone | (s >= most)
-    step = jax.numpy.where(inside, abs(v), r * (jax.numpy.sqrt(s) * sigma))
-    valid = valid & _ordinary(top) & _ordinary(sigma) & _ordinary(most)
-    fast = jax.numpy.copysign(jax.numpy.minimum(step, wall[0]), v)
-    return _exact(jax.numpy.all(valid), fast, definition, v, sigma, *wall)
-
-
-def _exact(valid: jax.Array, fast: jax.Array, definition: Definition, *operands: jax.Array) -> jax.Array:
-    """Return what is fast where it is exact for all rows."""
-    result: jax.Array = jax.lax.cond(valid, lambda *_: fast, definition, *operands)
-    return result
-
-
-def _ordinary(size: jax.Array) -> jax.Array:
-    """Whether numbers are neither so small nor so large that a power of them, or a sum, leaves the dtype."""
-    info = np.finfo(size.dtype)
-    return (size > float(info.tiny) * 2.0**26) & (size < float(info.max) * 2.0**-26)
-
-
-def _multiplier(weights: jax.Array, limits: jax.Array, most: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return s, at most `most`, with sum min(s weights, limits) = 1, for each row.
-
-    Beside it whether all reach their limits, and whether s is exact. The sum is concave and piecewise linear
-    in s: Newton's steps from below never pass the solution, and end in its piece.
-    """
-    info = np.finfo(weights.dtype)
-    # weights that have vanished must not matter beside those that walls leave free
-    tolerance, least = ROUNDINGS * float(info.eps), float(info.tiny) * 2.0**40
-
-    def summed(terms: jax.Array) -> jax.Array:
-        return jax.numpy.sum(terms, axis=-1, keepdims=True)
-
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, s, *_ = state
-        spent = s * weights
-        slope = summed(jax.numpy.where(spent < limits, weights, 0))
-        rest = 1 - summed(jax.numpy.minimum(spent, limits))
-        full = (s >= most) & (rest >= 0)
-        gone = ~full & (slope == 0) & (rest > tolerance)
-        new = jax.numpy.minimum(s + rest / jax.numpy.where(slope > 0, slope, 1), most)
-        # where the sums round, a step is no progress
-        done = full | gone | (abs(rest) <= tolerance) | (new <= s)
-        return count + 1, jax.numpy.where(done, s, new), done, gone, gone | full | (slope >= least)
-
-    total = summed(jax.numpy.where(limits > 0, weights, 0))
-    begin = jax.numpy.minimum(1 / jax.numpy.where(total > 0, total, 1), most)
-    no = jax.numpy.zeros_like(total, bool)
-    _, s, done, gone, steep = jax.lax.while_loop(
-        lambda state: (state[0] < STEPS) & ~jax.numpy.all(state[2]), step, step((0, begin, no, no, no))
-    )
-    return s, gone, done & steep
 
 
 library = JaxLibrary()
