@@ -125,8 +125,7 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[
     tau = radius / _unit(top)
     r = jnp.clip(r, least, 1)
     log_r = jnp.log(r)
-    log_z, within = log_r - jnp.log(tau), size
-    cap: Any = math.inf
+    log_z, cap, within = log_r - jnp.log(tau), jnp.full_like(tau, math.inf), size
     if wall:
         log_wall = jnp.log(wall[0] / radius)
         log_z, cap, within = jnp.minimum(log_z, log_wall), jnp.exp(p * log_wall), jnp.minimum(size, wall[0])
@@ -147,7 +146,7 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[
 
 
 def _split(
-    p: float, r: jax.Array, log_r: jax.Array, tau: jax.Array, cap: Any, outside: jax.Array
+    p: float, r: jax.Array, log_r: jax.Array, tau: jax.Array, cap: jax.Array, outside: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1, and the rows where it is found.
 
