@@ -1,13 +1,14 @@
 """`lpfamily.evaluate --model`: any model of any library, and one line for what cannot be measured."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from backends_under_test import NAMES
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import evaluate, robustness
 
@@ -96,6 +97,10 @@ def test_the_script_looks_for_the_module_where_python_m_does(folder):
     assert "there is no module 'mine' here" in safe.stderr
 
 
+def without_quantiles(table):
+    return re.sub(r"(?<=\d% )\d\.\d+", "", table)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_measured_as_its_librarys_robustness_does(name, folder, capsys):
     x, y = arrays(folder)
@@ -113,9 +118,12 @@ def test_a_model_is_measured_as_its_librarys_robustness_does(name, folder, capsy
         effort="quick",
         progress=False,
     )
-    assert printed.out == f"{expected.table()}\n"
+    assert without_quantiles(printed.out) == without_quantiles(f"{expected.table()}\n")
     result = json.loads((folder / "robustness/robustness.json").read_text())
     assert result["balls"]["2"]["sigma"] == [0.125, 0.3]
+    for p, ball in expected.balls.items():  # float32 rounds otherwise in every library
+        smallest = [np.inf if radius is None else radius for radius in result["balls"][f"{p:g}"]["smallest"]]
+        assert_allclose(smallest, ball.smallest, rtol=0.02)
     assert_array_equal(result["labels"], y[:20])
     assert (folder / "robustness/index.html").exists()
     assert evaluate.main(flags(f"of_{name}", *BALLS)) == 2
