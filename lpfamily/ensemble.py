@@ -60,7 +60,7 @@ class Way(NamedTuple):
     share: float
     """Of the steps."""
     length: tuple[float, float]
-    """Of the first and the last step, in units of the smallest norm so far."""
+    """Of the first and the last step, in units of the smallest norm so far, at first of the radius."""
 
 
 WAYS = (
@@ -437,9 +437,9 @@ class Batch:
             grad, still = _directed(grad)
             slope = np.where(self.passes.host(still), math.inf, self._norms(grad, dual_exponent(p)))
             ahead = np.nan_to_num(-self.passes.host(value) / slope)
-            grown = np.where(met, radius, np.maximum(size, FLOOR * least)) * (1 + gamma)
-            grown = np.where(met, grown, np.maximum(grown, size + ahead))
-            radius = np.where(hit, np.minimum(radius, least) * (1 - gamma), np.minimum(grown, least))
+            asked = np.maximum(size + ahead, np.maximum(size, FLOOR * least) * (1 + gamma))
+            grown = np.minimum(np.where(met, radius * (1 + gamma), asked), least)
+            radius = np.where(hit, np.minimum(radius, least) * (1 - gamma), grown)
             reach = self.here(length * np.where(met, least, radius), x)
             eps = eps + epsilon(grad, p, reach, batch_ndim=1, **self.box(rows, x + eps))
             eps = project(eps, p, self.here(radius, x), batch_ndim=1, **self.box(rows, x))

@@ -43,6 +43,10 @@ def distances(weights, x, y, p):
     return np.maximum(result, 0)
 
 
+NEAREST = {"quick": 1.06, "standard": 1.02}
+"""What the median smallest radius may be, in units of the exact one."""
+
+
 @pytest.mark.parametrize(("effort", "ps"), [("quick", tuple(BALLS)), ("standard", (2,))])
 def test_a_linear_classifier_has_the_errors_that_hoelder_says(effort, ps):
     weights, x, y = problem()
@@ -59,9 +63,22 @@ def test_a_linear_classifier_has_the_errors_that_hoelder_says(effort, ps):
         assert_array_equal(smallest == 0, found.predicted != y)
         assert_array_equal(np.isfinite(smallest), exact < sigmas[-1])
         inside = (exact > 0) & np.isfinite(smallest)
-        assert np.median(smallest[inside] / exact[inside]) < (1.06 if effort == "quick" else 1.02)
+        assert np.median(smallest[inside] / exact[inside]) < NEAREST[effort]
         assert sum(found.parts(p).values()) == round(found.error(p, sigmas[-1]).value * len(x))
     assert not [finding for finding in found.findings() if "weak" not in finding]
+
+
+@pytest.mark.parametrize(("ways", "near"), [((), False), (ensemble.WAYS[:1], False), (ensemble.WAYS, True)])
+def test_the_boundary_of_a_network_that_is_sure_of_nothing_is_found_by_the_margin(monkeypatch, ways, near):
+    """Log-odds push it away from every class alike."""
+    weights, x, y = problem(classes=12)
+    monkeypatch.setattr(ensemble, "WAYS", ways)
+    for p in (1, 2, math.inf):
+        options = {"p": p, "sigma": BALLS[p][-1], "effort": "quick", "progress": False}
+        smallest = robustness(linear(0.01 * weights), x, y, **options).smallest(p)
+        exact = distances(weights, x, y, p)
+        inside = (exact > 0) & np.isfinite(smallest)
+        assert (np.median(smallest[inside] / exact[inside]) < NEAREST["quick"]) == near
 
 
 def curved(seed=0, scale=3.0):
@@ -76,7 +93,7 @@ def curved(seed=0, scale=3.0):
     return model, x, model(x)[0].argmax(axis=1)
 
 
-PLAN = ensemble.Plan(10, 2, 5, 1, 2, 3)
+PLAN = ensemble.Plan(10, 2, 5, 1, walk=6)
 
 
 def attacked(monkeypatch, plan=PLAN):
