@@ -23,7 +23,7 @@ Floats = NDArray[Any]
 Rows = NDArray[np.bool_]
 
 
-THREADS_FROM = 1 << 24
+THREADS_FROM = 1 << 25
 """Bytes of an array from which a step in several threads is worth their start."""
 
 Block = TypeVar("Block")
