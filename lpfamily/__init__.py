@@ -7,7 +7,8 @@ from lpfamily.balls import project, sample
 from lpfamily.certificate import certify
 from lpfamily.classification import binary_error_log_odds, cross_entropy, error_log_odds
 from lpfamily.ensemble import robustness
-from lpfamily.norms import dual_exponent, norm, penalty
+from lpfamily.norms import norm, penalty
+from lpfamily.steepest import dual_exponent
 from lpfamily.step import epsilon
 
 __all__ = [

@@ -94,7 +94,7 @@ class Given(Generic[A]):
         except Exception as cause:  # each library has its own type for this
             raise ValueError(
                 f"{name} must be a number or broadcast to the batch axes {batch}; got shape "
-                f"{tuple(sigma.shape)}"
+                f"{tuple(sigma.shape)}: what differs by entry, as between channels, is scale"
             ) from cause
 
     def rows(self, entries: Array) -> Array:

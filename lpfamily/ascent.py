@@ -29,6 +29,7 @@ from lpfamily.box import box_of
 from lpfamily.kernels import library_of, library_of_generator
 from lpfamily.step import epsilon
 from lpfamily.trees import Joint, is_tree
+from lpfamily.units import Units
 
 Method: TypeAlias = Literal["adaptive", "projected", "frank-wolfe"]
 
@@ -52,6 +53,7 @@ def ascend(
     *,
     batch_ndim: int | None = None,
     mask: Array | None = None,
+    scale: Numbers | None = None,
     method: Method | None = None,
     restarts: int = 0,
     stop_above: float | None = None,
@@ -90,6 +92,9 @@ def ascend(
         index examples.
     p, sigma, bounds, batch_ndim, mask
         As in `lpfamily.epsilon`.
+    scale
+        As in `lpfamily.epsilon`. The ascent is one in u of x + scale * u: nearest points are those of
+        eps / scale.
     steps
         How many steps to take from each start, at least 1.
     step_size
@@ -136,7 +141,8 @@ def ascend(
     if is_tree(x):
         joint = Joint.of("x", x, batch_ndim)
         batch_ndim = joint.batch_ndim
-        within = Joint.of("x", x, batch_ndim, mask, () if bounds is None else box_of(x, bounds)).within
+        box = () if bounds is None else box_of(x, bounds)
+        within = Joint.of("x", x, batch_ndim, mask, scale, box).within
         if is_tree(start) or not (start is None or _is_random(start)):
             start = joint.like("start", start, joint.parts[0].batch).rows
 
@@ -155,6 +161,7 @@ def ascend(
             within.get("bounds"),
             batch_ndim=batch_ndim,
             mask=within["mask"],
+            scale=within["scale"],
             method=method,
             restarts=restarts,
             stop_above=stop_above,
@@ -162,6 +169,24 @@ def ascend(
         tree: A = joint.tree_of(eps)
         return tree
     given = examples(x, "x", batch_ndim)
+    if scale is not None:
+        units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
+        u = ascend(
+            partial(units.value_and_grad, value_and_grad),
+            given.xp.zeros_like(units.scale),
+            p,
+            units.ball.radius[..., 0],
+            steps,
+            step_size,
+            start if start is None or _is_random(start) else units.inverse(start),
+            units.bounds,
+            batch_ndim=batch_ndim,
+            mask=units.mask,
+            method=method,
+            restarts=restarts,
+            stop_above=stop_above,
+        )
+        return given.back(units.eps(u))
     at, batch_ndim = given.array, len(given.batch)
     given = replace(given, values=given.rows(at))  # whose dtype holds the radius
     radius = given.radius(sigma)[..., 0]  # an error names it, not what is made of it
@@ -344,7 +369,7 @@ class _Search:
 
 def of_examples(places: Array, x: Array, operand: Any, ndim: int) -> Any:
     """Return what belongs to the examples of x at these places, of a number or an array of so many axes."""
-    if is_number(operand):
+    if operand is None or is_number(operand):
         return operand
     operand = operand if hasattr(operand, "shape") else np.asarray(operand)
     if len(operand.shape) < ndim or operand.shape[0] == 1:
@@ -542,7 +567,7 @@ def frank_wolfe(
         Where in the ball, and in the box, the first gradient is taken, a perturbation; None means its
         centre, x itself.
     options
-        `batch_ndim` and `mask`, as in `lpfamily.epsilon`.
+        `batch_ndim`, `mask` and `scale`, as in `lpfamily.epsilon`.
 
     Returns
     -------

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import NoReturn
 
@@ -87,6 +88,13 @@ def walls(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array
     if visible and not within and bool(xp.any(wall != wall)):
         _raise_outside(named, tuple(wall.shape), xp.argmax(reshape(xp.astype(wall != wall, xp.int8), (-1,))))
     return given.rows(wall)
+
+
+def ways(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> tuple[Array, Array]:
+    """Return how far entries may move down and up, as rows."""
+    one = given.xp.ones_like(given.array)
+    down, up = (walls(replace(given, array=ahead), x, low, high) for ahead in (-one, one))
+    return down, up
 
 
 def entries(given: Given[Array], name: str, value: Numbers) -> Array:

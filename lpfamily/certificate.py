@@ -10,8 +10,10 @@ from types import ModuleType
 from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, finfo, floating, namespace_of
 from lpfamily.box import box_of, entries, walls
 from lpfamily.kernels import constant, library_of
-from lpfamily.norms import dual_exponent, norm, penalty
+from lpfamily.norms import norm, penalty
+from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
+from lpfamily.weighted import Weighted
 
 HALVINGS = 64
 """Of an interval of logarithms, until its ends are the same number."""
@@ -77,6 +79,7 @@ def certify(
     bounds: Bounds | None = None,
     *,
     batch_ndim: int | None = None,
+    scale: Numbers | None = None,
 ) -> Certificate:
     """Return what `eps` attains: of the ball's radius, and of the best linear gain in it.
 
@@ -87,7 +90,8 @@ def certify(
         <grad, eps> <= sigma * ||h||_{p*} + sum_i (|grad_i| - h_i) * b_i
 
     and the split taken is h_i = min(|grad_i|, mu * b_i ** (p - 1)), with mu by bisection: the bound
-    holds for whatever mu it finds, and knows nothing of how eps was made.
+    holds for whatever mu it finds, and knows nothing of how eps was made. With `scale` all of this is said of
+    scale * grad, eps / scale and b / scale.
 
     Parameters
     ----------
@@ -96,7 +100,7 @@ def certify(
         kept at zero by a mask; a tree as in `lpfamily.epsilon`.
     eps
         The perturbation to judge, of grad's shape, structure and library; not x + eps.
-    p, sigma, x, bounds, batch_ndim
+    p, sigma, x, bounds, batch_ndim, scale
         As in `lpfamily.epsilon`.
 
     Returns
@@ -113,9 +117,10 @@ def certify(
     """
     p, box, coarsest = check_p(p), box_of(x, bounds), 0.0
     if is_tree(grad):
-        joint = Joint.of("grad", grad, batch_ndim, box=box)
+        joint = Joint.of("grad", grad, batch_ndim, scale=scale, box=box)
         steps = joint.like("eps", eps, joint.parts[0].batch)
         grad, eps, batch_ndim, box = joint.rows, steps.rows, joint.batch_ndim, joint.walls
+        scale = joint.scale
         coarsest = max(joint.rounding, steps.rounding)
     given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
     xp, rows, dtype = given.xp, given.values, given.values.dtype
@@ -131,13 +136,17 @@ def certify(
         wall = walls(given, *box)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
         room = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(wall < math.inf, wall, 0.0)
-    could_move = (rows != 0) & (xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room)
-    could_move = xp.any(could_move, axis=-1)
+    radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room
+    finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
+    if scale is not None:
+        ball = Weighted.of(given, radius, scale)
+        rows, radius, eps, wall = ball.along, ball.radius, ball.in_units(eps), ball.in_units(wall)
+    could_move = xp.any(could_move & (rows != 0), axis=-1)
     judged = library_of(rows).by_examples(
         functools.partial(_judge, p, rounding, bool(box)),
-        "(n),(n),(n),(k),()->(),(),(),(),()",
+        "(n),(n),(n),(k),(),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
-        *(constant(each) for each in (rows, eps, wall, given.radius(sigma), could_move)),
+        *(constant(each) for each in (rows, eps, wall, radius, could_move, finite)),
     )
     return Certificate(*judged)
 
@@ -151,10 +160,10 @@ def _judge(
     wall: Array,
     sigma: Array,
     could_move: Array,
+    finite: Array,
 ) -> tuple[Array, ...]:
     xp = namespace_of(grad)
     rows = len(grad.shape) - 1
-    finite = xp.all(xp.isfinite(grad) & xp.isfinite(eps), axis=-1)
     size = norm(eps, p, batch_ndim=rows)
     radius = sigma[..., 0]
     positive = radius > 0
@@ -165,7 +174,7 @@ def _judge(
     top = norm(grad, math.inf, batch_ndim=rows)[..., None]
     r = grad / xp.where(top > 0, top, 1.0)
     unit = xp.where(sigma > 0, sigma, 1.0)
-    attained = xp.sum(r * (eps / unit), axis=-1)
+    attained = xp.sum(xp.where(r == 0, 0.0, r * (eps / unit)), axis=-1)
     if in_box:
         most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
     else:

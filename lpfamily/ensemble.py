@@ -18,9 +18,10 @@ from lpfamily.balls import project, sample
 from lpfamily.box import box_of
 from lpfamily.classification import error_log_odds, odds_gradient
 from lpfamily.measured import PARTS, Ball, Robustness
-from lpfamily.norms import dual_exponent, norm
+from lpfamily.norms import norm, penalty
 from lpfamily.step import epsilon
 from lpfamily.trees import Joint, is_tree, mapped, named_leaves
+from lpfamily.units import Units
 
 Effort: TypeAlias = Literal["quick", "standard", "thorough"]
 Sigmas: TypeAlias = float | Sequence[float] | Mapping[float, float | Sequence[float]]
@@ -113,6 +114,7 @@ def robustness(
     p: float | Sequence[float] = (1, 2, math.inf),
     sigma: Sigmas,
     bounds: Bounds | None = None,
+    scale: Numbers | None = None,
     effort: Effort = "standard",
     batch_size: int = 500,
     seed: int = 0,
@@ -155,6 +157,8 @@ def robustness(
     bounds
         (low, high), as in `lpfamily.epsilon`: numbers, or arrays that broadcast to one example, or trees of
         them.
+    scale
+        As in `lpfamily.epsilon`, likewise: the balls are ||eps / scale||_p <= sigma.
     effort
         "quick", "standard" or "thorough".
     batch_size
@@ -194,7 +198,7 @@ def robustness(
         return logits, logits[rows, targets] - logits[rows, y], pullback(direction)
 
     passes = Passes(evaluate, lambda x: model(x)[0])
-    return measure(passes, batches(x, y, batch_size), p, sigma, bounds, effort, seed, progress)
+    return measure(passes, batches(x, y, batch_size), p, sigma, bounds, scale, effort, seed, progress)
 
 
 def batches(x: Any, y: Any, batch_size: int) -> Iterable[tuple[Any, Any]]:
@@ -220,6 +224,7 @@ def measure(
     p: float | Sequence[float],
     sigma: Sigmas,
     bounds: Bounds | None,
+    scale: Numbers | None,
     effort: str,
     seed: int,
     progress: bool,
@@ -233,11 +238,11 @@ def measure(
             continue
         rng = np.random.default_rng((seed, number))
         x, y = mapped(passes.admit, x), passes.admit(y)
-        attacked, box = passes, bounds
+        attacked, box, units = passes, bounds, scale
         if is_tree(x):
-            attacked, x, box = _joined(passes, x, bounds)
+            attacked, x, box, units = _joined(passes, x, bounds, scale)
         z = _checked(passes.host(attacked.logits(x)), passes.host(y), len(x))
-        batch = Batch(attacked, x, y, box, EFFORTS[effort], rng)
+        batch = Batch(attacked, x, y, box, EFFORTS[effort], rng, units)
         balls = {}
         for each, sigmas in radii.items():
             if progress:
@@ -263,9 +268,11 @@ def measure(
     return Robustness.joined([numbered[number] for number in sorted(numbered)])
 
 
-def _joined(passes: Passes, x: Any, bounds: Bounds | None) -> tuple[Passes, Array, Bounds | None]:
-    """Return passes of the rows of a tree, these rows, and the bounds of each."""
-    joint = Joint.of("x", x, 1, box=() if bounds is None else box_of(x, bounds))
+def _joined(
+    passes: Passes, x: Any, bounds: Bounds | None, scale: Numbers | None
+) -> tuple[Passes, Array, Bounds | None, Numbers | None]:
+    """Return passes of the rows of a tree, these rows, their bounds and their scale."""
+    joint = Joint.of("x", x, 1, scale=scale, box=() if bounds is None else box_of(x, bounds))
 
     def evaluate(rows: Array, y: Array, targets: Array | None) -> tuple[Array, Array, Array]:
         logits, value, grad = passes.evaluate(joint.tree_of(rows), y, targets)
@@ -273,7 +280,7 @@ def _joined(passes: Passes, x: Any, bounds: Bounds | None) -> tuple[Passes, Arra
 
     of_rows = replace(passes, evaluate=evaluate, logits=lambda rows: passes.logits(joint.tree_of(rows)))
     _, low, high = joint.walls or (None, None, None)
-    return of_rows, joint.rows, None if bounds is None else (low, high)
+    return of_rows, joint.rows, None if bounds is None else (low, high), joint.scale
 
 
 def _checked(z: NDArray[Any], labels: Ints, n: int) -> NDArray[Any]:
@@ -325,9 +332,17 @@ class Batch:
     """Some examples under attack."""
 
     def __init__(
-        self, passes: Passes, x: Array, y: Array, bounds: Bounds | None, plan: Plan, rng: np.random.Generator
+        self,
+        passes: Passes,
+        x: Array,
+        y: Array,
+        bounds: Bounds | None,
+        plan: Plan,
+        rng: np.random.Generator,
+        scale: Numbers | None = None,
     ):
         self.passes, self.x, self.y, self.bounds, self.plan, self.rng = passes, x, y, bounds, plan, rng
+        self.scale = scale
         self.labels: Ints = passes.host(y)
         logits, _, grad = passes.evaluate(x, y, None)
         self.z, self.largest = passes.host(logits), float(finfo(namespace_of(logits), logits.dtype).max)
@@ -350,6 +365,10 @@ class Batch:
             return None
         low, high = (of_examples(rows, self.x, bound, self.x.ndim) for bound in self.bounds)
         return low, high
+
+    def weights(self, rows: Ints) -> dict[str, Any]:
+        """Return what tells the functions of the core which balls these examples have."""
+        return {"batch_ndim": 1, "scale": of_examples(rows, self.x, self.scale, self.x.ndim)}
 
     def here(self, values: NDArray[Any], like: Array) -> Array:
         """Return values of NumPy as an array of the model's library."""
@@ -395,7 +414,7 @@ class Batch:
                 value = xp.where(xp.argmax(logits, axis=-1) != y[some], math.inf, value)
             return value, _directed(grad)[0]
 
-        options: dict[str, Any] = {"start": start, "bounds": self.within(rows), "batch_ndim": 1}
+        options = {"start": start, "bounds": self.within(rows)} | self.weights(rows)
         eps = ascend(value_and_grad, x, p, sigma, steps, stop_above=self.largest, **options)
         self.taken[rows] = taken
         self.gradients += int(taken.sum())
@@ -428,39 +447,53 @@ class Batch:
             targets = self.here(aims, self.y) if way.aimed else None
             logits, value, grad = self.passes.evaluate(x + eps, y, targets)
             self.gradients += len(rows)
-            z, size = self.passes.host(logits), self._norms(eps, p)
+            z, size = self.passes.host(logits), self.norms(rows, eps, p)
             hit = z.argmax(axis=1) != self.labels[rows]
             aims = np.where(right, -math.inf, z).argmax(axis=1)
             less = hit & (size < least)
             best = xp.where(self.column(less) > 0, eps, best)
             least, met = np.where(less, size, least), met | hit
             grad, still = _directed(grad)
-            slope = np.where(self.passes.host(still), math.inf, self._norms(grad, dual_exponent(p)))
+            slope = self.passes.host(penalty(grad, p, 1.0, **self.weights(rows))).astype(np.float64)
+            slope = np.where(self.passes.host(still) | (slope == 0), math.inf, slope)
             ahead = np.nan_to_num(-self.passes.host(value) / slope)
             asked = np.maximum(size + ahead, np.maximum(size, FLOOR * least) * (1 + gamma))
             grown = np.minimum(np.where(met, radius * (1 + gamma), asked), least)
             radius = np.where(hit, np.minimum(radius, least) * (1 - gamma), grown)
             reach = self.here(length * np.where(met, least, radius), x)
-            eps = eps + epsilon(grad, p, reach, batch_ndim=1, **self.box(rows, x + eps))
-            eps = project(eps, p, self.here(radius, x), batch_ndim=1, **self.box(rows, x))
+            eps = eps + epsilon(grad, p, reach, **self.box(rows, x + eps))
+            eps = self.nearest(rows, eps, p, self.here(radius, x))
         return best, least
 
-    def _norms(self, eps: Array, p: float) -> Floats:
-        """Return norms as float64 of NumPy."""
-        return self.passes.host(norm(eps, p, batch_ndim=1)).astype(np.float64)
+    def nearest(self, rows: Ints, eps: Array, p: float, radius: Numbers) -> Array:
+        """Return the nearest points of ball and box, in the units of the scale if there is one."""
+        x, bounds = self.x[rows], self.within(rows)
+        if self.scale is None:
+            return project(eps, p, radius, **self.box(rows, x))
+        units = Units.of(x, radius, bounds, 1, None, self.weights(rows)["scale"])
+        box = {} if bounds is None else {"x": 0.0, "bounds": units.bounds}
+        return units.eps(project(units.inverse(eps), p, radius, batch_ndim=1, mask=units.mask, **box))
+
+    def norms(self, rows: Ints, eps: Array, p: float) -> Floats:
+        """Return the norms of perturbations of these examples as float64 of NumPy."""
+        return self.passes.host(norm(eps, p, **self.weights(rows))).astype(np.float64)
 
     def step(self, p: float, sigma: float) -> Array:
         """Return eq. 3 in ball and box, for every example."""
-        return epsilon(self.grad, p, sigma, batch_ndim=1, **self.box(np.arange(len(self.labels)), self.x))
+        return epsilon(self.grad, p, sigma, **self.box(np.arange(len(self.labels)), self.x))
 
     def noise(self, rows: Ints, p: float, sigma: float) -> Array:
         """Return random points of ball and box."""
-        drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, batch_ndim=1), self.x)
-        return drawn if self.bounds is None else project(drawn, p, sigma, **self.box(rows, self.x[rows]))
+        ball = self.weights(rows)
+        if not (ball["scale"] is None or isinstance(ball["scale"], int | float | np.ndarray | np.generic)):
+            ball["scale"] = self.passes.host(ball["scale"])  # the draws are NumPy's
+        drawn = self.here(sample(tuple(self.x[rows].shape), p, sigma, self.rng, **ball), self.x)
+        return drawn if self.bounds is None else self.nearest(rows, drawn, p, sigma)
 
     def box(self, rows: Ints, x: Array) -> dict[str, Any]:
-        """Return what tells the functions of the core that x + eps of these examples stays in the box."""
-        return {} if self.bounds is None else {"x": x, "bounds": self.within(rows)}
+        """Return the same, and that x + eps of these examples stays in the box."""
+        inside = {} if self.bounds is None else {"x": x, "bounds": self.within(rows)}
+        return self.weights(rows) | inside
 
     def ball(
         self, p: float, sigmas: Sequence[float], tick: Callable[[int, str], None] = lambda *_: None
@@ -476,7 +509,7 @@ class Batch:
             """Note which of these examples a perturbation fools, and how small it is."""
             part[rows[hit & (part[rows] < 0)]] = PARTS.index(name)
             # of a norm that is above sigma by rounding at most
-            size = np.minimum(self.passes.host(norm(eps, p, batch_ndim=1)).astype(np.float64), sigma)
+            size = np.minimum(self.norms(rows, eps, p), sigma)
             less = hit & (size < smallest[rows])
             smallest[rows[less]], best[rows[less]] = size[less], self.passes.host(eps)[less]
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
-from lpfamily._arrays import A, Numbers, check_p, examples
-from lpfamily.steepest import dual_norm
+from lpfamily._arrays import A, Array, Numbers, check_p, examples
+from lpfamily.steepest import dual_exponent, dual_norm
 from lpfamily.trees import is_tree, over_leaves
+from lpfamily.weighted import Weighted
 
 
-def dual_exponent(p: float) -> float:
-    """Return p* with 1/p + 1/p* = 1 (below eq. 3): inf for p = 1, 2 for 2, 1 for inf.
-
-    Parameters
-    ----------
-    p
-        A number in [1, inf].
-
-    Raises
-    ------
-    TypeError, ValueError
-        If p is not a number, or lies below 1 or is NaN.
-    """
-    p = check_p(p)
-    if p == 1:
-        return math.inf
-    return 1.0 if p == math.inf else p / (p - 1)
-
-
-def norm(x: A, p: float, *, batch_ndim: int | None = None) -> A:
-    """Return the Lp norm of each example: max|x| for p = inf, sum|x| for p = 1.
+def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None = None) -> A:
+    """Return the Lp norm of each example: max|x| for p = inf, sum|x| for p = 1; with a scale, of x / scale.
 
     The largest entry is divided out first, so that no power overflows or underflows; the derivative
     is the unit vector that attains the norm, and 0 at x = 0.
@@ -43,6 +25,9 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None) -> A:
         A number in [1, inf].
     batch_ndim
         None means 1, or 0 for a 1-D array; 0 takes the whole array, or tree, as one example.
+    scale
+        As in `lpfamily.epsilon`: the radius of the smallest weighted ball that x is in. An entry of scale 0
+        that is not 0 makes it infinite.
 
     Returns
     -------
@@ -53,22 +38,26 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None) -> A:
     Raises
     ------
     TypeError, ValueError
-        For a p below 1, an x that is not a real floating array, or an impossible `batch_ndim`.
+        For a p below 1, an x that is not a real floating array, an impossible `batch_ndim`, and for a scale
+        as in `lpfamily.epsilon`.
     """
     # The primitive is keyed by the ball's exponent, in which it is exact for p near 1; the norm's
     # own exponent is the dual of that.
-    return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, "x")
+    of = Weighted.norm_in_units
+    return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, scale, "x", of)
 
 
-def penalty(grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None) -> A:
-    """Return sigma * ||grad||_{p*} for each example, the second term of eq. 4.
+def penalty(
+    grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None, scale: Numbers | None = None
+) -> A:
+    """Return sigma * ||grad||_{p*} for each example, the second term of eq. 4; with a scale, of scale * grad.
 
     It is what the linearised loss gains from `epsilon(grad, p, sigma)`, and by Hölder's equality
     its derivative with respect to grad is that epsilon; 0 at a zero gradient.
 
     Parameters
     ----------
-    grad, p, sigma, batch_ndim
+    grad, p, sigma, batch_ndim, scale
         As in `lpfamily.epsilon`.
 
     Returns
@@ -82,19 +71,33 @@ def penalty(grad: A, p: float, sigma: Numbers, *, batch_ndim: int | None = None)
     TypeError, ValueError
         As in `lpfamily.epsilon`.
     """
-    return _of_examples(grad, check_p(p), sigma, batch_ndim, "grad")
+    return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", Weighted.dual_norm)
 
 
-def _of_examples(x: A, p: float, sigma: Numbers, batch_ndim: int | None, name: str) -> A:
+def _of_examples(
+    x: A,
+    p: float,
+    sigma: Numbers,
+    batch_ndim: int | None,
+    scale: Numbers | None,
+    name: str,
+    of: Callable[[Weighted[A], float], Array],
+) -> A:
     if is_tree(x):
         made: A = over_leaves(
-            lambda rows, sigma, **ball: _of_examples(rows, p, sigma, ball["batch_ndim"], name),
+            lambda rows, sigma, batch_ndim, mask, scale: _of_examples(
+                rows, p, sigma, batch_ndim, scale, name, of
+            ),
             name,
             x,
             sigma,
             batch_ndim,
+            scale=scale,
             reduces=True,
         )
         return made
     given = examples(x, name, batch_ndim)
-    return given.back(dual_norm(p, given.values, given.radius(sigma)))
+    radius = given.radius(sigma)
+    if scale is not None:
+        return given.back(of(Weighted.of(given, radius, scale), p))
+    return given.back(dual_norm(p, given.values, radius))

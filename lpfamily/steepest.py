@@ -12,8 +12,27 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
-from lpfamily._arrays import Array, DType, namespace_of
+from lpfamily._arrays import Array, DType, check_p, namespace_of
 from lpfamily.kernels import Primitive
+
+
+def dual_exponent(p: float) -> float:
+    """Return p* with 1/p + 1/p* = 1 (below eq. 3): inf for p = 1, 2 for 2, 1 for inf.
+
+    Parameters
+    ----------
+    p
+        A number in [1, inf].
+
+    Raises
+    ------
+    TypeError, ValueError
+        If p is not a number, or lies below 1 or is NaN.
+    """
+    p = check_p(p)
+    if p == 1:
+        return math.inf
+    return 1.0 if p == math.inf else p / (p - 1)
 
 
 def is_close(exponent: float, target: float, dtype: DType) -> bool:

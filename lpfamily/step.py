@@ -11,6 +11,7 @@ from lpfamily.box import box_of, boxed, walls
 from lpfamily.kernels import detoured, library_of
 from lpfamily.steepest import steepest
 from lpfamily.trees import Joint, is_tree, over_leaves
+from lpfamily.weighted import Weighted
 
 
 def epsilon(
@@ -20,6 +21,7 @@ def epsilon(
     *,
     batch_ndim: int | None = None,
     mask: Array | None = None,
+    scale: Numbers | None = None,
     x: Numbers | None = None,
     bounds: Bounds | None = None,
 ) -> A:
@@ -46,6 +48,8 @@ def epsilon(
     p = inf: eq. 8 and clipping). Budget that the walls save goes to other entries, so this gains more
     than clipping eq. 3 afterwards; without finite bounds it is eq. 3.
 
+    With `scale` the ball is ||eps / scale||_p <= sigma, and the maximiser scale * epsilon(scale * grad).
+
     Parameters
     ----------
     grad
@@ -64,7 +68,13 @@ def epsilon(
         is 0 if all are 1-D; 0 has one ball over everything.
     mask
         Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget, and x may
-        be anything. With a tree mask, x, low and high are each a tree like it, or one value for all leaves.
+        be anything. With a tree mask, scale, x, low and high are each a tree like it, or one value for all
+        leaves.
+    scale
+        What an entry's share of the budget is measured in, at least 0, a number or an array that broadcasts
+        to grad's shape: an entry of twice the scale may move twice as far for it, one of scale 0 stays, as
+        where the mask is False. None is 1 everywhere. 1 / std is the ball of inputs before they were divided
+        by std.
     x
         The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
     bounds
@@ -91,9 +101,9 @@ def epsilon(
     ValueError
         If p < 1 or NaN, a shape does not fit, a tree has no leaves, leaves of different examples or another
         structure than grad, x comes without bounds or they without x, or if sigma is visibly outside
-        [0, inf) or x visibly outside its bounds by more than rounding: numbers, NumPy arrays and, for x and
-        bounds, eager torch tensors of the CPU are seen. What else there is (JAX, devices, traces) is not
-        looked at, and a bad value makes its example NaN.
+        [0, inf), scale visibly below 0 or not finite, or x visibly outside its bounds by more than rounding:
+        numbers, NumPy arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there
+        is (JAX, devices, traces) is not looked at, and a bad value makes its example NaN.
 
     References
     ----------
@@ -102,7 +112,7 @@ def epsilon(
     """
     p = check_p(p)
     if is_tree(grad):
-        within = "grad", grad, sigma, batch_ndim, mask, box_of(x, bounds)
+        within = "grad", grad, sigma, batch_ndim, mask, scale, box_of(x, bounds)
         made: A = over_leaves(
             lambda rows, sigma, **ball: epsilon(rows, p, sigma, **ball),
             *within,
@@ -110,20 +120,23 @@ def epsilon(
         )
         return made
 
-    def step(grad: A, sigma: Numbers, mask: Array | None, *box: Numbers) -> A:
+    def step(grad: A, sigma: Numbers, mask: Array | None, scale: Numbers | None, *box: Numbers) -> A:
         given = examples(grad, "grad", batch_ndim, mask)
         radius = given.radius(sigma)
+        if scale is not None:
+            ball = Weighted.of(given, radius, scale)
+            return given.shaped(ball.boxed(p, walls(given, *box)) if box else ball.step(p))
         if not box:
             return given.shaped(steepest(p, given.values, radius))
         return given.shaped(boxed(p, given.values, radius, walls(given, *box)))
 
-    return detoured(step, "grad", grad, sigma, mask, *box_of(x, bounds))
+    return detoured(step, "grad", grad, sigma, mask, scale, *box_of(x, bounds))
 
 
 def _by_leaves(p: float, joint: Joint, sigma: Numbers) -> Sequence[Array] | None:
     """Return the step of each leaf by itself where that is exact, or None; its entries need not be joined."""
     parts = joint.parts
-    if joint.box or not joint.is_even or len(parts) == 1:
+    if joint.box or joint.is_scaled or not joint.is_even or len(parts) == 1:
         return None
     rows, radius = [part.values for part in parts], parts[0].radius(sigma)
     steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)

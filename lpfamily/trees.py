@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
@@ -27,8 +27,9 @@ from lpfamily._arrays import (
     namespace_of,
     reshape,
 )
-from lpfamily.box import entries, walls
+from lpfamily.box import entries, ways
 from lpfamily.kernels import detoured
+from lpfamily.weighted import scale_of
 
 Node = tuple[list[str], list[Any], Callable[[list[Any]], Any]]
 """One level of a tree: the ends of paths, what is there, and what makes the like of others."""
@@ -113,13 +114,22 @@ class Joint:
     parts: Sequence[Given[Array]]
     """The leaves, with entries of 0 where they are masked."""
     batch_ndim: int
-    box: Sequence[Sequence[Numbers]] = ()
+    scales: Sequence[Numbers | None]
+    box: Sequence[Sequence[Numbers]]
     """x, low and high, of each leaf."""
 
     @classmethod
-    def of(cls, name: str, tree: Any, batch_ndim: int | None, mask: Any = None, box: Box = ()) -> Joint:
+    def of(
+        cls,
+        name: str,
+        tree: Any,
+        batch_ndim: int | None,
+        mask: Any = None,
+        scale: Any = None,
+        box: Box = (),
+    ) -> Joint:
         """Return a tree, and what belongs to its leaves."""
-        return cls.made(name, tree, batch_ndim, *_columns(name, tree, mask, box))
+        return cls.made(name, tree, batch_ndim, *_columns(name, tree, mask, scale, box))
 
     @classmethod
     def made(
@@ -129,6 +139,7 @@ class Joint:
         batch_ndim: int | None,
         leaves: Sequence[Array],
         masks: Sequence[Array | None],
+        scales: Sequence[Numbers | None],
         *box: Sequence[Numbers],
     ) -> Joint:
         """Return leaves, in the order of a tree; raise if they are not of the same examples."""
@@ -146,7 +157,7 @@ class Joint:
                     f"{paths[0]} is of {parts[0].batch}, {path} of {part.batch}: with batch_ndim=0 all is "
                     "one example"
                 )
-        return cls(name, tree, parts, batch_ndim, box)
+        return cls(name, tree, parts, batch_ndim, scales, box)
 
     def like(self, name: str, tree: Any, batch: tuple[int, ...]) -> Joint:
         """Return a tree of this structure and of leaves like these, of some examples; raise if it is none."""
@@ -214,6 +225,19 @@ class Joint:
         return self.parts[0].xp.concat(masks, axis=-1)
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether the ball is weighted."""
+        return self.scales[0] is not None
+
+    @property
+    def scale(self) -> Numbers | None:
+        """That of the rows."""
+        if len(self.parts) == 1 or not self.is_scaled:
+            return self.scales[0]
+        found = map(_scale_of_leaf, _paths(self.name, self.tree), self.parts, self.scales)
+        return self.beside(list(found))
+
+    @property
     def walls(self) -> Box:
         """x, low and high of the rows, or nothing where there are none."""
         if not self.box or len(self.parts) == 1:
@@ -223,10 +247,18 @@ class Joint:
 
     @property
     def within(self) -> dict[str, Any]:
-        """What a function of the rows is told: `batch_ndim`, `mask` and, in a box, `x` and `bounds`."""
-        ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask}
+        """What a function of the rows is told: `batch_ndim`, `mask`, `scale`; in a box `x` and `bounds`."""
+        ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
         walls = self.walls
         return ball | {"x": walls[0], "bounds": walls[1:]} if walls else ball
+
+
+def _scale_of_leaf(path: str, part: Given[Array], scale: Numbers) -> Array:
+    """Return the scale of a leaf as rows."""
+    try:
+        return scale_of(part, scale)
+    except (TypeError, ValueError) as cause:
+        raise type(cause)(f"{cause}; this is of {path}") from cause
 
 
 def _walls_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array, ...]:
@@ -235,9 +267,9 @@ def _walls_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array,
     Where x is outside by the rounding of the leaf, which may be coarser than that of the rows, or does not
     move, it is its own bound.
     """
-    xp, one = part.xp, part.xp.ones_like(part.array)
+    xp = part.xp
     try:
-        up, down = (walls(replace(part, array=ahead), *box) for ahead in (one, -one))
+        down, up = ways(part, *box)
         x, low, high = map(partial(entries, part), ("x", "low", "high"), box)
     except (TypeError, ValueError) as cause:
         raise type(cause)(f"{cause}; this is of {path}") from cause
@@ -252,6 +284,7 @@ def over_leaves(
     sigma: Numbers,
     batch_ndim: int | None,
     mask: Any = None,
+    scale: Any = None,
     box: Box = (),
     *,
     by_leaves: Callable[[Joint, Numbers], Sequence[Array] | None] = lambda *_: None,
@@ -261,7 +294,7 @@ def over_leaves(
 
     `by_leaves` may make the leaves without joining them.
     """
-    columns = _columns(name, tree, mask, box)
+    columns = _columns(name, tree, mask, scale, box)
     n = len(columns[0])
 
     def call(first: Array, sigma: Numbers, *others: Any) -> Any:
@@ -277,8 +310,8 @@ def over_leaves(
     return made if reduces else rebuilt(tree, iter(made))
 
 
-def _columns(name: str, tree: Any, mask: Any, box: Box) -> list[list[Any]]:
-    """Return the leaves of a tree, and for each its mask, x, low and high."""
+def _columns(name: str, tree: Any, mask: Any, scale: Any, box: Box) -> list[list[Any]]:
+    """Return the leaves of a tree, and for each its mask, scale, x, low and high."""
     leaves = list(named_leaves(tree, name))
     if not leaves:
         raise ValueError(f"{name} must hold at least one array; got {tree!r}, a tree without leaves")
@@ -289,7 +322,7 @@ def _columns(name: str, tree: Any, mask: Any, box: Box) -> list[list[Any]]:
                 f"the leaves of {name} must be arrays of one library; {leaves[0][0]} is of "
                 f"{library_name(first)}, {path} of {library_name(xp)}: convert one of them first"
             )
-    others = zip(("mask", "x", "low", "high"), (mask, *box), strict=False)
+    others = zip(("mask", "scale", "x", "low", "high"), (mask, scale, *box), strict=False)
     return [[leaf for _, leaf in leaves], *(matched(name, tree, of, value) for of, value in others)]
 
 

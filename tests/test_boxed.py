@@ -18,10 +18,10 @@ from test_mutants import check as check_law
 
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import multipliers, threads
 from lpfamily.kernels import rows as rows_of_numpy
+from lpfamily.nearest import nearest
 
 needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test")
 WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")

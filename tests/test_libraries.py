@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import NAMES
 
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import library_of, on_numpy
 from lpfamily.kernels.testing import LibraryTests
+from lpfamily.nearest import nearest
 from lpfamily.steepest import dual_norm, steepest
 
 if "numpy" in NAMES:

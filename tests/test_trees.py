@@ -97,8 +97,8 @@ def ascended(lib, at, p, sigma, method="adaptive", target=None, x=None, **option
 CALLS = {
     "epsilon": lambda lib, g, p, s, **o: epsilon(g, p, s, **o),
     "project": lambda lib, g, p, s, **o: project(g, p, s, **o),
-    "norm": lambda lib, g, p, s: norm(g, p),
-    "penalty": lambda lib, g, p, s: penalty(g, p, s),
+    "norm": lambda lib, g, p, s, **o: norm(g, p, **o),
+    "penalty": lambda lib, g, p, s, **o: penalty(g, p, s, **o),
     "certify": judged,
     "ascend": ascended,
     "ascend, projected": functools.partial(ascended, method="projected"),
@@ -107,6 +107,8 @@ CALLS = {
 GIVEN = {name: ["ball"] if name in ("norm", "penalty") else ["ball", "box", "box of trees"] for name in CALLS}
 for name in GIVEN.keys() - {"norm", "penalty", "certify"}:
     GIVEN[name] += ["mask", "mask and box"]
+for name in GIVEN:
+    GIVEN[name] += ["scale"] if name in ("norm", "penalty") else ["scale", "scale and box"]
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
@@ -119,6 +121,9 @@ def test_every_function_takes_a_tree_as_its_rows(lib, name, given, p):
         if "mask" in given:
             rng = np.random.default_rng(3)
             options["mask"] = mapped(lambda leaf: lib.from_numpy(rng.random(leaf.shape) < 0.7), x)
+        if "scale" in given:
+            scales = iter([2.0, np.array([0.5, 0.0, 3.0]), 1.0])
+            options["scale"] = grown(lambda _: next(scales))
         if "box" in given:
             if "trees" in given:
                 low, high = (mapped(lambda leaf, d=d: leaf + d, x) for d in (-0.2, 0.3))
@@ -133,7 +138,10 @@ def test_every_function_takes_a_tree_as_its_rows(lib, name, given, p):
             if key == "bounds"
             else joined(lib, value)
             for key, value in (options | target).items()
+            if key != "scale"
         }
+        if "scale" in options:
+            flatly["scale"] = np.array([*[2.0] * 8, 0.5, 0.0, 3.0, 1.0])
         expected = CALLS[name](lib, joined(lib, point), p, sigma, **flatly)
         if isinstance(found, dict):
             for leaf, other in zip(leaves(found), leaves(point), strict=True):

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Library, Primitive
+from lpfamily.nearest import nearest
 from lpfamily_jax import multipliers
 
 

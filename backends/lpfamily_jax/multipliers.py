@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Primitive
 from lpfamily.kernels.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, STEPS
+from lpfamily.nearest import nearest
 
 EXPONENT = 32
 """Up to here the rounding of an exponent costs no more than that of its row's sums."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from lpfamily import ensemble, error_log_odds
-from lpfamily._arrays import Bounds
+from lpfamily._arrays import Bounds, Numbers
 from lpfamily.measured import Robustness
 from lpfamily.trees import mapped, named_leaves
 from lpfamily_jax.padding import padded
@@ -26,6 +26,7 @@ def robustness(
     p: float | Sequence[float] = (1, 2, math.inf),
     sigma: ensemble.Sigmas,
     bounds: Bounds | None = None,
+    scale: Numbers | None = None,
     effort: ensemble.Effort = "standard",
     batch_size: int = 500,
     seed: int = 0,
@@ -44,7 +45,7 @@ def robustness(
     x, y
         The inputs, a floating array whose first axis indexes examples, or a pytree of them, and their
         classes, integers of shape (n,); or, without y, an iterable of such pairs.
-    p, sigma, bounds, effort, batch_size, seed, progress
+    p, sigma, bounds, scale, effort, batch_size, seed, progress
         As in `lpfamily.robustness`.
 
     Returns
@@ -81,4 +82,4 @@ def robustness(
 
     passes = ensemble.Passes(evaluate, evaluate_logits)
     data = ensemble.batches(x, y, batch_size)
-    return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)
+    return ensemble.measure(passes, data, p, sigma, bounds, scale, effort, seed, progress)

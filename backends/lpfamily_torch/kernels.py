@@ -163,6 +163,8 @@ def _is_plain(x: torch.Tensor) -> bool:
         and x.is_cpu
         and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        # under a transform what is not wrapped has no memory to share either
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lpfamily import ensemble, error_log_odds
-from lpfamily._arrays import Bounds
+from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
 from lpfamily.measured import Robustness
 from lpfamily.trees import mapped, named_leaves
@@ -29,6 +29,7 @@ def robustness(
     p: float | Sequence[float] = (1, 2, math.inf),
     sigma: ensemble.Sigmas,
     bounds: Bounds | None = None,
+    scale: Numbers | None = None,
     effort: ensemble.Effort = "standard",
     batch_size: int = 500,
     seed: int = 0,
@@ -51,7 +52,7 @@ def robustness(
         pairs, as a `DataLoader` is. Each batch is taken to the device of the model's parameters. Where
         torch.distributed is initialised, all processes are given the same data: each attacks a share of the
         batches, and all return the whole result.
-    p, sigma, bounds, effort, batch_size, seed, progress
+    p, sigma, bounds, scale, effort, batch_size, seed, progress
         As in `robustness`.
 
     Returns
@@ -112,4 +113,4 @@ def robustness(
     )
     with quiet(inner, device, "none", "running"), torch.no_grad():
         data = ensemble.batches(x, y, batch_size)
-        return ensemble.measure(passes, data, p, sigma, bounds, effort, seed, progress)
+        return ensemble.measure(passes, data, p, sigma, bounds, scale, effort, seed, progress)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Primitive
 from lpfamily.kernels import rows as of_rows
 from lpfamily.kernels.powers import fastest_power
 from lpfamily.kernels.rows import Floats, Rows, row_blocks, scratch, share_out, sizes, with_sign_of
+from lpfamily.nearest import nearest
 
 STEPS = 32
 """Newton's steps at most; what has not come to an end by then goes to the definition."""

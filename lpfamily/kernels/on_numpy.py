@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.balls import nearest
 from lpfamily.box import boxed
 from lpfamily.kernels import Library, Primitive, multipliers
 from lpfamily.kernels.powers import fastest_power
 from lpfamily.kernels.rows import Floats, Rows, dots, row_blocks, scratch, share_out
+from lpfamily.nearest import nearest
 from lpfamily.steepest import steepest
 
 BLOCKS_FROM = 1 << 14

@@ -37,7 +37,7 @@ def measurement(source: str, cost: float) -> Measurement:
             recipe = recipe_of(setting, network, seed)
             passes = passes_of(load(folder).trainer(setting.backend, setting.device))
             batches = ensemble.batches(test.x.astype(recipe.dtype), test.labels, 500)
-            how = ATTACKED, radii, None, EFFORT[setting.budget], seed, False
+            how = ATTACKED, radii, None, None, EFFORT[setting.budget], seed, False
             attacked = ensemble.measure(passes, batches, *how)
             fooled = {f"{p:g}": attacked.error(p, radii[p][0]).value for p in ATTACKED}
             more = {"fooled": fooled, "attacked": len(test.x), "passes": recipe.passes}

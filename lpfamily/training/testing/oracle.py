@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily.balls import project
-from lpfamily.norms import dual_exponent, norm
+from lpfamily.norms import norm
+from lpfamily.steepest import dual_exponent
 from lpfamily.step import epsilon
 from lpfamily.training.draws import Draws, Random
 from lpfamily.training.networks import (

@@ -1,0 +1,345 @@
+"""The nearest point of the Lp ball, plain, in a box, and weighted.
+
+The nearest point y to v in ||y||_p <= sigma has, for some mu >= 0 (stationarity of the Lagrangian),
+
+    |y| + mu * |y| ** (p - 1) = |v|,
+
+or y = v if that is in the ball. p = inf clips, p = 2 scales, p = 1 takes the same from every entry. For
+other p this is one equation an entry inside one for mu. With v in units of its largest entry, y = sigma z,
+tau = sigma / max|v| and nu the multiplier in these units, it reads A + B = r for A = tau z and B = nu
+z^(p-1): of r in [0, 1] two shares, which are straight lines in log z. So log z is where the larger share
+alone would be r, to within log 2, and Newton's method needs a few steps from there, at any scale; the
+outer equation, ||z||_p = 1, is kept between bounds. Scaling y down, which is often called projection, is
+not the nearest point unless p = 2.
+
+Inside a box too, entry i stands at the smaller of z_i and its wall, with the same multiplier.
+
+In the ball ||y / scale||_p <= sigma the equation is |y| + mu * |y| ** (p - 1) / scale ** p = |v|. Times
+scale, and with y = scale * u, it reads scale^2 u + mu u^(p-1) = scale |v|: the same two shares, of which the
+first has a factor for each entry. p = 1 fills a vessel whose width is 1 / scale^2 there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from lpfamily._arrays import Array, namespace_of, sign
+from lpfamily.box import boxed, last_affordable
+from lpfamily.kernels import Primitive, library_of
+from lpfamily.steepest import dual_exponent, dual_norm, ratio_scale, steepest
+
+MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
+"""Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
+
+
+# The definition. `v`, `wall` and `scale` hold examples as rows, (..., d); `sigma` is (..., 1).
+
+
+def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Array:
+    return _definition(p, v, sigma, wall, None)
+
+
+def _weighted(p: float, v: Array, sigma: Array, scale: Array, wall: Array | None = None) -> Array:
+    if v.shape[-1] == 0:
+        return v
+    xp = namespace_of(v)
+    most = xp.max(scale, axis=-1, keepdims=True)
+    scale = scale / xp.where(most > 0, most, 1.0)
+    # one whose square underflows adds nothing to a distance, and stays
+    scale = xp.where(scale * scale >= float(xp.finfo(v.dtype).smallest_normal), scale, 0.0)
+    return _definition(p, v, sigma * most, wall, scale)
+
+
+def _definition(p: float, v: Array, sigma: Array, wall: Array | None, weights: Array | None) -> Array:
+    xp = namespace_of(v)
+    if v.shape[-1] == 0:
+        return v
+    size = xp.abs(v)
+    if wall is not None:
+        size = xp.where((wall == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
+    if weights is not None:
+        size = xp.where((weights == 0) & (size == size), 0.0, size)
+    within = size if wall is None else xp.minimum(size, wall)
+    reach = sigma if weights is None else sigma * weights  # of one entry that has the whole budget
+    if p > 2.0**60:  # where the norm is the largest entry, to rounding
+        bad = sigma != sigma
+        if wall is not None or p < math.inf:
+            bad = bad | _any_nan(xp, within)
+        return xp.where(bad, math.nan, xp.copysign(xp.minimum(within, sigma), v))
+    used, pull = within, size
+    if weights is not None:
+        used = xp.where(weights > 0, within / xp.where(weights > 0, weights, 1.0), within)
+        pull = size * weights
+    norm = dual_norm(dual_exponent(p), used, xp.ones_like(sigma))[..., None]
+    outside = norm > sigma
+    if p == 2 and wall is None and weights is None:
+        y = xp.abs(steepest.value(p, v, sigma))
+    elif p - 1 < float(xp.finfo(v.dtype).eps) / 2:
+        y = _level(xp, size, sigma, wall, weights)
+    else:
+        top = xp.max(pull, axis=-1, keepdims=True)
+        finite, scale = top < math.inf, ratio_scale(xp, top)
+        unit = xp.where((top > 0) & finite, top * scale, 1.0)
+        r = xp.where(finite, pull * scale / unit, xp.astype(pull == top, v.dtype))
+        tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
+        tau = tau if weights is None else tau * weights * weights
+        share = None
+        if wall is not None:  # a wall that the whole budget cannot pass is none
+            share = xp.where(wall < reach, wall / xp.where(reach > 0, reach, 1.0), math.inf)
+        y = _shares(xp, p, r, tau, share)
+        y = reach * y if share is None else xp.where(y < share, xp.minimum(reach * y, within), within)
+    y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
+    return xp.where((norm != norm) | (sigma != sigma), math.nan, y)
+
+
+def _any_nan(xp: ModuleType, x: Array) -> Array:
+    return xp.any(x != x, axis=-1, keepdims=True)
+
+
+def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weights: Array | None) -> Array:
+    """Return |y| at p = 1: what fills a vessel of bottom -|v| up to one level, with sigma, walls on top.
+
+    Depths are differences from the largest entry, which are exact next to it. Far from the ball entries
+    at their walls are far above the level, so that the search is done again with what they leave.
+    In a weighted ball the bottom is -scale |v|, the width 1 / scale^2, and |y| is depth / scale.
+    """
+    pull, weight, width = size, 1.0, 1.0
+    if weights is not None:
+        weight = xp.where(weights > 0, weights, 1.0)
+        pull, width = size * weights, 1 / (weight * weight)
+    free, left = pull > 0, sigma
+    for last in (True,) if wall is None else (False, False, True):
+        reach = xp.where(free, pull, 0.0)
+        top = xp.max(reach, axis=-1, keepdims=True)
+        finite, scale = top < math.inf, ratio_scale(xp, top)
+        unit = xp.where((top > 0) & finite, top * scale, 1.0)
+        low = xp.where(finite, (unit - reach * scale) / unit, xp.astype(reach < top, size.dtype))
+        low = xp.where(free, low, math.inf)
+        budget = xp.where(finite, left * scale / unit, 0.0)
+        # differences are multiples of their rounding: less depth than this makes none
+        budget = xp.maximum(budget, xp.full_like(budget, float(xp.finfo(size.dtype).eps) ** 4))
+        # with nothing left no entry rises to its wall
+        some, unit = left > 0, xp.where(left > 0, left, 1.0)
+        cap = math.inf if wall is None else xp.where(some, budget * (wall * weight / unit), math.inf)
+        full = low + cap
+
+        def filled(level: Array, low: Array = low, cap: Any = cap, full: Array = full) -> Array:
+            depth = xp.where(level > low, level - low, 0.0)
+            return depth if wall is None else xp.where(full <= level, cap, xp.minimum(depth, cap))
+
+        def spent(level: Array, filled: Callable[[Array], Array] = filled) -> Array:
+            return xp.sum(width * filled(level), axis=-1, keepdims=True)
+
+        turns = low if wall is None else xp.concat([low, full], axis=-1)
+        turn = last_affordable(xp, xp.sort(turns, axis=-1), spent, budget)
+        if not last:
+            free = free & ~(full <= turn)
+            left = xp.maximum(
+                sigma - xp.sum(xp.where((pull > 0) & ~free, wall / weight, 0.0), axis=-1, keepdims=True),
+                xp.zeros_like(sigma),
+            )
+    at_wall = free & (full <= turn)
+    rising = free & (low <= turn) & ~at_wall
+    wide = xp.sum(width * xp.astype(rising, size.dtype), axis=-1, keepdims=True)
+    if wall is not None:
+        budget = budget - xp.sum(xp.where(at_wall, width * cap, 0.0), axis=-1, keepdims=True)
+        left = left - xp.sum(xp.where(at_wall, wall / weight, 0.0), axis=-1, keepdims=True)
+    rest = budget + xp.sum(xp.where(rising, width * low, 0.0), axis=-1, keepdims=True)
+    depth = xp.where(rising, filled(rest / xp.where(wide > 0, wide, 1.0)), 0.0)
+    total = xp.sum(width * depth, axis=-1, keepdims=True)
+    y = depth / weight / xp.where(total > 0, total, 1.0) * xp.maximum(left, xp.zeros_like(left))
+    if wall is None:
+        return y
+    stands = (pull > 0) & (at_wall | ~free)
+    return xp.minimum(xp.where(stands, wall, xp.minimum(y, wall)), sigma * weight)
+
+
+def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None) -> Array:
+    """Return z, at most its wall's `share`, with tau z + nu z^(p-1) = r where it is less, and ||z||_p = 1."""
+    repeat = library_of(r).repeat
+    positive = r > 0
+    log_r, log_tau = xp.log(xp.where(positive, r, 1.0)), xp.log(tau)
+    least, rounding = float(xp.finfo(r.dtype).smallest_normal), 16 * float(xp.finfo(r.dtype).eps)
+
+    def entries(nu: Array) -> Array:
+        log_nu = xp.log(nu)
+
+        def step(w: Array) -> tuple[Array]:
+            return (_nearer(xp, p, w, log_r, log_tau + w, log_nu + (p - 1) * w),)
+
+        # not less than the solution, and neither share alone is more than r
+        start = xp.minimum(log_r - log_tau, (log_r - log_nu) / (p - 1))
+        (w,) = repeat(step, (start,), ENTRY_STEPS)
+        return xp.where(positive, xp.exp(w), 0.0)
+
+    def step(nu: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
+        z = entries(nu)
+        free = positive if share is None else positive & (z < share)
+        z = z if share is None else xp.minimum(z, share)
+        power = z**p
+        total = xp.sum(power, axis=-1, keepdims=True)
+        norm = total ** (1 / p)
+        # -d log ||z|| / d log nu: a free entry's is B / (A + (p - 1) B)
+        a = tau * z / xp.where(positive, r, 1.0)
+        slope = xp.where(free, power * ((1 - a) / (a + (p - 1) * (1 - a))), 0.0)
+        slope = xp.sum(slope, axis=-1, keepdims=True) / xp.where(total > 0, total, 1.0)
+        above = norm > 1 + rounding
+        low, high = xp.where(above, nu, low), xp.where(above, high, nu)
+        # 1 / ||z|| is nearly straight in nu for a large p, ||z|| for a small one, and log ||z|| in log nu far
+        # from the ball
+        straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
+        new = xp.where((straight > low) & (straight < high), straight, nu * norm ** (1 / slope))
+        floor = xp.maximum(low, xp.full_like(low, least))  # 0 would stay 0
+        new = xp.where((new >= floor) & (new <= high), new, xp.sqrt(floor * high))
+        return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
+
+    # what nu is far from the ball, where tau is 0, and z the steepest step
+    if share is None:
+        high = dual_norm(p, r, xp.ones_like(tau))[..., None]
+    else:
+        far = boxed(p, r, xp.ones_like(tau), share)
+        free = positive & (far < share) & (far > 0)
+        log_high = xp.where(free, log_r - (p - 1) * xp.log(xp.where(free, far, 1.0)), -math.inf)
+        high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))
+    _, _, nu = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
+    z = entries(nu)
+    # the rounding of nu, which 1 / (p - 1) magnifies, is common to the free entries
+    free = positive if share is None else positive & (z < share)
+    held = 0.0 if share is None else xp.sum(xp.where(positive & ~free, share**p, 0.0), axis=-1, keepdims=True)
+    spent = xp.sum(xp.where(free, z**p, 0.0), axis=-1, keepdims=True)
+    left = xp.maximum(1 - held * xp.ones_like(spent), xp.zeros_like(spent))
+    z = z * (left / xp.where(spent > 0, spent, 1.0)) ** (1 / p)
+    return z if share is None else xp.where(free, z, xp.where(positive, share, 0.0))
+
+
+def _nearer(xp: ModuleType, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:
+    """Return an upper bound of log z that is nearer to it, from one, w, at which the shares are a and b.
+
+    log(a + b) is convex in w: Newton's method for log(a + b) = log r descends to the solution, but slowly
+    where the flatter share fills r nearly. There log a = log(r - b), for a the steeper one, is convex too.
+    """
+    larger = xp.maximum(log_a, log_b)
+    log_sum = larger + xp.log1p(xp.exp(xp.minimum(log_a, log_b) - larger))
+    part = xp.exp(log_a - log_sum)
+    new = w - (log_sum - log_r) / (part + (p - 1) * (1 - part))
+    (steep, n), (flat, m) = sorted([(log_a, 1.0), (log_b, p - 1)], key=lambda share: -share[1])
+    fills = xp.exp(flat - log_r)
+    apart = fills < 0.999
+    fills = xp.where(apart, fills, 0.5)
+    excess = steep - log_r - xp.log1p(-fills)
+    other = w - excess / (n + m * fills / (1 - fills))
+    return xp.minimum(w, xp.where(apart, xp.minimum(new, other), new))
+
+
+# The derivatives. With c = (y / scale)^(p-1) / scale, the gradient of the constraint up to a factor, and
+# D = A / (A + (p-1) B) on the free entries, moving v by dv, the radius by dsigma, the scale by ds and the
+# walls that hold by dwall moves y by D (dv + p B ds / scale - c k), k such that c'dy over the free entries is
+# dsigma + c'(y ds / scale) over all, less c'dwall over the others.
+
+
+Ball = tuple[Array, Array, Array | None, Array | None]
+"""v, sigma, scale and wall, or what belongs to them."""
+
+
+def _plain(operands: tuple[Array, ...]) -> Ball:
+    v, sigma, *wall = operands
+    return v, sigma, None, wall[0] if wall else None
+
+
+def _scaled(operands: tuple[Array, ...]) -> Ball:
+    v, sigma, scale, *wall = operands
+    return v, sigma, scale, wall[0] if wall else None
+
+
+def _parts(p: float, y: Array, ball: Ball) -> tuple[Array, Array, Array, Array, Array]:
+    """Return which rows are outside the ball, D, c, which entries stand at walls, and B."""
+    v, sigma, scale, wall = ball
+    xp = namespace_of(v)
+    size, kept = xp.abs(v), xp.abs(y)
+    at_wall = xp.zeros_like(v) != 0 if wall is None else (kept == wall) & (size >= kept)
+    lost = xp.where(at_wall, 0.0, size - kept)
+    outside = xp.any(lost > 0, axis=-1, keepdims=True)
+    if p > 2.0**60:
+        follows = xp.astype((lost == 0) & ~at_wall, v.dtype)
+        return outside, follows, xp.astype(lost > 0, v.dtype), at_wall, lost
+    total = kept + (p - 1) * lost
+    d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
+    if p == 2 and scale is None:  # alike, also where v is 0
+        d = xp.where(size > 0, d, xp.max(xp.where(at_wall, 0.0, d), axis=-1, keepdims=True))
+    d = xp.where(at_wall, 0.0, xp.where(outside, d, 1.0))
+    weight = 1.0 if scale is None else xp.where(scale > 0, scale, 1.0)
+    c = (kept / (weight * xp.where(sigma > 0, sigma, 1.0))) ** (p - 1) / weight
+    return outside, d, xp.where(kept > 0, c, 0.0), at_wall, lost
+
+
+def _apply(p: float, v: Array, signs: Array, outside: Array, d: Array, c: Array) -> tuple[Array, Array]:
+    """Return M v for the symmetric M = dy/dv, and dy/dsigma."""
+    xp = namespace_of(v)
+    if p > 2.0**60:
+        return d * v, signs * c
+    normal = signs * c * d
+    length = xp.sum(signs * c * normal, axis=-1, keepdims=True)
+    some = outside & (length > 0)
+    length = xp.where(some, length, 1.0)
+    along = xp.where(some, xp.sum(normal * v, axis=-1, keepdims=True) / length, 0.0)
+    return d * v - normal * along, xp.where(some, normal / length, 0.0)
+
+
+def _jvp(
+    of: Callable[[tuple[Array, ...]], Ball],
+    p: float,
+    operands: tuple[Array, ...],
+    tangents: tuple[Array, ...],
+) -> Array:
+    ball = v, _, scale, _ = of(operands)
+    dv, dsigma, dscale, dwall = of(tangents)
+    xp, signs = namespace_of(v), sign(v)
+    y = (nearest if scale is None else weighted_nearest)(p, *operands)
+    outside, d, c, at_wall, lost = _parts(p, y, ball)
+    if scale is not None:
+        change = xp.where(scale > 0, dscale / xp.where(scale > 0, scale, 1.0), 0.0)
+        dv = dv + signs * p * lost * change
+        dsigma = dsigma + xp.sum(c * xp.abs(y) * change, axis=-1, keepdims=True)
+    if dwall is not None:
+        dsigma = dsigma - xp.sum(xp.where(at_wall, c * dwall, 0.0), axis=-1, keepdims=True)
+    moved, by_radius = _apply(p, dv, signs, outside, d, c)
+    moved = moved + by_radius * dsigma
+    return moved if dwall is None else xp.where(at_wall, signs * dwall, moved)
+
+
+def _vjp(
+    of: Callable[[tuple[Array, ...]], Ball], p: float, operands: tuple[Array, ...], u: Array
+) -> tuple[Array, ...]:
+    ball = v, _, scale, wall = of(operands)
+    xp, signs = namespace_of(v), sign(v)
+    y = (nearest if scale is None else weighted_nearest)(p, *operands)
+    outside, d, c, at_wall, lost = _parts(p, y, ball)
+    moved, by_radius = _apply(p, u, signs, outside, d, c)
+    dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
+    found = [moved, dsigma]
+    if scale is not None:
+        change = signs * p * lost * moved + c * xp.abs(y) * dsigma
+        found.append(xp.where(scale > 0, change / xp.where(scale > 0, scale, 1.0), 0.0))
+    if wall is not None:
+        found.append(xp.where(at_wall, signs * u - c * dsigma, 0.0))
+    return tuple(found)
+
+
+nearest = Primitive(
+    "nearest", _nearest, partial(_jvp, _plain), partial(_vjp, _plain), "(n),(1),(n)->(n)", whole=True
+)
+"""nearest(p, v, sigma[, wall]): the projection on examples as rows, `wall` how far each entry may move."""
+
+weighted_nearest = Primitive(
+    "weighted_nearest",
+    _weighted,
+    partial(_jvp, _scaled),
+    partial(_vjp, _scaled),
+    "(n),(1),(n),(n)->(n)",
+    whole=True,
+)
+"""weighted_nearest(p, v, sigma, scale[, wall]): the same onto ||y / scale||_p <= sigma, for p up to 2^60."""
