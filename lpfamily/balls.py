@@ -165,7 +165,7 @@ def sample(
     u = xp.abs(uniform)
     radius, cost = floating(uniform, "rng").radius(sigma), gamma * u**p
     if scale is not None:
-        ball = Weighted.of(Given(xp, reshape(uniform, shape), uniform, None), radius, scale)
+        ball: Weighted[Array] = Weighted.of(Given(xp, reshape(uniform, shape), uniform, None), radius, scale)
         radius, cost = ball.radius * ball.scale, xp.where(ball.scale > 0, cost, 0.0)
     total = xp.sum(cost, axis=-1, keepdims=True) + exponential
     points = radius * (xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p))

@@ -471,7 +471,7 @@ class Batch:
         if self.scale is None:
             return project(eps, p, radius, **self.box(rows, x))
         units = Units.of(x, radius, bounds, 1, None, self.weights(rows)["scale"])
-        box = {} if bounds is None else {"x": 0.0, "bounds": units.bounds}
+        box: dict[str, Any] = {} if bounds is None else {"x": 0.0, "bounds": units.bounds}
         return units.eps(project(units.inverse(eps), p, radius, batch_ndim=1, mask=units.mask, **box))
 
     def norms(self, rows: Ints, eps: Array, p: float) -> Floats:

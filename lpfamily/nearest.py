@@ -111,6 +111,7 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
     if weights is not None:
         weight = xp.where(weights > 0, weights, 1.0)
         pull, width = size * weights, 1 / (weight * weight)
+    units = None if wall is None else wall / weight
     free, left = pull > 0, sigma
     for last in (True,) if wall is None else (False, False, True):
         reach = xp.where(free, pull, 0.0)
@@ -139,7 +140,7 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
         if not last:
             free = free & ~(full <= turn)
             left = xp.maximum(
-                sigma - xp.sum(xp.where((pull > 0) & ~free, wall / weight, 0.0), axis=-1, keepdims=True),
+                sigma - xp.sum(xp.where((pull > 0) & ~free, units, 0.0), axis=-1, keepdims=True),
                 xp.zeros_like(sigma),
             )
     at_wall = free & (full <= turn)
@@ -147,7 +148,7 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
     wide = xp.sum(width * xp.astype(rising, size.dtype), axis=-1, keepdims=True)
     if wall is not None:
         budget = budget - xp.sum(xp.where(at_wall, width * cap, 0.0), axis=-1, keepdims=True)
-        left = left - xp.sum(xp.where(at_wall, wall / weight, 0.0), axis=-1, keepdims=True)
+        left = left - xp.sum(xp.where(at_wall, units, 0.0), axis=-1, keepdims=True)
     rest = budget + xp.sum(xp.where(rising, width * low, 0.0), axis=-1, keepdims=True)
     depth = xp.where(rising, filled(rest / xp.where(wide > 0, wide, 1.0)), 0.0)
     total = xp.sum(width * depth, axis=-1, keepdims=True)
