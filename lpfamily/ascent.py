@@ -173,9 +173,9 @@ def ascend(
         units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
         u = ascend(
             partial(units.value_and_grad, value_and_grad),
-            given.xp.zeros_like(units.scale),
+            units.centre,
             p,
-            units.ball.radius[..., 0],
+            units.radius,
             steps,
             step_size,
             start if start is None or _is_random(start) else units.inverse(start),

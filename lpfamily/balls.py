@@ -25,7 +25,7 @@ from lpfamily.box import box_of, walls
 from lpfamily.kernels import detoured, library_of_generator
 from lpfamily.nearest import nearest, weighted_nearest
 from lpfamily.trees import is_tree, over_leaves
-from lpfamily.weighted import Weighted
+from lpfamily.weighted import moving, weights
 
 
 def project(
@@ -86,20 +86,20 @@ def project(
         wall = [walls(given, *box)] if box else []
         if scale is None:
             return given.shaped(nearest(p, given.values, radius, *wall))
-        return given.shaped(_nearest_weighted(p, Weighted.of(given, radius, scale), *wall))
+        return given.shaped(_nearest_weighted(p, given.values, *weights(given, radius, scale), *wall))
 
     return detoured(point, "v", v, sigma, mask, scale, *box_of(x, bounds))
 
 
-def _nearest_weighted(p: float, ball: Weighted[A], *wall: Array) -> Array:
+def _nearest_weighted(p: float, v: Array, radius: Array, scale: Array, *wall: Array) -> Array:
+    xp, v = namespace_of(v), moving(v, scale)
     if p <= 2.0**60:
-        return weighted_nearest(p, ball.moving, ball.radius, ball.scale, *wall)
+        return weighted_nearest(p, v, radius, xp.broadcast_to(scale, v.shape), *wall)
     # every entry has an interval of its own
-    xp, reach = ball.xp, ball.radius * ball.scale
+    reach = radius * scale
     for each in wall:
         reach = xp.where((each < reach) | (each != each), each, reach)
-    no_ball = xp.full_like(ball.radius, float(xp.finfo(reach.dtype).max))
-    return nearest(p, ball.moving, no_ball, reach)
+    return nearest(p, v, xp.full_like(radius, float(xp.finfo(v.dtype).max)), reach)
 
 
 def sample(
@@ -165,8 +165,9 @@ def sample(
     u = xp.abs(uniform)
     radius, cost = floating(uniform, "rng").radius(sigma), gamma * u**p
     if scale is not None:
-        ball: Weighted[Array] = Weighted.of(Given(xp, reshape(uniform, shape), uniform, None), radius, scale)
-        radius, cost = ball.radius * ball.scale, xp.where(ball.scale > 0, cost, 0.0)
+        given: Given[Array] = Given(xp, reshape(uniform, shape), uniform, None)
+        radius, scale = weights(given, radius, scale)
+        radius, cost = radius * scale, xp.where(scale > 0, cost, 0.0)
     total = xp.sum(cost, axis=-1, keepdims=True) + exponential
     points = radius * (xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p))
     points = reshape(points, shape)

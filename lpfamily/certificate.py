@@ -13,7 +13,7 @@ from lpfamily.kernels import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
-from lpfamily.weighted import Weighted
+from lpfamily.weighted import along, by_rows, over, weights
 
 HALVINGS = 64
 """Of an interval of logarithms, until its ends are the same number."""
@@ -139,8 +139,8 @@ def certify(
     radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room
     finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
     if scale is not None:
-        ball = Weighted.of(given, radius, scale)
-        rows, radius, eps, wall = ball.along, ball.radius, ball.in_units(eps), ball.in_units(wall)
+        radius, scale = weights(given, radius, scale)
+        rows, eps, wall = by_rows(along, rows, scale), by_rows(over, eps, scale), by_rows(over, wall, scale)
     could_move = xp.any(could_move & (rows != 0), axis=-1)
     judged = library_of(rows).by_examples(
         functools.partial(_judge, p, rounding, bool(box)),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from lpfamily import weighted
 from lpfamily._arrays import A, Array, Numbers, check_p, examples
 from lpfamily.steepest import dual_exponent, dual_norm
 from lpfamily.trees import is_tree, over_leaves
-from lpfamily.weighted import Weighted
 
 
 def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None = None) -> A:
@@ -43,7 +44,7 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None
     """
     # The primitive is keyed by the ball's exponent, in which it is exact for p near 1; the norm's
     # own exponent is the dual of that.
-    of = Weighted.norm_in_units
+    of = weighted.dual_norm_of_quotient
     return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, scale, "x", of)
 
 
@@ -71,7 +72,8 @@ def penalty(
     TypeError, ValueError
         As in `lpfamily.epsilon`.
     """
-    return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", Weighted.dual_norm)
+    of = weighted.dual_norm_of_product
+    return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", of)
 
 
 def _of_examples(
@@ -81,7 +83,7 @@ def _of_examples(
     batch_ndim: int | None,
     scale: Numbers | None,
     name: str,
-    of: Callable[[Weighted[A], float], Array],
+    of: Callable[..., Array],
 ) -> A:
     if is_tree(x):
         made: A = over_leaves(
@@ -99,5 +101,6 @@ def _of_examples(
     given = examples(x, name, batch_ndim)
     radius = given.radius(sigma)
     if scale is not None:
-        return given.back(of(Weighted.of(given, radius, scale), p))
+        ball = weighted.weights(given, radius, scale)
+        return given.back(weighted.by_rows(partial(of, p), given.values, *ball))
     return given.back(dual_norm(p, given.values, radius))

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+from lpfamily import weighted
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
 from lpfamily.box import box_of, boxed, walls
 from lpfamily.kernels import detoured, library_of
 from lpfamily.steepest import steepest
 from lpfamily.trees import Joint, is_tree, over_leaves
-from lpfamily.weighted import Weighted
 
 
 def epsilon(
@@ -124,8 +124,10 @@ def epsilon(
         given = examples(grad, "grad", batch_ndim, mask)
         radius = given.radius(sigma)
         if scale is not None:
-            ball = Weighted.of(given, radius, scale)
-            return given.shaped(ball.boxed(p, walls(given, *box)) if box else ball.step(p))
+            ball = given.values, *weighted.weights(given, radius, scale)
+            if not box:
+                return given.shaped(weighted.by_rows(partial(weighted.step, p), *ball))
+            return given.shaped(weighted.by_rows(partial(weighted.step_in_box, p), *ball, walls(given, *box)))
         if not box:
             return given.shaped(steepest(p, given.values, radius))
         return given.shaped(boxed(p, given.values, radius, walls(given, *box)))

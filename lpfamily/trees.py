@@ -29,7 +29,7 @@ from lpfamily._arrays import (
 )
 from lpfamily.box import entries, ways
 from lpfamily.kernels import detoured
-from lpfamily.weighted import scale_of
+from lpfamily.weighted import weights
 
 Node = tuple[list[str], list[Any], Callable[[list[Any]], Any]]
 """One level of a tree: the ends of paths, what is there, and what makes the like of others."""
@@ -254,9 +254,10 @@ class Joint:
 
 
 def _scale_of_leaf(path: str, part: Given[Array], scale: Numbers) -> Array:
-    """Return the scale of a leaf as rows."""
+    """Return the scale of a leaf as rows; what is bad in it is NaN."""
     try:
-        return scale_of(part, scale)
+        radius, found = weights(part, part.xp.zeros_like(part.values[..., :1]), scale)
+        return part.xp.where(radius == radius, found, radius)
     except (TypeError, ValueError) as cause:
         raise type(cause)(f"{cause}; this is of {path}") from cause
 

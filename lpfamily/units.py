@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +12,16 @@ from lpfamily._arrays import (
     Bounds,
     Numbers,
     admit,
+    as_dtype,
     broadcast_mask,
     carried,
     device_of,
     examples,
+    namespace_of,
     reshape,
 )
 from lpfamily.box import box_of, ways
-from lpfamily.weighted import Weighted
+from lpfamily.weighted import along, by_rows, over, weights
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,13 @@ class Units:
     """Inputs x + scale * u of weighted balls, in which u has plain ones."""
 
     x: Array
-    ball: Weighted[Array]
+    radius: Array
+    """Of each example, in the dtype that is computed in."""
+    scale: Array
+    """Of each entry, broadcastable to x."""
     mask: Array
     ways: tuple[Array, ...]
-    """How far entries may move down and up, if there are bounds; rows, as in `ball`."""
+    """How far entries may move down and up, if there are bounds."""
 
     @classmethod
     def of(
@@ -43,28 +49,27 @@ class Units:
     ) -> Units:
         """Return inputs; an entry whose scale is zero stays, as one that is masked."""
         given, inside = (examples(x, "x", batch_ndim, each) for each in (None, mask))
-        ball = Weighted.of(given, given.radius(sigma), scale)
-        moves = reshape(ball.scale > 0, tuple(given.array.shape))
+        xp, shape = given.xp, tuple(given.array.shape)
+        radius, scale = weights(given, given.radius(sigma), scale)
+        scale = reshape(scale, (*scale.shape[:-1], *shape[len(given.batch) :]))
+        moves = xp.broadcast_to(scale > 0, shape)
         if mask is not None:
             moves = moves & broadcast_mask(given.array, mask, "x")
-        box = box_of(x, bounds) if bounds is not None else None
-        return cls(given.array, ball, moves, ways(inside, *box) if box else ())
-
-    def like_x(self, rows: Array) -> Array:
-        """Return rows in the shape of x."""
-        return reshape(rows, tuple(self.x.shape))
+        found = () if bounds is None else ways(inside, *box_of(x, bounds))
+        return cls(given.array, radius[..., 0], scale, moves, tuple(reshape(way, shape) for way in found))
 
     @property
-    def scale(self) -> Array:
-        """That of each entry of x, in the dtype that is computed in."""
-        return self.like_x(self.ball.scale)
+    def centre(self) -> Array:
+        """The u of x itself."""
+        xp = namespace_of(self.x)
+        return xp.zeros_like(as_dtype(xp, self.x, self.scale.dtype))
 
     @property
     def bounds(self) -> Bounds | None:
         """Those of u."""
         if not self.ways:
             return None
-        down, up = (self.like_x(self.ball.in_units(way)) for way in self.ways)
+        down, up = (over(way, self.scale) for way in self.ways)
         return -down, up
 
     def inverse(self, eps: Array) -> Array:
@@ -72,22 +77,14 @@ class Units:
         _, eps = admit(eps, "start")
         if tuple(eps.shape) != tuple(self.x.shape):
             return eps
-        xp, scale = self.ball.xp, self.ball.scale
-        eps = xp.asarray(carried(eps), dtype=scale.dtype, device=device_of(scale))
-        return self.like_x(self.ball.in_units(reshape(eps, tuple(scale.shape))))
-
-    def at(self, rows: Array | None) -> Units:
-        """Return some of the inputs."""
-        if rows is None or isinstance(rows, slice):
-            return self
-        ball = replace(self.ball, rows=self.ball.rows[rows, ...], scale=self.ball.scale[rows, ...])
-        return replace(self, x=self.x[rows, ...], ball=ball, ways=tuple(way[rows, ...] for way in self.ways))
+        xp, like = namespace_of(self.x), self.scale
+        return over(xp.asarray(carried(eps), dtype=like.dtype, device=device_of(like)), like)
 
     def eps(self, u: Array) -> Array:
         """Return the perturbation that u is, in the box also where u is not by rounding."""
-        xp, eps = self.ball.xp, self.scale * u
+        xp, eps = namespace_of(u), self.scale * u
         if self.ways:
-            down, up = map(self.like_x, self.ways)
+            down, up = self.ways
             eps = xp.minimum(xp.maximum(eps, -down), up)
         return eps
 
@@ -95,10 +92,22 @@ class Units:
         self, of_x: Callable[..., tuple[Array, Array]], u: Array, *rows: Any
     ) -> tuple[Array, Array]:
         """Return the value at u, and its gradient there, up to a positive factor per example."""
-        some = self.at(*rows) if rows else self
-        xp, ball = some.ball.xp, some.ball
-        value, grad = of_x(some.x + xp.astype(some.eps(u), some.x.dtype, copy=False), *rows)
-        if tuple(grad.shape) == tuple(some.x.shape):  # others are refused where they are used
-            grad = reshape(xp.astype(grad, ball.scale.dtype, copy=False), tuple(ball.scale.shape))
-            grad = some.like_x(replace(ball, rows=grad).along)
+        some = self._at(*rows) if rows else self
+        xp, x, scale = namespace_of(u), some.x, some.scale
+        value, grad = of_x(x + as_dtype(xp, some.eps(u), x.dtype), *rows)
+        if tuple(grad.shape) == tuple(x.shape):  # others are refused where they are used
+            batch = tuple(x.shape[: self.radius.ndim])
+            flat = reshape(as_dtype(xp, grad, scale.dtype), (*batch, math.prod(x.shape[len(batch) :])))
+            by_row = reshape(scale, (*scale.shape[: len(batch)], flat.shape[-1]))
+            grad = reshape(by_rows(along, flat, by_row), tuple(x.shape))
         return value, grad
+
+    def _at(self, rows: Any) -> Units:
+        """Return some of the inputs."""
+        if isinstance(rows, slice):
+            return self
+        one_for_all = self.scale.shape[0] == 1 < self.x.shape[0]
+        scale = self.scale if one_for_all else self.scale[rows, ...]
+        return replace(
+            self, x=self.x[rows, ...], scale=scale, ways=tuple(way[rows, ...] for way in self.ways)
+        )

@@ -7,12 +7,8 @@ factor does; the product of their roots does not, and the powers of eq. 3 are po
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Generic
 
 import numpy as np
 
@@ -28,154 +24,145 @@ from lpfamily._arrays import (
     is_number,
     is_real,
     namespace_of,
+    reshape,
 )
 from lpfamily.box import boxed
 from lpfamily.kernels import constant, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
-
-def _unwarned(method: Callable[..., Array]) -> Callable[..., Array]:
-    """Let a method go through numbers that are too large or too small for the dtype."""
-
-    @functools.wraps(method)
-    def quietly(self: Weighted[Any], *arguments: Any) -> Array:
-        with library_of(self.rows).unwarned():
-            return method(self, *arguments)
-
-    return quietly
+# `rows` are examples, (..., d), `radius` is (..., 1), and `scale` broadcasts to the rows.
 
 
-@dataclass(frozen=True)
-class Weighted(Generic[A]):
-    """Examples and their weighted balls, as rows."""
-
-    xp: ModuleType
-    rows: Array
-    radius: Array
-    scale: Array
-
-    @classmethod
-    def of(cls, given: Given[A], radius: Array, scale: Numbers) -> Weighted[A]:
-        """Return what was given beside its balls; one whose scale is bad, where it is not seen, is NaN."""
-        xp, scale = given.xp, scale_of(given, scale)
-        good = (scale >= 0) & (scale < math.inf)
-        radius = xp.where(xp.all(good, axis=-1, keepdims=True), radius, math.nan)
-        return cls(xp, given.values, radius, xp.where(good, scale, 0.0))
-
-    @property
-    def moving(self) -> Array:
-        """The rows, 0 where the scale is."""
-        return self.xp.where(self.scale > 0, self.rows, 0.0)
-
-    @_unwarned
-    def in_units(self, rows: Array) -> Array:
-        """Return rows over the scale: where that is 0, 0 of 0, and infinity of others."""
-        some = self.scale > 0
-        return self.xp.where(
-            some,
-            rows / self.xp.where(some, self.scale, 1.0),
-            self.xp.where(rows == 0, rows, self.xp.copysign(self.xp.full_like(rows, math.inf), rows)),
-        )
-
-    @_unwarned
-    def step(self, p: float) -> Array:
-        """Return eq. 3."""
-        xp, rows, scale = self.xp, self.moving, self.scale
-        if p == math.inf:
-            return scale * steepest(p, rows, self.radius)
-        product = rows * scale
-        eps = steepest(p, product, self.radius)
-        if (rare := self._leaves_range(product, rows)) is not None:
-            # |product|^(1/(p-1)) is root^(1/(q-1)) for q - 1 = (p - 1) / 2
-            one = xp.ones_like(self.radius)
-            step = steepest((p + 1) / 2, xp.where(rare, _root(rows, scale), 0.0), one)
-            size = dual_norm(dual_exponent(p), step, one)[..., None]
-            eps = xp.where(rare, self.radius * (step / xp.where(size > 0, size, 1.0)), eps)
-        return scale * eps
-
-    @_unwarned
-    def boxed(self, p: float, wall: Array) -> Array:
-        """Return eq. 3 in a box; `wall` is how far each entry may move."""
-        xp, rows = self.xp, self.moving
-        near = self.in_units(wall)
-        u = boxed(p, rows if p == math.inf else self.along, self.radius, near)
-        size = xp.abs(u)
-        moved = xp.where(size >= near, wall, xp.minimum(self.scale * size, wall))
-        eps = xp.copysign(xp.where(rows == 0, 0.0, moved), rows)
-        return xp.where(u == u, eps, u)
-
-    @property
-    @_unwarned
-    def along(self) -> Array:
-        """The rows times scale, up to a positive factor per row."""
-        product = self.moving * self.scale
-        if (rare := self._leaves_range(product, self.moving)) is None:
-            return product
-        root = _root(self.moving, self.scale)
-        top = self.xp.max(self.xp.abs(constant(root)), axis=-1, keepdims=True)
-        root = root / self.xp.where((top > 0) & (top < math.inf), top, 1.0)
-        return self.xp.where(rare, root * self.xp.abs(root), product)
-
-    @_unwarned
-    def dual_norm(self, p: float) -> Array:
-        """Return radius * ||scale * rows||_{p*}."""
-        return self._norm(p, self.moving * self.scale, self.moving, self.scale)
-
-    @_unwarned
-    def norm_in_units(self, p: float) -> Array:
-        """Return radius * ||rows / scale||_{p*}."""
-        some = self.scale > 0
-        inverse = self.xp.where(some, 1 / self.xp.where(some, self.scale, 1.0), math.inf)
-        return self._norm(p, self.in_units(self.rows), self.rows, inverse)
-
-    def _norm(self, p: float, product: Array, rows: Array, scale: Array) -> Array:
-        size = dual_norm(p, product, self.radius)
-        if (rare := self._leaves_range(product, rows)) is None:
-            return size
-        # ||root^2|| at an exponent is ||root||^2 at twice that
-        root = self.xp.where(rare, _root(rows, scale), 0.0)
-        of_root = dual_norm(dual_exponent(2 * dual_exponent(p)), root, self.xp.ones_like(self.radius))
-        return self.xp.where(rare[..., 0], self.radius[..., 0] * of_root * of_root, size)
-
-    def _leaves_range(self, product: Array, rows: Array) -> Array | None:
-        """Return in which rows a product is too large or small for the dtype, or None where it is in none."""
-        xp, seen = self.xp, constant(product)
-        size = xp.abs(seen)
-        small = (size < float(xp.finfo(seen.dtype).smallest_normal)) & (rows != 0) & (self.scale > 0)
-        rare = xp.any(small | ((size == math.inf) & (xp.abs(rows) < math.inf)), axis=-1, keepdims=True)
-        return rare if not library_of(rare).visible(rare) or bool(xp.any(rare)) else None
+def weights(given: Given[A], radius: Array, scale: Numbers) -> tuple[Array, Array]:
+    """Return the radius and the scale of examples, a radius of NaN where the scale is bad, and not seen."""
+    xp, scale = given.xp, _scale_of(given, scale)
+    good = (scale >= 0) & (scale < math.inf)
+    return xp.where(xp.all(good, axis=-1, keepdims=True), radius, math.nan), xp.where(good, scale, 0.0)
 
 
-def scale_of(given: Given[A], scale: Numbers) -> Array:
-    """Return a scale beside the rows, in their dtype; raise for one that is seen to be bad."""
-    xp, dtype, device = given.xp, given.values.dtype, device_of(given.values)
+def _scale_of(given: Given[A], scale: Numbers) -> Array:
+    """Return a scale in the dtype of the rows, one row for all examples where it is the same for all."""
+    xp, values = given.xp, given.values
     if is_number(scale):
-        _check(as_float(scale), scale)
-        return xp.full_like(given.values, as_float(scale))
+        _check(np.asarray(as_float(scale)), scale)
+        return xp.full_like(values[(slice(1),) * (values.ndim - 1)], as_float(scale))
     if isinstance(scale, np.ndarray):
         if not is_real(scale.dtype):
             raise TypeError(f"scale must be real; got {scale.dtype}")
-        _check(scale, "an array with " + str(scale.min(initial=0)))
-        scale = xp.asarray(carried(scale), dtype=dtype, device=device)
+        _check(scale, f"an array with {scale.min(initial=0)}")
+        scale = xp.asarray(carried(scale), dtype=values.dtype, device=device_of(values))
     else:
-        scale = xp.astype(beside(given.values, scale, "scale"), dtype)
-    shape, whole = tuple(scale.shape), tuple(given.array.shape)
+        scale = xp.astype(beside(values, scale, "scale"), values.dtype)
+    shape, whole, batch = tuple(scale.shape), tuple(given.array.shape), given.batch
+    alike = len(shape) <= len(whole) and set(shape[: max(0, len(shape) - len(whole) + len(batch))]) <= {1}
+    batch = (1,) * len(batch) if alike else batch
     try:
-        return given.rows(xp.broadcast_to(scale, whole))
+        scale = xp.broadcast_to(scale, batch + whole[len(batch) :])
     except Exception as cause:  # each library has its own type for this
         raise ValueError(
             f"scale must be a number or broadcast to the shape of the input, {whole}; got {shape}"
         ) from cause
+    return reshape(scale, (*batch, values.shape[-1]))
 
 
-def _check(scale: Any, given: object) -> None:
+def _check(scale: Array, given: object) -> None:
     if not np.all((scale >= 0) & (scale < math.inf)):
         raise ValueError(f"scale must be at least 0, where 0 moves nothing, and finite; got {given}")
 
 
-def _root(x: Array, scale: Array) -> Array:
-    """Return the signed root of x * scale."""
-    xp = namespace_of(x)
-    size, some = xp.abs(x), (x != 0) & (scale > 0)
-    root = xp.sqrt(xp.where(some, size, 1.0)) * xp.sqrt(xp.where(some, scale, 1.0))
-    return xp.copysign(xp.where(some, root, 0.0), x)
+def by_rows(function: Callable[..., Array], *rows: Array) -> Array:
+    """Return a function of rows, which may meet numbers that leave the range of the dtype."""
+    return library_of(rows[0]).by_rows(function, *rows)
+
+
+def moving(rows: Array, scale: Array) -> Array:
+    """Return rows with 0 where the scale is."""
+    xp = namespace_of(rows)
+    if library_of(scale).visible(scale) and bool(xp.all(constant(scale) > 0)):
+        return rows
+    return xp.where(scale > 0, rows, 0.0)
+
+
+def over(rows: Array, scale: Array) -> Array:
+    """Return rows over the scale: where that is 0, 0 of 0, and infinity of others."""
+    xp, some = namespace_of(rows), scale > 0
+    infinite = xp.copysign(xp.where(rows == 0, rows, math.inf), rows)
+    return xp.where(some, rows / xp.where(some, scale, 1.0), infinite)
+
+
+def step(p: float, rows: Array, radius: Array, scale: Array) -> Array:
+    """Return eq. 3 in weighted balls."""
+    xp, rows = namespace_of(rows), moving(rows, scale)
+    if p == math.inf:
+        return scale * steepest(p, rows, radius)
+    product = rows * scale
+    eps = steepest(p, product, radius)
+    if (rare := _leaves_range(product, rows, scale)) is not None:
+        # |product|^(1/(p-1)) is root^(1/(q-1)) for q - 1 = (p - 1) / 2
+        one = xp.ones_like(radius)
+        direction = steepest((p + 1) / 2, xp.where(rare, _root(rows, scale), 0.0), one)
+        size = dual_norm(dual_exponent(p), direction, one)[..., None]
+        eps = xp.where(rare, radius * (direction / xp.where(size > 0, size, 1.0)), eps)
+    return scale * eps
+
+
+def step_in_box(p: float, rows: Array, radius: Array, scale: Array, wall: Array) -> Array:
+    """Return the maximiser in weighted balls and a box; `wall` is how far each entry may move."""
+    xp, rows, near = namespace_of(rows), moving(rows, scale), over(wall, scale)
+    u = boxed(p, rows if p == math.inf else along(rows, scale), radius, near)
+    size = xp.abs(u)
+    eps = xp.where(size >= near, wall, xp.minimum(scale * size, wall))
+    return xp.where(u == u, xp.copysign(xp.where(rows == 0, 0.0, eps), rows), u)
+
+
+def along(rows: Array, scale: Array) -> Array:
+    """Return rows times scale, up to a positive factor for each."""
+    xp, rows = namespace_of(rows), moving(rows, scale)
+    product = rows * scale
+    if (rare := _leaves_range(product, rows, scale)) is None:
+        return product
+    root = _root(rows, scale)
+    top = xp.max(xp.abs(constant(root)), axis=-1, keepdims=True)
+    root = root / xp.where((top > 0) & (top < math.inf), top, 1.0)
+    return xp.where(rare, root * xp.abs(root), product)
+
+
+def dual_norm_of_product(p: float, rows: Array, radius: Array, scale: Array) -> Array:
+    """Return radius * ||scale * rows||_{p*}."""
+    rows = moving(rows, scale)
+    return _norm(p, rows * scale, rows, radius, scale)
+
+
+def dual_norm_of_quotient(p: float, rows: Array, radius: Array, scale: Array) -> Array:
+    """Return radius * ||rows / scale||_{p*}."""
+    xp, some = namespace_of(rows), scale > 0
+    inverse = xp.where(some, 1 / xp.where(some, scale, 1.0), math.inf)
+    return _norm(p, over(rows, scale), rows, radius, inverse)
+
+
+def _norm(p: float, product: Array, rows: Array, radius: Array, scale: Array) -> Array:
+    xp, size = namespace_of(rows), dual_norm(p, product, radius)
+    if (rare := _leaves_range(product, rows, scale)) is None:
+        return size
+    # ||root^2|| at an exponent is ||root||^2 at twice that
+    root = xp.where(rare, _root(rows, scale), 0.0)
+    of_root = dual_norm(dual_exponent(2 * dual_exponent(p)), root, xp.ones_like(radius))
+    return xp.where(rare[..., 0], radius[..., 0] * of_root * of_root, size)
+
+
+def _leaves_range(product: Array, rows: Array, scale: Array) -> Array | None:
+    """Return in which rows a product is too large or small for the dtype, or None where it is in none."""
+    xp, size = namespace_of(rows), namespace_of(rows).abs(constant(product))
+    least, seen = float(xp.finfo(size.dtype).smallest_normal), library_of(size).visible(size)
+    if seen and (0 in size.shape or (float(xp.min(size)) >= least and float(xp.max(size)) < math.inf)):
+        return None
+    small = (size < least) & (rows != 0) & (scale > 0)
+    rare = xp.any(small | ((size == math.inf) & (xp.abs(rows) < math.inf)), axis=-1, keepdims=True)
+    return None if seen and not bool(xp.any(rare)) else rare
+
+
+def _root(rows: Array, scale: Array) -> Array:
+    """Return the signed root of rows * scale."""
+    xp, some = namespace_of(rows), (rows != 0) & (scale > 0)
+    root = xp.sqrt(xp.where(some, xp.abs(rows), 1.0)) * xp.sqrt(xp.where(some, scale, 1.0))
+    return xp.copysign(xp.where(some, root, 0.0), rows)

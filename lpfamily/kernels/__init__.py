@@ -108,6 +108,11 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
+    def by_rows(self, function: Callable[..., Array], *operands: Array) -> Array:
+        """Evaluate a `function` of rows, (..., d), and of what broadcasts to them, row by row."""
+        with self.unwarned():
+            return function(*operands)
+
     def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
         """Return eq. 3 of rows that come in several arrays, or None where they must be joined for it."""
         return None

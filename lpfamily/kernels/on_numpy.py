@@ -99,6 +99,21 @@ class NumpyLibrary(Library):
         share_out(work, row_blocks(wall), wall.nbytes)
         return wall, True, all(each >= 0 for each in least)
 
+    def by_rows(self, function: Callable[..., Floats], *operands: Floats) -> Floats:
+        """Go by blocks; what all rows have in common is given to each."""
+        x = operands[0]
+        if x.nbytes < BLOCKS_FROM:
+            return super().by_rows(function, *operands)
+        flat = [each.reshape(-1, each.shape[-1]) for each in operands]
+        with self.unwarned():
+            made = [
+                function(*(each if len(each) == 1 else each[block] for each in flat))
+                for block in row_blocks(flat[0], 8)
+            ]
+        whole = np.concatenate(made)
+        result: Floats = whole.reshape(x.shape[:-1] + whole.shape[1:])
+        return result
+
     def steps_of_leaves(self, p: float, leaves: Sequence[Floats], sigma: Floats) -> Sequence[Floats] | None:
         """Do at p = 2 and inf what their kernels do with an array: there is no other step between entries."""
         if p not in (2, math.inf) or any(each.size == 0 for each in leaves):
