@@ -44,12 +44,13 @@ def _scale_of(given: Given[A], scale: Numbers) -> Array:
     """Return a scale in the dtype of the rows, one row for all examples where it is the same for all."""
     xp, values = given.xp, given.values
     if is_number(scale):
-        _check(np.asarray(as_float(scale)), scale)
-        return xp.full_like(values[(slice(1),) * (values.ndim - 1)], as_float(scale))
+        number = as_float(scale)
+        _check(0 <= number < math.inf, scale)
+        return xp.full_like(values[(slice(1),) * (values.ndim - 1)], number)
     if isinstance(scale, np.ndarray):
         if not is_real(scale.dtype):
             raise TypeError(f"scale must be real; got {scale.dtype}")
-        _check(scale, f"an array with {scale.min(initial=0)}")
+        _check(np.all((scale >= 0) & (scale < math.inf)), f"an array with {scale.min(initial=0)}")
         scale = xp.asarray(carried(scale), dtype=values.dtype, device=device_of(values))
     else:
         scale = xp.astype(beside(values, scale, "scale"), values.dtype)
@@ -65,8 +66,8 @@ def _scale_of(given: Given[A], scale: Numbers) -> Array:
     return reshape(scale, (*batch, values.shape[-1]))
 
 
-def _check(scale: Array, given: object) -> None:
-    if not np.all((scale >= 0) & (scale < math.inf)):
+def _check(fits: bool | np.bool_, given: object) -> None:
+    if not fits:
         raise ValueError(f"scale must be at least 0, where 0 moves nothing, and finite; got {given}")
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import test_boxed
-from conftest import DIFFERENTIABLE, UNDER_TEST
+from conftest import DIFFERENTIABLE, NAMES, UNDER_TEST
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import LAWS, attains_the_gain, cases, dual, norms, uses_the_budget
@@ -255,6 +255,49 @@ def test_derivatives_are_central_differences(autodiff, name, p):
                 float(of_one(autodiff.from_numpy(operands[k] + h * along, "float64"))) for h in (1e-6, -1e-6)
             ]
             assert_allclose(np.sum(found * along), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_vmap_is_the_batch_of_examples(autodiff, p):
+    """Also of scales that are traced."""
+    with autodiff.scope():
+        grad, x = drawn(autodiff, 1, 2)
+        scale = autodiff.from_numpy(np.exp(np.random.default_rng(3).uniform(-1, 1, (4, 6))), "float64")
+
+        def calls(grad, x, scale, batch_ndim):
+            ball = {"batch_ndim": batch_ndim, "scale": scale}
+            box = {"x": x, "bounds": (-4.0, 4.0)}
+            return (
+                epsilon(grad, p, 0.5, **ball),
+                epsilon(grad, p, 0.5, **ball, **box),
+                project(grad, p, 0.5, **ball),
+                penalty(grad, p, 0.5, **ball),
+            )
+
+        mapped = autodiff.jit(autodiff.vmap(lambda *each: calls(*each, 0)))(grad, x, scale)
+        for one, other in zip(mapped, calls(grad, x, scale, 1), strict=True):
+            assert_allclose(autodiff.to_numpy(one), autodiff.to_numpy(other), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.torch
+@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_torch_compiles_it_whole(p):
+    import torch
+
+    torch._dynamo.reset()
+
+    def calls(grad, scale):
+        box = {"x": 0.5, "bounds": (0.0, 1.0)}
+        return (
+            epsilon(grad, p, 0.5, scale=scale),
+            epsilon(grad, p, 0.5, scale=2.0, **box),
+            norm(grad, p, scale=scale),
+        )
+
+    grad, scale = torch.randn(4, 6), torch.rand(6) + 0.1
+    compiled = torch.compile(calls, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(grad, scale), calls(grad, scale))
 
 
 # Samples, certificates, ascents.

@@ -103,16 +103,15 @@ class NumpyLibrary(Library):
         """Go by blocks; what all rows have in common is given to each."""
         x = operands[0]
         if x.nbytes < BLOCKS_FROM:
-            return super().by_rows(function, *operands)
+            return np.asarray(super().by_rows(function, *operands))
         flat = [each.reshape(-1, each.shape[-1]) for each in operands]
         with self.unwarned():
-            made = [
+            pieces = [
                 function(*(each if len(each) == 1 else each[block] for each in flat))
                 for block in row_blocks(flat[0], 8)
             ]
-        whole = np.concatenate(made)
-        result: Floats = whole.reshape(x.shape[:-1] + whole.shape[1:])
-        return result
+        whole = np.concatenate(pieces)
+        return np.asarray(whole.reshape(x.shape[:-1] + whole.shape[1:]))
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Floats], sigma: Floats) -> Sequence[Floats] | None:
         """Do at p = 2 and inf what their kernels do with an array: there is no other step between entries."""
