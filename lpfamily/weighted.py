@@ -46,7 +46,7 @@ def _scale_of(given: Given[A], scale: Numbers) -> Array:
     if is_number(scale):
         number = as_float(scale)
         _check(0 <= number < math.inf, scale)
-        return xp.full_like(values[(slice(1),) * (values.ndim - 1)], number)
+        return xp.full_like(values[(slice(1),) * (values.ndim - 1) + (...,)], number)
     if isinstance(scale, np.ndarray):
         if not is_real(scale.dtype):
             raise TypeError(f"scale must be real; got {scale.dtype}")
