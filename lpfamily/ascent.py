@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from lpfamily.balls import project, sample
 from lpfamily.box import box_of
 from lpfamily.kernels import library_of, library_of_generator
 from lpfamily.step import epsilon
-from lpfamily.trees import Joint, is_tree
+from lpfamily.trees import Joint, is_tree, mapped
 from lpfamily.units import Units
 
 Method: TypeAlias = Literal["adaptive", "projected", "frank-wolfe"]
@@ -143,7 +144,7 @@ def ascend(
         batch_ndim = joint.batch_ndim
         box = () if bounds is None else box_of(x, bounds)
         within = Joint.of("x", x, batch_ndim, mask, scale, box).within
-        if is_tree(start) or not (start is None or _is_random(start)):
+        if is_tree(start) or not (start is None or is_random(start)):
             start = joint.like("start", start, joint.parts[0].batch).rows
 
         def on_rows(rows: Array, *places: Any) -> tuple[Array, Array]:
@@ -178,7 +179,7 @@ def ascend(
             units.radius,
             steps,
             step_size,
-            start if start is None or _is_random(start) else units.inverse(start),
+            start if start is None or is_random(start) else units.inverse(start),
             units.bounds,
             batch_ndim=batch_ndim,
             mask=units.mask,
@@ -215,7 +216,7 @@ def ascend(
 def _restarts(start: Any, count: int) -> Sequence[Any]:
     if not count:
         return ()
-    random = start if _is_random(start) else np.random.default_rng(0)
+    random = start if is_random(start) else np.random.default_rng(0)
     return library_of_generator(random).generators(random, count)
 
 
@@ -258,7 +259,7 @@ def starting_point(
         within |= {"x": x, "bounds": bounds}
     if start is None:  # in every ball: that of p = inf costs least to find what makes an example NaN
         return project(xp.zeros_like(x), math.inf, sigma, **within)
-    if not _is_random(start):
+    if not is_random(start):
         _, start = admit(start, "start")
         if tuple(start.shape) != tuple(x.shape):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
@@ -276,7 +277,7 @@ def starting_point(
     return project(start, p, sigma, **within)
 
 
-def _is_random(start: Any) -> bool:
+def is_random(start: Any) -> bool:
     """Whether a start may be a generator or a key: it is no floating array, and not None."""
     dtype = getattr(start, "dtype", None)
     floating = "float" in getattr(dtype, "name", str(dtype)) or getattr(start, "is_quantized", False)
@@ -579,12 +580,18 @@ def frank_wolfe(
     TypeError, ValueError
         As in `lpfamily.epsilon`; for less than one step.
     """
-    check_ascent(steps, "frank-wolfe")
     if bounds is not None:
         options |= {"x": x, "bounds": bounds}
-    eps = epsilon(gradient(x if start is None else x + start), p, sigma, **options)
+    return towards_vertices(lambda at: epsilon(gradient(at), p, sigma, **options), x, steps, start)
+
+
+def towards_vertices(vertex: Callable[[A], A], x: A, steps: int, start: A | None = None) -> A:
+    """Return the last iterate of `frank_wolfe`, of an array or a tree, from the maximiser as a function."""
+    check_ascent(steps, "frank-wolfe")
+    eps = vertex(x if start is None else mapped(operator.add, x, start))
     for k in range(1, steps):
-        eps = _towards(eps, epsilon(gradient(x + eps), p, sigma, **options), 2 / (k + 2))
+        share = 2 / (k + 2)
+        eps = mapped(partial(_towards, share=share), eps, vertex(mapped(operator.add, x, eps)))
     return eps
 
 

@@ -84,9 +84,10 @@ def rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves) if node is None else node[2]([rebuilt(below, leaves) for below in node[1]])
 
 
-def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Return the like of a tree, or of a leaf, with what a function makes of the leaves."""
-    return rebuilt(tree, (function(leaf) for _, leaf in named_leaves(tree, "")))
+def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Return the like of a tree, or of a leaf, with what a function makes of its leaves, and of others'."""
+    columns = (matched("x", tree, "what goes with it", each) for each in others)
+    return rebuilt(tree, map(function, (leaf for _, leaf in named_leaves(tree, "")), *columns))
 
 
 def matched(name: str, tree: Any, of: str, value: Any) -> list[Any]:

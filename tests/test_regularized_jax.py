@@ -294,6 +294,91 @@ def test_a_gradient_in_the_padding_that_is_nan_does_no_harm():
         assert_allclose(found, (2 + 0.5) * keep.sum(axis=1), rtol=1e-12)
 
 
+KEPT = np.arange(6) % 3 > 0
+JOINT = [
+    (1, {"start": lambda params, *_: jax.random.key(7), "clean_weight": 0.3}),
+    (math.inf, {"steps": 2, "bounds": (-2.5, 2.5), "mask": KEPT}),
+    (1.5, {"objective": "penalty", "mask": KEPT}),
+    (2, {"objective": "penalty", "penalty_by": "difference"}),
+]
+
+
+def parted(x):
+    return {"first": x[..., :2], "rest": (x[..., 2:].reshape(*x.shape[:-1], 2, 2),)}
+
+
+def of_arguments(params, first, rest, labels):
+    rows = rest[0].reshape(*first.shape[:-1], 4)
+    return loss(params, jnp.concatenate([first, rows], axis=-1), labels)
+
+
+def test_several_arguments_are_one_point():
+    """As their concatenation is, of a loss that splits it."""
+
+    def train(params, x, labels):
+        found = []
+        for p, options in JOINT:
+            options = {"p": p, "sigma": 0.5} | options
+            flatly = values_and_slopes(regularize(loss, **options), params, x, labels)
+            if "mask" in options:
+                options["mask"] = tuple(parted(options["mask"]).values())
+            robust = regularize(of_arguments, argnum=(1, 2), **options)
+            found.append((values_and_slopes(robust, params, *parted(x).values(), labels), flatly))
+        return found
+
+    for made, flatly in run(train, *problem()):
+        assert_same(made, flatly)
+
+
+def test_a_pytree_is_one_point_and_not_joint_each_leaf_has_a_ball():
+    def of_tree(params, x, labels):
+        return of_arguments(params, x["first"], x["rest"], labels)
+
+    def train(params, x, labels):
+        given = params, dict(reversed(parted(x).items())), labels  # gradients of JAX come in order
+        found = [
+            regularize(of_tree, p, sigma=0.5, joint=joint)(*given)
+            for p in (1.5, math.inf)
+            for joint in (True, False)
+        ]
+        return found, [regularize(loss, p, sigma=0.5)(params, x, labels) for p in (1.5, math.inf)]
+
+    found, flatly = run(train, *problem())
+    assert_allclose(found[::2], flatly, rtol=1e-9)
+    assert np.all(np.abs(found[1] - flatly[0]) > 1e-3)
+    assert_allclose(found[3], flatly[1], rtol=1e-9)  # that ball is a product
+
+
+def test_each_ball_may_have_a_radius():
+    rng = np.random.default_rng(3)
+    w, x = rng.standard_normal((2, 4, 6))
+    radii = {"first": 0.5, "rest": (rng.uniform(0, 0.1, 4),)}
+
+    def linear(w, first, rest):
+        return (w["first"] * first).sum(axis=1) + (w["rest"][0] * rest[0]).sum(axis=(1, 2))
+
+    for objective in "perturb", "penalty":
+        robust = regularize(
+            linear, 3, sigma=tuple(radii.values()), argnum=(1, 2), joint=False, objective=objective
+        )
+        found = run(robust, parted(w), *parted(x).values())
+        sizes = norms(w[:, :2], dual(3)) * 0.5 + norms(w[:, 2:], dual(3)) * radii["rest"][0]
+        assert_allclose(found, (w * x).sum(axis=1) + sizes.astype(float), rtol=1e-12)
+
+
+def test_a_tree_maps_over_examples():
+    def of_one(params, x, label):
+        return loss(params, jnp.concatenate(x)[None], label[None])[0]
+
+    def both(params, x, labels):
+        robust = regularize(of_one, 1.5, sigma=0.2, batch_ndim=0, objective="penalty")
+        whole = regularize(loss, 1.5, sigma=0.2, objective="penalty")
+        return jax.vmap(robust, (None, 0, 0))(params, (x[:, :2], x[:, 2:]), labels), whole(params, x, labels)
+
+    one, other = run(both, *problem())
+    assert_allclose(one, other, rtol=1e-12)
+
+
 def test_in_a_box_it_is_the_exact_maximum():
     rng = np.random.default_rng(1)
     w, x = rng.standard_normal((5, 8)), np.clip(rng.normal(0.5, 0.5, (5, 8)), 0, 1)
@@ -552,6 +637,7 @@ BAD_CHOICES = {
     "difference_step belongs to": {"objective": "penalty", "difference_step": 0.1},
     "difference_step must be .* above 0": {"difference_step": 0},
     "argnum must be the place of x, from 0, .*; got -1": {"argnum": -1},
+    "argnum must be .* a tuple of several; got \\(\\)": {"argnum": ()},
     "direction must be a function of the loss's arguments, .*; got 'log-odds'": {"direction": "log-odds"},
 }
 
@@ -575,8 +661,14 @@ def test_a_bad_loss_or_input_says_what_to_do():
         regularize(loss, sigma=0.1)(params, labels, labels)
     with pytest.raises(TypeError, match=r"argument 1 .* by position; got 1 positional"):
         regularize(loss, sigma=0.1)(params, x=x, labels=labels)
-    with pytest.raises(TypeError, match=r"argument 1 .* must be an array; got dict"):
-        regularize(loss, sigma=0.1)(params, {"x": x}, labels)
+    with pytest.raises(
+        TypeError, match=r"argument 1 .*, \['b'\], .* an array or a pytree of arrays; got str"
+    ):
+        regularize(loss, sigma=0.1)(params, {"a": x, "b": "x"}, labels)
+    with pytest.raises(TypeError, match=r"argument 1 .* holds no array"):
+        regularize(loss, sigma=0.1)(params, {}, labels)
+    with pytest.raises(ValueError, match=r"of the same examples; .*\(3,\)"):
+        regularize(lambda x: x[0].sum(axis=1), sigma=0.1, argnum=0)((x, x[:3]))
     with pytest.raises(ValueError, match=r"has_aux=True the loss must return \(values, aux\); got"):
         regularize(loss, sigma=0.1, has_aux=True)(params, x, labels)
     half = regularize(lambda x: x.sum(axis=1), sigma=0.1, argnum=0, **OBJECTIVES["difference"])

@@ -20,7 +20,7 @@ if "torch" not in NAMES:
 
 import torch
 from commandline import joined
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -477,6 +477,184 @@ def test_torch_a_leaf_is_named_where_there_are_several():
     assert_allclose(eps, lpfamily.epsilon(grad, 2, 1.0), rtol=1e-6)
     for leaf in "b", 1:  # a named tuple's have names and indices
         assert torch.equal(perturb(model, losses_of, Named(*x), y, sigma=1.0, leaf=leaf), eps)
+
+
+# Several arguments.
+
+
+def two_arguments(seed=0):
+    """Return a model of an image and a text, the like of their concatenation, the inputs and labels."""
+    net, (x, y) = network(nn.BatchNorm1d(5), inputs=10, seed=seed), batch(shape=(10,), seed=seed)
+    x = torch.where(torch.arange(10) < 6, x, x / 50)  # of another scale
+
+    def model(image, text):
+        return net(torch.cat([image.flatten(1), text], dim=1))
+
+    return model, net, {"image": x[:, :6].reshape(-1, 2, 3), "text": x[:, 6:]}, x, y
+
+
+def together(tree):
+    leaves = tree.values() if isinstance(tree, dict) else tree
+    return torch.cat([leaf.flatten(1) for leaf in leaves], dim=1)
+
+
+def parted(x):
+    return {"image": x[:, :6].reshape(-1, 2, 3), "text": x[:, 6:]}
+
+
+JOINT = {
+    "step": {},
+    "steps": {"steps": 3, "bounds": (-0.1, 1.0)},
+    "start": {"start": 3, "clean_weight": 0.25},
+    "mask": {"mask": torch.arange(10) % 4 > 0, "bounds": (-0.1, 1.0), "steps": 2},
+    "penalty": {"objective": "penalty", "mask": torch.arange(10) % 4 > 0},
+    "difference": {"objective": "penalty", "penalty_by": "difference"},
+}
+
+
+def on_trees(options, convert):
+    return {key: convert(value) if isinstance(value, Tensor) else value for key, value in options.items()}
+
+
+def drawn_anew(options):
+    return options | ({"start": torch.Generator().manual_seed(3)} if "start" in options else {})
+
+
+@pytest.mark.parametrize("p", [1, 1.5, math.inf])
+@pytest.mark.parametrize("kind", [dict, tuple])
+@pytest.mark.parametrize("options", JOINT.values(), ids=JOINT)
+def test_torch_several_arguments_are_one_point(options, kind, p):
+    """As their concatenation is, of a model that splits it."""
+    model, net, x, flat, y = two_arguments()
+    given = {"p": p, "sigma": 0.3}
+    leaf = (0, 1) if kind is tuple else ["image", "text"] if "start" in options else ["text", "image"]
+    inputs = x if kind is dict else tuple(x.values())
+
+    def convert(mask):
+        of_rows = parted(mask.expand(len(flat), 10))
+        return of_rows if kind is dict else tuple(of_rows.values())
+
+    found = regularized_loss(
+        model, losses_of, inputs, y, leaf=leaf, **given, **on_trees(drawn_anew(options), convert)
+    )
+    expected = regularized_loss(net, losses_of, flat, y, **given, **drawn_anew(options))
+    assert_allclose(found.item(), expected.item(), rtol=1e-12)
+    assert_allclose(gradients(net, found), gradients(net, expected), rtol=1e-9, atol=1e-12)
+    if options.keys() & {"objective", "clean_weight"}:
+        return
+    options = options | given
+    flatly = perturb(net, losses_of, flat, y, **options)
+    for joint in True, False:
+        eps = perturb(model, losses_of, inputs, y, leaf=leaf, joint=joint, **on_trees(options, convert))
+        assert type(eps) is kind
+        eps = together([eps["image"], eps["text"]] if kind is dict else eps)
+        assert torch.allclose(eps, flatly, rtol=1e-9, atol=1e-12) == (joint or p == math.inf)  # a product
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_torch_an_ascent_moves_several_arguments(p):
+    model, net, x, flat, y = two_arguments()
+    options = {"p": p, "sigma": 0.5, "steps": 5, "bounds": (-0.1, 1.0)}
+    eps = ascend(model, losses_of, x, y, leaf=("image", "text"), **options)
+    assert_allclose(together(eps), ascend(net, losses_of, flat, y, **options), rtol=1e-9, atol=1e-12)
+    enough = losses_of(net(flat), y).median().item()  # a batch norm would see those that are left
+    model, net, _, _, _ = two_arguments()
+    net.eval()
+    eps = ascend(model, losses_of, x, y, leaf=("image", "text"), stop_above=enough, **options)
+    assert_allclose(
+        together(eps), ascend(net, losses_of, flat, y, stop_above=enough, **options), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("objective", ["perturb", "penalty"])
+@pytest.mark.parametrize("p", [1, 1.5, math.inf])
+def test_torch_not_joint_each_argument_has_a_ball(p, objective):
+    model, net, x, flat, y = two_arguments()
+    radii = {"image": 0.5, "text": torch.linspace(0.01, 0.02, 7)}
+    mask = {"image": torch.arange(3) > 0, "text": True}
+    options = {"p": p, "sigma": radii, "mask": mask, "leaf": ("image", "text"), "joint": False}
+    at = flat.clone().requires_grad_()
+    clean = losses_of(net(at), y)
+    grad = parted(torch.autograd.grad(clean.sum(), at)[0])
+    expected = {
+        name: lpfamily.epsilon(grad[name], p, radii[name], mask=torch.as_tensor(mask[name])) for name in x
+    }
+    loss = regularized_loss(model, losses_of, x, y, objective=objective, **options)
+    if objective == "penalty":
+        gain = (together(grad) * together(expected)).sum(dim=1)
+        assert_allclose(loss.item(), (clean + gain).mean().item(), rtol=1e-12)
+        return
+    eps = perturb(model, losses_of, x, y, **options)
+    for name in x:
+        assert_allclose(eps[name], expected[name], rtol=1e-9, atol=1e-12)
+    assert_allclose(loss.item(), losses_of(net(flat + together(expected)), y).mean().item(), rtol=1e-12)
+    start = perturb(model, losses_of, x, y, start=torch.Generator().manual_seed(0), steps=2, **options)
+    for name in x:
+        norms = torch.linalg.vector_norm(start[name].flatten(1), p, dim=1)
+        assert (norms <= torch.as_tensor(radii[name]) * (1 + 1e-9)).all()
+    again = perturb(model, losses_of, x, y, start=expected, steps=2, **options)
+    assert torch.isfinite(together(again)).all()
+
+
+def test_torch_an_argument_may_be_a_tree():
+    model, net, x, flat, y = two_arguments()
+    options = {"p": 1.5, "sigma": 0.3, "steps": 2}
+    eps = perturb(lambda parts, scale: model(**parts) * scale, losses_of, (x, 2.0), y, leaf=0, **options)
+    expected = perturb(lambda x: net(x) * 2.0, losses_of, flat, y, **options)
+    assert_allclose(together(eps), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_torch_the_outputs_are_those_of_the_ordinary_pass():
+    model, net, x, _, y = two_arguments()
+    net.append(nn.Dropout(0.5))
+    for options in {}, {"clean_weight": 0.5}, {"objective": "penalty"}, JOINT["difference"]:
+        outputs = []
+        hook = net.register_forward_hook(lambda *given, seen=outputs: seen.append(given[2]))
+        loss, made = regularized_loss(
+            model, losses_of, x, y, sigma=0.1, leaf=("image", "text"), return_outputs=True, **options
+        )
+        hook.remove()
+        ordinary = outputs[-1 - (options.get("clean_weight", 0) > 0 or "penalty_by" in options)]
+        assert made is ordinary
+        assert made.requires_grad
+        assert loss.shape == ()
+
+
+# Transforms of torch.func.
+
+OF_TRANSFORMS = {
+    "perturb": {"clean_weight": 0.25},
+    "steps": {"steps": 2, "bounds": (0, 1), "direction": "log-odds"},
+    "penalty": {"objective": "penalty", "direction": "log-odds"},
+    "difference": {"objective": "penalty", "penalty_by": "difference", "difference_step": 1e-3},
+}
+
+
+@pytest.mark.parametrize("options", OF_TRANSFORMS.values(), ids=OF_TRANSFORMS)
+def test_torch_it_is_transformed_as_it_is_differentiated(options):
+    """The gradient of a functional call, of the batch and of each example alone."""
+    model, (x, y) = network(nn.LayerNorm(5)), batch()
+    weights = {name: each.detach() for name, each in model.named_parameters()}
+    options = {"p": 1.5, "sigma": 0.5} | options
+
+    def total(weights, x, y):
+        def called(x):
+            return torch.func.functional_call(model, weights, (x,))
+
+        return regularized_loss(called, losses_of, x, y, **options)
+
+    found = torch.func.grad(total)(weights, x, y)
+    loss = regularized_loss(model, losses_of, x, y, **options)
+    assert_allclose(
+        torch.cat([g.flatten() for g in found.values()]), gradients(model, loss), rtol=1e-9, atol=1e-12
+    )
+    each = torch.func.vmap(
+        torch.func.grad(lambda weights, x, y: total(weights, x[None], y[None])), in_dims=(None, 0, 0)
+    )(weights, x, y)
+    for name, slope in each.items():
+        assert_allclose(slope.mean(dim=0), found[name], rtol=1e-9, atol=1e-12)
+    moved = torch.func.vmap(lambda x, y: perturb(model, losses_of, x[None], y[None], sigma=0.5)[0])(x, y)
+    assert_allclose(moved, perturb(model, losses_of, x, y, sigma=0.5), rtol=1e-9)
 
 
 @pytest.mark.parametrize("p", P)
@@ -1022,6 +1200,19 @@ ERRORS = [
     ({"x": Named(torch.ones(7, 6), 3), "leaf": "c"}, ValueError, r"one of \['a', 'b'\]; got 'c'"),
     ({"x": Named(torch.ones(7, 6), 3), "leaf": 2}, ValueError, r"one of \['a', 'b'\]; got 2"),
     ({"x": Named(torch.ones(7, 6), torch.ones(7))}, ValueError, r"which argument .*\['a', 'b'\]"),
+    ({"x": {"a": torch.ones(7, 6), "b": 3}, "leaf": ("a", "b")}, TypeError, r"x\['b'\] must be .*int"),
+    (
+        {"x": {"a": torch.ones(7, 6)}, "leaf": ("a", "c")},
+        ValueError,
+        r"leaf must be one of \['a'\]; got \('a', 'c'\): several",
+    ),
+    ({"x": {"a": torch.ones(7, 6)}, "leaf": ()}, ValueError, r"leaf must be one of \['a'\]; got \(\)"),
+    ({"x": {"a": {}}, "leaf": "a"}, ValueError, r"x\['a'\] must hold at least one tensor; got {}"),
+    (
+        {"x": (torch.ones(7, 6), torch.ones(6, 6)), "leaf": (0, 1), "model": lambda a, b: a[:, :3]},
+        ValueError,
+        r"of the same examples; .*\(6,\)",
+    ),
     ({"sigma": -1.0}, ValueError, "sigma"),
     ({"p": 0.5}, ValueError, r"p must lie in \[1, inf\]"),
     (
@@ -1076,11 +1267,11 @@ def test_torch_outputs_that_are_no_logits_need_a_function():
 
 SIGNATURES = {
     regularized_loss: "(model, loss, x, y, *, p=2.0, sigma, objective='perturb', clean_weight=0.0, "
-    "bounds=None, mask=None, batch_ndim=1, leaf=None, direction='loss', ignore_index=-100, steps=1, "
-    "start=None, direction_dropout='none', direction_dtype='same', batch_norm='batch', "
-    "penalty_by='gradient', difference_step=None, scaler=None)",
+    "bounds=None, mask=None, batch_ndim=1, leaf=None, joint=True, direction='loss', ignore_index=-100, "
+    "steps=1, start=None, direction_dropout='none', direction_dtype='same', batch_norm='batch', "
+    "penalty_by='gradient', difference_step=None, scaler=None, return_outputs=False)",
     perturb: "(model, loss, x, y, *, p=2.0, sigma, bounds=None, mask=None, batch_ndim=1, leaf=None, "
-    "direction='loss', ignore_index=-100, steps=1, start=None, direction_dropout='none', "
+    "joint=True, direction='loss', ignore_index=-100, steps=1, start=None, direction_dropout='none', "
     "direction_dtype='same', batch_norm='batch', scaler=None)",
     ascend: "(model, loss, x, y, *, p=2.0, sigma, steps=10, step_size=None, start=None, bounds=None, "
     "mask=None, method=None, restarts=0, stop_above=None, leaf=None, direction='loss', ignore_index=-100, "

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
-from lpfamily._arrays import Bounds, Numbers, check_p
-from lpfamily.ascent import frank_wolfe, starting_point
+from lpfamily._arrays import Bounds, check_p
 from lpfamily.classification import relative_slope
+from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
+from lpfamily.trees import mapped, named_leaves, rebuilt
 
 Loss = Callable[..., Any]
 
@@ -23,16 +24,17 @@ def regularize(
     loss: Loss,
     p: float = 2.0,
     *,
-    sigma: Numbers | Callable[..., Numbers],
-    argnum: int = 1,
+    sigma: Any,
+    argnum: int | tuple[int, ...] = 1,
+    joint: bool = True,
     objective: Literal["perturb", "penalty"] = "perturb",
     clean_weight: float = 0.0,
     bounds: Bounds | None = None,
-    mask: ArrayLike | Callable[..., ArrayLike] | None = None,
+    mask: Any = None,
     batch_ndim: int = 1,
     direction: Loss | None = None,
     steps: int = 1,
-    start: Array | Callable[..., Array] | None = None,
+    start: Any = None,
     penalty_by: Literal["gradient", "difference"] = "gradient",
     difference_step: float | None = None,
     has_aux: bool = False,
@@ -66,7 +68,11 @@ def regularize(
         The radius, in units of x, as in `lpfamily.epsilon`; or a function of the loss's arguments that
         returns it, for a schedule.
     argnum
-        Which positional argument of `loss` is x, a floating array.
+        Which positional argument of `loss` is x, a floating array or a pytree of them, as in
+        `lpfamily.epsilon`; or several in a tuple, which are x together.
+    joint
+        True has one ball over all leaves of x, for each example. False has one for each: a step of norm sigma
+        in all of them at once, where the penalties add up; sigma may then be a tree of radii, like x.
     objective
         "perturb" or "penalty", as above.
     clean_weight
@@ -75,8 +81,8 @@ def regularize(
         (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box. x must lie in
         it, to rounding: an example further outside has a loss of NaN.
     mask
-        Boolean, broadcastable to x, True where x may move; or a function of the loss's arguments, for
-        padding.
+        Boolean, broadcastable to x, or a tree like it, True where x may move; or a function of the loss's
+        arguments, for padding.
     batch_ndim
         How many leading axes of x index balls: 1, an example has one; 0, x is one example, as under
         `jax.vmap`; 2, every token of an example has its own, and their penalties add up.
@@ -91,8 +97,8 @@ def regularize(
     steps
         The gradients that "perturb" takes for eps, at least 1, by `lpfamily.ascent.frank_wolfe`.
     start
-        Where "perturb" takes the first of them, as in `lpfamily.ascend`: None is x; an array like x is a
-        perturbation, projected into ball and box; a key draws one, the same at every call, so give a
+        Where "perturb" takes the first of them, as in `lpfamily.ascend`: None is x; an array, or a tree, like
+        x is a perturbation, projected into ball and box; a key draws one, the same at every call, so give a
         function of the loss's arguments that returns one of them.
     penalty_by
         "gradient" or "difference", as above.
@@ -101,8 +107,8 @@ def regularize(
         which that rounds away. A model that computes in it inside, or in TF32, cannot be seen: give 0.25,
         say.
     has_aux
-        Whether `loss` returns (values, aux); then so does the result. The aux is that of L(x + eps) for
-        "perturb", of L(x) for "penalty".
+        Whether `loss` returns (values, aux), as its outputs; then so does the result. The aux is that of
+        L(x + eps) for "perturb", of L(x) for "penalty".
 
     Returns
     -------
@@ -112,7 +118,7 @@ def regularize(
     Raises
     ------
     TypeError, ValueError
-        For an unknown or impossible choice. When called: for an x that is not a floating array, values
+        For an unknown or impossible choice. When called: for an x that is not of floating arrays, values
         that are not one an example, half precision without a `difference_step`, and as in
         `lpfamily.epsilon`.
 
@@ -122,9 +128,11 @@ def regularize(
     """
     check_p(p)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
-    if not isinstance(argnum, int) or argnum < 0:
+    places = argnum if isinstance(argnum, tuple) else (argnum,)
+    if not places or not all(isinstance(place, int) and place >= 0 for place in places):
         raise ValueError(
-            f"argnum must be the place of x, from 0, among the arguments of the loss; got {argnum!r}"
+            f"argnum must be the place of x, from 0, among the arguments of the loss, or a tuple of several; "
+            f"got {argnum!r}"
         )
     if direction is not None and not callable(direction):
         raise ValueError(
@@ -140,11 +148,14 @@ def regularize(
         radius, kept, begin = (
             choice(*args, **kwargs) if callable(choice) else choice for choice in (sigma, mask, start)
         )
+        ball = Ball(p, radius, bounds, kept, batch_ndim, joint)
+        shape = jax.tree.leaves(x)[0].shape[: min(batch_ndim, 1)]
 
-        def evaluate(function: Loss, at: Array, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+        def evaluate(function: Loss, at: Any, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
             given, named = (args, kwargs) if each is None else jax.tree.map(each, (args, kwargs))
             replaced = list(given)
-            replaced[argnum] = at
+            for place, value in zip(places, at if isinstance(argnum, tuple) else (at,), strict=True):
+                replaced[place] = value
             result = function(*replaced, **named)
             with_aux = has_aux and function is loss
             if with_aux and not (isinstance(result, tuple) and len(result) == 2):
@@ -152,39 +163,37 @@ def regularize(
                     f"with has_aux=True the loss must return (values, aux); got {type(result).__name__}"
                 )
             values, aux = result if with_aux else (result, None)
-            _check_values(values, x.shape[: min(batch_ndim, 1)])
+            _check_values(values, shape)
             return values, aux
 
-        def differentiate(at: Array, each: Callable[[Any], Any]) -> tuple[Array, Array]:
+        def differentiate(at: Any, each: Callable[[Any], Any]) -> tuple[Array, Any]:
             # what is copied here is younger than the differentiation, so that modules may change it
             values, back = jax.vjp(lambda at: evaluate(followed, at, each)[0], at)
             return values, back(jnp.ones_like(values))[0]
 
-        def step(gradient: Callable[[Array], Array]) -> Array:
-            fixed, first = jax.lax.stop_gradient(x), None
-            within: dict[str, Any] = {"bounds": bounds, "batch_ndim": batch_ndim, "mask": kept}
-            if begin is not None:
-                first = starting_point(fixed, p, radius, begin, **within)
-            eps: Array = frank_wolfe(gradient, fixed, p, radius, steps, first, **within)
-            return jax.lax.stop_gradient(eps)
+        def step(gradient: Callable[[Any], Any]) -> Any:
+            fixed = jax.lax.stop_gradient(x)
+            first = None if begin is None else ball.begin(fixed, begin)
+            return jax.lax.stop_gradient(ball.ascended(gradient, fixed, steps, first))
 
         # What changes modules in place comes last: every pass then sees the same dropout.
         if objective == "perturb":
             eps = step(lambda at: differentiate(at, _constant)[1])
             clean = evaluate(loss, x, _rebuilt)[0] if clean_weight else 0.0
-            values, aux = evaluate(loss, x + eps)
+            values, aux = evaluate(loss, mapped(operator.add, x, eps))
             values = clean_weight * clean + (1 - clean_weight) * values
         elif by_difference:
             eps = step(lambda at: differentiate(at, _constant)[1])
             h = DIFFERENCE_STEP if difference_step is None else difference_step
-            ahead, _ = evaluate(loss, x + h * eps, _rebuilt)
+            ahead, _ = evaluate(loss, mapped(lambda x, eps: x + h * eps, x, eps), _rebuilt)
             if difference_step is None:
-                _check_precision(x, ahead)
+                _check_precision(*jax.tree.leaves(x), ahead)
             values, aux = evaluate(loss, x)
             values = values + (ahead - values) / h
         else:
             rising, grad = differentiate(x, _rebuilt)
-            gain = _products(grad, step(lambda _: grad), batch_ndim)
+            products = mapped(functools.partial(_products, batch_ndim), grad, step(lambda _: grad))
+            gain = functools.reduce(operator.add, jax.tree.leaves(products))
             values, aux = evaluate(loss, x)  # under jit, without a direction, no more than the aux is left
             if direction is None:
                 values = rising  # the same numbers, with one way back to the weights for both terms
@@ -196,25 +205,35 @@ def regularize(
     return regularized
 
 
-def _input(args: tuple[Any, ...], argnum: int) -> Array:
+def _input(args: tuple[Any, ...], argnum: int | tuple[int, ...]) -> Any:
+    """Return what is perturbed, an array or a tree."""
+    if isinstance(argnum, tuple):
+        return tuple(_input(args, place) for place in argnum)
     if argnum >= len(args):
         raise TypeError(
-            f"argument {argnum} of the loss, the array to perturb, must be given by position; got "
-            f"{len(args)} positional arguments"
+            f"argument {argnum} of the loss, what is perturbed, must be given by position; got {len(args)} "
+            "positional arguments"
         )
-    x = args[argnum]
+    leaves = list(named_leaves(args[argnum], ""))
+    if not leaves:
+        raise TypeError(f"argument {argnum} of the loss, what is perturbed, holds no array")
+    return rebuilt(args[argnum], (_floating(argnum, path, leaf) for path, leaf in leaves))
+
+
+def _floating(argnum: int, path: str, x: Any) -> Array:
+    name = f"argument {argnum} of the loss{path and ', ' + path}, what is perturbed,"
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise TypeError(
-            f"argument {argnum} of the loss, what is perturbed, must be an array; got {type(x).__name__}: "
-            "give the loss that array as an argument of its own"
+            f"{name} must be an array or a pytree of arrays; got {type(x).__name__}: give the loss what is "
+            "to move as an argument of its own"
         )
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
-            f"argument {argnum} of the loss, the array to perturb, must be floating; got {x.dtype}: convert "
-            "pixels first; embed tokens first, and give the loss their embeddings"
+            f"{name} must be floating; got {array.dtype}: convert pixels first; embed tokens first, and give "
+            "the loss their embeddings"
         )
-    return x
+    return array
 
 
 def _check_values(values: object, shape: tuple[int, ...]) -> None:
@@ -244,7 +263,7 @@ def _constant(leaf: Any) -> Any:
     return jax.lax.stop_gradient(leaf) if isinstance(leaf, Array) else leaf
 
 
-def _products(grad: Array, eps: Array, batch_ndim: int) -> Array:
+def _products(batch_ndim: int, grad: Array, eps: Array) -> Array:
     """Return <grad, eps> of each example, at least in float32."""
     # where the mask is, grad may be anything
     products = jnp.where(eps == 0, 0.0, _wide(grad) * _wide(eps))

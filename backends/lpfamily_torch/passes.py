@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from lpfamily import binary_error_log_odds, error_log_odds
-from lpfamily._arrays import Bounds, Numbers
 from lpfamily.classification import joint_odds, relative_slope
 from lpfamily.trees import mapped, named_leaves, rebuilt
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
@@ -26,23 +25,6 @@ Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
 DirectionDtype = Literal["same", "bfloat16"]
 Point = TypeVar("Point")
 """A tensor that is perturbed, or a tree of them."""
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Where eps may lie, in the words of `lpfamily.epsilon`."""
-
-    p: float
-    sigma: Numbers
-    bounds: Bounds | None
-    mask: Tensor | None
-    batch_ndim: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_ndim < 1:
-            raise ValueError(
-                f"batch_ndim must be at least 1, as examples are along the first axis; got {self.batch_ndim}"
-            )
 
 
 @dataclass(frozen=True)
@@ -89,20 +71,23 @@ class Passes:
 
     def value_and_grad(self, at: Point) -> tuple[Tensor, Point]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        search, first, model = self.search, leaves_of(at)[0], without_team(self.model)
+        search, model, (first, *_) = self.search, without_team(self.model), leaves_of(at)
         device, examples = first.device, len(first)
         again = keeping(model, device) if search.direction_dropout == "same" else nullcontext()
         bfloat16 = search.direction_dtype == "bfloat16"
         half = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-        with again, half, torch.enable_grad():
-            at = mapped(lambda leaf: leaf.detach().requires_grad_(), at)
+
+        def evaluate(at: Point) -> tuple[Tensor, Any]:
             outputs = self.call(model, at)
             values = self._followed(outputs, examples)
-            gradient = input_gradient(self._total(values), at)
+            spoilt = torch.zeros_like(values, dtype=torch.bool)
+            if search.scaler is not None and search.direction in _ODDS:  # NaN of finite outputs is of a label
+                spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
+            return self._total(values), (values, spoilt)
+
+        with again, half, torch.enable_grad():
+            (values, spoilt), gradient = with_gradient(evaluate, mapped(Tensor.detach, at))
             if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
-                spoilt = torch.zeros_like(values, dtype=torch.bool)
-                if search.direction in _ODDS:  # but NaN of finite outputs is of a label that is none
-                    spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
 
                 def settled(leaf: Tensor) -> Tensor:
                     numbers = leaf.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
@@ -111,31 +96,38 @@ class Passes:
                 gradient = mapped(settled, gradient)
             return values.detach(), gradient
 
-    def losses(self, at: Tensor) -> Tensor:
-        """Return the loss of each example, by an ordinary pass."""
-        return _one_an_example(self.loss(self.call(self.model, at), self.y), len(at), "loss")
+    def losses(self, at: Any) -> tuple[Tensor, Any]:
+        """Return the loss of each example, by an ordinary pass, and its outputs."""
+        outputs = self.call(self.model, at)
+        return _one_an_example(self.loss(outputs, self.y), len(leaves_of(at)[0]), "loss"), outputs
 
-    def losses_of_both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses of two inputs in the same state of all else; the second pass leaves nothing."""
-        again = replay(without_team(self.model), first.device)
-        losses = self.losses(first)
+    def losses_of_both(self, first: Any, second: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the losses of two inputs in the same state of all else, and the outputs of the first.
+
+        The second pass leaves nothing.
+        """
+        again = replay(without_team(self.model), leaves_of(first)[0].device)
+        losses, outputs = self.losses(first)
         with again:
-            return losses, self.losses(second)
+            return losses, self.losses(second)[0], outputs
 
-    def losses_and_gradient(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return the loss of each example, by an ordinary pass, and two factors of its input gradient.
+    def losses_and_gradient(self, at: Point) -> tuple[Tensor, Any, Point, Tensor | float]:
+        """Return the loss of each example, by an ordinary pass, its outputs and two factors of its gradient.
 
         As the loss L is a multiple of softplus(odds), grad L is L sigmoid(odds) / softplus(odds) grad odds.
         """
-        outputs = self.call(self.model, at)
-        losses = _one_an_example(self.loss(outputs, self.y), len(at), "loss")
-        values = losses if self.search.direction == "loss" else self._followed(outputs, len(at))
-        gradient = input_gradient(self._total(values), at, create_graph=True)
+        first, of_loss = leaves_of(at)[0], self.search.direction == "loss"
+
+        def evaluate(at: Point) -> tuple[Tensor, Any]:
+            losses, outputs = self.losses(at)
+            values = losses if of_loss else self._followed(outputs, len(first))
+            return self._total(values), (losses, outputs, values)
+
+        (losses, outputs, values), gradient = with_gradient(evaluate, at, create_graph=True)
         if (scaler := self.search.scaler) is not None:
-            gradient = gradient * (len(at) / scaler.scale(torch.ones((), device=at.device)))
-        if values is losses:
-            return losses, gradient, 1.0
-        return losses, gradient, losses * relative_slope(_wide(values))
+            unit = len(first) / scaler.scale(torch.ones((), device=first.device))
+            gradient = mapped(lambda leaf: leaf * unit, gradient)
+        return losses, outputs, gradient, 1.0 if of_loss else losses * relative_slope(_wide(values))
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
         direction = self.search.direction
@@ -170,8 +162,8 @@ def leaves_of(at: object) -> list[Tensor]:
     return [leaf for _, leaf in named_leaves(at, "")]
 
 
-def inputs_of(x: Any, leaf: Hashable | None, trees: bool = False) -> tuple[Any, Callable[..., Any]]:
-    """Return the tensor, or tree where that may be, to perturb, and how the model is called with another.
+def inputs_of(x: Any, leaf: Hashable | list[Hashable] | None) -> tuple[Any, Callable[..., Any]]:
+    """Return what is perturbed, a tensor or a tree, and how the model is called with another in its place.
 
     That is `call(model, at)`, or `call(model, at, rows=rows)` where `at` holds some of the examples.
     """
@@ -190,26 +182,32 @@ def inputs_of(x: Any, leaf: Hashable | None, trees: bool = False) -> tuple[Any, 
         floating = [name for name, at in tensors.items() if isinstance(at, Tensor) and at.is_floating_point()]
         fitting = floating or tensors  # where none is floating, what is wrong with the only tensor
         if len(fitting) != 1:
-            raise ValueError(f"leaf must say which argument to perturb; floating tensors are {floating}")
+            raise ValueError(
+                f"leaf must say which argument to perturb, or which ones; floating tensors are {floating}"
+            )
         (leaf,) = fitting
-    if isinstance(x, tuple) and isinstance(leaf, int) and leaf in range(len(x)):
-        leaf = fields[leaf]
-    if leaf not in arguments:
-        raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}")
-
-    perturbed, path = arguments[leaf], f"x[{leaf!r}]"
-    if not trees or isinstance(perturbed, PackedSequence):
-        parts = [_floating(perturbed, path)]
-    else:
-        parts = [_floating(tensor, name) for name, tensor in named_leaves(perturbed, path)]
-    if not parts:
-        raise ValueError(f"{path} must hold at least one tensor; got {perturbed!r}")
+    several = isinstance(leaf, list) or (isinstance(leaf, tuple) and leaf not in arguments)
+    names = list(cast(Sequence[Hashable], leaf)) if several else [leaf]
+    if isinstance(x, tuple):
+        names = [fields[n] if isinstance(n, int) and n in range(len(x)) else n for n in names]
+    if not names or not all(name in arguments for name in names):
+        raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}: several go into a tuple")
+    chosen, leaves = {name: arguments[name] for name in names}, list[Tensor]()
+    for name, perturbed in chosen.items():
+        parts = [(f"x[{name!r}]", perturbed)]
+        if not isinstance(perturbed, PackedSequence):
+            parts = list(named_leaves(perturbed, parts[0][0]))
+        if not parts:
+            raise ValueError(f"x[{name!r}] must hold at least one tensor; got {perturbed!r}")
+        leaves += [_floating(tensor, path) for path, tensor in parts]
 
     def call(model: Model, at: Any, rows: Tensor | None = None) -> Any:
-        changed = _taken(arguments, rows, len(parts[0])) | {leaf: at}
+        moved = [at] if not several else at.values() if isinstance(at, dict) else at
+        changed = _taken(arguments, rows, len(leaves[0])) | dict(zip(names, moved, strict=True))
         return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
 
-    return perturbed, call
+    at = chosen if isinstance(x, Mapping) else tuple(chosen.values())
+    return (at if several else chosen[names[0]]), call
 
 
 def _floating(x: object, name: str) -> Tensor:
@@ -236,6 +234,20 @@ def _one_an_example(values: object, examples: int, name: str) -> Tensor:
             f"the penalty would shrink with the batch; losses of torch take reduction='none'"
         )
     return values
+
+
+def with_gradient(
+    evaluate: Callable[[Point], tuple[Tensor, Any]], at: Point, create_graph: bool = False
+) -> tuple[Any, Point]:
+    """Return what evaluate(at) makes beside a total, and the gradient of that total."""
+    if torch._C._functorch.maybe_current_level() is not None:  # where no tensor may begin to need gradients
+        found: Any = torch.func.vjp(evaluate, at, has_aux=True)
+        total, back, made = found
+        (gradient,) = back(torch.ones_like(total))
+        return made, gradient
+    at = mapped(lambda leaf: leaf if leaf.requires_grad else leaf.detach().requires_grad_(), at)
+    total, made = evaluate(at)
+    return made, input_gradient(total, at, create_graph)
 
 
 def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,16 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lpfamily import ascent, epsilon
+from lpfamily import ascent
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
+from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped
-from lpfamily_torch.passes import Ball, Direction, Loss, Passes, Search, flat, inputs_of, leaves_of
+from lpfamily_torch.passes import Direction, Loss, Passes, Search, flat, inputs_of, leaves_of
 from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 from lpfamily_torch.reachable import Model
-
-Start = Tensor | torch.Generator | None
 
 
 def regularized_loss(
@@ -32,20 +32,22 @@ def regularized_loss(
     objective: Literal["perturb", "penalty"] = "perturb",
     clean_weight: float = 0.0,
     bounds: Bounds | None = None,
-    mask: Tensor | None = None,
+    mask: Any = None,
     batch_ndim: int = 1,
-    leaf: Hashable | None = None,
+    leaf: Hashable | list[Hashable] | None = None,
+    joint: bool = True,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     steps: int = 1,
-    start: Start = None,
+    start: Any = None,
     direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
     penalty_by: Literal["gradient", "difference"] = "gradient",
     difference_step: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
+    return_outputs: bool = False,
+) -> Any:
     """Return the mean regularised loss of a batch, to call backward on in place of the plain one.
 
     x is moved, or its gradient measured, in an Lp ball: p = inf by the gradient's signs, p = 2 along it,
@@ -67,6 +69,9 @@ def regularized_loss(
     leaves: at x + eps for "perturb", at x for "penalty". Where there is a second one, for `clean_weight` or a
     difference, it repeats the random draws of the first, and leaves nothing.
 
+    `torch.func.grad` transforms it as any loss of a functional call, and so does `torch.func.vmap`, where an
+    example is a batch of one, x[None].
+
     Parameters
     ----------
     model
@@ -80,8 +85,8 @@ def regularized_loss(
         `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`.
     x
         A floating tensor whose first axis indexes examples; a tuple, named or not, of the model's positional
-        arguments or a dict of its keyword arguments, one of which is perturbed. It may have a graph, as an
-        embedding's output: `regularized_loss` trains what made it too.
+        arguments or a dict of its keyword arguments, one or several of which are perturbed. These may have
+        a graph, as an embedding's output: `regularized_loss` trains what made it too.
     y
         Whatever `loss` takes.
     p, sigma
@@ -103,7 +108,12 @@ def regularized_loss(
         token of a sequence.
     leaf
         Which argument to perturb: an index, or a key or the name in a named tuple. None is the only floating
-        tensor.
+        tensor. An argument may be a tree of tensors, as in `lpfamily.epsilon`. Several arguments, in a tuple
+        or a list, are such a tree too: a dict of them where x is one, else a tuple. bounds, mask and start,
+        and eps, are like it.
+    joint
+        True has one ball over all that is perturbed, for each example. False has one for each tensor: a step
+        of norm sigma in all of them at once, where the penalties add up; sigma may then be a tree of radii.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
         labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
@@ -139,11 +149,14 @@ def regularized_loss(
     scaler
         The `GradScaler` of a loop in float16: input gradients are scaled with it, so that they do not
         underflow. The result is not scaled.
+    return_outputs
+        Whether to return the outputs of the ordinary pass too, with their graph.
 
     Returns
     -------
-    Tensor
-        A scalar, in units of the loss.
+    Tensor or tuple
+        A scalar, in units of the loss; with `return_outputs` a pair of that and the outputs, those at
+        x + eps for "perturb" and at x for "penalty".
 
     Raises
     ------
@@ -161,19 +174,26 @@ def regularized_loss(
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
-    ball = Ball(p, sigma, bounds, mask, batch_ndim)
+    ball = _ball(p, sigma, bounds, mask, batch_ndim, joint)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
-    if objective == "perturb":
-        eps = _frank_wolfe(passes, at, ball, steps, start)
-        if not clean_weight:
-            return passes.losses(at + eps).mean()
-        perturbed, clean = passes.losses_of_both(at + eps, at)
-        return (clean_weight * clean + (1 - clean_weight) * perturbed).mean()
-    if (direction_dropout, direction_dtype, batch_norm) != ("none", "same", "batch"):
+    if objective == "penalty" and (direction_dropout, direction_dtype, batch_norm) != (
+        "none",
+        "same",
+        "batch",
+    ):
         raise ValueError("direction_dropout, direction_dtype and batch_norm belong to objective='perturb'")
     if penalty_by == "difference":
-        return _penalised_by_difference(passes, at, ball, difference_step).mean()
-    return _penalised(passes, at, ball).mean()
+        losses, outputs = _penalised_by_difference(passes, at, ball, difference_step)
+    elif objective == "penalty":
+        losses, outputs = _penalised(passes, at, ball)
+    else:
+        ahead = mapped(torch.add, at, _frank_wolfe(passes, at, ball, steps, start))
+        if clean_weight:
+            perturbed, clean, outputs = passes.losses_of_both(ahead, at)
+            losses = clean_weight * clean + (1 - clean_weight) * perturbed
+        else:
+            losses, outputs = passes.losses(ahead)
+    return (losses.mean(), outputs) if return_outputs else losses.mean()
 
 
 @documented_by(regularized_loss)
@@ -186,18 +206,19 @@ def perturb(
     p: float = 2.0,
     sigma: Numbers,
     bounds: Bounds | None = None,
-    mask: Tensor | None = None,
+    mask: Any = None,
     batch_ndim: int = 1,
-    leaf: Hashable | None = None,
+    leaf: Hashable | list[Hashable] | None = None,
+    joint: bool = True,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     steps: int = 1,
-    start: Start = None,
+    start: Any = None,
     direction_dropout: DirectionDropout = "none",
     direction_dtype: Literal["same", "bfloat16"] = "same",
     batch_norm: Statistics = "batch",
     scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
+) -> Any:
     """Return eps, the perturbation that `regularized_loss` trains on; add it to x.
 
     One step of eq. 3 at the input gradient, or `steps` of Frank-Wolfe's method. It leaves nothing behind in
@@ -205,14 +226,14 @@ def perturb(
 
     Parameters
     ----------
-    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, direction, ignore_index, steps, start, \
-    direction_dropout, direction_dtype, batch_norm, scaler
+    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, joint, direction, ignore_index, steps, \
+    start, direction_dropout, direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
 
     Returns
     -------
     Tensor
-        eps, like the tensor that is perturbed, without a graph.
+        eps, like the tensor or the tree that is perturbed, without a graph.
 
     Raises
     ------
@@ -226,8 +247,7 @@ def perturb(
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
-    ball = Ball(p, sigma, bounds, mask, batch_ndim)
-    return _frank_wolfe(passes, at, ball, steps, start)
+    return _frank_wolfe(passes, at, _ball(p, sigma, bounds, mask, batch_ndim, joint), steps, start)
 
 
 @documented_by(regularized_loss)
@@ -247,7 +267,7 @@ def ascend(
     method: ascent.Method | None = None,
     restarts: int = 0,
     stop_above: float | None = None,
-    leaf: Hashable | None = None,
+    leaf: Hashable | list[Hashable] | None = None,
     direction: Direction = "loss",
     ignore_index: float | None = -100,
     direction_dropout: DirectionDropout = "none",
@@ -258,8 +278,8 @@ def ascend(
     """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
 
     The inner maximum of eq. 1: of each example the iterate with the largest loss, or the largest odds of an
-    error. It leaves nothing behind in the model; gradients are enabled for it where they are not. Here the
-    argument that `leaf` names may be a tree of tensors, as in `lpfamily.epsilon`, with a ball per example.
+    error. It leaves nothing behind in the model; gradients are enabled for it where they are not. Each
+    example has one ball.
 
     Parameters
     ----------
@@ -277,7 +297,7 @@ def ascend(
     Returns
     -------
     Tensor
-        eps, like the tensor, or tree, that is perturbed, without a graph.
+        eps, like the tensor or the tree that is perturbed, without a graph.
 
     Raises
     ------
@@ -290,11 +310,9 @@ def ascend(
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
-    at, call = inputs_of(x, leaf, trees=True)
+    at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
-    passes = Passes(model, loss, call, y, search)
-    how: dict[str, Any] = {"steps": steps, "step_size": step_size, "start": start, "method": method}
-    at, ball = mapped(Tensor.detach, at), Ball(p, sigma, bounds, mask)
+    passes, at = Passes(model, loss, call, y, search), mapped(Tensor.detach, at)
     first = leaves_of(at)[0]
 
     def value_and_grad(x: Any, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Any]:
@@ -302,8 +320,28 @@ def ascend(
 
     with passes.quiet(first.device), torch.no_grad():
         return ascent.ascend(
-            value_and_grad, at, **how, restarts=restarts, stop_above=stop_above, **vars(ball)
+            value_and_grad,
+            at,
+            p,
+            sigma,
+            steps,
+            step_size,
+            start,
+            bounds,
+            batch_ndim=1,
+            mask=mask,
+            method=method,
+            restarts=restarts,
+            stop_above=stop_above,
         )
+
+
+def _ball(p: float, sigma: Any, bounds: Bounds | None, mask: Any, batch_ndim: int, joint: bool) -> Ball:
+    if batch_ndim < 1:
+        raise ValueError(
+            f"batch_ndim must be at least 1, as examples are along the first axis; got {batch_ndim}"
+        )
+    return Ball(p, sigma, bounds, mask, batch_ndim, joint)
 
 
 def _may_round_to_tf32(at: Tensor) -> bool:
@@ -311,19 +349,16 @@ def _may_round_to_tf32(at: Tensor) -> bool:
     return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
 
 
-def _frank_wolfe(passes: Passes, at: Tensor, ball: Ball, steps: int, start: Start) -> Tensor:
-    at = at.detach()
+def _frank_wolfe(passes: Passes, at: Any, ball: Ball, steps: int, start: Any) -> Any:
+    at = mapped(Tensor.detach, at)
     with torch.no_grad():
         if start is not None:
-            start = ascent.starting_point(at, start=start, **vars(ball))
-        with passes.quiet(at.device):
-            eps: Tensor = ascent.frank_wolfe(
-                lambda x: passes.value_and_grad(x)[1], at, steps=steps, start=start, **vars(ball)
-            )
-    return eps
+            start = ball.begin(at, start)
+        with passes.quiet(leaves_of(at)[0].device):
+            return ball.ascended(lambda x: passes.value_and_grad(x)[1], at, steps, start)
 
 
-def _penalised(passes: Passes, at: Tensor, ball: Ball) -> Tensor:
+def _penalised(passes: Passes, at: Any, ball: Ball) -> tuple[Tensor, Any]:
     if is_compiled(passes.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
@@ -336,27 +371,29 @@ def _penalised(passes: Passes, at: Tensor, ball: Ball) -> Tensor:
         )
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = at if at.requires_grad else at.detach().requires_grad_()
-        losses, gradient, factor = passes.losses_and_gradient(at)
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        box: dict[str, Any] = {} if ball.bounds is None else {"x": at.detach()}
+        losses, outputs, gradient, factor = passes.losses_and_gradient(at)
+        gradient = mapped(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), gradient)
         with torch.no_grad():
-            eps = epsilon(gradient, **vars(ball), **box)
+            eps = ball.step(gradient, mapped(Tensor.detach, at))
         # the product is sigma ||gradient||_p* and has its derivative, as eps is where the product is largest
-        result: Tensor = losses + factor * flat(gradient * eps).sum(dim=1)
-    return result if differentiable else result.detach()
+        products = leaves_of(mapped(lambda grad, eps: flat(grad * eps).sum(dim=1), gradient, eps))
+        result: Tensor = losses + factor * functools.reduce(torch.add, products)
+    return (result if differentiable else result.detach()), outputs
 
 
-def _penalised_by_difference(passes: Passes, at: Tensor, ball: Ball, h: float | None) -> Tensor:
+def _penalised_by_difference(passes: Passes, at: Any, ball: Ball, h: float | None) -> tuple[Tensor, Any]:
     repeated = replace(passes, search=replace(passes.search, direction_dropout="same"))
     eps = _frank_wolfe(repeated, at, ball, 1, None)
     step = DIFFERENCE_STEP if h is None else h
-    losses, ahead = passes.losses_of_both(at, at + step * eps)
-    half = any(each.dtype in (torch.float16, torch.bfloat16) for each in (at, losses))
-    if h is None and (half or torch.is_autocast_enabled(at.device.type) or _may_round_to_tf32(at)):
+    ahead = mapped(lambda at, eps: at + step * eps, at, eps)
+    losses, losses_ahead, outputs = passes.losses_of_both(at, ahead)
+    leaves = leaves_of(at)
+    half = any(each.dtype in (torch.float16, torch.bfloat16) for each in (*leaves, losses))
+    autocast = torch.is_autocast_enabled(leaves[0].device.type)
+    if h is None and (half or autocast or any(map(_may_round_to_tf32, leaves))):
         raise ValueError(
             "in half precision, and in TF32, a difference over 2^-10 of eps rounds away: pass "
             "difference_step, for example 0.25, or compute in float32, with allow_tf32 = False in "
             "torch.backends.cudnn and torch.backends.cuda.matmul"
         )
-    return losses + (ahead - losses) / step
+    return losses + (losses_ahead - losses) / step, outputs

@@ -1,0 +1,75 @@
+"""The perturbation that a training loop takes: of an array, or of a tree in one ball or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lpfamily._arrays import Bounds
+from lpfamily.ascent import is_random, starting_point, towards_vertices
+from lpfamily.box import box_of
+from lpfamily.kernels import library_of_generator
+from lpfamily.step import epsilon
+from lpfamily.trees import Joint, is_tree, matched, named_leaves, rebuilt
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Where eps may lie, in the words of `lpfamily.epsilon`."""
+
+    p: float
+    sigma: Any
+    bounds: Bounds | None
+    mask: Any
+    batch_ndim: int
+    joint: bool = True
+    """Whether the leaves of a tree have one ball together, or each its own; then sigma may be a tree too."""
+
+    def step(self, grad: Any, x: Any) -> Any:
+        """Return the steepest step at a gradient (eq. 3)."""
+        if not self.joint and is_tree(x):
+            parts = zip(self._of_leaves(x), matched("x", x, "grad", grad), _leaves(x), strict=True)
+            return rebuilt(x, (ball.step(*part) for ball, *part in parts))
+        box: dict[str, Any] = {} if self.bounds is None else {"x": x, "bounds": self.bounds}
+        return epsilon(grad, self.p, self.sigma, batch_ndim=self.batch_ndim, mask=self.mask, **box)
+
+    def begin(self, x: Any, start: Any) -> Any:
+        """Return where an ascent begins, in ball and box: `start` as `lpfamily.ascend` takes it."""
+        random = not is_tree(start) and is_random(start)
+        within: dict[str, Any] = {"bounds": self.bounds, "mask": self.mask, "batch_ndim": self.batch_ndim}
+        if not is_tree(x):
+            return starting_point(x, self.p, self.sigma, start, **within)
+        if not self.joint:
+            balls = self._of_leaves(x)
+            if random:
+                starts = library_of_generator(start).generators(start, len(balls))
+            else:
+                starts = matched("x", x, "start", start)
+            parts = zip(balls, _leaves(x), starts, strict=True)
+            return rebuilt(x, (ball.begin(*part) for ball, *part in parts))
+        box = () if self.bounds is None else box_of(x, self.bounds)
+        joint = Joint.of("x", x, self.batch_ndim, self.mask, box=box)
+        if not random:
+            start = joint.like("start", start, joint.parts[0].batch).rows
+        of_rows = joint.within
+        within = {name: of_rows.get(name) for name in within}
+        return joint.tree_of(starting_point(joint.rows, self.p, self.sigma, start, **within))
+
+    def ascended(self, gradient: Callable[[Any], Any], x: Any, steps: int, start: Any = None) -> Any:
+        """Return the last iterate of Frank-Wolfe's method, from a point that `begin` has returned, or x."""
+        return towards_vertices(lambda at: self.step(gradient(at), x), x, steps, start)
+
+    def _of_leaves(self, x: Any) -> list[Ball]:
+        """Return the ball of each leaf."""
+        box: tuple[Any, ...] = (x, None, None) if self.bounds is None else box_of(x, self.bounds)
+        given = {"sigma": self.sigma, "mask": self.mask, "low": box[1], "high": box[2]}
+        columns = (matched("x", x, name, value) for name, value in given.items())
+        return [
+            replace(self, sigma=sigma, mask=mask, bounds=self.bounds and (low, high))
+            for sigma, mask, low, high in zip(*columns, strict=True)
+        ]
+
+
+def _leaves(x: Any) -> list[Any]:
+    return [leaf for _, leaf in named_leaves(x, "x")]
