@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lpfamily import epsilon
+from lpfamily.divergences import divergence_slope, log_softmax
 from lpfamily.training.backends import Objective
 from lpfamily.training.draws import Draws, Random
-from lpfamily.training.losses import divergence_slope, log_softmax
 from lpfamily.training.networks import at_rest, parameter_shapes
 from lpfamily.training.testing import NETWORKS, BackendTests, oracle
 from lpfamily_numpy.model import _elementwise, forward

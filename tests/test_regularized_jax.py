@@ -379,6 +379,111 @@ def test_a_tree_maps_over_examples():
     assert_allclose(one, other, rtol=1e-12)
 
 
+def kl(clean, logits):
+    f, g = jax.nn.log_softmax(clean), jax.nn.log_softmax(logits)
+    return (jnp.exp(f) * (f - g)).sum(axis=-1)
+
+
+def logits_at(params, x, *_):
+    return logits_of(params, x)
+
+
+BETWEEN = {"outputs": logits_at, "beta": 3.0}
+
+
+def test_between_outputs_a_step_is_one_of_power_iteration():
+    """By the dense Hessian of the divergence; repeated, it ends at the leading eigenvector."""
+    params, x, labels = problem()
+    start = 1e-7 * np.random.default_rng(0).standard_normal(x.shape)  # in all balls
+
+    def of_one(params, x, at):
+        return kl(jax.lax.stop_gradient(logits_of(params, x)), logits_of(params, at))
+
+    def train(params, x, labels, start):
+        dense = jax.vmap(lambda x: jax.hessian(lambda at: of_one(params, x, at))(x))(x)
+        found = {}
+        for p in 1.5, 2.0:
+            seen = regularize(
+                lambda params, x, labels, start: (loss(params, x, labels), x),
+                p, sigma=1e-6, start=lambda *given: given[-1], has_aux=True, **BETWEEN,
+            )  # fmt: skip
+            robust = regularize(None, p, sigma=1e-6, start=lambda *given: given[-1], **BETWEEN)
+            found[p] = robust(params, x, labels, start), seen(params, x, labels, start)[1]
+        last = jax.lax.fori_loop(0, 60, lambda _, start: moved(params, x, start), start)
+        return dense, found, last
+
+    def moved(params, x, start):
+        """Return eps, which the outputs see."""
+        at = []
+
+        def seen(params, x):
+            at.append(x)
+            return logits_of(params, x)
+
+        regularize(None, 2, sigma=1e-6, start=lambda *_: start, outputs=seen, beta=1.0)(params, x)
+        return at[-2] - x
+
+    dense, found, last = run(train, params, x, labels, start)
+    turned = (dense @ start[..., None])[..., 0]
+    for p, (apart, at) in found.items():
+        assert_array_equal(at, x)  # the aux is of the clean input
+        eps = closed_form(turned, p, np.full(4, 1e-6)).astype(np.float64)
+        quadratic = (eps * (dense @ eps[..., None])[..., 0]).sum(axis=1) / 2
+        assert_allclose(apart, 3 * quadratic, rtol=1e-3)
+    leading = np.linalg.eigh(dense)[1][..., -1]
+    assert_allclose(np.abs((last * leading).sum(axis=1)), 1e-6, rtol=1e-5)
+
+
+def test_between_outputs_it_is_the_loss_of_trades_and_without_labels_of_vat():
+    options = {"p": math.inf, "sigma": 0.2, "steps": 2, "start": lambda *_: jax.random.key(3)}
+
+    def train(params, x, labels):
+        seen = []
+
+        def looking(params, x, *_):
+            seen.append(x)
+            return logits_of(params, x)
+
+        def by_hand(trained, labels):
+            clean = logits_of(trained, x)
+            far = kl(clean if labels is not None else jax.lax.stop_gradient(clean), logits_of(trained, at))
+            return 3 * far + (0 if labels is None else loss(trained, x, labels))
+
+        found, expected = [], []
+        for function, rest in (loss, (x, labels)), (None, (x,)):
+            robust = regularize(function, **options, outputs=looking, beta=3.0)
+            found.append(values_and_slopes(robust, params, *rest))
+            robust(params, *rest)
+            at = jax.lax.stop_gradient(seen[-2])
+            expected.append(values_and_slopes(by_hand, params, labels if function else None))
+        return found, expected
+
+    assert_same(*run(train, *problem()))
+
+
+def test_between_outputs_no_step_follows_rounding_errors():
+    params, x, _ = problem(n=40)
+    directions = np.random.default_rng(1).standard_normal(x.shape)
+
+    def train(params, x, start):
+        seen = []
+
+        def looking(params, x):
+            seen.append(x)
+            return logits_of(params, x)
+
+        regularize(None, sigma=0.5, start=lambda *_: start, outputs=looking, beta=1.0)(params, x)
+        return seen[-2] - x
+
+    exact = run(train, params, x, 1e-5 * directions)
+    single = jax.tree.map(np.float32, (params, x))
+    for length, least, most in (0, 0, 0), (1e-30, 0, 0), (1e-6, 0, 39), (1e-2, 40, 40):
+        eps = run(train, *single, np.float32(length * directions))
+        still = np.abs(eps).max(axis=1) < 1e-6
+        assert least <= np.sum(~still) <= most
+        assert np.all((eps * exact).sum(axis=1)[~still] > 0.9 * 0.25)
+
+
 def test_in_a_box_it_is_the_exact_maximum():
     rng = np.random.default_rng(1)
     w, x = rng.standard_normal((5, 8)), np.clip(rng.normal(0.5, 0.5, (5, 8)), 0, 1)
@@ -638,6 +743,11 @@ BAD_CHOICES = {
     "difference_step must be .* above 0": {"difference_step": 0},
     "argnum must be the place of x, from 0, .*; got -1": {"argnum": -1},
     "argnum must be .* a tuple of several; got \\(\\)": {"argnum": ()},
+    "outputs need a start, .* a function .* returns a key": BETWEEN,
+    "takes no direction, and there is no aux": BETWEEN | {"start": 0, "direction": odds},
+    "beta is the weight of a divergence": {"beta": 1.0},
+    "beta, .* must be a number of at least 0; got None": {"outputs": logits_at},
+    "it has no penalty, as the divergence": BETWEEN | {"objective": "penalty"},
     "direction must be a function of the loss's arguments, .*; got 'log-odds'": {"direction": "log-odds"},
 }
 
@@ -671,6 +781,11 @@ def test_a_bad_loss_or_input_says_what_to_do():
         regularize(lambda x: x[0].sum(axis=1), sigma=0.1, argnum=0)((x, x[:3]))
     with pytest.raises(ValueError, match=r"has_aux=True the loss must return \(values, aux\); got"):
         regularize(loss, sigma=0.1, has_aux=True)(params, x, labels)
+    with pytest.raises(TypeError, match="None is for batches without labels, with outputs"):
+        regularize(None, sigma=0.1)
+    means = regularize(None, sigma=0.1, outputs=lambda params, x: x.mean(), beta=1.0, start=lambda *_: x)
+    with pytest.raises(ValueError, match=r"logits of shape \(4, '...', 'classes'\); got \(\)"):
+        jax.eval_shape(means, params, x)
     half = regularize(lambda x: x.sum(axis=1), sigma=0.1, argnum=0, **OBJECTIVES["difference"])
     with pytest.raises(ValueError, match="rounds away in bfloat16: give a larger difference_step"):
         jax.eval_shape(half, jnp.ones((2, 3), jnp.bfloat16))

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lpfamily._arrays import Bounds, check_p
+from lpfamily._arrays import Bounds, check_p, finfo
 from lpfamily.classification import relative_slope
+from lpfamily.divergences import check_beta, divergence_between, divergence_of_moved, is_off
 from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped, named_leaves, rebuilt
@@ -21,7 +22,7 @@ Loss = Callable[..., Any]
 
 
 def regularize(
-    loss: Loss,
+    loss: Loss | None,
     p: float = 2.0,
     *,
     sigma: Any,
@@ -33,6 +34,8 @@ def regularize(
     mask: Any = None,
     batch_ndim: int = 1,
     direction: Loss | None = None,
+    outputs: Loss | None = None,
+    beta: float | None = None,
     steps: int = 1,
     start: Any = None,
     penalty_by: Literal["gradient", "difference"] = "gradient",
@@ -53,6 +56,9 @@ def regularize(
     - "penalty": L(x) + <grad L(x), eps>, eps held constant, which is L(x) + sigma * ||grad L(x)||_{p*}
       (eq. 4) by Hölder's equality, and has its derivative by Danskin's theorem; so too with a mask and
       in a box. By "difference" L(x) + (L(x + h eps) - L(x)) / h, which needs no second derivative.
+
+    With `outputs` it is the loss of TRADES, L(x) + beta KL(f(x) || f(x + eps)); without a loss beta KL with
+    f(x) held constant, that of virtual adversarial training. eps then raises KL.
 
     The result is pure where `loss` is. Modules that change in place (Flax NNX) change as in one call of
     the loss, if they are among its arguments: all other passes are of copies, and see the same dropout.
@@ -94,6 +100,14 @@ def regularize(
         the loss for a multiple of softplus(direction), so it may be weighted, or a mean over labels, but
         not smoothed. The dropout and batch statistics of the passes that find eps are those of the loss,
         or what this function makes of its arguments.
+    outputs
+        A function of the loss's arguments that returns logits, (n, ..., classes). eps raises how far they go
+        from those at x, KL(f(x) || f(x + eps)), summed over the positions of an example. That has no gradient
+        at x, so it needs a `start`, a function that returns keys. An example whose logits have not moved by
+        more than their rounding stays where it is: compute them in float32.
+    beta
+        The weight of the divergence in the loss, with `outputs`: 6 in TRADES, 1 in virtual adversarial
+        training.
     steps
         The gradients that "perturb" takes for eps, at least 1, by `lpfamily.ascent.frank_wolfe`.
     start
@@ -108,7 +122,7 @@ def regularize(
         say.
     has_aux
         Whether `loss` returns (values, aux), as its outputs; then so does the result. The aux is that of
-        L(x + eps) for "perturb", of L(x) for "penalty".
+        L(x + eps) for "perturb", of L(x) for "penalty" and with `outputs`.
 
     Returns
     -------
@@ -124,7 +138,9 @@ def regularize(
 
     References
     ----------
-    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-4.
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-4; Zhang
+    et al.: Theoretically Principled Trade-off between Robustness and Accuracy, 2019 (TRADES); Miyato et al.:
+    Virtual Adversarial Training, 2018.
     """
     check_p(p)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
@@ -139,10 +155,22 @@ def regularize(
             "direction must be a function of the loss's arguments, such as lambda params, x, labels: "
             f"error_log_odds(logits(params, x), labels); got {direction!r}"
         )
+    check_beta(beta, outputs is not None, objective, clean_weight)
+    if outputs is None and loss is None:
+        raise TypeError(
+            "loss must be a function of arguments and x; None is for batches without labels, with outputs"
+        )
+    if outputs is not None and start is None:
+        raise ValueError(
+            "outputs need a start, as their divergence has no gradient at x: a function of the loss's "
+            "arguments that returns a key"
+        )
+    if outputs is not None and (direction is not None or (loss is None and has_aux)):
+        raise ValueError("with outputs eps takes no direction, and there is no aux without a loss")
     by_difference = penalty_by == "difference"
-    followed = loss if direction is None else direction
+    followed: Any = next(each for each in (direction, outputs, loss) if each is not None)
 
-    @functools.wraps(loss)
+    @functools.wraps(followed if loss is None else loss)
     def regularized(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, argnum)
         radius, kept, begin = (
@@ -151,12 +179,15 @@ def regularize(
         ball = Ball(p, radius, bounds, kept, batch_ndim, joint)
         shape = jax.tree.leaves(x)[0].shape[: min(batch_ndim, 1)]
 
-        def evaluate(function: Loss, at: Any, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-            given, named = (args, kwargs) if each is None else jax.tree.map(each, (args, kwargs))
+        def evaluate(function: Any, at: Any, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+            given, keywords = (args, kwargs) if each is None else jax.tree.map(each, (args, kwargs))
             replaced = list(given)
             for place, value in zip(places, at if isinstance(argnum, tuple) else (at,), strict=True):
                 replaced[place] = value
-            result = function(*replaced, **named)
+            result = function(*replaced, **keywords)
+            if function is outputs:
+                _check_logits(result, shape)
+                return result, None
             with_aux = has_aux and function is loss
             if with_aux and not (isinstance(result, tuple) and len(result) == 2):
                 raise ValueError(
@@ -166,9 +197,18 @@ def regularize(
             _check_values(values, shape)
             return values, aux
 
-        def differentiate(at: Any, each: Callable[[Any], Any]) -> tuple[Array, Any]:
+        def differentiate(
+            at: Any, each: Callable[[Any], Any], clean: Array | None = None
+        ) -> tuple[Array, Any]:
             # what is copied here is younger than the differentiation, so that modules may change it
-            values, back = jax.vjp(lambda at: evaluate(followed, at, each)[0], at)
+            def values_at(at: Any) -> Any:
+                values, _ = evaluate(followed, at, each)
+                if clean is None:
+                    return values
+                moved, rounding = is_off(x, at, len(shape)), float(finfo(jnp, values.dtype).eps)
+                return divergence_of_moved(clean, _wide(values), moved, len(shape), rounding)
+
+            values, back = jax.vjp(values_at, at)
             return values, back(jnp.ones_like(values))[0]
 
         def step(gradient: Callable[[Any], Any]) -> Any:
@@ -177,7 +217,15 @@ def regularize(
             return jax.lax.stop_gradient(ball.ascended(gradient, fixed, steps, first))
 
         # What changes modules in place comes last: every pass then sees the same dropout.
-        if objective == "perturb":
+        if outputs is not None:
+            fixed = _wide(jax.lax.stop_gradient(evaluate(outputs, x, _constant)[0]))
+            eps = step(lambda at: differentiate(at, _constant, fixed)[1])
+            ahead, _ = evaluate(outputs, mapped(operator.add, x, eps), _rebuilt)
+            clean, _ = evaluate(outputs, x, None if loss is None else _rebuilt)
+            clean = jax.lax.stop_gradient(clean) if loss is None else clean
+            values, aux = (0.0, None) if loss is None else evaluate(loss, x)
+            values = values + beta * divergence_between(_wide(clean), _wide(ahead), len(shape))
+        elif objective == "perturb":
             eps = step(lambda at: differentiate(at, _constant)[1])
             clean = evaluate(loss, x, _rebuilt)[0] if clean_weight else 0.0
             values, aux = evaluate(loss, mapped(operator.add, x, eps))
@@ -234,6 +282,12 @@ def _floating(argnum: int, path: str, x: Any) -> Array:
             "the loss their embeddings"
         )
     return array
+
+
+def _check_logits(logits: Any, shape: tuple[int, ...]) -> None:
+    found = getattr(logits, "shape", type(logits).__name__)
+    if isinstance(found, str) or len(found) <= len(shape) or found[: len(shape)] != shape:
+        raise ValueError(f"outputs must return logits of shape {(*shape, '...', 'classes')}; got {found}")
 
 
 def _check_values(values: object, shape: tuple[int, ...]) -> None:

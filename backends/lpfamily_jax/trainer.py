@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from lpfamily import error_log_odds, penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
+from lpfamily.divergences import divergence
 from lpfamily.training.backends import OPTIONS, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, by_threads
 from lpfamily.training.errors import BadInput
-from lpfamily.training.losses import LOSSES, LossName, divergence
+from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import (
     AVERAGE,
     Floats,

@@ -19,10 +19,11 @@ from threadpoolctl import ThreadpoolController
 from lpfamily import epsilon, penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
 from lpfamily.classification import odds_gradient
+from lpfamily.divergences import divergence, divergence_slope, log_softmax
 from lpfamily.training.backends import OPTIONS, Metrics, check_inputs, launches
 from lpfamily.training.draws import Draws, Random
 from lpfamily.training.errors import BadInput
-from lpfamily.training.losses import LOSSES, Loss, LossName, divergence, divergence_slope, log_softmax
+from lpfamily.training.losses import LOSSES, Loss, LossName
 from lpfamily.training.networks import (
     AVERAGE,
     Array,

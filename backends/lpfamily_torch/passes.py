@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_map
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds, relative_slope
+from lpfamily.divergences import divergence_between, divergence_of_moved, is_off
 from lpfamily.trees import mapped, named_leaves, rebuilt
 from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
 from lpfamily_torch.reachable import Model
 
 Loss = Callable[[Any, Any], Tensor]
-Direction = Literal["loss", "log-odds", "binary-log-odds"] | Loss
+Direction = Literal["loss", "log-odds", "binary-log-odds", "outputs"] | Loss
 DirectionDtype = Literal["same", "bfloat16"]
 Point = TypeVar("Point")
 """A tensor that is perturbed, or a tree of them."""
@@ -42,11 +43,21 @@ class Search:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        if not callable(self.direction) and self.direction not in _ODDS and self.direction != "loss":
+        if not callable(self.direction) and self.direction not in ("loss", "outputs", *_ODDS):
             raise ValueError(
-                f"direction must be 'loss', {', '.join(map(repr, _ODDS))} or a function of (outputs, y); "
-                f"got {self.direction!r}"
+                f"direction must be 'loss', {', '.join(map(repr, _ODDS))}, 'outputs' or a function of "
+                f"(outputs, y); got {self.direction!r}"
             )
+        if self.by_outputs and self.direction_dtype != "same":
+            raise ValueError(
+                "direction='outputs' follows a difference of outputs, which rounds away in "
+                "direction_dtype='bfloat16'"
+            )
+
+    @property
+    def by_outputs(self) -> bool:
+        """Whether the divergence from the clean outputs is followed."""
+        return self.direction == "outputs"
 
 
 @dataclass(frozen=True)
@@ -54,15 +65,29 @@ class Passes:
     """A model with all that its passes need but the tensor that is perturbed."""
 
     model: Model
-    loss: Loss
+    loss: Loss | None
     call: Callable[..., Any]
     y: Any
     search: Search
+    clean: Any = None
+    """x and the logits there, from which a divergence is."""
+
+    def __post_init__(self) -> None:
+        if self.loss is None and not self.search.by_outputs:
+            raise TypeError("loss must be a function of (outputs, y); None is for direction='outputs'")
 
     def of(self, rows: Tensor, examples: int) -> Passes:
         """Return the passes of some of the examples: these rows of every tensor that has one per example."""
         call = partial(self.call, rows=rows)
-        return replace(self, call=call, y=_taken(self.y, rows, examples))
+        y, clean = (_taken(each, rows, examples) for each in (self.y, self.clean))
+        return replace(self, call=call, y=y, clean=clean)
+
+    def from_outputs(self, at: Any) -> Passes:
+        """Return these passes, for a divergence with the outputs of the clean input."""
+        if not self.search.by_outputs:
+            return self
+        with self._as_in_search(at), torch.no_grad():
+            return replace(self, clean=(at, self.call(without_team(self.model), at)))
 
     def quiet(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the scope in which `value_and_grad` leaves nothing behind."""
@@ -71,21 +96,17 @@ class Passes:
 
     def value_and_grad(self, at: Point) -> tuple[Tensor, Point]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        search, model, (first, *_) = self.search, without_team(self.model), leaves_of(at)
-        device, examples = first.device, len(first)
-        again = keeping(model, device) if search.direction_dropout == "same" else nullcontext()
-        bfloat16 = search.direction_dtype == "bfloat16"
-        half = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        search, model, examples = self.search, without_team(self.model), len(leaves_of(at)[0])
 
         def evaluate(at: Point) -> tuple[Tensor, Any]:
             outputs = self.call(model, at)
-            values = self._followed(outputs, examples)
+            values = self._followed(outputs, examples) if self.clean is None else self._apart(at, outputs)
             spoilt = torch.zeros_like(values, dtype=torch.bool)
             if search.scaler is not None and search.direction in _ODDS:  # NaN of finite outputs is of a label
                 spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
             return self._total(values), (values, spoilt)
 
-        with again, half, torch.enable_grad():
+        with self._as_in_search(at), torch.enable_grad():
             (values, spoilt), gradient = with_gradient(evaluate, mapped(Tensor.detach, at))
             if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
 
@@ -96,10 +117,47 @@ class Passes:
                 gradient = mapped(settled, gradient)
             return values.detach(), gradient
 
+    @contextmanager
+    def _as_in_search(self, at: Any) -> Iterator[None]:
+        """Draw in each pass what the others draw, where they must agree, in the dtype that is asked for."""
+        search, leaves = self.search, leaves_of(at)
+        device = leaves[0].device
+        with ExitStack() as scopes:
+            if search.direction_dropout == "same" or search.by_outputs:
+                scopes.enter_context(keeping(without_team(self.model), device))
+            if search.direction_dtype == "bfloat16":
+                scopes.enter_context(torch.autocast(device.type, torch.bfloat16))
+            elif search.by_outputs and all(leaf.dtype.itemsize > 2 for leaf in leaves):
+                # which would round differences away
+                scopes.enter_context(torch.autocast(device.type, enabled=False))
+            yield
+
+    def _apart(self, at: Any, outputs: Any) -> Tensor:
+        """Return the divergence from the clean outputs, to follow."""
+        x, clean = self.clean
+        moved, logits = is_off(x, at, 1), _classes_last(outputs)
+        rounding = torch.finfo(outputs.dtype).eps
+        values: Tensor = divergence_of_moved(_classes_last(clean), logits, moved, 1, rounding)
+        return values
+
+    def losses_and_divergence(self, at: Any, ahead: Any, beta: float) -> tuple[Tensor, Any]:
+        """Return L(x) + beta KL(f(x) || f(x + eps)), by an ordinary pass at x, and the outputs there.
+
+        Without a loss the outputs at x are targets, held constant.
+        """
+        again, examples = replay(without_team(self.model), leaves_of(at)[0].device), len(leaves_of(at)[0])
+        with torch.no_grad() if self.loss is None else nullcontext():
+            outputs = self.call(self.model, at)
+        with again:
+            moved = self.call(self.model, ahead)
+        apart = divergence_between(_classes_last(outputs), _classes_last(moved), 1)
+        losses = beta * _one_an_example(apart, examples, "the divergence")
+        return (losses if self.loss is None else losses + self._losses(outputs, examples)), outputs
+
     def losses(self, at: Any) -> tuple[Tensor, Any]:
         """Return the loss of each example, by an ordinary pass, and its outputs."""
         outputs = self.call(self.model, at)
-        return _one_an_example(self.loss(outputs, self.y), len(leaves_of(at)[0]), "loss"), outputs
+        return self._losses(outputs, len(leaves_of(at)[0])), outputs
 
     def losses_of_both(self, first: Any, second: Any) -> tuple[Tensor, Tensor, Any]:
         """Return the losses of two inputs in the same state of all else, and the outputs of the first.
@@ -129,10 +187,14 @@ class Passes:
             gradient = mapped(lambda leaf: leaf * unit, gradient)
         return losses, outputs, gradient, 1.0 if of_loss else losses * relative_slope(_wide(values))
 
+    def _losses(self, outputs: Any, examples: int) -> Tensor:
+        loss: Any = self.loss
+        return _one_an_example(loss(outputs, self.y), examples, "loss")
+
     def _followed(self, outputs: Any, examples: int) -> Tensor:
         direction = self.search.direction
         if direction == "loss":
-            return _one_an_example(self.loss(outputs, self.y), examples, "loss")
+            return self._losses(outputs, examples)
         if callable(direction):
             values = direction(outputs, self.y)
         else:
@@ -268,7 +330,7 @@ def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Poin
 
 
 def _softmax_odds(logits: object, labels: Tensor, ignore_index: int | None) -> Tensor:
-    odds = error_log_odds(_logits(logits).movedim(1, -1), labels, ignore_index=ignore_index)
+    odds = error_log_odds(_classes_last(logits), labels, ignore_index=ignore_index)
     return odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
 
 
@@ -289,6 +351,10 @@ def _logits(logits: object) -> Tensor:
             f"lambda outputs, y: lpfamily.error_log_odds(outputs.logits, y)"
         )
     return _wide(logits)
+
+
+def _classes_last(logits: object) -> Tensor:
+    return _logits(logits).movedim(1, -1)
 
 
 def _wide(values: Tensor) -> Tensor:

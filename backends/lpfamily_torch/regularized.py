@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from torch import Tensor
 from lpfamily import ascent
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
+from lpfamily.divergences import check_beta, is_off
+from lpfamily.kernels import library_of
 from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped
@@ -23,7 +26,7 @@ from lpfamily_torch.reachable import Model
 
 def regularized_loss(
     model: Model,
-    loss: Loss,
+    loss: Loss | None,
     x: Any,
     y: Any,
     *,
@@ -46,6 +49,7 @@ def regularized_loss(
     penalty_by: Literal["gradient", "difference"] = "gradient",
     difference_step: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    beta: float | None = None,
     return_outputs: bool = False,
 ) -> Any:
     """Return the mean regularised loss of a batch, to call backward on in place of the plain one.
@@ -58,16 +62,21 @@ def regularized_loss(
     - "penalty": L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), grad with respect to the input; with a mask or
       bounds what the linearised loss can gain in them.
 
-    The two are equal to first order in sigma. In the passes that find eps only the input gradient is
-    computed, and they leave nothing behind: `param.grad` and modes are as before, parameters and buffers are
-    the same tensors with the same bits, and so are the random states of torch (on the CPU and x's device), of
-    Python, of NumPy, and of generators that the model has. Out of reach are other attributes of modules, and
-    what is not copied: a parameter above 1 MiB, or of a module of torch's own, that a pass changes in place
-    is an error; changed through `.data`, as a buffer above 1 MiB, it stays changed.
+    The two are equal to first order in sigma. With direction="outputs" it is the loss of TRADES,
+    L(x) + beta KL(f(x) || f(x + eps)); without a loss beta KL with f(x) held constant, that of virtual
+    adversarial training.
+
+    In the passes that find eps only the input gradient is computed, and they leave nothing behind:
+    `param.grad` and modes are as before, parameters and buffers are the same tensors with the same bits, and
+    so are the random states of torch (on the CPU and x's device), of Python, of NumPy, and of generators that
+    the model has. Out of reach are other attributes of modules, and what is not copied: a parameter above
+    1 MiB, or of a module of torch's own, that a pass changes in place is an error; changed through `.data`,
+    as a buffer above 1 MiB, it stays changed.
 
     One pass that the weights are trained by is an ordinary call of the model, and leaves what such a call
-    leaves: at x + eps for "perturb", at x for "penalty". Where there is a second one, for `clean_weight` or a
-    difference, it repeats the random draws of the first, and leaves nothing.
+    leaves: at x + eps for "perturb", at x for "penalty" and with direction="outputs". Where there is a second
+    one, for `clean_weight`, a difference or a divergence, it repeats the random draws of the first, and
+    leaves nothing.
 
     `torch.func.grad` transforms it as any loss of a functional call, and so does `torch.func.vmap`, where an
     example is a batch of one, x[None].
@@ -82,7 +91,8 @@ def regularized_loss(
         Opacus' GradSampleModule, under autocast; not TorchScript, not lazily initialised without a first
         pass, not checkpointed with use_reentrant=True, and not one that changes its input in place.
     loss
-        `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`.
+        `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`. None with
+        direction="outputs", for a batch without labels.
     x
         A floating tensor whose first axis indexes examples; a tuple, named or not, of the model's positional
         arguments or a dict of its keyword arguments, one or several of which are perturbed. These may have
@@ -122,6 +132,11 @@ def regularized_loss(
         `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1. A function of
         (outputs, y) gives such odds, one value per example. With odds the penalty of `regularized_loss` takes
         the loss for a multiple of softplus(odds), so it may be a mean over labels, but not smoothed.
+        "outputs", of logits too, is how far they go from the clean ones, KL(f(x) || f(x + eps)), summed over
+        the positions of an example, in which loss and y have no part. It has no gradient at x: without a
+        `start` each call draws one from the ball, by torch's generator of the CPU. An example whose outputs
+        have not moved by more than their rounding stays where it is, which eagerly on the CPU is a warning;
+        autocast is off in these passes, unless x is half precision.
     ignore_index
         The label that "log-odds" and "binary-log-odds" leave out, as the loss should: a void pixel's 255, a
         missing target's -1 or NaN, or None. An example that has no other label stays where it is.
@@ -149,14 +164,16 @@ def regularized_loss(
     scaler
         The `GradScaler` of a loop in float16: input gradients are scaled with it, so that they do not
         underflow. The result is not scaled.
+    beta
+        The weight of the divergence in the loss with direction="outputs": 6 in TRADES, 1 in virtual
+        adversarial training.
     return_outputs
-        Whether to return the outputs of the ordinary pass too, with their graph.
+        Whether to return the outputs of the ordinary pass too.
 
     Returns
     -------
     Tensor or tuple
-        A scalar, in units of the loss; with `return_outputs` a pair of that and the outputs, those at
-        x + eps for "perturb" and at x for "penalty".
+        A scalar, in units of the loss; with `return_outputs` a pair of that and the outputs.
 
     Raises
     ------
@@ -169,7 +186,9 @@ def regularized_loss(
 
     References
     ----------
-    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
+    Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5; Zhang
+    et al.: Theoretically Principled Trade-off between Robustness and Accuracy, 2019 (TRADES); Miyato et al.:
+    Virtual Adversarial Training, 2018.
     """
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
@@ -182,13 +201,16 @@ def regularized_loss(
         "batch",
     ):
         raise ValueError("direction_dropout, direction_dtype and batch_norm belong to objective='perturb'")
+    check_beta(beta, search.by_outputs, objective, clean_weight)
     if penalty_by == "difference":
         losses, outputs = _penalised_by_difference(passes, at, ball, difference_step)
     elif objective == "penalty":
         losses, outputs = _penalised(passes, at, ball)
     else:
         ahead = mapped(torch.add, at, _frank_wolfe(passes, at, ball, steps, start))
-        if clean_weight:
+        if beta is not None:
+            losses, outputs = passes.losses_and_divergence(at, ahead, beta)
+        elif clean_weight:
             perturbed, clean, outputs = passes.losses_of_both(ahead, at)
             losses = clean_weight * clean + (1 - clean_weight) * perturbed
         else:
@@ -199,7 +221,7 @@ def regularized_loss(
 @documented_by(regularized_loss)
 def perturb(
     model: Model,
-    loss: Loss,
+    loss: Loss | None,
     x: Any,
     y: Any,
     *,
@@ -253,7 +275,7 @@ def perturb(
 @documented_by(regularized_loss)
 def ascend(
     model: Model,
-    loss: Loss,
+    loss: Loss | None,
     x: Any,
     y: Any,
     *,
@@ -313,12 +335,14 @@ def ascend(
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes, at = Passes(model, loss, call, y, search), mapped(Tensor.detach, at)
-    first = leaves_of(at)[0]
-
-    def value_and_grad(x: Any, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Any]:
-        return (passes if isinstance(rows, slice) else passes.of(rows, len(first))).value_and_grad(x)
+    first, start = leaves_of(at)[0], _start(passes, at, start)
 
     with passes.quiet(first.device), torch.no_grad():
+        whole = passes.from_outputs(at)
+
+        def value_and_grad(x: Any, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Any]:
+            return (whole if isinstance(rows, slice) else whole.of(rows, len(first))).value_and_grad(x)
+
         return ascent.ascend(
             value_and_grad,
             at,
@@ -349,13 +373,47 @@ def _may_round_to_tf32(at: Tensor) -> bool:
     return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
 
 
+def _start(passes: Passes, at: Any, start: Any) -> Any:
+    """Return the start that is given, or a generator where the gradient at x is none to follow."""
+    if not passes.search.by_outputs:
+        return start
+    if start is None:
+        generator = torch.Generator(leaves_of(at)[0].device)
+        return generator.manual_seed(int(torch.randint(2**63 - 1, ())))
+    given = [leaf for leaf in leaves_of(start) if isinstance(leaf, Tensor)]
+    if given and all(library_of(leaf).visible(leaf) and not leaf.any() for leaf in given):
+        raise ValueError("a divergence has no gradient at x: start must not be 0; None draws one")
+    return start
+
+
 def _frank_wolfe(passes: Passes, at: Any, ball: Ball, steps: int, start: Any) -> Any:
     at = mapped(Tensor.detach, at)
+    start = _start(passes, at, start)
     with torch.no_grad():
         if start is not None:
             start = ball.begin(at, start)
         with passes.quiet(leaves_of(at)[0].device):
-            return ball.ascended(lambda x: passes.value_and_grad(x)[1], at, steps, start)
+            passes = passes.from_outputs(at)
+            eps = ball.ascended(lambda x: passes.value_and_grad(x)[1], at, steps, start)
+        if passes.search.by_outputs:
+            _warn_of_still(start, eps)
+    return eps
+
+
+def _warn_of_still(start: Any, eps: Any) -> None:
+    """Warn of examples that do not move, where that can be seen without waiting."""
+    still = _moves(start) & ~_moves(eps)
+    if library_of(still).visible(still) and (count := int(still.sum())):
+        warnings.warn(
+            f"direction='outputs': {count} of {len(still)} examples stay where they are, as where they start "
+            "their outputs differ by no more than rounding: compute in a wider dtype, or give a larger sigma",
+            stacklevel=4,
+        )
+
+
+def _moves(eps: Any) -> Tensor:
+    moves: Tensor = is_off(mapped(torch.zeros_like, eps), eps, 1)
+    return moves
 
 
 def _penalised(passes: Passes, at: Any, ball: Ball) -> tuple[Tensor, Any]:

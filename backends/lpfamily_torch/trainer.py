@@ -18,9 +18,10 @@ from torch.nn.functional import log_softmax, logsigmoid
 
 from lpfamily import penalty
 from lpfamily.ascent import LAST_ITERATES, frank_wolfe
+from lpfamily.divergences import divergence
 from lpfamily.training.backends import OPTIONS, SMALLER, Metrics, launches
 from lpfamily.training.draws import Drawn, Draws, Random, by_threads
-from lpfamily.training.losses import LOSSES, LossName, divergence
+from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import (
     AVERAGE,
     Array,

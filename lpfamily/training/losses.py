@@ -48,39 +48,6 @@ def squared_error(outputs: Any, targets: Any) -> Any:
     return namespace_of(outputs).mean((outputs - targets) ** 2, axis=-1) / 2
 
 
-def divergence(outputs: Any, log_probabilities: Any) -> Any:
-    """Return KL(f || g), the Kullback-Leibler divergence of two distributions of classes.
-
-    The logarithms of f are given, and of g the logits; over the last axis. It is the sum of f (e^u - 1 - u),
-    u = log(g / f), as f and g both sum to 1; unlike those of -f u, its terms and their derivatives do not
-    round away where f and g are confident of the same class.
-    """
-    xp, log_g = namespace_of(outputs), log_softmax(outputs)
-    apart = xp.exp(log_probabilities) * (log_g - log_probabilities)
-    return xp.sum(_moved(log_g, log_probabilities) - apart, axis=-1)
-
-
-def divergence_slope(outputs: Any, log_probabilities: Any) -> Any:
-    """Return the gradient of `divergence` in the logits of g."""
-    xp, log_g = namespace_of(outputs), log_softmax(outputs)
-    moved = _moved(log_g, log_probabilities)
-    # the sum is zero but for the likely class, whose difference rounds away
-    return moved - xp.exp(log_g) * xp.sum(moved, axis=-1, keepdims=True)
-
-
-def _moved(log_g: Any, log_f: Any) -> Any:
-    """Return g - f."""
-    xp, f, u = namespace_of(log_g), namespace_of(log_f).exp(log_f), log_g - log_f
-    return xp.where(u > 1, xp.exp(log_g) - f, f * xp.expm1(xp.where(u > 1, 0.0, u)))
-
-
-def log_softmax(outputs: Any) -> Any:
-    """Return the logarithms of the probabilities of the classes, from the logits."""
-    xp = namespace_of(outputs)
-    shifted = outputs - constant(xp.max(outputs, axis=-1, keepdims=True))
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-
-
 def _is_misclassified(outputs: Any, targets: Any) -> Any:
     return namespace_of(outputs).argmax(outputs, axis=-1) != targets
 
