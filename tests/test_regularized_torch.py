@@ -291,12 +291,19 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("options", "products"), [({}, 5 * 3 - 1), ({"clean_weight": 0.5}, 8 * 3 - 2)], ids=str
+    ("options", "products"),
+    [
+        ({}, 5 * 3 - 1),
+        ({"clean_weight": 0.5}, 8 * 3 - 2),
+        ({"direction": "outputs", "beta": 1.0}, 9 * 3 - 2),
+        ({"direction": "outputs", "beta": 1.0, "loss": None}, 7 * 3 - 1),
+    ],
+    ids=str,
 )
 def test_torch_only_the_input_gradient_is_computed(options, products):
     model, (x, y) = network(), batch()  # an ordinary step has 3 L - 1
     with Products() as counted:
-        regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
+        regularized_loss(model, **{"loss": losses_of, "x": x, "y": y, "sigma": 0.5} | options).backward()
     assert counted.count == products
 
 
