@@ -179,7 +179,7 @@ def ascend(
             units.radius,
             steps,
             step_size,
-            start if start is None or is_random(start) else units.inverse(start),
+            _in_units(units, start),
             units.bounds,
             batch_ndim=batch_ndim,
             mask=units.mask,
@@ -211,6 +211,11 @@ def ascend(
         best = _put(best, rows, search.where(better, found, _of(best, rows)))
         value = _put(value, rows, search.where(better, reached, _of(value, rows)))
     return given.back(best)
+
+
+def _in_units(units: Units, start: Any) -> Any:
+    """Return a start of u."""
+    return start if start is None or is_random(start) else units.inverse(start)
 
 
 def _restarts(start: Any, count: int) -> Sequence[Any]:
@@ -251,9 +256,15 @@ def starting_point(
     bounds: Bounds | None = None,
     mask: Array | None = None,
     batch_ndim: int | None = None,
+    scale: Numbers | None = None,
 ) -> Array:
     """Return where an ascent begins, in ball and box: `start` as `ascend` takes it."""
     xp = namespace_of(x)
+    if scale is not None:
+        units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
+        inside: dict[str, Any] = {"bounds": units.bounds, "mask": units.mask, "batch_ndim": batch_ndim}
+        u = starting_point(units.centre, p, units.radius, _in_units(units, start), **inside)
+        return xp.astype(units.eps(u), x.dtype, copy=False)
     within: dict[str, Any] = {"batch_ndim": batch_ndim, "mask": mask}
     if bounds is not None:
         within |= {"x": x, "bounds": bounds}

@@ -23,6 +23,7 @@ class Ball:
     bounds: Bounds | None
     mask: Any
     batch_ndim: int
+    scale: Any = None
     joint: bool = True
     """Whether the leaves of a tree have one ball together, or each its own; then sigma may be a tree too."""
 
@@ -32,12 +33,14 @@ class Ball:
             parts = zip(self._of_leaves(x), matched("x", x, "grad", grad), _leaves(x), strict=True)
             return rebuilt(x, (ball.step(*part) for ball, *part in parts))
         box: dict[str, Any] = {} if self.bounds is None else {"x": x, "bounds": self.bounds}
-        return epsilon(grad, self.p, self.sigma, batch_ndim=self.batch_ndim, mask=self.mask, **box)
+        ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
+        return epsilon(grad, self.p, self.sigma, **ball, **box)
 
     def begin(self, x: Any, start: Any) -> Any:
         """Return where an ascent begins, in ball and box: `start` as `lpfamily.ascend` takes it."""
         random = not is_tree(start) and is_random(start)
-        within: dict[str, Any] = {"bounds": self.bounds, "mask": self.mask, "batch_ndim": self.batch_ndim}
+        names = "bounds", "mask", "batch_ndim", "scale"
+        within: dict[str, Any] = {name: getattr(self, name) for name in names}
         if not is_tree(x):
             return starting_point(x, self.p, self.sigma, start, **within)
         if not self.joint:
@@ -49,7 +52,7 @@ class Ball:
             parts = zip(balls, _leaves(x), starts, strict=True)
             return rebuilt(x, (ball.begin(*part) for ball, *part in parts))
         box = () if self.bounds is None else box_of(x, self.bounds)
-        joint = Joint.of("x", x, self.batch_ndim, self.mask, box=box)
+        joint = Joint.of("x", x, self.batch_ndim, self.mask, self.scale, box)
         if not random:
             start = joint.like("start", start, joint.parts[0].batch).rows
         of_rows = joint.within
@@ -63,11 +66,11 @@ class Ball:
     def _of_leaves(self, x: Any) -> list[Ball]:
         """Return the ball of each leaf."""
         box: tuple[Any, ...] = (x, None, None) if self.bounds is None else box_of(x, self.bounds)
-        given = {"sigma": self.sigma, "mask": self.mask, "low": box[1], "high": box[2]}
+        given = {"sigma": self.sigma, "mask": self.mask, "scale": self.scale, "low": box[1], "high": box[2]}
         columns = (matched("x", x, name, value) for name, value in given.items())
         return [
-            replace(self, sigma=sigma, mask=mask, bounds=self.bounds and (low, high))
-            for sigma, mask, low, high in zip(*columns, strict=True)
+            replace(self, sigma=sigma, mask=mask, scale=scale, bounds=self.bounds and (low, high))
+            for sigma, mask, scale, low, high in zip(*columns, strict=True)
         ]
 
 

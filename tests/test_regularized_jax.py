@@ -962,3 +962,17 @@ def test_a_loop_of_equinox():
         model, state, moments = step(model, state, moments)
     quiet = equinox.nn.inference_mode(model)
     assert_learnt(lambda x: of_batch(quiet, x, state)[0])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_jax_a_scale_is_that_of_inputs_before_they_were_normalised(name, p):
+    params, x, labels = problem()
+    std = np.array([0.5, 0.2, 3.0, 1.0, 0.7, 0.01])
+    with jax.enable_x64(True):
+        inside = regularize(lambda params, x, y: loss(params, x / std, y), p, sigma=0.3, **OBJECTIVES[name])
+        scaled = regularize(loss, p, sigma=0.3, scale=1 / std, **OBJECTIVES[name])
+        called = regularize(loss, p, sigma=0.3, scale=lambda *_: 1 / std, **OBJECTIVES[name])
+        expected = inside(params, x, labels)
+        assert_allclose(scaled(params, x / std, labels), expected, rtol=1e-9)
+        assert_allclose(jax.jit(called)(params, x / std, labels), expected, rtol=1e-9)

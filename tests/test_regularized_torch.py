@@ -573,6 +573,71 @@ def test_torch_an_ascent_moves_several_arguments(p):
     )
 
 
+SCALED = {
+    "perturb": {},
+    "in a box": {"bounds": (0.0, 1.0)},
+    "mixed": {"clean_weight": 0.3},
+    "steps": {"steps": 3, "bounds": (0.0, 1.0)},
+    "penalty": {"objective": "penalty"},
+    "difference": {"objective": "penalty", "penalty_by": "difference"},
+    "outputs": {"direction": "outputs", "beta": 2.0, "start": 0.01},
+    "masked": {"mask": torch.arange(6) != 1},
+}
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+@pytest.mark.parametrize("options", SCALED.values(), ids=SCALED)
+def test_torch_a_scale_is_that_of_inputs_before_they_were_normalised(options, p):
+    model, (x, y), std = (
+        network(),
+        batch(),
+        torch.tensor([0.5, 0.2, 3.0, 1.0, 0.7, 0.01], dtype=torch.float64),
+    )
+    options, scaled = dict(options), dict(options)
+    if "start" in options:
+        options["start"] = torch.full_like(x, options["start"])
+        scaled["start"] = options["start"] / std
+    if "bounds" in options:
+        scaled["bounds"] = tuple(bound / std for bound in options["bounds"])
+    ball = {"p": p, "sigma": 0.3}
+    expected = regularized_loss(lambda x: model(x / std), losses_of, x, y, **ball, **options)
+    found = regularized_loss(model, losses_of, x / std, y, scale=1 / std, **ball, **scaled)
+    assert_allclose(found.item(), expected.item(), rtol=1e-9)
+    assert_allclose(gradients(model, found), gradients(model, expected), rtol=1e-6, atol=1e-12)
+    kept = ("bounds", "steps", "direction", "start", "mask")
+    inside = {key: value for key, value in options.items() if key in kept}
+    scaled = {key: value for key, value in scaled.items() if key in kept}
+    for function in perturb, ascend:
+        eps = function(lambda x: model(x / std), losses_of, x, y, **ball, **inside)
+        of_scaled = function(model, losses_of, x / std, y, scale=1 / std, **ball, **scaled)
+        assert_allclose(of_scaled * std, eps, rtol=1e-6, atol=1e-9)
+
+
+def test_torch_several_arguments_have_a_scale_each():
+    model, (x, y) = network(), batch()
+    x = {"a": x[:, :2], "b": x[:, 2:]}
+
+    def joined(a, b):
+        return model(torch.cat([a, b], dim=1))
+
+    scale = {"a": 2.0, "b": torch.tensor([1.0, 0.5, 0.0, 3.0])}
+    ball = {"p": 1.5, "sigma": 0.3, "leaf": ("a", "b")}
+    together = perturb(joined, losses_of, x, y, scale=scale, **ball)
+    whole = perturb(
+        model,
+        losses_of,
+        torch.cat(list(x.values()), 1),
+        y,
+        p=1.5,
+        sigma=0.3,
+        scale=torch.tensor([2, 2, 1, 0.5, 0, 3]),
+    )
+    assert_allclose(torch.cat([together["a"], together["b"]], dim=1), whole, rtol=1e-9)
+    apart = perturb(joined, losses_of, x, y, scale=scale, joint=False, **ball)
+    for name, eps in apart.items():
+        assert_allclose(lpfamily.norm(eps, 1.5, scale=scale[name]), 0.3, rtol=1e-9)
+
+
 @pytest.mark.parametrize("objective", ["perturb", "penalty"])
 @pytest.mark.parametrize("p", [1, 1.5, math.inf])
 def test_torch_not_joint_each_argument_has_a_ball(p, objective):

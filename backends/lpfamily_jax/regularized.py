@@ -32,6 +32,7 @@ def regularize(
     clean_weight: float = 0.0,
     bounds: Bounds | None = None,
     mask: Any = None,
+    scale: Any = None,
     batch_ndim: int = 1,
     direction: Loss | None = None,
     outputs: Loss | None = None,
@@ -89,6 +90,9 @@ def regularize(
     mask
         Boolean, broadcastable to x, or a tree like it, True where x may move; or a function of the loss's
         arguments, for padding.
+    scale
+        As in `lpfamily.epsilon`, the ball being ||eps / scale||_p <= sigma; or a function of the loss's
+        arguments.
     batch_ndim
         How many leading axes of x index balls: 1, an example has one; 0, x is one example, as under
         `jax.vmap`; 2, every token of an example has its own, and their penalties add up.
@@ -173,10 +177,10 @@ def regularize(
     @functools.wraps(followed if loss is None else loss)
     def regularized(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, argnum)
-        radius, kept, begin = (
-            choice(*args, **kwargs) if callable(choice) else choice for choice in (sigma, mask, start)
+        radius, kept, units, begin = (
+            choice(*args, **kwargs) if callable(choice) else choice for choice in (sigma, mask, scale, start)
         )
-        ball = Ball(p, radius, bounds, kept, batch_ndim, joint)
+        ball = Ball(p, radius, bounds, kept, batch_ndim, units, joint)
         shape = jax.tree.leaves(x)[0].shape[: min(batch_ndim, 1)]
 
         def evaluate(function: Any, at: Any, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:

@@ -36,6 +36,7 @@ def regularized_loss(
     clean_weight: float = 0.0,
     bounds: Bounds | None = None,
     mask: Any = None,
+    scale: Any = None,
     batch_ndim: int = 1,
     leaf: Hashable | list[Hashable] | None = None,
     joint: bool = True,
@@ -113,6 +114,9 @@ def regularized_loss(
         what may move. An x further outside is an error on the CPU; on other devices and in compiled code,
         where it is not looked at, its eps is NaN, and so become its loss, the batch's and the statistics of
         a batch norm.
+    scale
+        As in `lpfamily.epsilon`: the ball is ||eps / scale||_p <= sigma. 1 / std for inputs that were divided
+        by std, if sigma is in units of what they were before.
     batch_ndim
         As in `lpfamily.epsilon`: how many axes, at least 1, index what has a ball of its own; with 2 each
         token of a sequence.
@@ -193,7 +197,7 @@ def regularized_loss(
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
-    ball = _ball(p, sigma, bounds, mask, batch_ndim, joint)
+    ball = _ball(p, sigma, bounds, mask, batch_ndim, scale, joint)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
     if objective == "penalty" and (direction_dropout, direction_dtype, batch_norm) != (
         "none",
@@ -229,6 +233,7 @@ def perturb(
     sigma: Numbers,
     bounds: Bounds | None = None,
     mask: Any = None,
+    scale: Any = None,
     batch_ndim: int = 1,
     leaf: Hashable | list[Hashable] | None = None,
     joint: bool = True,
@@ -248,8 +253,8 @@ def perturb(
 
     Parameters
     ----------
-    model, loss, x, y, p, sigma, bounds, mask, batch_ndim, leaf, joint, direction, ignore_index, steps, \
-    start, direction_dropout, direction_dtype, batch_norm, scaler
+    model, loss, x, y, p, sigma, bounds, mask, scale, batch_ndim, leaf, joint, direction, ignore_index, \
+    steps, start, direction_dropout, direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
 
     Returns
@@ -269,7 +274,7 @@ def perturb(
     at, call = inputs_of(x, leaf)
     search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
     passes = Passes(model, loss, call, y, search)
-    return _frank_wolfe(passes, at, _ball(p, sigma, bounds, mask, batch_ndim, joint), steps, start)
+    return _frank_wolfe(passes, at, _ball(p, sigma, bounds, mask, batch_ndim, scale, joint), steps, start)
 
 
 @documented_by(regularized_loss)
@@ -286,6 +291,7 @@ def ascend(
     start: Any = None,
     bounds: Bounds | None = None,
     mask: Any = None,
+    scale: Any = None,
     method: ascent.Method | None = None,
     restarts: int = 0,
     stop_above: float | None = None,
@@ -305,7 +311,7 @@ def ascend(
 
     Parameters
     ----------
-    model, loss, x, y, p, sigma, bounds, mask, leaf, direction, ignore_index, direction_dropout, \
+    model, loss, x, y, p, sigma, bounds, mask, scale, leaf, direction, ignore_index, direction_dropout, \
     direction_dtype, batch_norm, scaler
         As in `regularized_loss`.
     steps, step_size, start, method, restarts
@@ -354,18 +360,21 @@ def ascend(
             bounds,
             batch_ndim=1,
             mask=mask,
+            scale=scale,
             method=method,
             restarts=restarts,
             stop_above=stop_above,
         )
 
 
-def _ball(p: float, sigma: Any, bounds: Bounds | None, mask: Any, batch_ndim: int, joint: bool) -> Ball:
+def _ball(
+    p: float, sigma: Any, bounds: Bounds | None, mask: Any, batch_ndim: int, scale: Any, joint: bool
+) -> Ball:
     if batch_ndim < 1:
         raise ValueError(
             f"batch_ndim must be at least 1, as examples are along the first axis; got {batch_ndim}"
         )
-    return Ball(p, sigma, bounds, mask, batch_ndim, joint)
+    return Ball(p, sigma, bounds, mask, batch_ndim, scale, joint)
 
 
 def _may_round_to_tf32(at: Tensor) -> bool:
