@@ -2,9 +2,10 @@
 
 Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every call
 allocates its result. For each shape it prints a table for each kind of gradient, in units of np.copyto,
-and then which goals are met; at last the step over all weights of a network, as a tree. All of it takes
-some twenty minutes, and 2 GB of memory. Libraries that are not installed are left out, and so is
-torch.compile without a C++ compiler; `pip install --group benchmarks` (pip 25.1) brings the peers.
+and then which goals are met; at last the step over all weights of a network, as a tree, and the block that
+moves a model's weights by it. All of it takes some twenty minutes, and 2 GB of memory. Libraries that are
+not installed are left out, and so is torch.compile without a C++ compiler; `pip install --group
+benchmarks` (pip 25.1) brings the peers.
 """
 
 from __future__ import annotations
@@ -104,6 +105,40 @@ def _print_tree(exponents: list[float], libraries: list[str], rounds: int) -> No
         ]
         verdict = f"missed at p = {', '.join(missed)}" if missed else "met"
         _print_line(f"lpfamily, {name}", [f"{ratio:.2f}" for ratio in ratios], verdict)
+    if "torch" in libraries:
+        _print_block(rounds)
+
+
+def _print_block(rounds: int) -> None:
+    """Print what an empty block of moved weights takes of the time of one by hand."""
+    import torch
+
+    from lpfamily_torch import perturbed_weights
+
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.ParameterList([torch.randn(shape, generator=generator) for shape in RESNET_18])
+    weights = list(model.parameters())
+    grads = [torch.randn(shape, generator=generator) for shape in RESNET_18]
+
+    def block(p: float) -> None:
+        with perturbed_weights(model, grads, p=p):
+            pass
+
+    @torch.no_grad()
+    def by_hand() -> None:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        steps = torch._foreach_mul(grads, 0.05 / (norm + 1e-12))
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_add_(weights, steps)
+        torch._foreach_copy_(weights, kept)
+
+    calls = {p: functools.partial(block, p) for p in (2.0, math.inf)}
+    times = medians({"by hand": by_hand, **calls}, rounds)
+    ratios = [times[p] / times["by hand"] for p in calls]
+    verdict = "met" if max(ratios) <= 1.25 else "missed"
+    print("\nperturbed_weights of them, times a block of p = 2 by torch._foreach, at most 1.25")
+    _print_line("", [f"p = {p:g}" for p in calls])
+    _print_line("lpfamily, torch", [f"{ratio:.2f}" for ratio in ratios], verdict)
 
 
 def _installed() -> list[str]:

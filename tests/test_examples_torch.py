@@ -20,14 +20,32 @@ EXAMPLES = {
 }
 
 
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Return what runs an example, and returns the percentages of each line that it prints."""
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "examples"), *sys.path])
+
+    def figures(name, flags):
+        importlib.import_module(name).main(flags)
+        lines = capsys.readouterr().out.splitlines()
+        return [[float(figure) for figure in re.findall(r"([\d.]+)%", line)] for line in lines]
+
+    return figures
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_torch_example(name, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent / "examples"), *sys.path])
-    importlib.import_module(name).main(EXAMPLES[name])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        errors = [float(figure) for figure in re.findall(r"([\d.]+)%", line)]
+def test_torch_example(name, run):
+    found = run(name, EXAMPLES[name])
+    assert len(found) == 2
+    for errors in found:
         assert len(errors) >= 2
         assert 0 <= errors[0] <= errors[-1] <= 100  # perturbed inputs are no easier
+
+
+def test_weights_that_bear_a_step_learn_fewer_wrong_labels(run):
+    plain, *perturbed = run("torch_flat_minima", ["--epochs", "10"])
+    assert len(perturbed) == 2
+    for unseen, given in perturbed:
+        assert 1.5 * unseen < plain[0]
+        assert given > plain[1]

@@ -6,5 +6,6 @@ with same_version(__file__), needs('pip install "lpfamily[torch]"', "torch"):
     from lpfamily_torch.regularized import ascend, perturb, regularized_loss
     from lpfamily_torch.robust import robustness
     from lpfamily_torch.trainer import backend
+    from lpfamily_torch.weights import perturbed_weights
 
-__all__ = ["ascend", "backend", "perturb", "regularized_loss", "robustness"]
+__all__ = ["ascend", "backend", "perturb", "perturbed_weights", "regularized_loss", "robustness"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -34,7 +34,7 @@ class KeptTensors:
         for each, buffers in zip(modules, tables, strict=True):
             if buffers and (norms or type(each).forward not in KNOWN):
                 copied += [buffer for buffer in buffers.values() if buffer is not None]
-        if not _are_sharded(modules):
+        if not are_sharded(modules):
             tables += [each._parameters for each in modules]
             for each, of_torch in modules.items():
                 if not each._parameters:
@@ -137,7 +137,7 @@ def _versions(tensors: list[Tensor]) -> list[int]:
         return [0 if t.is_inference() else t._version for t in tensors]
 
 
-def _are_sharded(modules: dict[nn.Module, bool]) -> bool:
+def are_sharded(modules: Iterable[nn.Module]) -> bool:
     """Whether FSDP exchanges the parameters itself."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
