@@ -47,6 +47,13 @@ _NUMBERS = (int, float, np.integer, np.floating)
 _namespaces: dict[type, ModuleType] = {}
 _REFUSED = {"MaskedArray", "MaskedTensor", "matrix"}
 """Arrays that mean something else by the functions of the standard."""
+_CONVERSIONS = {
+    "mlx": "numpy.asarray({0})",
+    "paddle": "{0}.numpy()",
+    "tensorflow": "tensorflow.convert_to_tensor({0}).numpy(), or call this through tensorflow.numpy_function",
+    "xarray": "{0}.data, or of a Dataset that of its variables",
+}
+"""By package, what to pass of arrays that do not follow the standard, or not far enough (mlx)."""
 
 
 @dataclass(frozen=True)
@@ -190,15 +197,34 @@ def namespace_of(x: Array, name: str = "x") -> ModuleType:
         return xp
     if not is_array_api_obj(x) or _is_refused(type(x)):
         raise TypeError(
-            f"{name} must be an array (NumPy, torch, JAX, CuPy, dask, ...); got {type(x).__name__}: "
+            f"{name} must be an array (NumPy, torch, JAX, CuPy, dask, ...); got {_named(type(x))}: "
             f"{_remedy(type(x)).format(name)}"
         )
-    xp = _namespaces[type(x)] = array_namespace(x)
+    xp = _namespaces[type(x)] = _completed(array_namespace(x))
     return xp
 
 
+def _completed(xp: ModuleType) -> ModuleType:
+    """Return a namespace with the functions that it names and does not have."""
+    if xp.__name__ != "ndonnx":
+        return xp
+    completed = ModuleType(xp.__name__, xp.__doc__)
+    # both are of its own making, so no sign of a zero or of a NaN matters
+    vars(completed).update(vars(xp) | {"copysign": lambda size, x: xp.where(x < 0, -size, size)})
+    return completed
+
+
 def _is_refused(kind: type) -> bool:
-    return _is_sparse(kind) or bool(_REFUSED & {base.__name__ for base in kind.__mro__})
+    named = bool(_REFUSED & {base.__name__ for base in kind.__mro__})
+    return _is_sparse(kind) or named or _package(kind) in _CONVERSIONS
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _named(kind: type) -> str:
+    return f"{_package(kind)}'s {kind.__name__}" if _package(kind) in _CONVERSIONS else kind.__name__
 
 
 def _is_sparse(kind: type) -> bool:
@@ -214,6 +240,8 @@ def _remedy(kind: type) -> str:
         return "pass {0}.filled(0) with mask=~{0}.mask"
     if "MaskedTensor" in names:
         return "pass {0}.to_tensor(0) with mask={0}.get_mask()"
+    if (conversion := _CONVERSIONS.get(_package(kind))) is not None:
+        return f"pass {conversion}"
     return "convert it first, for example with numpy.asarray"
 
 
@@ -276,10 +304,9 @@ def check_p(p: float) -> float:
 
 def beside(lead: Array, value: Array, name: str) -> Array:
     """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
-    dtype, value = getattr(value, "dtype", None), of_library(lead, value, name)
-    if not is_dtype(namespace_of(lead), value.dtype, ("integral", "real floating")):
-        raise TypeError(f"{name} must be real; got {dtype}")
-    return value
+    if not is_dtype(namespace_of(value, name), value.dtype, ("integral", "real floating")):
+        raise TypeError(f"{name} must be real; got {value.dtype}")
+    return of_library(lead, value, name)
 
 
 def of_library(lead: Array, value: Array, name: str) -> Array:

@@ -204,6 +204,13 @@ def dask() -> TestLibrary:
     )
 
 
+def ndonnx() -> TestLibrary:
+    import ndonnx as xp
+
+    xp = array_namespace(xp.asarray(0))
+    return TestLibrary("ndonnx", xp, ("float32", "float64"), xp.asarray, xp.Array.unwrap_numpy, slow=True)
+
+
 LIBRARIES = {
     "numpy": numpy_readonly,
     "array-api-strict": array_api_strict,
@@ -212,4 +219,5 @@ LIBRARIES = {
     "cupy": cupy,
     "jax": jax,
     "dask": dask,
+    "ndonnx": ndonnx,
 }

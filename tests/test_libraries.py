@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import NAMES
 
+from lpfamily import epsilon
 from lpfamily.box import boxed
 from lpfamily.kernels import library_of, on_numpy
 from lpfamily.kernels.testing import LibraryTests
@@ -72,12 +73,50 @@ def test_a_wrong_loop_or_choice_breaks_its_law(monkeypatch, method, wrong):
         Tests().test_its_loop_and_its_choice_are_pythons()
 
 
+@pytest.mark.numpy
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("mlx.core", r"got mlx's Foreign: pass numpy.asarray\(grad\['a'\]\)$"),
+        ("paddle", r"got paddle's Foreign: pass grad\['a'\].numpy\(\)$"),
+        (
+            "tensorflow.python.framework.ops",
+            r"pass tensorflow.convert_to_tensor\(grad\['a'\]\).numpy\(\), or",
+        ),
+        ("xarray.core", r"got xarray's Foreign: pass grad\['a'\].data, or"),
+        ("unheard.of", "got Foreign: convert it first"),
+    ],
+)
+def test_an_error_says_how_to_convert_what_does_not_follow_the_standard(module, says):
+    class Foreign:
+        """As MLX's, which has the standard's method and not all arguments of its functions."""
+
+        dtype, shape, ndim = np.dtype("float32"), (2, 3), 2
+
+    Foreign.__module__ = module
+    if module == "mlx.core":
+        Foreign.__array_namespace__ = lambda self, **_: np
+    with pytest.raises(TypeError, match=says):
+        epsilon({"a": Foreign()}, 2, 1.0)
+
+
 if "array-api-strict" in NAMES:
     import array_api_strict
 
     @getattr(pytest.mark, "array-api-strict")
     class TestStrict(LibraryTests):
         from_numpy = staticmethod(array_api_strict.asarray)
+
+
+if "ndonnx" in NAMES:
+    import ndonnx
+
+    @pytest.mark.ndonnx
+    class TestNdonnx(LibraryTests):
+        from_numpy = staticmethod(ndonnx.asarray)
+        to_numpy = staticmethod(ndonnx.Array.unwrap_numpy)
+        test_it_is_a_library = None  # it does not show its values to SciPy, whose function this calls
+        test_the_adaptive_ascent_finds_the_top = None  # a minute
 
 
 if "torch" in NAMES:
