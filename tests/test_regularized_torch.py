@@ -7,6 +7,7 @@ import inspect
 import math
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 import lpfamily
 from lpfamily.kernels import library_of
 from lpfamily_reference.equations import eq3, eq4
-from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss
+from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss, robustness
 
 pytestmark = pytest.mark.torch
 
@@ -1527,12 +1528,35 @@ def test_torch_outputs_that_are_no_logits_need_a_function():
         return losses_of(outputs["logits"], y)
 
     x, y = batch()
-    with pytest.raises(TypeError, match="outputs must be a tensor of logits; got dict: pass as direction"):
+    with pytest.raises(TypeError, match=r"outputs must be a tensor of logits, or .* got dict: pass a model"):
         perturb(model, loss, x, y, sigma=0.5, direction="log-odds")
     odds = perturb(
         model, loss, x, y, sigma=0.5, direction=lambda z, y: lpfamily.error_log_odds(z["logits"], y)
     )
     assert_allclose(odds, perturb(model, loss, x, y, sigma=0.5), rtol=1e-9)
+
+
+@pytest.mark.parametrize("direction", ["log-odds", "binary-log-odds", "outputs"])
+def test_torch_logits_may_be_an_attribute_of_the_outputs(direction):
+    """As they are of Hugging Face's models."""
+    model, (x, y) = network(), batch()
+    y = y if direction != "binary-log-odds" else torch.nn.functional.one_hot(y, model(x).shape[1]).double()
+
+    def loss(outputs, y):
+        logits = getattr(outputs, "logits", outputs)
+        return cross_entropy(logits, y, reduction="none")
+
+    def named(x):
+        return SimpleNamespace(loss=None, logits=model(x))
+
+    for scaler in None, torch.amp.GradScaler("cpu"):
+        options = {"sigma": 0.5, "direction": direction, "scaler": scaler, "start": torch.full_like(x, 0.1)}
+        found, expected = (perturb(each, loss, x, y, **options) for each in (named, model))
+        assert torch.equal(found, expected)
+        assert found.norm(dim=1).min() > 0.49
+    if direction == "log-odds":
+        found, expected = (robustness(each, x, y, p=2, sigma=0.5, progress=False) for each in (named, model))
+        assert_array_equal(found.smallest(2), expected.smallest(2))
 
 
 SIGNATURES = {

@@ -103,7 +103,7 @@ class Passes:
             values = self._followed(outputs, examples) if self.clean is None else self._apart(at, outputs)
             spoilt = torch.zeros_like(values, dtype=torch.bool)
             if search.scaler is not None and search.direction in _ODDS:  # NaN of finite outputs is of a label
-                spoilt = values.isnan() & flat(outputs).isfinite().all(dim=1)
+                spoilt = values.isnan() & flat(logits_of(outputs)).isfinite().all(dim=1)
             return self._total(values), (values, spoilt)
 
         with self._as_in_search(at), torch.enable_grad():
@@ -136,7 +136,7 @@ class Passes:
         """Return the divergence from the clean outputs, to follow."""
         x, clean = self.clean
         moved, logits = is_off(x, at, 1), _classes_last(outputs)
-        rounding = torch.finfo(outputs.dtype).eps
+        rounding = torch.finfo(logits_of(outputs).dtype).eps
         values: Tensor = divergence_of_moved(_classes_last(clean), logits, moved, 1, rounding)
         return values
 
@@ -329,13 +329,13 @@ def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Poin
     return result
 
 
-def _softmax_odds(logits: object, labels: Tensor, ignore_index: int | None) -> Tensor:
-    odds = error_log_odds(_classes_last(logits), labels, ignore_index=ignore_index)
+def _softmax_odds(outputs: object, labels: Tensor, ignore_index: int | None) -> Tensor:
+    odds = error_log_odds(_classes_last(outputs), labels, ignore_index=ignore_index)
     return odds if odds.ndim == 1 else joint_odds(odds.flatten(1))
 
 
-def _binary_odds(logits: object, labels: Tensor, ignore_index: float | None) -> Tensor:
-    return binary_error_log_odds(flat(_logits(logits)), flat(labels), ignore_index=ignore_index)
+def _binary_odds(outputs: object, labels: Tensor, ignore_index: float | None) -> Tensor:
+    return binary_error_log_odds(flat(_wide(logits_of(outputs))), flat(labels), ignore_index=ignore_index)
 
 
 def flat(values: Tensor) -> Tensor:
@@ -343,18 +343,20 @@ def flat(values: Tensor) -> Tensor:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _logits(logits: object) -> Tensor:
+def logits_of(outputs: object) -> Tensor:
+    """Return a model's logits: its outputs, or what they have as `logits`, as Hugging Face's do."""
+    logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"outputs must be a tensor of logits; got {type(logits).__name__}: "
-            f"pass as direction a function of (outputs, y), such as "
-            f"lambda outputs, y: lpfamily.error_log_odds(outputs.logits, y)"
+            f"outputs must be a tensor of logits, or have one as .logits; got {type(outputs).__name__}: "
+            f"pass a model that returns one, or as direction a function of (outputs, y), such as "
+            f"lambda outputs, y: lpfamily.error_log_odds(outputs[0], y)"
         )
-    return _wide(logits)
+    return logits
 
 
-def _classes_last(logits: object) -> Tensor:
-    return _logits(logits).movedim(1, -1)
+def _classes_last(outputs: object) -> Tensor:
+    return _wide(logits_of(outputs)).movedim(1, -1)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -130,12 +130,13 @@ def regularized_loss(
         of norm sigma in all of them at once, where the penalties add up; sigma may then be a tree of radii.
     direction
         What is differentiated for eps. "loss" is the loss. "log-odds", for the cross-entropy of hard
-        labels and outputs that are logits (n, classes, ...), is `lpfamily.error_log_odds`: the same
-        direction, which does not round away, whatever the example's weight. Where an example has several
-        labels it is that of any error among them, all of one weight. "binary-log-odds" is
-        `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1. A function of
-        (outputs, y) gives such odds, one value per example. With odds the penalty of `regularized_loss` takes
-        the loss for a multiple of softplus(odds), so it may be a mean over labels, but not smoothed.
+        labels and outputs that are logits (n, classes, ...), or have them as `.logits`, is
+        `lpfamily.error_log_odds`: the same direction, which does not round away, whatever the example's
+        weight. Where an example has several labels it is that of any error among them, all of one weight.
+        "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1.
+        A function of (outputs, y) gives such odds, one value per example. With odds the penalty of
+        `regularized_loss` takes the loss for a multiple of softplus(odds), so it may be a mean over labels,
+        but not smoothed.
         "outputs", of logits too, is how far they go from the clean ones, KL(f(x) || f(x + eps)), summed over
         the positions of an example, in which loss and y have no part. It has no gradient at x: without a
         `start` each call draws one from the ball, by torch's generator of the CPU. An example whose outputs

@@ -15,7 +15,7 @@ from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
 from lpfamily.measured import Robustness
 from lpfamily.trees import mapped, named_leaves
-from lpfamily_torch.passes import input_gradient
+from lpfamily_torch.passes import input_gradient, logits_of
 from lpfamily_torch.quiet import quiet, without_team
 from lpfamily_torch.reachable import Model
 
@@ -43,9 +43,9 @@ def robustness(
     Parameters
     ----------
     model
-        A module or a function that maps inputs to logits, of shape (n, classes). Where they are a tuple or a
-        list, its entries are the positional arguments of the model, where they are a dict the keyword
-        arguments.
+        A module or a function that maps inputs to logits, of shape (n, classes), or to an object that has
+        them as `.logits`. Where inputs are a tuple or a list, its entries are the positional arguments of
+        the model, where they are a dict the keyword arguments.
     x, y
         The inputs, a floating tensor whose first axis indexes examples, or a tree of them as in
         `lpfamily.epsilon`, and their classes, integers of shape (n,). Without y, x is an iterable of such
@@ -79,7 +79,9 @@ def robustness(
     device = states[0].device if states else next(given, torch.device("cpu"))
 
     def call(x: Any) -> Any:
-        return inner(**x) if isinstance(x, dict) else inner(*x) if isinstance(x, tuple | list) else inner(x)
+        if isinstance(x, dict):
+            return logits_of(inner(**x))
+        return logits_of(inner(*x) if isinstance(x, tuple | list) else inner(x))
 
     def evaluate(x: Any, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         with torch.enable_grad():
