@@ -12,6 +12,7 @@ from libraries import LIBRARIES, TestLibrary
 
 NAMES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").split(",")
 UNDER_TEST = [LIBRARIES[name]() for name in NAMES]  # one that cannot be imported stops the run
+KERAS = next((name for name in ("torch", "jax") if name in NAMES), None)  # it has one backend per process
 DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not None]
 
 # NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
@@ -97,6 +98,13 @@ def compiled() -> Iterator[None]:
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keras_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep Keras, wherever a test imports it, from the settings of who runs the tests."""
+    if KERAS:
+        os.environ |= {"KERAS_BACKEND": KERAS, "KERAS_HOME": str(tmp_path_factory.mktemp("keras"))}
 
 
 @pytest.fixture(scope="session", params=UNDER_TEST, ids=str)

@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conftest import NAMES, UNDER_TEST
+from conftest import KERAS, NAMES, UNDER_TEST
 from PIL import Image
 
 import lpfamily
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = {
     name: re.compile(rf"^(?:import|from) {name}\b", re.MULTILINE) for name in ("torch", "jax", "dask")
 }
+KERAS_BACKEND = re.compile(r'"KERAS_BACKEND"\] = "(\w+)"')
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```(?:\n+```text\n(?P<printed>.*?)```)?", re.DOTALL)
 
 
@@ -26,7 +27,7 @@ def blocks():
         assert found or page.name == "index.md" or page.parent.name == "api", page
         for number, block in enumerate(found, 1):
             needs = [name for name, imports in LIBRARIES.items() if imports.search(block["code"])]
-            if set(needs) <= set(NAMES):
+            if set(needs) <= set(NAMES) and set(KERAS_BACKEND.findall(block["code"])) <= {KERAS}:
                 marks = [getattr(pytest.mark, name) for name in needs]
                 yield pytest.param(page, block, id="-".join([page.stem, str(number), *needs]), marks=marks)
 
