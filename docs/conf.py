@@ -31,6 +31,7 @@ release = version = lpfamily.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 default_role = "obj"  # what docstrings have in backticks: names of objects, which become links, and code
 
 html_theme = "furo"
