@@ -40,14 +40,24 @@ Box: TypeAlias = tuple[Any, ...]
 
 def is_tree(x: object) -> bool:
     """Whether x is no array but a tree of them."""
-    if hasattr(x, "dtype") and hasattr(x, "shape"):  # every call of every function comes here
+    if _is_array(x):  # every call of every function comes here
         return False
     return x is not None and _node(x) is not None
 
 
+def _is_array(x: Any) -> bool:
+    """Whether x looks like an array; a module's parameter may too, which JAX knows as the node that it is."""
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        return False
+    if type(x).__module__.partition(".")[0] in ("numpy", "torch", "jax", "jaxlib"):
+        return True
+    jax: Any = sys.modules.get("jax")
+    return jax is None or bool(jax.tree_util.all_leaves([x]))
+
+
 def _node(x: Any) -> Node | None:
     """Return what a tree holds, or None for a leaf."""
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
+    if _is_array(x):
         return None
     if x is None:
         return [], [], lambda _: None

@@ -590,6 +590,22 @@ def test_jax_takes_what_is_registered():
 
 @pytest.mark.jax
 @needs_jax
+def test_jax_the_parameters_of_a_module_come_back_as_parameters():
+    """They have a shape and a dtype, and are no arrays."""
+    import jax
+    from flax import nnx
+
+    params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    step = epsilon(params, 2, 0.1, batch_ndim=0)
+    assert jax.tree.structure(step) == jax.tree.structure(params)
+    assert_allclose(norm(step, 2, batch_ndim=0), 0.1, rtol=1e-6)
+    one = epsilon(params["kernel"], 2, 0.1, batch_ndim=0)
+    assert type(one) is type(params["kernel"])
+    assert_allclose(one[...], epsilon(params["kernel"][...], 2, 0.1, batch_ndim=0))
+
+
+@pytest.mark.jax
+@needs_jax
 def test_jax_a_sparse_array_is_no_tree():
     from jax import numpy as jnp
     from jax.experimental import sparse

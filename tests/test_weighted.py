@@ -164,6 +164,42 @@ def test_products_may_leave_the_range_of_the_dtype(lib, p, dtype):
 # What an optimiser finds.
 
 
+def most(grad, p, radius, scale, wall):
+    """Maximise <grad, eps> over eps >= 0, on which the norm is smooth also at p = 1."""
+    ball = {"type": "ineq", "fun": lambda eps: 1 - np.sum((eps / scale / radius) ** p)}
+    best = minimize(
+        lambda eps: -grad @ eps,
+        np.zeros(6),
+        jac=lambda eps: -grad,
+        method="SLSQP",
+        bounds=[(0, side) for side in wall],
+        constraints=[] if p == math.inf else ball,
+        options={"ftol": 1e-13, "maxiter": 500},
+    ).x
+    return best / max(1, float(norms((best / scale)[None], p)[0] / radius))
+
+
+@pytest.mark.parametrize("p", [1, 1.3, 2, 3, 6, math.inf])
+def test_a_constrained_optimiser_gains_no_more_in_a_box_and_over_leaves(lib, p):
+    rng = np.random.default_rng(10)
+    for _ in range(4):
+        grad, scale, radius = rng.standard_normal(6), np.exp(rng.uniform(-2, 2, 6)), rng.uniform(0.2, 2)
+        x = rng.uniform(size=6)
+
+        def tree(row):
+            a, b = (lib.from_numpy(part[None], "float64") for part in (row[:2], row[2:]))
+            return {"a": a, "b": [b]}
+
+        with lib.scope():
+            step = epsilon(tree(grad), p, radius, scale=tree(scale), x=tree(x), bounds=(0.0, 1.0))
+            step = np.concatenate([lib.to_numpy(each)[0] for each in (step["a"], step["b"][0])])
+        assert norms((step / scale)[None], p)[0] <= radius * (1 + 1e-12)
+        assert np.all((x + step > -1e-12) & (x + step < 1 + 1e-12))
+        wall = np.minimum(np.where(grad > 0, 1 - x, x), radius * scale)
+        best = most(np.abs(grad), p, radius, scale, wall)
+        assert grad @ step >= np.abs(grad) @ best * (1 - 1e-6)
+
+
 def nothing_in_the_weighted_ball_is_nearer(project):
     rng = np.random.default_rng(4)
     for p in 1, 1.1, 1.5, 2, 3, 6, math.inf:
