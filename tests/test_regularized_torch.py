@@ -1561,15 +1561,16 @@ def test_torch_logits_may_be_an_attribute_of_the_outputs(direction):
 
 SIGNATURES = {
     regularized_loss: "(model, loss, x, y, *, p=2.0, sigma, objective='perturb', clean_weight=0.0, "
-    "bounds=None, mask=None, batch_ndim=1, leaf=None, joint=True, direction='loss', ignore_index=-100, "
-    "steps=1, start=None, direction_dropout='none', direction_dtype='same', batch_norm='batch', "
-    "penalty_by='gradient', difference_step=None, scaler=None, beta=None, return_outputs=False)",
-    perturb: "(model, loss, x, y, *, p=2.0, sigma, bounds=None, mask=None, batch_ndim=1, leaf=None, "
-    "joint=True, direction='loss', ignore_index=-100, steps=1, start=None, direction_dropout='none', "
-    "direction_dtype='same', batch_norm='batch', scaler=None)",
-    ascend: "(model, loss, x, y, *, p=2.0, sigma, steps=10, step_size=None, start=None, bounds=None, "
-    "mask=None, method=None, restarts=0, stop_above=None, leaf=None, direction='loss', ignore_index=-100, "
+    "bounds=None, mask=None, scale=None, batch_ndim=1, leaf=None, joint=True, direction='loss', "
+    "ignore_index=-100, steps=1, start=None, direction_dropout='none', direction_dtype='same', "
+    "batch_norm='batch', penalty_by='gradient', difference_step=None, scaler=None, beta=None, "
+    "return_outputs=False)",
+    perturb: "(model, loss, x, y, *, p=2.0, sigma, bounds=None, mask=None, scale=None, batch_ndim=1, "
+    "leaf=None, joint=True, direction='loss', ignore_index=-100, steps=1, start=None, "
     "direction_dropout='none', direction_dtype='same', batch_norm='batch', scaler=None)",
+    ascend: "(model, loss, x, y, *, p=2.0, sigma, steps=10, step_size=None, start=None, bounds=None, "
+    "mask=None, scale=None, method=None, restarts=0, stop_above=None, leaf=None, direction='loss', "
+    "ignore_index=-100, direction_dropout='none', direction_dtype='same', batch_norm='batch', scaler=None)",
 }
 
 
