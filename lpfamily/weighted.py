@@ -71,9 +71,9 @@ def _check(fits: bool | np.bool_, given: object) -> None:
         raise ValueError(f"scale must be at least 0, where 0 moves nothing, and finite; got {given}")
 
 
-def by_rows(function: Callable[..., Array], *rows: Array) -> Array:
+def by_rows(function: Callable[..., Array], *rows: Array, reduces: bool = False) -> Array:
     """Return a function of rows, which may meet numbers that leave the range of the dtype."""
-    return library_of(rows[0]).by_rows(function, *rows)
+    return library_of(rows[0]).by_rows(function, reduces, *rows)
 
 
 def moving(rows: Array, scale: Array) -> Array:

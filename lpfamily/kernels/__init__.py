@@ -108,8 +108,11 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
-    def by_rows(self, function: Callable[..., Array], *operands: Array) -> Array:
-        """Evaluate a `function` of rows, (..., d), and of what broadcasts to them, row by row."""
+    def by_rows(self, function: Callable[..., Array], reduces: bool, *operands: Array) -> Array:
+        """Evaluate a `function` of rows, (..., d), and of what broadcasts to them, row by row.
+
+        It makes a number of each row if it `reduces`, else a row.
+        """
         with self.unwarned():
             return function(*operands)
 

@@ -43,6 +43,18 @@ class DaskLibrary(Library):
             allow_rechunk=True,
         )
 
+    def by_rows(self, function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
+        """Evaluate `function` chunk by chunk: each does without warnings of what leaves the range."""
+        from dask.array import broadcast_to
+
+        x = operands[0]
+        if 0 in x.shape:
+            return super().by_rows(function, reduces, *operands)
+        whole = [broadcast_to(each, (*x.shape[:-1], each.shape[-1])) for each in operands]  # type: ignore[no-untyped-call]
+        taken = ",".join("(n)" if each.shape[-1] == x.shape[-1] else "(k)" for each in whole)
+        signature = f"{taken}->{'()' if reduces else '(n)'}"
+        return self.by_examples(functools.partial(_by_rows, function, reduces), signature, x.dtype, *whole)
+
     def read(self, *arrays: Array) -> tuple[Array, ...]:
         """Compute them together, once."""
         from dask.base import compute
@@ -56,6 +68,10 @@ library = DaskLibrary()
 
 def _by_examples(function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
     return library_of(operands[0]).by_examples(function, signature, dtypes, *operands)
+
+
+def _by_rows(function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
+    return library_of(operands[0]).by_rows(function, reduces, *operands)
 
 
 def _apply(primitive: Primitive, p: float, *operands: Array) -> Array:

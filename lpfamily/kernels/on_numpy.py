@@ -99,11 +99,11 @@ class NumpyLibrary(Library):
         share_out(work, row_blocks(wall), wall.nbytes)
         return wall, True, all(each >= 0 for each in least)
 
-    def by_rows(self, function: Callable[..., Floats], *operands: Floats) -> Floats:
+    def by_rows(self, function: Callable[..., Floats], reduces: bool, *operands: Floats) -> Floats:
         """Go by blocks; what all rows have in common is given to each."""
         x = operands[0]
         if x.nbytes < BLOCKS_FROM:
-            return np.asarray(super().by_rows(function, *operands))
+            return np.asarray(super().by_rows(function, reduces, *operands))
         flat = [each.reshape(-1, each.shape[-1]) for each in operands]
         with self.unwarned():
             pieces = [
