@@ -102,7 +102,7 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
 
     from benchmarks.training_peers import ATTACKS, art_trainer
     from lpfamily_torch import regularized_loss
-    from lpfamily_torch.quiet import quiet
+    from lpfamily_torch.side_effects import without_side_effects
 
     torch.manual_seed(0)
     model = (resnet if name == "resnet" else _vit)(options.width)
@@ -158,7 +158,7 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
     kept_as_it_is, _ = new()
 
     def keep() -> None:
-        with quiet(kept_as_it_is, x.device, "none", "batch"):
+        with without_side_effects(kept_as_it_is, x.device, "none", "batch"):
             pass
 
     calls[KEPT] = keep

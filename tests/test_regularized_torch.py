@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 import lpfamily
 from lpfamily.kernels import library_of
 from lpfamily_reference.equations import eq3, eq4
-from lpfamily_torch import ascend, perturb, quiet, regularized, regularized_loss, robustness
+from lpfamily_torch import ascend, perturb, regularized, regularized_loss, robustness, side_effects
 
 pytestmark = pytest.mark.torch
 
@@ -402,7 +402,7 @@ def test_torch_a_device_has_a_random_state_too(monkeypatch, dropout):
     device, before = torch.device("cuda:1"), accelerator.generator.get_state()
     drawn = torch.rand(3, generator=accelerator.generator)
     accelerator.generator.set_state(before)
-    with quiet.quiet(network(), device, dropout, "batch"):
+    with side_effects.without_side_effects(network(), device, dropout, "batch"):
         inside = torch.rand(3, generator=accelerator.generator)
     assert torch.equal(inside, drawn) == (dropout != "independent")
     assert torch.equal(accelerator.generator.get_state(), before)

@@ -6,7 +6,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from lpfamily._packages import needs
-from lpfamily_torch.passes import Loss
+from lpfamily_torch.evaluator import Loss
 from lpfamily_torch.regularized import perturb
 
 with needs("pip install lightning", "lightning"):

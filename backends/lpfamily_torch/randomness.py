@@ -43,7 +43,7 @@ def set_random_state(states: RandomState) -> None:
 
 
 @contextmanager
-def keeping_random_state(device: torch.device, generators: Iterable[Generator]) -> Iterator[None]:
+def restoring_random_state(device: torch.device, generators: Iterable[Generator]) -> Iterator[None]:
     """Put the random states back at the end."""
     before = random_state(device, generators)
     try:

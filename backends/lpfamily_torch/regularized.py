@@ -19,9 +19,9 @@ from lpfamily.kernels import library_of
 from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped
-from lpfamily_torch.passes import Direction, Loss, Passes, Search, flat, inputs_of, leaves_of
-from lpfamily_torch.quiet import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
+from lpfamily_torch.evaluator import Direction, EpsOptions, Evaluator, Loss, flat, inputs_of, leaves_of
 from lpfamily_torch.reachable import Model
+from lpfamily_torch.side_effects import DirectionDropout, Statistics, is_compiled, takes_gradients_per_example
 
 
 def regularized_loss(
@@ -196,8 +196,8 @@ def regularized_loss(
     Virtual Adversarial Training, 2018.
     """
     at, call = inputs_of(x, leaf)
-    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
-    passes = Passes(model, loss, call, y, search)
+    options = EpsOptions(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    evaluator = Evaluator(model, loss, call, y, options)
     ball = _ball(p, sigma, bounds, mask, batch_ndim, scale, joint)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
     if objective == "penalty" and (direction_dropout, direction_dtype, batch_norm) != (
@@ -206,20 +206,20 @@ def regularized_loss(
         "batch",
     ):
         raise ValueError("direction_dropout, direction_dtype and batch_norm belong to objective='perturb'")
-    check_beta(beta, search.by_outputs, objective, clean_weight)
+    check_beta(beta, options.by_outputs, objective, clean_weight)
     if penalty_by == "difference":
-        losses, outputs = _penalised_by_difference(passes, at, ball, difference_step)
+        losses, outputs = _penalised_by_difference(evaluator, at, ball, difference_step)
     elif objective == "penalty":
-        losses, outputs = _penalised(passes, at, ball)
+        losses, outputs = _penalised(evaluator, at, ball)
     else:
-        ahead = mapped(torch.add, at, _frank_wolfe(passes, at, ball, steps, start))
+        ahead = mapped(torch.add, at, _frank_wolfe(evaluator, at, ball, steps, start))
         if beta is not None:
-            losses, outputs = passes.losses_and_divergence(at, ahead, beta)
+            losses, outputs = evaluator.losses_and_divergence(at, ahead, beta)
         elif clean_weight:
-            perturbed, clean, outputs = passes.losses_of_both(ahead, at)
+            perturbed, clean, outputs = evaluator.losses_of_both(ahead, at)
             losses = clean_weight * clean + (1 - clean_weight) * perturbed
         else:
-            losses, outputs = passes.losses(ahead)
+            losses, outputs = evaluator.losses(ahead)
     return (losses.mean(), outputs) if return_outputs else losses.mean()
 
 
@@ -273,9 +273,9 @@ def perturb(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
-    passes = Passes(model, loss, call, y, search)
-    return _frank_wolfe(passes, at, _ball(p, sigma, bounds, mask, batch_ndim, scale, joint), steps, start)
+    options = EpsOptions(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    evaluator = Evaluator(model, loss, call, y, options)
+    return _frank_wolfe(evaluator, at, _ball(p, sigma, bounds, mask, batch_ndim, scale, joint), steps, start)
 
 
 @documented_by(regularized_loss)
@@ -340,12 +340,12 @@ def ascend(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015, eq. 1-5.
     """
     at, call = inputs_of(x, leaf)
-    search = Search(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
-    passes, at = Passes(model, loss, call, y, search), mapped(Tensor.detach, at)
-    first, start = leaves_of(at)[0], _start(passes, at, start)
+    options = EpsOptions(direction, ignore_index, direction_dropout, direction_dtype, batch_norm, scaler)
+    evaluator, at = Evaluator(model, loss, call, y, options), mapped(Tensor.detach, at)
+    first, start = leaves_of(at)[0], _start(evaluator, at, start)
 
-    with passes.quiet(first.device), torch.no_grad():
-        whole = passes.from_outputs(at)
+    with evaluator.without_side_effects(first.device), torch.no_grad():
+        whole = evaluator.from_outputs(at)
 
         def value_and_grad(x: Any, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Any]:
             return (whole if isinstance(rows, slice) else whole.of(rows, len(first))).value_and_grad(x)
@@ -383,9 +383,9 @@ def _may_round_to_tf32(at: Tensor) -> bool:
     return at.device.type == "cuda" and at.dtype == torch.float32 and allowed
 
 
-def _start(passes: Passes, at: Any, start: Any) -> Any:
+def _start(evaluator: Evaluator, at: Any, start: Any) -> Any:
     """Return the start that is given, or a generator where the gradient at x is none to follow."""
-    if not passes.search.by_outputs:
+    if not evaluator.options.by_outputs:
         return start
     if start is None:
         generator = torch.Generator(leaves_of(at)[0].device)
@@ -396,16 +396,16 @@ def _start(passes: Passes, at: Any, start: Any) -> Any:
     return start
 
 
-def _frank_wolfe(passes: Passes, at: Any, ball: Ball, steps: int, start: Any) -> Any:
+def _frank_wolfe(evaluator: Evaluator, at: Any, ball: Ball, steps: int, start: Any) -> Any:
     at = mapped(Tensor.detach, at)
-    start = _start(passes, at, start)
+    start = _start(evaluator, at, start)
     with torch.no_grad():
         if start is not None:
             start = ball.begin(at, start)
-        with passes.quiet(leaves_of(at)[0].device):
-            passes = passes.from_outputs(at)
-            eps = ball.ascended(lambda x: passes.value_and_grad(x)[1], at, steps, start)
-        if passes.search.by_outputs:
+        with evaluator.without_side_effects(leaves_of(at)[0].device):
+            evaluator = evaluator.from_outputs(at)
+            eps = ball.ascended(lambda x: evaluator.value_and_grad(x)[1], at, steps, start)
+        if evaluator.options.by_outputs:
             _warn_of_still(start, eps)
     return eps
 
@@ -426,20 +426,20 @@ def _moves(eps: Any) -> Tensor:
     return moves
 
 
-def _penalised(passes: Passes, at: Any, ball: Ball) -> tuple[Tensor, Any]:
-    if is_compiled(passes.model):
+def _penalised(evaluator: Evaluator, at: Any, ball: Ball) -> tuple[Tensor, Any]:
+    if is_compiled(evaluator.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
             "differentiated once: pass penalty_by='difference', or the model as it is before it is compiled"
         )
-    if takes_gradients_per_example(passes.model):
+    if takes_gradients_per_example(evaluator.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and hooks that take gradients per "
             "example, as Opacus' do, see one: pass penalty_by='difference', or the model without them"
         )
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        losses, outputs, gradient, factor = passes.losses_and_gradient(at)
+        losses, outputs, gradient, factor = evaluator.losses_and_gradient(at)
         gradient = mapped(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), gradient)
         with torch.no_grad():
             eps = ball.step(gradient, mapped(Tensor.detach, at))
@@ -449,12 +449,14 @@ def _penalised(passes: Passes, at: Any, ball: Ball) -> tuple[Tensor, Any]:
     return (result if differentiable else result.detach()), outputs
 
 
-def _penalised_by_difference(passes: Passes, at: Any, ball: Ball, h: float | None) -> tuple[Tensor, Any]:
-    repeated = replace(passes, search=replace(passes.search, direction_dropout="same"))
+def _penalised_by_difference(
+    evaluator: Evaluator, at: Any, ball: Ball, h: float | None
+) -> tuple[Tensor, Any]:
+    repeated = replace(evaluator, options=replace(evaluator.options, direction_dropout="same"))
     eps = _frank_wolfe(repeated, at, ball, 1, None)
     step = DIFFERENCE_STEP if h is None else h
     ahead = mapped(lambda at, eps: at + step * eps, at, eps)
-    losses, losses_ahead, outputs = passes.losses_of_both(at, ahead)
+    losses, losses_ahead, outputs = evaluator.losses_of_both(at, ahead)
     leaves = leaves_of(at)
     half = any(each.dtype in (torch.float16, torch.bfloat16) for each in (*leaves, losses))
     autocast = torch.is_autocast_enabled(leaves[0].device.type)

@@ -15,9 +15,9 @@ from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
 from lpfamily.measured import Robustness
 from lpfamily.trees import mapped, named_leaves
-from lpfamily_torch.passes import input_gradient, logits_of
-from lpfamily_torch.quiet import quiet, without_team
+from lpfamily_torch.evaluator import input_gradient, logits_of
 from lpfamily_torch.reachable import Model
+from lpfamily_torch.side_effects import without_side_effects, without_team
 
 
 @documented_by(ensemble.robustness)
@@ -113,6 +113,6 @@ def robustness(
         admit=admit,
         **share,
     )
-    with quiet(inner, device, "none", "running"), torch.no_grad():
+    with without_side_effects(inner, device, "none", "running"), torch.no_grad():
         data = ensemble.batches(x, y, batch_size)
         return ensemble.measure(passes, data, p, sigma, bounds, scale, effort, seed, progress)

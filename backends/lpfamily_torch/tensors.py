@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 SMALL = 2**20
 """Bytes up to which contents are put back even if torch has counted no change, and parameters are copied."""
 
-KNOWN = (_BatchNorm.forward, SyncBatchNorm.forward)
+BATCH_NORM_FORWARDS = (_BatchNorm.forward, SyncBatchNorm.forward)
 """What changes no buffer of its module unless `track_running_stats` says so."""
 
 
-class KeptTensors:
+class TensorSnapshot:
     """The parameters and buffers that modules have now: which tensors, and what is in them.
 
     Of all of them it has the identity and torch's count of changes. Of frozen parameters and of those of
@@ -32,7 +32,7 @@ class KeptTensors:
         seen: list[Tensor] = []
         copied: list[Tensor] = []
         for each, buffers in zip(modules, tables, strict=True):
-            if buffers and (norms or type(each).forward not in KNOWN):
+            if buffers and (norms or type(each).forward not in BATCH_NORM_FORWARDS):
                 copied += [buffer for buffer in buffers.values() if buffer is not None]
         if not are_sharded(modules):
             tables += [each._parameters for each in modules]
@@ -56,7 +56,7 @@ class KeptTensors:
         plain = {id(t): t for t in seen + copied if _is_plain(t)}
         self._memory = {name: (t, t.data) for name, t in plain.items()}
 
-    def put_back(self, *, buffers: bool = True) -> None:
+    def restore(self, *, buffers: bool = True) -> None:
         """Put back which tensors there are, their memory, and what small ones contain, buffers or not."""
         for table in self._empty:
             table.clear()
@@ -74,9 +74,9 @@ class KeptTensors:
             if data.device.type != "cpu" or not torch.equal(data, copy):
                 data.copy_(copy)  # uncounted, as graphs that have saved it are right again
 
-    def undo(self) -> list[Tensor]:
+    def restore_all(self) -> list[Tensor]:
         """Put everything back; return what was changed and has no copy."""
-        self.put_back()
+        self.restore()
         lost = []
         for tensor, before, now in zip(self._all, self._versions, _versions(self._all), strict=True):
             if before == now:
@@ -107,13 +107,13 @@ class KeptTensors:
 
 
 @contextmanager
-def keeping_tensors(modules: dict[nn.Module, bool]) -> Iterator[None]:
+def restoring_tensors(modules: dict[nn.Module, bool]) -> Iterator[None]:
     """Put parameters and buffers back at the end."""
-    kept = KeptTensors(modules)
+    kept = TensorSnapshot(modules)
     try:
         yield
     finally:
-        lost = kept.undo()
+        lost = kept.restore_all()
     if lost:
         raise RuntimeError(
             f"the forward pass changes {kept.name(lost[0])} in place, which cannot be undone, as it is "

@@ -94,7 +94,7 @@ def perturbed_weights(
     with torch.no_grad():
         sizes = {name: weights[name].abs() for name in found} if scale else None
         steps = epsilon(found, p, sigma, batch_ndim=0, scale=sizes)
-    kept = _Kept(model, [*weights.values(), *model.buffers()])
+    kept = _Snapshot(model, [*weights.values(), *model.buffers()])
     guard = register_optimizer_step_pre_hook(_refusing({*map(id, weights.values())}))
     try:
         with torch.no_grad():
@@ -103,7 +103,7 @@ def perturbed_weights(
         yield
     finally:
         guard.remove()
-        kept.put_back()
+        kept.restore()
 
 
 def _refusing(weights: set[int]) -> Callable[..., None]:
@@ -139,7 +139,7 @@ def _gradients(weights: Named, grads: Iterable[Tensor | None] | None) -> Named:
     return found
 
 
-class _Kept:
+class _Snapshot:
     """Which parameters and buffers a model has, and what is in some tensors."""
 
     def __init__(self, model: nn.Module, tensors: list[Tensor]) -> None:
@@ -155,7 +155,7 @@ class _Kept:
             for group, copies in self._groups:
                 torch._foreach_copy_(copies, group)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Put back all of it."""
         for table, entries in self._tables:
             table.clear()

@@ -111,7 +111,7 @@ def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callabl
     import torch
 
     from lpfamily_torch import robustness as of_torch
-    from lpfamily_torch.quiet import quiet
+    from lpfamily_torch.side_effects import without_side_effects
 
     with refusing(f"--device {device}: torch cannot use it", "", RuntimeError):
         model = model if device is None else model.to(device)
@@ -123,7 +123,7 @@ def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callabl
         return of_torch(model, torch.as_tensor(x).to(dtype), torch.as_tensor(y), **options)
 
     where = floating[0].device if floating else torch.device("cpu")
-    with quiet(model, where, "none", "running"), torch.no_grad():
+    with without_side_effects(model, where, "none", "running"), torch.no_grad():
         logits = model(torch.as_tensor(one).to(where, dtype))
     return _classes("the model", logits), measure
 

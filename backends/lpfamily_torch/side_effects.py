@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lpfamily_torch.randomness import keeping_random_state, random_state, reseed, set_random_state
+from lpfamily_torch.randomness import random_state, reseed, restoring_random_state, set_random_state
 from lpfamily_torch.reachable import Model, reachable
-from lpfamily_torch.tensors import KNOWN, KeptTensors, keeping_tensors
+from lpfamily_torch.tensors import BATCH_NORM_FORWARDS, TensorSnapshot, restoring_tensors
 
 DirectionDropout = Literal["none", "same", "independent"]
 Statistics = Literal["batch", "running"]
@@ -44,42 +44,42 @@ def takes_gradients_per_example(model: Model) -> bool:
 
 
 @contextmanager
-def quiet(
+def without_side_effects(
     model: Model, device: torch.device, dropout: DirectionDropout, batch_norm: Statistics
 ) -> Iterator[None]:
     """Keep what passes change: modes, tensors, random states; parameters need no gradient meanwhile."""
     modules, generators = reachable(model)
     with ExitStack() as kept:
-        kept.enter_context(keeping_random_state(device, generators))
+        kept.enter_context(restoring_random_state(device, generators))
         if dropout == "independent":
             reseed(device, generators)
-        kept.enter_context(keeping_tensors(modules))
+        kept.enter_context(restoring_tensors(modules))
         kept.enter_context(_modes(modules, dropout != "none", batch_norm))
         kept.enter_context(_parametrizations())
         yield
 
 
 @contextmanager
-def keeping(model: Model, device: torch.device) -> Iterator[None]:
+def restoring_state(model: Model, device: torch.device) -> Iterator[None]:
     """Let a pass have the state of now: put back what it changes and draws."""
     modules, generators = reachable(model)
-    with keeping_random_state(device, generators), keeping_tensors(modules):
+    with restoring_random_state(device, generators), restoring_tensors(modules):
         yield
 
 
-def replay(model: Model, device: torch.device) -> AbstractContextManager[None]:
+def from_current_state(model: Model, device: torch.device) -> AbstractContextManager[None]:
     """Return a scope for later, in which a pass has the random state, buffers and frozen parameters of now.
 
     What it changes there is put back; parameters do get gradients. The graph of the pass keeps the copies.
     """
     modules, generators = reachable(model)
-    state, begun = random_state(device, generators), KeptTensors(modules, norms=True)
+    state, begun = random_state(device, generators), TensorSnapshot(modules, norms=True)
 
     @contextmanager
     def again() -> Iterator[None]:
-        with keeping_random_state(device, generators), keeping_tensors(modules):
+        with restoring_random_state(device, generators), restoring_tensors(modules):
             set_random_state(state)
-            begun.put_back(buffers=False)
+            begun.restore(buffers=False)
             begun.substitute()
             yield
 
@@ -113,7 +113,7 @@ def _modes(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) 
             if not each.training:
                 continue
             if (normalises := isinstance(each, _NormBase)) and batch_norm == "batch":
-                if type(each).forward in KNOWN and each.track_running_stats:
+                if type(each).forward in BATCH_NORM_FORWARDS and each.track_running_stats:
                     switch_off(each, "track_running_stats")
             elif normalises or not dropout:
                 # cuDNN's recurrent layers have no gradient in evaluation mode

@@ -1,4 +1,4 @@
-"""Passes through a model of one's own: what is called, what is followed, and what is differentiated."""
+"""Evaluator through a model of one's own: what is called, what is followed, and what is differentiated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds, relative_slope
 from lpfamily.divergences import divergence_between, divergence_of_moved, is_off
 from lpfamily.trees import mapped, named_leaves, rebuilt
-from lpfamily_torch.quiet import DirectionDropout, Statistics, keeping, quiet, replay, without_team
 from lpfamily_torch.reachable import Model
+from lpfamily_torch.side_effects import (
+    DirectionDropout,
+    Statistics,
+    from_current_state,
+    restoring_state,
+    without_side_effects,
+    without_team,
+)
 
 Loss = Callable[[Any, Any], Tensor]
 Direction = Literal["loss", "log-odds", "binary-log-odds", "outputs"] | Loss
@@ -29,7 +36,7 @@ Point = TypeVar("Point")
 
 
 @dataclass(frozen=True)
-class Search:
+class EpsOptions:
     """How the passes that find eps are made, and what they differentiate."""
 
     direction: Direction
@@ -61,54 +68,55 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Passes:
+class Evaluator:
     """A model with all that its passes need but the tensor that is perturbed."""
 
     model: Model
     loss: Loss | None
     call: Callable[..., Any]
     y: Any
-    search: Search
+    options: EpsOptions
     clean: Any = None
     """x and the logits there, from which a divergence is."""
 
     def __post_init__(self) -> None:
-        if self.loss is None and not self.search.by_outputs:
+        if self.loss is None and not self.options.by_outputs:
             raise TypeError("loss must be a function of (outputs, y); None is for direction='outputs'")
 
-    def of(self, rows: Tensor, examples: int) -> Passes:
+    def of(self, rows: Tensor, examples: int) -> Evaluator:
         """Return the passes of some of the examples: these rows of every tensor that has one per example."""
         call = partial(self.call, rows=rows)
         y, clean = (_taken(each, rows, examples) for each in (self.y, self.clean))
         return replace(self, call=call, y=y, clean=clean)
 
-    def from_outputs(self, at: Any) -> Passes:
+    def from_outputs(self, at: Any) -> Evaluator:
         """Return these passes, for a divergence with the outputs of the clean input."""
-        if not self.search.by_outputs:
+        if not self.options.by_outputs:
             return self
-        with self._as_in_search(at), torch.no_grad():
+        with self._direction_scope(at), torch.no_grad():
             return replace(self, clean=(at, self.call(without_team(self.model), at)))
 
-    def quiet(self, device: torch.device) -> AbstractContextManager[None]:
+    def without_side_effects(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the scope in which `value_and_grad` leaves nothing behind."""
-        dropout, batch_norm = self.search.direction_dropout, self.search.batch_norm
-        return quiet(without_team(self.model), device, dropout, batch_norm)
+        dropout, batch_norm = self.options.direction_dropout, self.options.batch_norm
+        return without_side_effects(without_team(self.model), device, dropout, batch_norm)
 
     def value_and_grad(self, at: Point) -> tuple[Tensor, Point]:
         """Return what eps raises, of each example, and its input gradient or a multiple of that."""
-        search, model, examples = self.search, without_team(self.model), len(leaves_of(at)[0])
+        options, model, examples = self.options, without_team(self.model), len(leaves_of(at)[0])
 
         def evaluate(at: Point) -> tuple[Tensor, Any]:
             outputs = self.call(model, at)
             values = self._followed(outputs, examples) if self.clean is None else self._apart(at, outputs)
             spoilt = torch.zeros_like(values, dtype=torch.bool)
-            if search.scaler is not None and search.direction in _ODDS:  # NaN of finite outputs is of a label
+            if options.scaler is not None and options.direction in _ODDS:
+                # NaN where the outputs are finite comes from a label
                 spoilt = values.isnan() & flat(logits_of(outputs)).isfinite().all(dim=1)
             return self._total(values), (values, spoilt)
 
-        with self._as_in_search(at), torch.enable_grad():
+        with self._direction_scope(at), torch.enable_grad():
             (values, spoilt), gradient = with_gradient(evaluate, mapped(Tensor.detach, at))
-            if search.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
+            if options.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
 
                 def settled(leaf: Tensor) -> Tensor:
                     numbers = leaf.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
@@ -118,16 +126,16 @@ class Passes:
             return values.detach(), gradient
 
     @contextmanager
-    def _as_in_search(self, at: Any) -> Iterator[None]:
+    def _direction_scope(self, at: Any) -> Iterator[None]:
         """Draw in each pass what the others draw, where they must agree, in the dtype that is asked for."""
-        search, leaves = self.search, leaves_of(at)
+        options, leaves = self.options, leaves_of(at)
         device = leaves[0].device
         with ExitStack() as scopes:
-            if search.direction_dropout == "same" or search.by_outputs:
-                scopes.enter_context(keeping(without_team(self.model), device))
-            if search.direction_dtype == "bfloat16":
+            if options.direction_dropout == "same" or options.by_outputs:
+                scopes.enter_context(restoring_state(without_team(self.model), device))
+            if options.direction_dtype == "bfloat16":
                 scopes.enter_context(torch.autocast(device.type, torch.bfloat16))
-            elif search.by_outputs and all(leaf.dtype.itemsize > 2 for leaf in leaves):
+            elif options.by_outputs and all(leaf.dtype.itemsize > 2 for leaf in leaves):
                 # which would round differences away
                 scopes.enter_context(torch.autocast(device.type, enabled=False))
             yield
@@ -145,13 +153,14 @@ class Passes:
 
         Without a loss the outputs at x are targets, held constant.
         """
-        again, examples = replay(without_team(self.model), leaves_of(at)[0].device), len(leaves_of(at)[0])
+        first = leaves_of(at)[0]
+        same_state, examples = from_current_state(without_team(self.model), first.device), len(first)
         with torch.no_grad() if self.loss is None else nullcontext():
             outputs = self.call(self.model, at)
-        with again:
+        with same_state:
             moved = self.call(self.model, ahead)
         apart = divergence_between(_classes_last(outputs), _classes_last(moved), 1)
-        losses = beta * _one_an_example(apart, examples, "the divergence")
+        losses = beta * _per_example(apart, examples, "the divergence")
         return (losses if self.loss is None else losses + self._losses(outputs, examples)), outputs
 
     def losses(self, at: Any) -> tuple[Tensor, Any]:
@@ -164,9 +173,9 @@ class Passes:
 
         The second pass leaves nothing.
         """
-        again = replay(without_team(self.model), leaves_of(first)[0].device)
+        same_state = from_current_state(without_team(self.model), leaves_of(first)[0].device)
         losses, outputs = self.losses(first)
-        with again:
+        with same_state:
             return losses, self.losses(second)[0], outputs
 
     def losses_and_gradient(self, at: Point) -> tuple[Tensor, Any, Point, Tensor | float]:
@@ -174,7 +183,7 @@ class Passes:
 
         As the loss L is a multiple of softplus(odds), grad L is L sigmoid(odds) / softplus(odds) grad odds.
         """
-        first, of_loss = leaves_of(at)[0], self.search.direction == "loss"
+        first, of_loss = leaves_of(at)[0], self.options.direction == "loss"
 
         def evaluate(at: Point) -> tuple[Tensor, Any]:
             losses, outputs = self.losses(at)
@@ -182,27 +191,27 @@ class Passes:
             return self._total(values), (losses, outputs, values)
 
         (losses, outputs, values), gradient = with_gradient(evaluate, at, create_graph=True)
-        if (scaler := self.search.scaler) is not None:
+        if (scaler := self.options.scaler) is not None:
             unit = len(first) / scaler.scale(torch.ones((), device=first.device))
             gradient = mapped(lambda leaf: leaf * unit, gradient)
         return losses, outputs, gradient, 1.0 if of_loss else losses * relative_slope(_wide(values))
 
     def _losses(self, outputs: Any, examples: int) -> Tensor:
         loss: Any = self.loss
-        return _one_an_example(loss(outputs, self.y), examples, "loss")
+        return _per_example(loss(outputs, self.y), examples, "loss")
 
     def _followed(self, outputs: Any, examples: int) -> Tensor:
-        direction = self.search.direction
+        direction = self.options.direction
         if direction == "loss":
             return self._losses(outputs, examples)
         if callable(direction):
             values = direction(outputs, self.y)
         else:
-            values = _ODDS[direction](outputs, self.y, self.search.ignore_index)
-        return _one_an_example(values, examples, "direction")
+            values = _ODDS[direction](outputs, self.y, self.options.ignore_index)
+        return _per_example(values, examples, "direction")
 
     def _total(self, values: Tensor) -> Tensor:
-        scaler = self.search.scaler
+        scaler = self.options.scaler
         # a scaler is made for the mean
         return values.sum() if scaler is None else scaler.scale(values.mean())
 
@@ -288,7 +297,7 @@ def _floating(x: object, name: str) -> Tensor:
     raise TypeError(f"{name} must be a floating tensor, examples along its first axis; got {given}: {remedy}")
 
 
-def _one_an_example(values: object, examples: int, name: str) -> Tensor:
+def _per_example(values: object, examples: int, name: str) -> Tensor:
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or shape != (examples,):
         raise ValueError(
