@@ -27,7 +27,7 @@ from lpfamily._arrays import (
 )
 from lpfamily.balls import project, sample
 from lpfamily.box import box_of
-from lpfamily.kernels import library_of, library_of_generator
+from lpfamily.libraries import library_of, library_of_generator
 from lpfamily.step import epsilon
 from lpfamily.trees import Joint, is_tree, mapped
 from lpfamily.units import Units

@@ -22,7 +22,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.box import box_of, walls
-from lpfamily.kernels import detoured, library_of_generator
+from lpfamily.libraries import detoured, library_of_generator
 from lpfamily.nearest import nearest, weighted_nearest
 from lpfamily.trees import is_tree, over_leaves
 from lpfamily.weighted import moving, weights

@@ -47,7 +47,7 @@ from lpfamily._arrays import (
     reshape,
     sign,
 )
-from lpfamily.kernels import Primitive, constant, library_of
+from lpfamily.libraries import Primitive, constant, library_of
 from lpfamily.steepest import ratio_scale, steepest
 
 ROUNDINGS = 4

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, finfo, floating, namespace_of
 from lpfamily.box import box_of, entries, walls
-from lpfamily.kernels import constant, library_of
+from lpfamily.libraries import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree

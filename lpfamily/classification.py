@@ -21,7 +21,7 @@ from lpfamily._arrays import (
     namespace_of,
     of_library,
 )
-from lpfamily.kernels import constant, library_of
+from lpfamily.libraries import constant, library_of
 
 _LEFT_OUT = ": pass the label of what is to be left out as ignore_index"
 _NO_ODDS = (

@@ -20,7 +20,7 @@ import operator
 from typing import Any
 
 from lpfamily._arrays import namespace_of
-from lpfamily.kernels import constant
+from lpfamily.libraries import constant
 from lpfamily.trees import mapped, named_leaves
 
 BITS = 16

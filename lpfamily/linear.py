@@ -20,7 +20,7 @@ from typing import Generic
 import numpy as np
 
 from lpfamily._arrays import A, Array, Given, Numbers, check_p, device_of, floating, known_shape, namespace_of
-from lpfamily.kernels import constant, library_of
+from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
 MOST_CORNERS = 20

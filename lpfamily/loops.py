@@ -9,7 +9,7 @@ from typing import Any
 from lpfamily._arrays import Bounds
 from lpfamily.ascent import is_random, starting_point, towards_vertices
 from lpfamily.box import box_of
-from lpfamily.kernels import library_of_generator
+from lpfamily.libraries import library_of_generator
 from lpfamily.step import epsilon
 from lpfamily.trees import Joint, is_tree, matched, named_leaves, rebuilt
 

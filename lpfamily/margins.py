@@ -23,7 +23,7 @@ from lpfamily._arrays import (
     namespace_of,
 )
 from lpfamily.classification import check_logits
-from lpfamily.kernels import constant, library_of
+from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_norm
 
 

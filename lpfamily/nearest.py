@@ -29,7 +29,7 @@ from typing import Any
 
 from lpfamily._arrays import Array, namespace_of, sign
 from lpfamily.box import boxed, last_affordable
-from lpfamily.kernels import Primitive, library_of
+from lpfamily.libraries import Primitive, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, ratio_scale, steepest
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24

@@ -30,7 +30,7 @@ from lpfamily._arrays import (
     library_name,
     namespace_of,
 )
-from lpfamily.kernels import library_of
+from lpfamily.libraries import library_of
 from lpfamily.steepest import dual_norm
 
 

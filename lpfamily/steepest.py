@@ -13,7 +13,7 @@ import math
 from types import ModuleType
 
 from lpfamily._arrays import Array, DType, check_p, namespace_of
-from lpfamily.kernels import Primitive
+from lpfamily.libraries import Primitive
 
 
 def dual_exponent(p: float) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 from lpfamily import weighted
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
 from lpfamily.box import box_of, boxed, walls
-from lpfamily.kernels import detoured, library_of
+from lpfamily.libraries import detoured, library_of
 from lpfamily.steepest import steepest
 from lpfamily.trees import Joint, is_tree, over_leaves
 

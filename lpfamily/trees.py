@@ -28,7 +28,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.box import entries, ways
-from lpfamily.kernels import detoured
+from lpfamily.libraries import detoured
 from lpfamily.weighted import weights
 
 Node = tuple[list[str], list[Any], Callable[[list[Any]], Any]]

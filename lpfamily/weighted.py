@@ -27,7 +27,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.box import boxed
-from lpfamily.kernels import constant, library_of
+from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
 # `rows` are examples, (..., d), `radius` is (..., 1), and `scale` broadcasts to the rows.

@@ -54,7 +54,7 @@ class Call:
 
     @property
     def is_primitive(self) -> bool:
-        """Whether it is little more than a `lpfamily.kernels.Primitive`."""
+        """Whether it is little more than a `lpfamily.libraries.Primitive`."""
         return self.name.startswith(("epsilon", "norm", "penalty", "project"))
 
     @property

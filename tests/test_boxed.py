@@ -19,8 +19,8 @@ from test_mutants import check as check_law
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
 from lpfamily.box import boxed
-from lpfamily.kernels import multipliers, threads
-from lpfamily.kernels import rows as rows_of_numpy
+from lpfamily.libraries import multipliers, threads
+from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.nearest import nearest
 
 needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test")

@@ -1,13 +1,15 @@
 """This project's own kernels, and the definitions alone, under the laws for any library."""
 
+import sys
+
 import numpy as np
 import pytest
 from conftest import NAMES
 
 from lpfamily import epsilon
 from lpfamily.box import boxed
-from lpfamily.kernels import library_of, on_numpy
-from lpfamily.kernels.testing import LibraryTests
+from lpfamily.libraries import library_of, library_of_generator, on_numpy
+from lpfamily.libraries.testing import LibraryTests
 from lpfamily.nearest import nearest
 from lpfamily.steepest import dual_norm, steepest
 
@@ -71,6 +73,37 @@ def test_a_wrong_loop_or_choice_breaks_its_law(monkeypatch, method, wrong):
     monkeypatch.setattr(library_of(np.zeros(1)), method, wrong)
     with pytest.raises(AssertionError):
         Tests().test_its_loop_and_its_choice_are_pythons()
+
+
+@pytest.mark.numpy
+def test_the_former_name_of_the_package_warns():
+    for name in "lpfamily.kernels", "lpfamily.kernels.testing":
+        sys.modules.pop(name, None)
+    with pytest.warns(DeprecationWarning, match="import it by that name"):
+        from lpfamily.kernels import testing
+    assert testing.LibraryTests is LibraryTests
+    assert sys.modules["lpfamily.kernels"].library_of is library_of
+
+
+@pytest.mark.numpy
+def test_the_former_entry_point_group_is_read_with_a_warning(tmp_path, monkeypatch):
+    class Generator:
+        """A random generator of that library."""
+
+    Generator.__module__ = "strange"
+    (tmp_path / "strange_library.py").write_text(
+        "from lpfamily.libraries import Library\nlibrary = Library()\n"
+    )
+    info = tmp_path / "strange-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lpfamily.kernels]\nstrange = strange_library:library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"'strange' is now lpfamily\.libraries"):
+        library = library_of_generator(Generator())
+    import strange_library
+
+    assert library is strange_library.library
 
 
 @pytest.mark.numpy

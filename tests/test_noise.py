@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.integrate import quad
 from scipy.stats import norm as normal
 
-from lpfamily.kernels import library_of
+from lpfamily.libraries import library_of
 from lpfamily.noise import (
     additional_error,
     dimension_bound,

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import lpfamily
-from lpfamily.kernels import library_of
+from lpfamily.libraries import library_of
 from lpfamily_reference.equations import eq3, eq4
 from lpfamily_torch import ascend, perturb, regularized, regularized_loss, robustness, side_effects
 

@@ -14,9 +14,9 @@ from libraries import P, numpy_readonly
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import certify, epsilon, error_log_odds
-from lpfamily.kernels import on_numpy
-from lpfamily.kernels import powers as powers_of_numpy
-from lpfamily.kernels import rows as rows_of_numpy
+from lpfamily.libraries import on_numpy
+from lpfamily.libraries import powers as powers_of_numpy
+from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.steepest import steepest
 from lpfamily_reference.definitions import maximise_on_ball
 

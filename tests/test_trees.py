@@ -16,8 +16,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import ascend, certify, epsilon, norm, penalty, project
 from lpfamily._arrays import namespace_of
-from lpfamily.kernels import library_of
-from lpfamily.kernels import rows as rows_of_numpy
+from lpfamily.libraries import library_of
+from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.trees import mapped, named_leaves, rebuilt
 
 EXPONENTS = 1, 1.1, 1.5, 2, 3, math.inf

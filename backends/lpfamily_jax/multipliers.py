@@ -15,8 +15,8 @@ import numpy as np
 from jax import numpy as jnp
 
 from lpfamily.box import boxed
-from lpfamily.kernels import Primitive
-from lpfamily.kernels.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, STEPS
+from lpfamily.libraries import Primitive
+from lpfamily.libraries.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, STEPS
 from lpfamily.nearest import nearest
 
 EXPONENT = 32

@@ -15,7 +15,7 @@ from lpfamily import ascent
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily._docstrings import documented_by
 from lpfamily.divergences import check_beta, is_off
-from lpfamily.kernels import library_of
+from lpfamily.libraries import library_of
 from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lpfamily._arrays import A, Array, beside, compute_dtype, device_of, floating, namespace_of
 from lpfamily.classification import targets
-from lpfamily.kernels import library_of
+from lpfamily.libraries import library_of
 
 
 def gauss_newton(jacobian: A, hessian: Array) -> A:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from lpfamily._arrays import namespace_of
 from lpfamily.classification import cross_entropy, error_log_odds, softplus
-from lpfamily.kernels import constant
+from lpfamily.libraries import constant
 
 LossName = Literal["cross-entropy", "squared-error"]
 

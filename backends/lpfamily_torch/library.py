@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from lpfamily.kernels import Library, Primitive, library_of, primitives
-from lpfamily.kernels.rows import THREADS_FROM, threads_by_default
+from lpfamily.libraries import Library, Primitive, library_of, primitives
+from lpfamily.libraries.rows import THREADS_FROM, threads_by_default
 
 
 class TorchLibrary(Library):

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from lpfamily.box import boxed
-from lpfamily.kernels import Library, Primitive, multipliers
-from lpfamily.kernels.powers import fastest_power
-from lpfamily.kernels.rows import Floats, Rows, dots, row_blocks, scratch, share_out
+from lpfamily.libraries import Library, Primitive, multipliers
+from lpfamily.libraries.powers import fastest_power
+from lpfamily.libraries.rows import Floats, Rows, dots, row_blocks, scratch, share_out
 from lpfamily.nearest import nearest
 from lpfamily.steepest import steepest
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lpfamily.box import boxed
-from lpfamily.kernels import Library, Primitive
+from lpfamily.libraries import Library, Primitive
 from lpfamily.nearest import nearest
 from lpfamily_jax import multipliers
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from lpfamily.box import boxed
-from lpfamily.kernels import Primitive
-from lpfamily.kernels import rows as of_rows
-from lpfamily.kernels.powers import fastest_power
-from lpfamily.kernels.rows import Floats, Rows, row_blocks, scratch, share_out, sizes, with_sign_of
+from lpfamily.libraries import Primitive
+from lpfamily.libraries import rows as of_rows
+from lpfamily.libraries.powers import fastest_power
+from lpfamily.libraries.rows import Floats, Rows, row_blocks, scratch, share_out, sizes, with_sign_of
 from lpfamily.nearest import nearest
 
 STEPS = 32

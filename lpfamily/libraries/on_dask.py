@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lpfamily._arrays import Array
-from lpfamily.kernels import Library, Primitive, library_of, threads
+from lpfamily.libraries import Library, Primitive, library_of, threads
 
 
 class DaskLibrary(Library):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpfamily.kernels.rows import Floats, scale_down, sizes, with_sign_of
+from lpfamily.libraries.rows import Floats, scale_down, sizes, with_sign_of
 from lpfamily.steepest import is_close
 
 
