@@ -136,6 +136,18 @@ def test_a_quick_recipe_is_short_and_of_the_same_network(model):
         assert rates(quick, quick.epochs - 1, 1).lr[0] == pytest.approx(quick.lr / 100)
 
 
+def test_the_best_recipe_trains_on_every_image_down_to_a_hundredth_of_its_rate():
+    paper, best = (default("maxout", "mnist", inputs=784, recipe=name) for name in ("paper", "best"))
+    assert (best.validation, best.patience, best.second_stage) == (0, 0, "none")
+    assert best.sigma == 1.5 * paper.sigma
+    assert rates(best, best.epochs - 1, 1).lr[0] == pytest.approx(best.lr / 100)
+    dataset = of_examples(20)
+    short = recipe_of_command({"model": "relu-mlp", "recipe": "best", "epochs": 2}, dataset)
+    assert rates(short, 1, 1).lr[0] == pytest.approx(short.lr / 100)
+    with pytest.raises(BadInput, match="no best recipe of softmax, only of sigmoid-mlp, relu-mlp, maxout"):
+        default("softmax", "digits", recipe="best", inputs=64)
+
+
 def of_examples(count, name="mine.npz", numbers=None):
     split = data.Split(np.zeros((count, 12), np.float32), np.zeros(count, int))
     return data.Dataset(name, split, split, 2, (3, 2, 2), recipe=numbers or {})

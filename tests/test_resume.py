@@ -488,7 +488,7 @@ def test_the_rate_of_a_quick_recipe_falls_until_its_last_epoch(tmp_path, no_curv
     trained(folder, *flags, "--epochs", 2)
     assert [line["lr"] for line in Run(folder).metrics()] == pytest.approx([0.1 * 0.505, 0.001])
     more = unchanged(folder, lambda: in_process("--resume", folder, "--epochs", 3))
-    assert_refused(more, "--epochs 3", "the learning rate of a quick recipe", "start a new run")
+    assert_refused(more, "--epochs 3", "the learning rate of the quick recipe", "start a new run")
 
 
 # The files of a run

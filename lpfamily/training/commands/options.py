@@ -150,7 +150,7 @@ def recipes_of(given: Given, dataset: Dataset) -> dict[str, Recipe]:
 
 
 def recipe_of(given: Given, dataset: Dataset) -> Recipe:
-    """Return the published or the quick recipe with what was given in the place of its numbers."""
+    """Return the recipe that was named, with the given numbers in the place of its own."""
     recipe = recipes.default(
         given.get("model", Recipe.model),
         dataset,
@@ -158,9 +158,9 @@ def recipe_of(given: Given, dataset: Dataset) -> Recipe:
         given.get("p", Recipe.p),
         recipe=given.get("recipe", Recipe.recipe),
     )
-    if "epochs" in given:  # a short run has a short second stage, and a quick one ends its decay
+    if "epochs" in given:  # a short run has a short second stage, and its decay ends with it
         epochs = given["epochs"]
-        lr_epochs = epochs if recipe.recipe == "quick" else recipe.lr_epochs
+        lr_epochs = recipe.lr_epochs if recipe.recipe == "paper" else epochs
         second = min(recipe.second_epochs, epochs)
         recipe = replace(recipe, second_epochs=second, lr_epochs=lr_epochs)
     if given.get("activation") == "relu":

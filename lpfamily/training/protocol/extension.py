@@ -28,10 +28,10 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     """
     if epochs == recipe.epochs:
         return recipe
-    if recipe.recipe == "quick" and recipe.lr_decay == "linear" and recipe.lr_epochs == recipe.epochs:
+    if recipe.recipe != "paper" and recipe.lr_decay == "linear" and recipe.lr_epochs == recipe.epochs:
         raise BadInput(
-            f"{flag('epochs')} {epochs}: the learning rate of a quick recipe falls until its last epoch, "
-            f"{recipe.epochs}; start a new run"
+            f"{flag('epochs')} {epochs}: the learning rate of the {recipe.recipe} recipe falls until its "
+            f"last epoch, {recipe.epochs}; start a new run"
         )
     second = recipe.second_epochs
     published = recipes.default(recipe.model, recipe.data, inputs=1, recipe=recipe.recipe)
