@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfamily._arrays import Array, Bounds, Numbers, check_p, device_of, finfo, namespace_of, reshape
-from lpfamily.ascent import ascend, of_examples
+from lpfamily.ascent import ascend
+from lpfamily.ascent.search import of_examples
 from lpfamily.balls import project, sample
 from lpfamily.box import box_of
 from lpfamily.classification import error_log_odds, odds_gradient

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lpfamily._arrays import Bounds
-from lpfamily.ascent import is_random, starting_point, towards_vertices
+from lpfamily.ascent.last_iterates import towards_vertices
+from lpfamily.ascent.starts import is_random, starting_point
 from lpfamily.box import box_of
 from lpfamily.libraries import library_of_generator
 from lpfamily.step import epsilon

@@ -506,7 +506,7 @@ def test_an_error_says_what_was_given(trained):
         ({"eps": -0.1}, "eps must be at least 0; got -0.1"),
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"method": "newton"}, "method must be .*; got 'newton'"),
-        ({"method": "adaptive", "step_size": 0.1}, "step_size belongs to method='projected'"),
+        ({"method": "adaptive", "step_size": 0.1}, "step_size needs method='projected'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ):
         with pytest.raises(ValueError, match=match):

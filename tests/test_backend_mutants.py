@@ -139,7 +139,7 @@ class WithoutTheDivergencesCleanSide(NumpyTrainer):
 
 class WithoutProjection(NumpyTrainer):
     def _step(self, *args):
-        with mock.patch("lpfamily.ascent.project", lambda eps, *how, **options: eps):
+        with mock.patch("lpfamily.ascent.last_iterates.project", lambda eps, *how, **options: eps):
             return super()._step(*args)
 
 

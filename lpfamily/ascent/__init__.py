@@ -1,0 +1,261 @@
+"""Multi-step ascent of a loss in an Lp ball, for the inner maximum of eq. 1, built from eq. 3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+from lpfamily._arrays import A, Array, Bounds, Numbers, examples, is_number, namespace_of
+from lpfamily.ascent import adaptive, scheduled
+from lpfamily.ascent.last_iterates import LAST_ITERATES, check_steps, frank_wolfe, projected
+from lpfamily.ascent.search import Search
+from lpfamily.ascent.starts import in_units, is_random, random_starts, starting_point
+from lpfamily.box import box_of
+from lpfamily.libraries import library_of
+from lpfamily.trees import Joint, is_tree
+from lpfamily.units import Units
+
+__all__ = ["LAST_ITERATES", "Method", "ascend", "check_ascent", "frank_wolfe", "projected"]
+
+Method: TypeAlias = Literal["adaptive", "projected", "frank-wolfe"]
+
+_METHODS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[int], list[Any]]]] = {
+    "adaptive": (adaptive.begin, adaptive.adaptive_step, adaptive.windows),
+    "projected": (scheduled.begin, scheduled.projected_step, lambda steps: [0] * steps),
+    "frank-wolfe": (scheduled.begin, scheduled.frank_wolfe_step, scheduled.shares),
+}
+"""By name: the state at a start, one step from a state, and a number for each step."""
+
+
+def ascend(
+    value_and_grad: Callable[..., tuple[Array, Array]],
+    x: A,
+    p: float,
+    sigma: Numbers,
+    steps: int = 10,
+    step_size: Numbers | None = None,
+    start: Any = None,
+    bounds: Bounds | None = None,
+    *,
+    batch_ndim: int | None = None,
+    mask: Array | None = None,
+    scale: Numbers | None = None,
+    method: Method | None = None,
+    restarts: int = 0,
+    stop_above: float | None = None,
+) -> A:
+    """Return, for each example, the best perturbation in the Lp ball that `steps` gradients find.
+
+    This is the inner maximum of eq. 1: max L(x + eps) subject to ||eps||_p <= sigma, and to
+    low <= x + eps <= high if there are bounds. Each step is eq. 3 at the gradient of the current point:
+
+    - "adaptive": eps <- project(eps + 3/4 step + 1/4 (eps - previous eps), p, sigma). For 1 < p < inf the
+      step is share (epsilon(grad, p, sigma) - eps), towards the maximiser of the linearised loss. At p = 1
+      and inf, where the ball has corners, only the first step is that; the others are steepest steps from
+      the current point, of norm 2 sigma share. Each example has its own share. It starts at 1, or at 1/2
+      if p is 1 or inf and there are less than 50 steps. The steps are divided into windows. If a window
+      ends without a new best value, or if less than three quarters of its steps have raised the value,
+      the share halves and the example returns to its best point. The windows are those of Auto-PGD, from
+      22 % of the steps down to 6 %.
+    - "projected": eps <- project(eps + epsilon(grad, p, step_size), p, sigma), the steepest step and then
+      the nearest point of ball and box. At p = inf it is PGD, the iterative fast gradient sign method.
+    - "frank-wolfe": eps <- eps + 2/(k+2) (epsilon(grad, p, sigma) - eps), towards the maximiser of the
+      linearised loss. It needs no projection: an average of points of the ball and the box is in both.
+
+    For each example the iterate with the largest value is kept, the start included. A step that
+    overshoots therefore loses nothing, nor does a value that is NaN. One step from x is eq. 3 for every
+    method; an example whose value it does not raise keeps eps = 0.
+
+    Parameters
+    ----------
+    value_and_grad
+        Maps inputs like x to the value of each example, of shape `x.shape[:batch_ndim]`, and its
+        gradient with respect to the input, like x, or any positive multiple of that. It is called
+        steps + 1 times for every start; JAX traces it twice under jit. For the cross-entropy take
+        `lpfamily.error_log_odds`, which has the same maximiser and a gradient that does not round to zero.
+        `stop_above` adds a second argument, see there. Inputs and gradients are trees if x is one.
+    x
+        The inputs, a floating array, or a tree of them as in `lpfamily.epsilon`; the first `batch_ndim` axes
+        index examples.
+    p, sigma, bounds, batch_ndim, mask
+        As in `lpfamily.epsilon`.
+    scale
+        As in `lpfamily.epsilon`. The ascent is then one in u of x + scale * u: the nearest point is the one
+        nearest in eps / scale.
+    steps
+        The number of steps from each start, at least 1.
+    step_size
+        The Lp norm of a projected step, a number or one per example; None means sigma for one step and
+        2.5 sigma / steps for more.
+    start
+        Where to begin. None is x itself. An array like x is a perturbation, and is projected if it is
+        outside. A generator, or a JAX key, as `lpfamily.sample` takes it, draws a point uniformly from the
+        ball, which is projected into the box.
+    method
+        "adaptive", "projected" or "frank-wolfe", as above. None means "projected" if there is a
+        `step_size`, else "adaptive".
+    restarts
+        The number of further starts, at random points of the ball. `start` draws them if it is a generator
+        or a key, else `numpy.random.default_rng(0)`. The best of all is kept for each example.
+    stop_above
+        A value that is enough, or None. An example whose value exceeds it keeps that iterate.
+        `value_and_grad(x, rows)` is then called for the other examples alone: `rows` indexes the first axis
+        of arrays that have one entry per example, as in `labels[rows]`, and is `slice(None)` for all
+        examples. NumPy and torch leave finished examples out; in traced code and in other libraries,
+        where shapes stay, they are computed and not changed.
+
+    Returns
+    -------
+    Array
+        eps, of x's namespace, shape, dtype and device, or a tree like x: the best perturbation, not x + eps.
+        It is NaN for an example whose sigma is bad, or whose x is outside its bounds, where no error can
+        report it (JAX, devices, traces). Such an example does not count as robust.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `lpfamily.epsilon`, for less than one step, restarts below 0, an unknown method, a step_size
+        with a method other than "projected", a stop_above that is NaN, and for values or gradients that do
+        not have their shape.
+
+    References
+    ----------
+    Croce and Hein: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    Attacks, 2020; Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to
+    Adversarial Attacks, 2018; Frank and Wolfe: An Algorithm for Quadratic Programming, 1956.
+    """
+    chosen = check_ascent(steps, method, step_size, restarts, stop_above)
+    if is_tree(x):
+        joint = Joint.of("x", x, batch_ndim)
+        batch_ndim = joint.batch_ndim
+        box = () if bounds is None else box_of(x, bounds)
+        within = Joint.of("x", x, batch_ndim, mask, scale, box).within
+        if is_tree(start) or not (start is None or is_random(start)):
+            start = joint.like("start", start, joint.parts[0].batch).rows
+
+        def on_rows(rows: Array, *indices: Any) -> tuple[Array, Array]:
+            value, grad = value_and_grad(joint.tree_of(rows), *indices)
+            return value, joint.like("grad", grad, tuple(rows.shape[: joint.batch_ndim])).rows
+
+        eps = ascend(
+            on_rows,
+            joint.rows,
+            p,
+            sigma,
+            steps,
+            step_size,
+            start,
+            within.get("bounds"),
+            batch_ndim=batch_ndim,
+            mask=within["mask"],
+            scale=within["scale"],
+            method=method,
+            restarts=restarts,
+            stop_above=stop_above,
+        )
+        tree: A = joint.tree_of(eps)
+        return tree
+    given = examples(x, "x", batch_ndim)
+    if scale is not None:
+        units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
+        u = ascend(
+            partial(units.value_and_grad, value_and_grad),
+            units.centre,
+            p,
+            units.radius,
+            steps,
+            step_size,
+            in_units(units, start),
+            units.bounds,
+            batch_ndim=batch_ndim,
+            mask=units.mask,
+            method=method,
+            restarts=restarts,
+            stop_above=stop_above,
+        )
+        return given.back(units.eps(u))
+    at, batch_ndim = given.array, len(given.batch)
+    given = replace(given, values=given.rows(at))  # radii take the dtype of x here
+    radius = given.radius(sigma)[..., 0]  # checked first, so that an error shows sigma as it was given
+    if chosen == "adaptive":
+        full = 1 < p < math.inf or steps >= adaptive.MANY_STEPS
+        length = given.radius(1.0 if full else 0.5)[..., 0]
+    elif step_size is not None:
+        length = given.radius(step_size, "step_size")[..., 0]
+    else:
+        length = radius if steps == 1 else 2.5 / steps * radius
+    search = Search(
+        value_and_grad, at, p, sigma if is_number(sigma) else radius, bounds, mask, batch_ndim, stop_above
+    )
+    begin = partial(starting_point, at, p, sigma, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
+    best, value = _climb(search, begin(start), length, chosen, steps)
+    for random in random_starts(start, restarts):
+        indices = search.unfinished(value)
+        if indices is not None and not indices.shape[0]:
+            break
+        eps, new = _climb(
+            search.of(indices), _of(begin(random), indices), _of(length, indices), chosen, steps
+        )
+        better = search.better(new, _of(value, indices))
+        best = _put(best, indices, search.where(better, eps, _of(best, indices)))
+        value = _put(value, indices, search.where(better, new, _of(value, indices)))
+    return given.back(best)
+
+
+def check_ascent(
+    steps: int,
+    method: str | None,
+    step_size: Numbers | None = None,
+    restarts: int = 0,
+    stop_above: float | None = None,
+) -> str:
+    """Return the method of an ascent; raise ValueError if its options are invalid."""
+    check_steps(steps)
+    method = method or ("adaptive" if step_size is None else "projected")
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}; got {method!r}")
+    if step_size is not None and method != "projected":
+        raise ValueError(
+            f"step_size needs method='projected'; got method={method!r}, which chooses its steps itself"
+        )
+    if restarts < 0:
+        raise ValueError(f"restarts must be at least 0; got {restarts}")
+    if stop_above is not None and math.isnan(stop_above):
+        raise ValueError("stop_above must be a number or None; got nan, which no value exceeds")
+    return method
+
+
+def _climb(search: Search, eps: Array, length: Array, method: str, steps: int) -> tuple[Array, Array]:
+    """Return the best perturbation that a method finds from eps, and its value."""
+    begin, step, schedule = _METHODS[method]
+    state = begin(eps, *search.evaluate(eps), length)
+    first, *others = schedule(steps)
+    if search.unfinished(state.value) is None:
+        state = library_of(eps).iterate(partial(step, search), step(search, state, first, True), others)
+        return state.best, state.value
+    xp, indices = namespace_of(eps), None
+    best, value = (xp.asarray(each, copy=True) for each in (eps, state.value))
+    for k, number in enumerate((first, *others)):
+        going: Array = search.unfinished(state.value)
+        if going.shape[0] < state.value.shape[0]:
+            best, value = _put(best, indices, state.best), _put(value, indices, state.value)
+            search, indices = search.of(going), going if indices is None else indices[going]
+            state = type(state)(*(each[going] for each in state))
+        if not going.shape[0]:
+            break
+        state = step(search, state, number, k == 0)
+    return _put(best, indices, state.best), _put(value, indices, state.value)
+
+
+def _of(values: Array, indices: Array | None) -> Array:
+    return values if indices is None else values[indices]
+
+
+def _put(values: Array, indices: Array | None, new: Array) -> Array:
+    if indices is None:
+        return new
+    values[indices] = new
+    return values

@@ -1,0 +1,110 @@
+"""Steps whose length adapts to each example, as in Auto-PGD."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+from lpfamily._arrays import Array, namespace_of
+from lpfamily.ascent.search import Search
+from lpfamily.libraries import library_of
+
+MOMENTUM = 0.25
+"""The share of the last move in the next one."""
+MANY_STEPS = 50
+"""With at least this many steps, the first ones may be as long as the ball is wide."""
+RISING = 0.75
+"""The fraction of a window's steps that must raise the value for the step length to stay."""
+
+
+class Adaptive(NamedTuple):
+    """The state of an ascent between two steps; everything is per example."""
+
+    best: Array
+    """The best perturbation so far."""
+    value: Array
+    """The value at `best`."""
+    eps: Array
+    """The current perturbation."""
+    grad: Array
+    """The gradient at `eps`."""
+    share: Array
+    """The length of a step, as a share of the longest."""
+    best_grad: Array
+    """The gradient at `best`."""
+    before: Array
+    """The perturbation before the last step."""
+    last: Array
+    """The value at `eps`."""
+    fresh: Array
+    """Whether there is no last step to continue: at the start, and after a return to `best`."""
+    rises: Array
+    """The number of steps of this window that have raised the value."""
+    rose: Array
+    """Whether one of them has raised the best value."""
+
+
+def begin(eps: Array, value: Array, grad: Array, share: Array) -> Adaptive:
+    """Return the state at a start."""
+    xp = namespace_of(share)
+    yes = xp.ones_like(share, dtype=xp.bool)
+    return Adaptive(eps, value, eps, grad, share, grad, eps, value, yes, xp.zeros_like(share), ~yes)
+
+
+def adaptive_step(search: Search, state: Adaptive, window: Any, first: bool = False) -> Adaptive:
+    """Take a step; `window` is the length of the window of steps that it ends, or 0 if it ends none."""
+    xp, eps = namespace_of(state.eps), state.eps
+    drift = search.column(MOMENTUM * xp.astype(~state.fresh, state.share.dtype))
+    if search.p in (1, math.inf) and not first:
+        step = search.step(state.grad, 2 * search.sigma * state.share, eps)
+    else:  # the maximum is the only fixed point of this step; projecting a long step can have others
+        share = 1.0 if first else search.column(state.share)
+        step = share * (search.step(state.grad, search.sigma) - eps)
+    moved = search.nearest(eps + step + drift * (eps - state.before - step))
+    new, grad = search.evaluate(moved)
+    better = search.better(new, state.value)
+    state = Adaptive(
+        best=search.where(better, moved, state.best),
+        value=search.where(better, new, state.value),
+        eps=moved,
+        grad=grad,
+        share=state.share,
+        best_grad=search.where(better, grad, state.best_grad),
+        before=eps,
+        last=new,
+        fresh=xp.zeros_like(state.fresh),
+        rises=state.rises + xp.astype(new > state.last, state.rises.dtype),
+        rose=state.rose | better,
+    )
+    after: Adaptive = library_of(eps).branch(window > 0, partial(_end_window, search, window), state)
+    return after
+
+
+def _end_window(search: Search, window: Any, state: Adaptive) -> Adaptive:
+    """Halve the share of each example that made too little progress, and return it to its best point."""
+    xp, stuck = namespace_of(state.rises), (state.rises < RISING * window) | ~state.rose
+    return state._replace(
+        eps=search.where(stuck, state.best, state.eps),
+        grad=search.where(stuck, state.best_grad, state.grad),
+        share=search.where(stuck, state.share / 2, state.share),
+        last=search.where(stuck, state.value, state.last),
+        fresh=stuck,
+        rises=xp.zeros_like(state.rises),
+        rose=xp.zeros_like(state.rose),
+    )
+
+
+def windows(steps: int) -> list[int]:
+    """Return, for each step, the length of the window that it ends, or 0 if it ends none.
+
+    The windows are those of Auto-PGD: 22 % of the steps, 19 %, 16 % and so on, 6 % at least.
+    """
+    lengths, begun, percent, share = [0] * steps, 0, 22, 22
+    while percent < 100:
+        end = -(-percent * steps // 100)
+        if end > begun:
+            lengths[end - 1], begun = end - begun, end
+        share = max(share - 3, 6)
+        percent += share
+    return lengths
