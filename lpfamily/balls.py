@@ -21,7 +21,7 @@ from lpfamily._arrays import (
     namespace_of,
     reshape,
 )
-from lpfamily.box import box_of, walls
+from lpfamily.box import box_of, room_to_move
 from lpfamily.libraries import detoured, library_of_generator
 from lpfamily.nearest import nearest, weighted_nearest
 from lpfamily.trees import is_tree, over_leaves
@@ -83,21 +83,21 @@ def project(
     def point(v: A, sigma: Numbers, mask: Array | None, scale: Numbers | None, *box: Numbers) -> A:
         given = examples(v, "v", batch_ndim, mask)
         radius = given.radius(sigma)
-        wall = [walls(given, *box)] if box else []
+        room = [room_to_move(given, *box)] if box else []
         if scale is None:
-            return given.shaped(nearest(p, given.values, radius, *wall))
-        return given.shaped(_nearest_weighted(p, given.values, *weights(given, radius, scale), *wall))
+            return given.shaped(nearest(p, given.values, radius, *room))
+        return given.shaped(_nearest_weighted(p, given.values, *weights(given, radius, scale), *room))
 
     return detoured(point, "v", v, sigma, mask, scale, *box_of(x, bounds))
 
 
-def _nearest_weighted(p: float, v: Array, radius: Array, scale: Array, *wall: Array) -> Array:
+def _nearest_weighted(p: float, v: Array, radius: Array, scale: Array, *room: Array) -> Array:
     xp, v = namespace_of(v), moving(v, scale)
     if p <= 2.0**60:
-        return weighted_nearest(p, v, radius, xp.broadcast_to(scale, v.shape), *wall)
+        return weighted_nearest(p, v, radius, xp.broadcast_to(scale, v.shape), *room)
     # every entry has an interval of its own
     reach = radius * scale
-    for each in wall:
+    for each in room:
         reach = xp.where((each < reach) | (each != each), each, reach)
     return nearest(p, v, xp.full_like(radius, float(xp.finfo(v.dtype).max)), reach)
 

@@ -65,7 +65,7 @@ def box_of(x: Numbers | None, bounds: Bounds | None) -> tuple[()] | tuple[Number
     return x, *bounds
 
 
-def walls(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array:
+def room_to_move(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array:
     """Return how far entries may move along the signs of the rows: not at all where x is outside by rounding.
 
     What is further outside is an error where values can be looked at, and NaN elsewhere.
@@ -76,24 +76,24 @@ def walls(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array
     x = entries(given, "x", x)
     low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
-        wall, visible, within = library.reach(grad, x, low, high)
+        room, visible, within = library.reach(grad, x, low, high)
     _check_seen(named, grad, mask, info, arrays=not visible)
     if not within:
         with library.unwarned():
-            room = xp.minimum(high - x, x - low)
-        inside = room >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
-        wall = xp.where(inside, xp.where(wall > 0, wall, 0.0), math.nan)
+            depth = xp.minimum(high - x, x - low)
+        inside = depth >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
+        room = xp.where(inside, xp.where(room > 0, room, 0.0), math.nan)
     if mask is not None:
-        wall = xp.where(mask_beside(grad, mask), wall, 0.0)
-    if visible and not within and bool(xp.any(wall != wall)):
-        _raise_outside(named, tuple(wall.shape), xp.argmax(reshape(xp.astype(wall != wall, xp.int8), (-1,))))
-    return given.rows(wall)
+        room = xp.where(mask_beside(grad, mask), room, 0.0)
+    if visible and not within and bool(xp.any(room != room)):
+        _raise_outside(named, tuple(room.shape), xp.argmax(reshape(xp.astype(room != room, xp.int8), (-1,))))
+    return given.rows(room)
 
 
-def ways(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> tuple[Array, Array]:
+def room_down_and_up(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> tuple[Array, Array]:
     """Return how far entries may move down and up, as rows."""
     one = given.xp.ones_like(given.array)
-    down, up = (walls(replace(given, array=ahead), x, low, high) for ahead in (-one, one))
+    down, up = (room_to_move(replace(given, array=ahead), x, low, high) for ahead in (-one, one))
     return down, up
 
 
@@ -210,21 +210,21 @@ def _raise_outside(named: dict[str, Numbers], shape: tuple[int, ...], index: Arr
 # The definitions. `x` and `wall` hold examples as rows, (..., d); `sigma` is (..., 1).
 
 
-def _boxed(p: float, x: Array, sigma: Array, wall: Array) -> Array:
+def _definition(p: float, x: Array, sigma: Array, room: Array) -> Array:
     xp = namespace_of(x)
     if x.shape[-1] == 0:
         return x
     size = xp.abs(x)
-    bad = xp.any(wall != wall, axis=-1, keepdims=True)
+    bad = xp.any(room != room, axis=-1, keepdims=True)
     if p == math.inf:
-        eps = xp.minimum(xp.abs(steepest.value(p, x, sigma)), wall)
+        eps = xp.minimum(xp.abs(steepest.value(p, x, sigma)), room)
         return xp.where(bad, math.nan, xp.copysign(eps, x))
     bad = bad | xp.any(x != x, axis=-1, keepdims=True) | (sigma != sigma)
     # A wall that the whole budget cannot pass is none. All below is in units of sigma.
-    walled = wall < sigma
-    share = xp.where(walled, wall, 0.0) / xp.where(sigma > 0, sigma, 1.0)
-    power = xp.where(walled, share**p, math.inf)
-    useful = (size > 0) & (wall > 0)
+    limited = room < sigma
+    share = xp.where(limited, room, 0.0) / xp.where(sigma > 0, sigma, 1.0)
+    power = xp.where(limited, share**p, math.inf)
+    useful = (size > 0) & (room > 0)
     infinite = useful & (size == math.inf)
     # Infinite entries come first: finite ones get what these cannot spend.
     left = _left(xp, infinite, power)
@@ -235,7 +235,7 @@ def _boxed(p: float, x: Array, sigma: Array, wall: Array) -> Array:
         free = _search(xp, p, size, share, power, free, left)
     left = xp.maximum(_left(xp, useful & ~free, power), xp.zeros_like(sigma))
     step = steepest.value(p, xp.where(free, x, 0.0), sigma * left ** (1 / p))
-    eps = xp.where(free, xp.minimum(xp.abs(step), wall), xp.where(useful, wall, 0.0))
+    eps = xp.where(free, xp.minimum(xp.abs(step), room), xp.where(useful, room, 0.0))
     return xp.where(bad, math.nan, xp.copysign(eps, x))
 
 
@@ -301,50 +301,50 @@ def _log_ratio(xp: ModuleType, size: Array) -> Array:
 
 def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, tuple[Array, Array], Array, Array]:
     """Return which entries stand at their walls, which are free, these' steepest step, and d tau."""
-    x, sigma, wall = operands
+    x, sigma, room = operands
     xp = namespace_of(x)
-    size = xp.abs(boxed(p, x, sigma, wall))
-    useful = (x != 0) & (wall > 0) & (size > 0)
-    free = useful & (size < wall)
-    at_wall = useful & ~free
+    size = xp.abs(step_in_box(p, x, sigma, room))
+    useful = (x != 0) & (room > 0) & (size > 0)
+    free = useful & (size < room)
+    at_bound = useful & ~free
     inside = xp.where(free, x, 0.0)
     if p == math.inf:
-        zero = xp.zeros_like(wall)
-        return at_wall, free, (inside, sigma), xp.ones_like(sigma), zero
+        zero = xp.zeros_like(room)
+        return at_bound, free, (inside, sigma), xp.ones_like(sigma), zero
     unit = xp.where(sigma > 0, sigma, 1.0)
-    share = xp.where(at_wall, wall, 0.0) / unit
+    share = xp.where(at_bound, room, 0.0) / unit
     left = 1 - xp.sum(share**p, axis=-1, keepdims=True)
     some = left > 0
     root = xp.where(some, left, 1.0) ** (1 / p)
     most = float(xp.finfo(x.dtype).max) ** 0.48
     by_sigma = xp.clip(root ** (1 - p), 0.0, most)
-    by_wall = xp.clip(xp.where(at_wall, xp.where(at_wall, share, 1.0) / root, 0.0) ** (p - 1), 0.0, most)
-    by_wall = xp.where(some & at_wall, by_wall, 0.0)
+    by_room = xp.clip(xp.where(at_bound, xp.where(at_bound, share, 1.0) / root, 0.0) ** (p - 1), 0.0, most)
+    by_room = xp.where(some & at_bound, by_room, 0.0)
     return (
-        at_wall,
+        at_bound,
         free,
         (inside, xp.where(some, sigma * root, 0.0)),
         xp.where(some, by_sigma, 0.0),
-        by_wall,
+        by_room,
     )
 
 
-def _boxed_jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
-    dx, dsigma, dwall = tangents
+def _jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
+    dx, dsigma, droom = tangents
     xp = namespace_of(dx)
-    at_wall, free, step, by_sigma, by_wall = _parts(p, operands)
-    dtau = by_sigma * dsigma - xp.sum(by_wall * dwall, axis=-1, keepdims=True)
+    at_bound, free, step, by_sigma, by_room = _parts(p, operands)
+    dtau = by_sigma * dsigma - xp.sum(by_room * droom, axis=-1, keepdims=True)
     moved = steepest.jvp(p, step, (xp.where(free, dx, 0.0), dtau))
-    return xp.where(free, moved, xp.where(at_wall, sign(operands[0]) * dwall, 0.0))
+    return xp.where(free, moved, xp.where(at_bound, sign(operands[0]) * droom, 0.0))
 
 
-def _boxed_vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
+def _vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
     xp = namespace_of(v)
-    at_wall, free, step, by_sigma, by_wall = _parts(p, operands)
+    at_bound, free, step, by_sigma, by_room = _parts(p, operands)
     dx, dtau = steepest.vjp(p, step, xp.where(free, v, 0.0))
-    dwall = xp.where(at_wall, sign(operands[0]) * v, 0.0) - dtau * by_wall
-    return xp.where(free, dx, 0.0), dtau * by_sigma, dwall
+    droom = xp.where(at_bound, sign(operands[0]) * v, 0.0) - dtau * by_room
+    return xp.where(free, dx, 0.0), dtau * by_sigma, droom
 
 
-boxed = Primitive("boxed", _boxed, _boxed_jvp, _boxed_vjp, "(n),(1),(n)->(n)", whole=True)
-"""boxed(p, x, sigma, wall): the maximiser on examples as rows, `wall` how far each entry may move."""
+step_in_box = Primitive("step_in_box", _definition, _jvp, _vjp, "(n),(1),(n)->(n)", whole=True)
+"""step_in_box(p, x, sigma, room): the maximiser on examples as rows, `room` how far each entry may move."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from lpfamily._arrays import Array, Bounds, Numbers, beside, check_p, examples, finfo, floating, namespace_of
-from lpfamily.box import box_of, entries, walls
+from lpfamily.box import box_of, entries, room_to_move
 from lpfamily.libraries import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
-from lpfamily.weighted import along, by_rows, over, weights
+from lpfamily.weighted import along, over, per_row, weights
 
 HALVINGS = 64
 """Of an interval of logarithms, until its ends are the same number."""
@@ -119,7 +119,7 @@ def certify(
     if is_tree(grad):
         joint = Joint.of("grad", grad, batch_ndim, scale=scale, box=box)
         steps = joint.like("eps", eps, joint.parts[0].batch)
-        grad, eps, batch_ndim, box = joint.rows, steps.rows, joint.batch_ndim, joint.walls
+        grad, eps, batch_ndim, box = joint.rows, steps.rows, joint.batch_ndim, joint.box_of_rows
         scale = joint.scale
         coarsest = max(joint.rounding, steps.rounding)
     given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
@@ -131,22 +131,22 @@ def certify(
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     eps = given.rows(xp.astype(eps, dtype, copy=False))
     if not box:
-        wall, room = xp.full_like(rows, math.inf), 0.0
+        room, magnitude = xp.full_like(rows, math.inf), 0.0
     else:
-        wall = walls(given, *box)
+        room = room_to_move(given, *box)
         # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
-        room = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(wall < math.inf, wall, 0.0)
-    radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < wall - 4 * rounding * room
+        magnitude = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(room < math.inf, room, 0.0)
+    radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < room - 4 * rounding * magnitude
     finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
     if scale is not None:
         radius, scale = weights(given, radius, scale)
-        rows, eps, wall = by_rows(along, rows, scale), by_rows(over, eps, scale), by_rows(over, wall, scale)
+        rows, eps, room = per_row(along, rows, scale), per_row(over, eps, scale), per_row(over, room, scale)
     could_move = xp.any(could_move & (rows != 0), axis=-1)
-    judged = library_of(rows).by_examples(
+    judged = library_of(rows).per_example(
         functools.partial(_judge, p, rounding, bool(box)),
         "(n),(n),(n),(k),(),()->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
-        *(constant(each) for each in (rows, eps, wall, radius, could_move, finite)),
+        *(constant(each) for each in (rows, eps, room, radius, could_move, finite)),
     )
     return Certificate(*judged)
 
@@ -157,7 +157,7 @@ def _judge(
     in_box: bool,
     grad: Array,
     eps: Array,
-    wall: Array,
+    room: Array,
     sigma: Array,
     could_move: Array,
     finite: Array,
@@ -176,11 +176,11 @@ def _judge(
     unit = xp.where(sigma > 0, sigma, 1.0)
     attained = xp.sum(xp.where(r == 0, 0.0, r * (eps / unit)), axis=-1)
     if in_box:
-        most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, wall / unit, 0.0))
+        most = _bound(xp, p, xp.abs(r), xp.where(sigma > 0, room / unit, 0.0))
     else:
         most = xp.where(positive, penalty(r, p, 1.0, batch_ndim=rows), 0.0)
     gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
-    gain = xp.where(xp.any(wall != wall, axis=-1), math.nan, gain)
+    gain = xp.where(xp.any(room != room, axis=-1), math.nan, gain)
 
     # eps was rounded once, to its own dtype, after what was computed in this one
     slack = 4 * (rounding + float(xp.finfo(grad.dtype).eps) * (16 + math.sqrt(grad.shape[-1])))
@@ -189,19 +189,19 @@ def _judge(
     return norm_used, gain, zero, ~finite, underused
 
 
-def _bound(xp: ModuleType, p: float, size: Array, wall: Array) -> Array:
+def _bound(xp: ModuleType, p: float, size: Array, room: Array) -> Array:
     """Return the least sum that weak duality finds, for a radius of 1."""
     rows = len(size.shape) - 1
 
     def bound(h: Array) -> Array:
-        kept = xp.where(size > h, (size - h) * xp.where(size > h, wall, 0.0), 0.0)
+        kept = xp.where(size > h, (size - h) * xp.where(size > h, room, 0.0), 0.0)
         return penalty(h, p, 1.0, batch_ndim=rows) + xp.sum(kept, axis=-1)
 
     if p == math.inf:
-        return xp.sum(size * xp.clip(wall, 0.0, 1.0), axis=-1)
+        return xp.sum(size * xp.clip(room, 0.0, 1.0), axis=-1)
     best = xp.minimum(bound(size), bound(xp.zeros_like(size)))
-    steep = xp.where(wall > 0, wall ** (p - 1), 0.0)
-    cost, dual = xp.where(wall > 0, wall**p, 0.0), dual_exponent(p)
+    steep = xp.where(room > 0, room ** (p - 1), 0.0)
+    cost, dual = xp.where(room > 0, room**p, 0.0), dual_exponent(p)
     # The best mu spends the budget: entries beyond mu * b^(p-1) at their walls, (|grad| / mu)^p* below.
     # It may be small, so its logarithm is bisected.
     low = xp.full_like(best, math.log(float(xp.finfo(size.dtype).smallest_normal)))[..., None]

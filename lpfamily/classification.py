@@ -119,7 +119,7 @@ def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | Non
     odds = xp.astype(xp.asarray(sign, device=device_of(z)), z.dtype, copy=False) * z
     if counted is not None:
         odds = xp.where(xp.asarray(counted, device=device_of(z)), odds, -math.inf)
-    return given.back(library_of(z).by_examples(joint_odds, "(c)->()", z.dtype, odds))
+    return given.back(library_of(z).per_example(joint_odds, "(c)->()", z.dtype, odds))
 
 
 def _signs(labels: Array, shape: tuple[int, ...], ignore_index: float | None) -> tuple[Array, Array | None]:
@@ -179,7 +179,7 @@ def relative_slope(odds: Array) -> Array:
     softplus(odds), and near 0 the series of that: a quotient of the two would overflow in its derivatives,
     which are right here to the rounding of 1.
     """
-    return library_of(odds).by_examples(_relative_slope, "()->()", odds.dtype, odds)
+    return library_of(odds).per_example(_relative_slope, "()->()", odds.dtype, odds)
 
 
 def _relative_slope(odds: Array) -> Array:
@@ -218,10 +218,10 @@ def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) 
     z, targets = given.values, _probabilities(given, labels, "logits")
     if targets is None:
         odds = _odds(*check_logits(given, labels, ignore_index, _LEFT_OUT))
-        return given.back(library_of(odds).by_examples(softplus, "()->()", odds.dtype, odds))
+        return given.back(library_of(odds).per_example(softplus, "()->()", odds.dtype, odds))
     if ignore_index is not None:
         raise ValueError(f"ignore_index is for integer labels; got {ignore_index} with probabilities")
-    return given.back(library_of(z).by_examples(_soft_loss, "(c),(c)->()", z.dtype, z, targets))
+    return given.back(library_of(z).per_example(_soft_loss, "(c),(c)->()", z.dtype, z, targets))
 
 
 def _check_classes(logits: Array, name: str = "logits") -> None:
@@ -287,7 +287,7 @@ def _soft_loss(z: Array, t: Array) -> Array:
 
 def _odds(logits: Array, right: Array, counted: Array | None) -> Array:
     wrong = ~right if counted is None else ~right & counted[..., None]
-    return library_of(logits).by_examples(_odds_of, "(c),(c),(c)->()", logits.dtype, logits, right, wrong)
+    return library_of(logits).per_example(_odds_of, "(c),(c),(c)->()", logits.dtype, logits, right, wrong)
 
 
 def _odds_of(logits: Array, right: Array, wrong: Array) -> Array:

@@ -280,7 +280,7 @@ def _joined(
         return logits, value, joint.like("grad", grad, tuple(rows.shape[:1])).rows
 
     of_rows = replace(passes, evaluate=evaluate, logits=lambda rows: passes.logits(joint.tree_of(rows)))
-    _, low, high = joint.walls or (None, None, None)
+    _, low, high = joint.box_of_rows or (None, None, None)
     return of_rows, joint.rows, None if bounds is None else (low, high), joint.scale
 
 

@@ -207,7 +207,7 @@ class _Posed(Generic[A]):
             return xp.zeros((*rows.shape[:-1], theta.shape[1]), dtype=rows.dtype, device=device_of(rows))
         # the singular value decomposition does not return from a NaN
         finite = xp.all(xp.isfinite(theta))
-        u = library_of(rows).by_examples(
+        u = library_of(rows).per_example(
             solve, "(m,n),(m),(k)->(n)", rows.dtype, *(xp.where(finite, theta, 0.0), rows, constant(radius))
         )
         u = xp.where(xp.any(theta != 0), u, 0.0)
@@ -239,7 +239,7 @@ def _posed(theta: Array, residual: A, sigma: Numbers) -> _Posed[A]:
     top = constant(_largest(_largest(theta)[:, 0]))
     longest = constant(_largest(rows))
     direction = rows / xp.where(longest == 0, 1.0, longest)
-    scales = library_of(rows).by_examples(
+    scales = library_of(rows).per_example(
         _scales, "(k),(k),(k)->(k),(k)", (rows.dtype, rows.dtype), constant(sigma), top, longest
     )
     reach, rows = scales[0] * sigma * (scales[1] * top), rows * scales[0] * scales[1]

@@ -205,7 +205,7 @@ def _gaps(z: Array, right: Array) -> Array:
 
 def _first_closed(z: Array, speed: Array, right: Array) -> Array:
     """Return when the first wrong class closes its gap at its speed: 0 if it has, inf if none does."""
-    return library_of(z).by_examples(_first_time, "(c),(c),(c)->()", z.dtype, z, speed, right)
+    return library_of(z).per_example(_first_time, "(c),(c),(c)->()", z.dtype, z, speed, right)
 
 
 def _first_time(z: Array, speed: Array, right: Array) -> Array:
@@ -234,7 +234,7 @@ def _search(
 
     def margin(at: Array) -> Array:
         z, right, _ = check_logits(floating(constant(logits(at)), "logits"), labels)
-        return library_of(z).by_examples(_margin, "(c),(c)->()", z.dtype, z, right)
+        return library_of(z).per_example(_margin, "(c),(c)->()", z.dtype, z, right)
 
     def step(t: Array) -> Array:
         return start + xp.reshape(t, (*t.shape, *(1,) * (x.ndim - t.ndim))) * ray

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from lpfamily._arrays import Array, namespace_of, sign
-from lpfamily.box import boxed, last_affordable
+from lpfamily.box import last_affordable, step_in_box
 from lpfamily.libraries import Primitive, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, ratio_scale, steepest
 
@@ -39,11 +39,11 @@ MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
 # The definition. `v`, `wall` and `scale` hold examples as rows, (..., d); `sigma` is (..., 1).
 
 
-def _nearest(p: float, v: Array, sigma: Array, wall: Array | None = None) -> Array:
-    return _definition(p, v, sigma, wall, None)
+def _nearest(p: float, v: Array, sigma: Array, room: Array | None = None) -> Array:
+    return _definition(p, v, sigma, room, None)
 
 
-def _weighted(p: float, v: Array, sigma: Array, scale: Array, wall: Array | None = None) -> Array:
+def _weighted(p: float, v: Array, sigma: Array, scale: Array, room: Array | None = None) -> Array:
     if v.shape[-1] == 0:
         return v
     xp = namespace_of(v)
@@ -51,23 +51,23 @@ def _weighted(p: float, v: Array, sigma: Array, scale: Array, wall: Array | None
     scale = scale / xp.where(most > 0, most, 1.0)
     # one whose square underflows adds nothing to a distance, and stays
     scale = xp.where(scale * scale >= float(xp.finfo(v.dtype).smallest_normal), scale, 0.0)
-    return _definition(p, v, sigma * most, wall, scale)
+    return _definition(p, v, sigma * most, room, scale)
 
 
-def _definition(p: float, v: Array, sigma: Array, wall: Array | None, weights: Array | None) -> Array:
+def _definition(p: float, v: Array, sigma: Array, room: Array | None, weights: Array | None) -> Array:
     xp = namespace_of(v)
     if v.shape[-1] == 0:
         return v
     size = xp.abs(v)
-    if wall is not None:
-        size = xp.where((wall == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
+    if room is not None:
+        size = xp.where((room == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
     if weights is not None:
         size = xp.where((weights == 0) & (size == size), 0.0, size)
-    within = size if wall is None else xp.minimum(size, wall)
+    within = size if room is None else xp.minimum(size, room)
     reach = sigma if weights is None else sigma * weights  # of one entry that has the whole budget
     if p > 2.0**60:  # where the norm is the largest entry, to rounding
         bad = sigma != sigma
-        if wall is not None or p < math.inf:
+        if room is not None or p < math.inf:
             bad = bad | _any_nan(xp, within)
         return xp.where(bad, math.nan, xp.copysign(xp.minimum(within, sigma), v))
     used, pull = within, size
@@ -76,10 +76,10 @@ def _definition(p: float, v: Array, sigma: Array, wall: Array | None, weights: A
         pull = size * weights
     norm = dual_norm(dual_exponent(p), used, xp.ones_like(sigma))[..., None]
     outside = norm > sigma
-    if p == 2 and wall is None and weights is None:
+    if p == 2 and room is None and weights is None:
         y = xp.abs(steepest.value(p, v, sigma))
     elif p - 1 < float(xp.finfo(v.dtype).eps) / 2:
-        y = _level(xp, size, sigma, wall, weights)
+        y = _level(xp, size, sigma, room, weights)
     else:
         top = xp.max(pull, axis=-1, keepdims=True)
         finite, scale = top < math.inf, ratio_scale(xp, top)
@@ -88,8 +88,8 @@ def _definition(p: float, v: Array, sigma: Array, wall: Array | None, weights: A
         tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
         tau = tau if weights is None else tau * weights * weights
         share = None
-        if wall is not None:  # a wall that the whole budget cannot pass is none
-            share = xp.where(wall < reach, wall / xp.where(reach > 0, reach, 1.0), math.inf)
+        if room is not None:  # a wall that the whole budget cannot pass is none
+            share = xp.where(room < reach, room / xp.where(reach > 0, reach, 1.0), math.inf)
         y = _shares(xp, p, r, tau, share)
         y = reach * y if share is None else xp.where(y < share, xp.minimum(reach * y, within), within)
     y = xp.where(outside, xp.copysign(y, v), xp.copysign(within, v))
@@ -100,7 +100,7 @@ def _any_nan(xp: ModuleType, x: Array) -> Array:
     return xp.any(x != x, axis=-1, keepdims=True)
 
 
-def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weights: Array | None) -> Array:
+def _level(xp: ModuleType, size: Array, sigma: Array, room: Array | None, weights: Array | None) -> Array:
     """Return |y| at p = 1: what fills a vessel of bottom -|v| up to one level, with sigma, walls on top.
 
     Depths are differences from the largest entry, which are exact next to it. Far from the ball entries
@@ -111,9 +111,9 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
     if weights is not None:
         weight = xp.where(weights > 0, weights, 1.0)
         pull, width = size * weights, 1 / (weight * weight)
-    units = None if wall is None else wall / weight
+    units = None if room is None else room / weight
     free, left = pull > 0, sigma
-    for last in (True,) if wall is None else (False, False, True):
+    for last in (True,) if room is None else (False, False, True):
         reach = xp.where(free, pull, 0.0)
         top = xp.max(reach, axis=-1, keepdims=True)
         finite, scale = top < math.inf, ratio_scale(xp, top)
@@ -125,17 +125,17 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
         budget = xp.maximum(budget, xp.full_like(budget, float(xp.finfo(size.dtype).eps) ** 4))
         # with nothing left no entry rises to its wall
         some, unit = left > 0, xp.where(left > 0, left, 1.0)
-        cap = math.inf if wall is None else xp.where(some, budget * (wall * weight / unit), math.inf)
+        cap = math.inf if room is None else xp.where(some, budget * (room * weight / unit), math.inf)
         full = low + cap
 
         def filled(level: Array, low: Array = low, cap: Any = cap, full: Array = full) -> Array:
             depth = xp.where(level > low, level - low, 0.0)
-            return depth if wall is None else xp.where(full <= level, cap, xp.minimum(depth, cap))
+            return depth if room is None else xp.where(full <= level, cap, xp.minimum(depth, cap))
 
         def spent(level: Array, filled: Callable[[Array], Array] = filled) -> Array:
             return xp.sum(width * filled(level), axis=-1, keepdims=True)
 
-        turns = low if wall is None else xp.concat([low, full], axis=-1)
+        turns = low if room is None else xp.concat([low, full], axis=-1)
         turn = last_affordable(xp, xp.sort(turns, axis=-1), spent, budget)
         if not last:
             free = free & ~(full <= turn)
@@ -143,20 +143,20 @@ def _level(xp: ModuleType, size: Array, sigma: Array, wall: Array | None, weight
                 sigma - xp.sum(xp.where((pull > 0) & ~free, units, 0.0), axis=-1, keepdims=True),
                 xp.zeros_like(sigma),
             )
-    at_wall = free & (full <= turn)
-    rising = free & (low <= turn) & ~at_wall
+    at_bound = free & (full <= turn)
+    rising = free & (low <= turn) & ~at_bound
     wide = xp.sum(width * xp.astype(rising, size.dtype), axis=-1, keepdims=True)
-    if wall is not None:
-        budget = budget - xp.sum(xp.where(at_wall, width * cap, 0.0), axis=-1, keepdims=True)
-        left = left - xp.sum(xp.where(at_wall, units, 0.0), axis=-1, keepdims=True)
+    if room is not None:
+        budget = budget - xp.sum(xp.where(at_bound, width * cap, 0.0), axis=-1, keepdims=True)
+        left = left - xp.sum(xp.where(at_bound, units, 0.0), axis=-1, keepdims=True)
     rest = budget + xp.sum(xp.where(rising, width * low, 0.0), axis=-1, keepdims=True)
     depth = xp.where(rising, filled(rest / xp.where(wide > 0, wide, 1.0)), 0.0)
     total = xp.sum(width * depth, axis=-1, keepdims=True)
     y = depth / weight / xp.where(total > 0, total, 1.0) * xp.maximum(left, xp.zeros_like(left))
-    if wall is None:
+    if room is None:
         return y
-    stands = (pull > 0) & (at_wall | ~free)
-    return xp.minimum(xp.where(stands, wall, xp.minimum(y, wall)), sigma * weight)
+    stands = (pull > 0) & (at_bound | ~free)
+    return xp.minimum(xp.where(stands, room, xp.minimum(y, room)), sigma * weight)
 
 
 def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None) -> Array:
@@ -202,7 +202,7 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
     if share is None:
         high = dual_norm(p, r, xp.ones_like(tau))[..., None]
     else:
-        far = boxed(p, r, xp.ones_like(tau), share)
+        far = step_in_box(p, r, xp.ones_like(tau), share)
         free = positive & (far < share) & (far > 0)
         log_high = xp.where(free, log_r - (p - 1) * xp.log(xp.where(free, far, 1.0)), -math.inf)
         high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))
@@ -247,34 +247,34 @@ Ball = tuple[Array, Array, Array | None, Array | None]
 
 
 def _plain(operands: tuple[Array, ...]) -> Ball:
-    v, sigma, *wall = operands
-    return v, sigma, None, wall[0] if wall else None
+    v, sigma, *room = operands
+    return v, sigma, None, room[0] if room else None
 
 
 def _scaled(operands: tuple[Array, ...]) -> Ball:
-    v, sigma, scale, *wall = operands
-    return v, sigma, scale, wall[0] if wall else None
+    v, sigma, scale, *room = operands
+    return v, sigma, scale, room[0] if room else None
 
 
 def _parts(p: float, y: Array, ball: Ball) -> tuple[Array, Array, Array, Array, Array]:
     """Return which rows are outside the ball, D, c, which entries stand at walls, and B."""
-    v, sigma, scale, wall = ball
+    v, sigma, scale, room = ball
     xp = namespace_of(v)
     size, kept = xp.abs(v), xp.abs(y)
-    at_wall = xp.zeros_like(v) != 0 if wall is None else (kept == wall) & (size >= kept)
-    lost = xp.where(at_wall, 0.0, size - kept)
+    at_bound = xp.zeros_like(v) != 0 if room is None else (kept == room) & (size >= kept)
+    lost = xp.where(at_bound, 0.0, size - kept)
     outside = xp.any(lost > 0, axis=-1, keepdims=True)
     if p > 2.0**60:
-        follows = xp.astype((lost == 0) & ~at_wall, v.dtype)
-        return outside, follows, xp.astype(lost > 0, v.dtype), at_wall, lost
+        follows = xp.astype((lost == 0) & ~at_bound, v.dtype)
+        return outside, follows, xp.astype(lost > 0, v.dtype), at_bound, lost
     total = kept + (p - 1) * lost
     d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
     if p == 2 and scale is None:  # alike, also where v is 0
-        d = xp.where(size > 0, d, xp.max(xp.where(at_wall, 0.0, d), axis=-1, keepdims=True))
-    d = xp.where(at_wall, 0.0, xp.where(outside, d, 1.0))
+        d = xp.where(size > 0, d, xp.max(xp.where(at_bound, 0.0, d), axis=-1, keepdims=True))
+    d = xp.where(at_bound, 0.0, xp.where(outside, d, 1.0))
     weight = 1.0 if scale is None else xp.where(scale > 0, scale, 1.0)
     c = (kept / (weight * xp.where(sigma > 0, sigma, 1.0))) ** (p - 1) / weight
-    return outside, d, xp.where(kept > 0, c, 0.0), at_wall, lost
+    return outside, d, xp.where(kept > 0, c, 0.0), at_bound, lost
 
 
 def _apply(p: float, v: Array, signs: Array, outside: Array, d: Array, c: Array) -> tuple[Array, Array]:
@@ -297,36 +297,36 @@ def _jvp(
     tangents: tuple[Array, ...],
 ) -> Array:
     ball = v, _, scale, _ = of(operands)
-    dv, dsigma, dscale, dwall = of(tangents)
+    dv, dsigma, dscale, droom = of(tangents)
     xp, signs = namespace_of(v), sign(v)
     y = (nearest if scale is None else weighted_nearest)(p, *operands)
-    outside, d, c, at_wall, lost = _parts(p, y, ball)
+    outside, d, c, at_bound, lost = _parts(p, y, ball)
     if scale is not None:
         change = xp.where(scale > 0, dscale / xp.where(scale > 0, scale, 1.0), 0.0)
         dv = dv + signs * p * lost * change
         dsigma = dsigma + xp.sum(c * xp.abs(y) * change, axis=-1, keepdims=True)
-    if dwall is not None:
-        dsigma = dsigma - xp.sum(xp.where(at_wall, c * dwall, 0.0), axis=-1, keepdims=True)
+    if droom is not None:
+        dsigma = dsigma - xp.sum(xp.where(at_bound, c * droom, 0.0), axis=-1, keepdims=True)
     moved, by_radius = _apply(p, dv, signs, outside, d, c)
     moved = moved + by_radius * dsigma
-    return moved if dwall is None else xp.where(at_wall, signs * dwall, moved)
+    return moved if droom is None else xp.where(at_bound, signs * droom, moved)
 
 
 def _vjp(
     of: Callable[[tuple[Array, ...]], Ball], p: float, operands: tuple[Array, ...], u: Array
 ) -> tuple[Array, ...]:
-    ball = v, _, scale, wall = of(operands)
+    ball = v, _, scale, room = of(operands)
     xp, signs = namespace_of(v), sign(v)
     y = (nearest if scale is None else weighted_nearest)(p, *operands)
-    outside, d, c, at_wall, lost = _parts(p, y, ball)
+    outside, d, c, at_bound, lost = _parts(p, y, ball)
     moved, by_radius = _apply(p, u, signs, outside, d, c)
     dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
     found = [moved, dsigma]
     if scale is not None:
         change = signs * p * lost * moved + c * xp.abs(y) * dsigma
         found.append(xp.where(scale > 0, change / xp.where(scale > 0, scale, 1.0), 0.0))
-    if wall is not None:
-        found.append(xp.where(at_wall, signs * u - c * dsigma, 0.0))
+    if room is not None:
+        found.append(xp.where(at_bound, signs * u - c * dsigma, 0.0))
     return tuple(found)
 
 

@@ -102,5 +102,5 @@ def _of_examples(
     radius = given.radius(sigma)
     if scale is not None:
         ball = weighted.weights(given, radius, scale)
-        return given.back(weighted.by_rows(partial(of, p), given.values, *ball, reduces=True))
+        return given.back(weighted.per_row(partial(of, p), given.values, *ball, reduces=True))
     return given.back(dual_norm(p, given.values, radius))

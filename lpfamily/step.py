@@ -1,4 +1,4 @@
-"""The steepest step inside a ball, and inside a box too: the public form of `steepest` and `boxed`."""
+"""The steepest step inside a ball, and inside a box too: the public form of `steepest` and `step_in_box`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from lpfamily import weighted
 from lpfamily._arrays import A, Array, Bounds, Numbers, check_p, examples
-from lpfamily.box import box_of, boxed, walls
+from lpfamily.box import box_of, room_to_move, step_in_box
 from lpfamily.libraries import detoured, library_of
 from lpfamily.steepest import steepest
 from lpfamily.trees import Joint, is_tree, over_leaves
@@ -126,11 +126,13 @@ def epsilon(
         if scale is not None:
             ball = given.values, *weighted.weights(given, radius, scale)
             if not box:
-                return given.shaped(weighted.by_rows(partial(weighted.step, p), *ball))
-            return given.shaped(weighted.by_rows(partial(weighted.step_in_box, p), *ball, walls(given, *box)))
+                return given.shaped(weighted.per_row(partial(weighted.step, p), *ball))
+            return given.shaped(
+                weighted.per_row(partial(weighted.step_in_box, p), *ball, room_to_move(given, *box))
+            )
         if not box:
             return given.shaped(steepest(p, given.values, radius))
-        return given.shaped(boxed(p, given.values, radius, walls(given, *box)))
+        return given.shaped(step_in_box(p, given.values, radius, room_to_move(given, *box)))
 
     return detoured(step, "grad", grad, sigma, mask, scale, *box_of(x, bounds))
 

@@ -27,7 +27,7 @@ from lpfamily._arrays import (
     namespace_of,
     reshape,
 )
-from lpfamily.box import entries, ways
+from lpfamily.box import entries, room_down_and_up
 from lpfamily.libraries import detoured
 from lpfamily.weighted import weights
 
@@ -249,19 +249,19 @@ class Joint:
         return self.beside(list(found))
 
     @property
-    def walls(self) -> Box:
+    def box_of_rows(self) -> Box:
         """x, low and high of the rows, or nothing where there are none."""
         if not self.box or len(self.parts) == 1:
             return tuple(each for (each,) in self.box)
-        found = map(_walls_of_leaf, _paths(self.name, self.tree), self.parts, *self.box)
+        found = map(_box_of_leaf, _paths(self.name, self.tree), self.parts, *self.box)
         return tuple(map(self.beside, zip(*found, strict=True)))
 
     @property
     def within(self) -> dict[str, Any]:
         """What a function of the rows is told: `batch_ndim`, `mask`, `scale`; in a box `x` and `bounds`."""
         ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
-        walls = self.walls
-        return ball | {"x": walls[0], "bounds": walls[1:]} if walls else ball
+        box_of_rows = self.box_of_rows
+        return ball | {"x": box_of_rows[0], "bounds": box_of_rows[1:]} if box_of_rows else ball
 
 
 def _scale_of_leaf(path: str, part: Given[Array], scale: Numbers) -> Array:
@@ -273,7 +273,7 @@ def _scale_of_leaf(path: str, part: Given[Array], scale: Numbers) -> Array:
         raise type(cause)(f"{cause}; this is of {path}") from cause
 
 
-def _walls_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array, ...]:
+def _box_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array, ...]:
     """Return x, low and high as rows, rounded as the leaf is.
 
     Where x is outside by the rounding of the leaf, which may be coarser than that of the rows, or does not
@@ -281,7 +281,7 @@ def _walls_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array,
     """
     xp = part.xp
     try:
-        down, up = ways(part, *box)
+        down, up = room_down_and_up(part, *box)
         x, low, high = map(partial(entries, part), ("x", "low", "high"), box)
     except (TypeError, ValueError) as cause:
         raise type(cause)(f"{cause}; this is of {path}") from cause

@@ -20,8 +20,8 @@ from lpfamily._arrays import (
     namespace_of,
     reshape,
 )
-from lpfamily.box import box_of, ways
-from lpfamily.weighted import along, by_rows, over, weights
+from lpfamily.box import box_of, room_down_and_up
+from lpfamily.weighted import along, over, per_row, weights
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Units:
     scale: Array
     """Of each entry, broadcastable to x."""
     mask: Array
-    ways: tuple[Array, ...]
+    room: tuple[Array, ...]
     """How far entries may move down and up, if there are bounds."""
 
     @classmethod
@@ -55,8 +55,8 @@ class Units:
         moves = xp.broadcast_to(scale > 0, shape)
         if mask is not None:
             moves = moves & broadcast_mask(given.array, mask, "x")
-        found = () if bounds is None else ways(inside, *box_of(x, bounds))
-        return cls(given.array, radius[..., 0], scale, moves, tuple(reshape(way, shape) for way in found))
+        room = () if bounds is None else room_down_and_up(inside, *box_of(x, bounds))
+        return cls(given.array, radius[..., 0], scale, moves, tuple(reshape(each, shape) for each in room))
 
     @property
     def centre(self) -> Array:
@@ -67,9 +67,9 @@ class Units:
     @property
     def bounds(self) -> Bounds | None:
         """Those of u."""
-        if not self.ways:
+        if not self.room:
             return None
-        down, up = (over(way, self.scale) for way in self.ways)
+        down, up = (over(each, self.scale) for each in self.room)
         return -down, up
 
     def inverse(self, eps: Array) -> Array:
@@ -83,8 +83,8 @@ class Units:
     def eps(self, u: Array) -> Array:
         """Return the perturbation that u is, in the box also where u is not by rounding."""
         xp, eps = namespace_of(u), self.scale * u
-        if self.ways:
-            down, up = self.ways
+        if self.room:
+            down, up = self.room
             eps = xp.minimum(xp.maximum(eps, -down), up)
         return eps
 
@@ -99,7 +99,7 @@ class Units:
             batch = tuple(x.shape[: self.radius.ndim])
             flat = reshape(as_dtype(xp, grad, scale.dtype), (*batch, math.prod(x.shape[len(batch) :])))
             by_row = reshape(scale, (*scale.shape[: len(batch)], flat.shape[-1]))
-            grad = reshape(by_rows(along, flat, by_row), tuple(x.shape))
+            grad = reshape(per_row(along, flat, by_row), tuple(x.shape))
         return value, grad
 
     def _at(self, rows: Any) -> Units:
@@ -109,5 +109,5 @@ class Units:
         one_for_all = self.scale.shape[0] == 1 < self.x.shape[0]
         scale = self.scale if one_for_all else self.scale[rows, ...]
         return replace(
-            self, x=self.x[rows, ...], scale=scale, ways=tuple(way[rows, ...] for way in self.ways)
+            self, x=self.x[rows, ...], scale=scale, room=tuple(each[rows, ...] for each in self.room)
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lpfamily import box
 from lpfamily._arrays import (
     A,
     Array,
@@ -26,7 +27,6 @@ from lpfamily._arrays import (
     namespace_of,
     reshape,
 )
-from lpfamily.box import boxed
 from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
@@ -71,9 +71,9 @@ def _check(fits: bool | np.bool_, given: object) -> None:
         raise ValueError(f"scale must be at least 0, where 0 moves nothing, and finite; got {given}")
 
 
-def by_rows(function: Callable[..., Array], *rows: Array, reduces: bool = False) -> Array:
+def per_row(function: Callable[..., Array], *rows: Array, reduces: bool = False) -> Array:
     """Return a function of rows, which may meet numbers that leave the range of the dtype."""
-    return library_of(rows[0]).by_rows(function, reduces, *rows)
+    return library_of(rows[0]).per_row(function, reduces, *rows)
 
 
 def moving(rows: Array, scale: Array) -> Array:
@@ -107,12 +107,12 @@ def step(p: float, rows: Array, radius: Array, scale: Array) -> Array:
     return scale * eps
 
 
-def step_in_box(p: float, rows: Array, radius: Array, scale: Array, wall: Array) -> Array:
+def step_in_box(p: float, rows: Array, radius: Array, scale: Array, room: Array) -> Array:
     """Return the maximiser in weighted balls and a box; `wall` is how far each entry may move."""
-    xp, rows, near = namespace_of(rows), moving(rows, scale), over(wall, scale)
-    u = boxed(p, rows if p == math.inf else along(rows, scale), radius, near)
+    xp, rows, near = namespace_of(rows), moving(rows, scale), over(room, scale)
+    u = box.step_in_box(p, rows if p == math.inf else along(rows, scale), radius, near)
     size = xp.abs(u)
-    eps = xp.where(size >= near, wall, xp.minimum(scale * size, wall))
+    eps = xp.where(size >= near, room, xp.minimum(scale * size, room))
     return xp.where(u == u, xp.copysign(xp.where(rows == 0, 0.0, eps), rows), u)
 
 

@@ -18,7 +18,7 @@ from test_mutants import check as check_law
 
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import multipliers, threads
 from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.nearest import nearest
@@ -553,9 +553,9 @@ def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypa
     operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), wall)]
     in_order = multipliers._in_order
     monkeypatch.setattr(multipliers, "_in_order", lambda *a: sorted_.append(a[0].size) or in_order(*a))
-    step = boxed(1, *operands)
+    step = step_in_box(1, *operands)
     with np.errstate(all="ignore"):
-        definition = boxed.value(1, *(a.astype("f8") for a in operands))
+        definition = step_in_box.value(1, *(a.astype("f8") for a in operands))
     assert np.all(np.abs(step - definition) <= 4 * np.finfo(dtype).eps * operands[1])
     assert sum(sorted_) < grad.size
 
@@ -654,7 +654,7 @@ def hard_rows(p, d):
 )
 def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, d, monkeypatch):
     operands, left = hard_rows(p, d), []
-    by_rows = multipliers.by_rows
+    fill_blocks = multipliers.fill_blocks
 
     def counted(primitive, fill, p, *operands):
         def counting(*arguments):
@@ -662,10 +662,10 @@ def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, d, monkeypatch):
             left.append(np.count_nonzero(~valid))
             return valid
 
-        return by_rows(primitive, counting, p, *operands)
+        return fill_blocks(primitive, counting, p, *operands)
 
-    monkeypatch.setattr(multipliers, "by_rows", counted)
-    for primitive, few in (boxed, operands), (nearest, operands[:2]), (nearest, operands):
+    monkeypatch.setattr(multipliers, "fill_blocks", counted)
+    for primitive, few in (step_in_box, operands), (nearest, operands[:2]), (nearest, operands):
         left.clear()
         primitive(p, *few)
         assert sum(left) <= (20 if p < 1.1 else 0), primitive.name
@@ -690,7 +690,7 @@ def test_jax_leaves_no_row_to_the_definition(exponent, monkeypatch):
         v, *rest = hard_rows(exponent, d)
         if exponent == 1.3 and d == 7:  # some of whose rows have one entry of any size, which is at its wall
             v[1::4] = v[3::4]
-        kernels.boxed_rows(exponent, v, *rest)
+        kernels.step_in_box_rows(exponent, v, *rest)
         kernels.nearest_rows(exponent, v, *rest)
         if exponent != 2:
             kernels.nearest_rows(exponent, v, rest[0])
@@ -754,9 +754,9 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block, sampled_from):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
         patch.setattr(multipliers, "SAMPLED_FROM", sampled_from)
-        blocks = boxed(box.case.p, rows, sigma, wall)
+        blocks = step_in_box(box.case.p, rows, sigma, wall)
     with np.errstate(all="ignore"):
-        definition = boxed.value(box.case.p, rows, sigma, wall)
+        definition = step_in_box.value(box.case.p, rows, sigma, wall)
     got, expected = box.gain(blocks.astype(float)), box.gain(definition.astype(float))
     assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * expected + box.slack)), box
 
@@ -909,7 +909,7 @@ def numpys_kernels_are_right_on_ordinary_rows():
     rng = np.random.default_rng(0)
     v, wall = rng.standard_normal((4, 50)).astype("f4"), rng.random((4, 50)).astype("f4")
     for p in 1, 1.5, 2, 2.7, 6:
-        for primitive in boxed, nearest:
+        for primitive in step_in_box, nearest:
             operands = v, np.full((4, 1), 50 ** (1 / p) / 4, "f4"), wall
             with np.errstate(all="ignore"):
                 definition = primitive.value(p, *operands)

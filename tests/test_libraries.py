@@ -7,7 +7,7 @@ import pytest
 from conftest import NAMES
 
 from lpfamily import epsilon
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import library_of, library_of_generator, on_numpy
 from lpfamily.libraries.testing import LibraryTests
 from lpfamily.nearest import nearest
@@ -44,7 +44,7 @@ def blind(p, x, sigma, *walls):
             lambda p, x, sigma: sigma[:, 0] * np.abs(x).sum(axis=1),
             "test_the_penalty_is_what_the_step_gains",
         ),
-        (boxed, clipped, "test_the_step_in_a_box_is_the_maximiser"),
+        (step_in_box, clipped, "test_the_step_in_a_box_is_the_maximiser"),
         (nearest, blind, "test_the_projection_is_the_nearest_point"),
     ],
 )

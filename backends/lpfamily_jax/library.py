@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import Library, Primitive
 from lpfamily.nearest import nearest
 from lpfamily_jax import multipliers
@@ -18,13 +18,13 @@ class JaxLibrary(Library):
     """JAX: eager arrays and tracers alike."""
 
     def __init__(self) -> None:
-        self.implementations = {boxed: multipliers.boxed_rows, nearest: multipliers.nearest_rows}
+        self.implementations = {step_in_box: multipliers.step_in_box_rows, nearest: multipliers.nearest_rows}
 
     def apply(self, primitive: Primitive, p: float, *operands: jax.Array) -> jax.Array:
         """Evaluate as one compiled function whose derivatives are the primitive's own."""
         return _function(primitive, p)(*operands)
 
-    def by_examples(
+    def per_example(
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
     ) -> Any:
         """Evaluate as one compiled function: a loop in an eager call would be compiled at every call."""

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import Primitive
 from lpfamily.libraries.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, STEPS
 from lpfamily.nearest import nearest
@@ -25,22 +25,22 @@ EXPONENT = 32
 Kernel = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def boxed_rows(p: float, x: jax.Array, sigma: jax.Array, wall: jax.Array) -> jax.Array:
-    """Evaluate `boxed` on rows."""
+def step_in_box_rows(p: float, x: jax.Array, sigma: jax.Array, room: jax.Array) -> jax.Array:
+    """Evaluate `step_in_box` on rows."""
     kernel = _fill_in_order if p == 1 else functools.partial(_spend, p)
-    return _where_exact(boxed, None if p == math.inf else kernel, p, x, sigma, wall)
+    return _where_exact(step_in_box, None if p == math.inf else kernel, p, x, sigma, room)
 
 
-def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> jax.Array:
+def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> jax.Array:
     """Evaluate `nearest` on rows."""
     kernel: Kernel | None = None
     if p == 1:
         kernel = _lower
     elif p == 2:
-        kernel = _shrink if wall else None
+        kernel = _shrink if room else None
     elif NEWTON_FROM <= p <= 2.0**60:
         kernel = functools.partial(_share, p)
-    return _where_exact(nearest, kernel, p, v, sigma, *wall)
+    return _where_exact(nearest, kernel, p, v, sigma, *room)
 
 
 def _where_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operands: jax.Array) -> jax.Array:
@@ -54,14 +54,14 @@ def _where_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operand
     return result
 
 
-def _spend(p: float, x: jax.Array, sigma: jax.Array, wall: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _spend(p: float, x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Spend sigma^p: with r = |x| / max|x|, eps = min((s r^{p*})^(1/p) sigma, wall)."""
-    e, (r, top), reach = 1 / (p - 1), _scaled(x), jnp.minimum(wall, sigma)
+    e, (r, top), reach = 1 / (p - 1), _scaled(x), jnp.minimum(room, sigma)
     u, most = _power(r, e), math.inf
     if not _is_half_whole(e):
         lost = abs(x) - top - (r - 1) * top if e > 2 else 0  # by the rounding of r, which the power magnifies
         u, most = jnp.exp(e * (jnp.log(r) + lost / _unit(top))), math.exp(EXPONENT)
-    limits = _limits(p, sigma, wall)
+    limits = _limits(p, sigma, room)
     s, gone, valid = _multiplier(u * r, limits, math.inf)
     factor = s ** (1 / p)
     eps = jnp.minimum(jnp.where(gone, jnp.where(x == 0, 0, reach), u * (factor * sigma)), reach)
@@ -70,10 +70,10 @@ def _spend(p: float, x: jax.Array, sigma: jax.Array, wall: jax.Array) -> tuple[j
     return eps, valid & (~gone | (all_of_it <= 1))
 
 
-def _fill_in_order(x: jax.Array, sigma: jax.Array, wall: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fill_in_order(x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Send entries to their walls from the largest |x| down, the last as far as the budget goes."""
     size = abs(x)
-    cost = jnp.where(size > 0, jnp.minimum(wall, sigma), 0)
+    cost = jnp.where(size > 0, jnp.minimum(room, sigma), 0)
     least, left, valid = _last(size, cost, sigma)
     tied = size == least
     limits = jnp.where(tied & (left > 0), cost / _unit(left), 0)
@@ -107,16 +107,16 @@ def _last(size: jax.Array, cost: jax.Array, budget: jax.Array) -> tuple[jax.Arra
     return jax.lax.bitcast_convert_type(low, size.dtype), left, finite
 
 
-def _shrink(v: jax.Array, sigma: jax.Array, wall: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _shrink(v: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the nearest |y| = min(c |v|, wall) at p = 2, c at most 1."""
-    (r, top), reach = _scaled(v), jnp.minimum(wall, sigma)
+    (r, top), reach = _scaled(v), jnp.minimum(room, sigma)
     most = (top / _unit(sigma)) ** 2
-    s, gone, valid = _multiplier(r * r, _limits(2, sigma, wall), most)
+    s, gone, valid = _multiplier(r * r, _limits(2, sigma, room), most)
     step = jnp.where(gone | (s >= most), abs(v), r * (jnp.sqrt(s) * sigma))
     return jnp.minimum(step, reach), valid & _ordinary(top) & _ordinary(sigma) & _ordinary(most)
 
 
-def _share(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Split r = |v| / max|v| into tau z + nu z^(p-1), where z = |y| / sigma has norm 1 or is at its wall."""
     info = np.finfo(v.dtype)
     least = float(info.tiny) ** 0.8
@@ -126,9 +126,9 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[
     r = jnp.clip(r, least, 1)
     log_r = jnp.log(r)
     log_z, cap, within = log_r - jnp.log(tau), jnp.full_like(tau, math.inf), size
-    if wall:
-        log_wall = jnp.log(wall[0] / radius)
-        log_z, cap, within = jnp.minimum(log_z, log_wall), jnp.exp(p * log_wall), jnp.minimum(size, wall[0])
+    if room:
+        log_room = jnp.log(room[0] / radius)
+        log_z, cap, within = jnp.minimum(log_z, log_room), jnp.exp(p * log_room), jnp.minimum(size, room[0])
     (total,) = _sums(jnp.exp(p * log_z))
     outside = (total > 1) & (sigma > 0)
     log_z, found = _split(p, r, log_r, tau, cap, outside)
@@ -183,9 +183,9 @@ def _split(
     return w, found
 
 
-def _lower(v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _lower(v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Lower every |v| by the same, to 0 at least."""
-    size, cap = abs(v), wall[0] if wall else math.inf
+    size, cap = abs(v), room[0] if room else math.inf
     first, second = _level(size, sigma, cap)
     low = jnp.maximum(size - first, 0)
     top = jnp.max(size, axis=-1, keepdims=True)
@@ -193,7 +193,7 @@ def _lower(v: jax.Array, sigma: jax.Array, *wall: jax.Array) -> tuple[jax.Array,
     return jnp.minimum(low - jnp.minimum(low, second), jnp.minimum(cap, sigma)), fine
 
 
-def _level(size: jax.Array, sigma: jax.Array, wall: Any) -> tuple[jax.Array, jax.Array]:
+def _level(size: jax.Array, sigma: jax.Array, room: Any) -> tuple[jax.Array, jax.Array]:
     """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
 
     In two parts, c = first + second: differences from the first are exact, and second is their rounding.
@@ -203,8 +203,8 @@ def _level(size: jax.Array, sigma: jax.Array, wall: Any) -> tuple[jax.Array, jax
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         steps, at, low, high, *_ = state
         over = jnp.maximum(size - at, 0)
-        free = (over > 0) & (over < wall)
-        count, total = _sums(free.astype(size.dtype), jnp.minimum(over, wall))
+        free = (over > 0) & (over < room)
+        count, total = _sums(free.astype(size.dtype), jnp.minimum(over, room))
         rest = total - sigma
         low, high = jnp.where(rest > 0, at, low), jnp.where(rest > 0, high, at)
         change = jnp.where(count > 0, rest / _unit(count), 0)
@@ -240,9 +240,9 @@ def _power(x: jax.Array, e: float) -> jax.Array:
     return whole if e == int(e) else whole * jnp.sqrt(x)
 
 
-def _limits(p: float, sigma: jax.Array, wall: jax.Array) -> jax.Array:
+def _limits(p: float, sigma: jax.Array, room: jax.Array) -> jax.Array:
     """Return (wall / sigma)^p; a wall that the whole budget cannot pass is none."""
-    return jnp.where(wall >= sigma, math.inf, _power(jnp.minimum(wall, sigma) / _unit(sigma), p))
+    return jnp.where(room >= sigma, math.inf, _power(jnp.minimum(room, sigma) / _unit(sigma), p))
 
 
 def _unit(size: jax.Array) -> jax.Array:

@@ -184,7 +184,7 @@ def lemma_b1(jacobian: A, y: A, labels: Array) -> tuple[A, A]:
 
 
 def _softmax(z: Array) -> Array:
-    return library_of(z).by_examples(_softmax_of, "(c)->(c)", z.dtype, z)
+    return library_of(z).per_example(_softmax_of, "(c)->(c)", z.dtype, z)
 
 
 def _softmax_of(z: Array) -> Array:

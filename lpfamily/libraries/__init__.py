@@ -103,7 +103,7 @@ class Library:
         """Return `function` of arrays, and of anything else, by a faster library that shares their memory."""
         return function(*arguments)
 
-    def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+    def per_example(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
         """Evaluate a `function` of many steps that takes each example by itself.
 
         `signature` says which axes are an example's, as for NumPy's generalized ufuncs: "(m,n),(m)->(n)"
@@ -112,7 +112,7 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
-    def by_rows(self, function: Callable[..., Array], reduces: bool, *operands: Array) -> Array:
+    def per_row(self, function: Callable[..., Array], reduces: bool, *operands: Array) -> Array:
         """Evaluate a `function` of rows, (..., d), and of what broadcasts to them, row by row.
 
         It makes a number of each row if it `reduces`, else a row.
@@ -143,10 +143,10 @@ class Library:
         """
         xp = namespace_of(x)
         up, down = high - x, x - low
-        wall = xp.where(xp.astype(grad, x.dtype, copy=False) < 0, down, up)
-        visible = self.visible(wall)
-        within = visible and (0 in wall.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
-        return wall, visible, within
+        room = xp.where(xp.astype(grad, x.dtype, copy=False) < 0, down, up)
+        visible = self.visible(room)
+        within = visible and (0 in room.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
+        return room, visible, within
 
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import Primitive
 from lpfamily.libraries import rows as of_rows
 from lpfamily.libraries.powers import fastest_power
@@ -37,30 +37,30 @@ Fill = Callable[..., Rows]
 """fill(*operands, out) fills `out` and returns a mask of the rows whose result is exact."""
 
 
-def boxed_rows(p: float, x: Floats, sigma: Floats, wall: Floats) -> Floats:
-    """Evaluate `boxed` on rows."""
+def step_in_box_rows(p: float, x: Floats, sigma: Floats, room: Floats) -> Floats:
+    """Evaluate `step_in_box` on rows."""
     few = 1 < p < NEWTON_FROM
     fill = _undone if few else {1: _fill_in_order, math.inf: _signs}.get(p, functools.partial(_spend, p))
-    return by_rows(boxed, fill, p, x, sigma, wall)
+    return fill_blocks(step_in_box, fill, p, x, sigma, room)
 
 
-def nearest_rows(p: float, v: Floats, sigma: Floats, *wall: Floats) -> Floats:
+def nearest_rows(p: float, v: Floats, sigma: Floats, *room: Floats) -> Floats:
     """Evaluate `nearest` on rows."""
-    if p == math.inf and not wall:
+    if p == math.inf and not room:
         result: Floats = np.clip(v, -sigma, sigma)
         return result
     if p > 2.0**60:
         fill: Fill = _clip
     elif p == 2:
-        fill = functools.partial(_spend, 2, most=1.0) if wall else _shrink
+        fill = functools.partial(_spend, 2, most=1.0) if room else _shrink
     elif p == 1:
         fill = _lower
     else:
         fill = functools.partial(_share, p) if p >= NEWTON_FROM else _undone
-    return by_rows(nearest, fill, p, v, sigma, *wall)
+    return fill_blocks(nearest, fill, p, v, sigma, *room)
 
 
-def by_rows(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
+def fill_blocks(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
     """Fill blocks of rows, and give to the definition those that come out inexact."""
     out = np.empty(operands[0].shape, operands[0].dtype)
 
@@ -83,7 +83,7 @@ def _undone(*operands: Floats) -> Rows:
 
 def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     """Split r = |v| / max|v| into tau z + nu z^(p-1), where z = |y| / sigma has norm 1 or is at its wall."""
-    *wall, out, space = rest
+    *room, out, space = rest
     r, w, t, cap = space[:4]
     info, dtype = np.finfo(v.dtype), v.dtype.type
     radius, top = sigma[:, 0].astype(np.float64), sizes(v, r).astype(np.float64)
@@ -94,8 +94,8 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     np.clip(r, dtype(least), dtype(1), out=r)
     np.log(r, out=w)
     np.subtract(w, column(np.log(tau), dtype), out=t)
-    if wall:
-        np.multiply(wall[0], column(1 / radius, dtype), out=cap)
+    if room:
+        np.multiply(room[0], column(1 / radius, dtype), out=cap)
         np.log(cap, out=cap)
         np.minimum(t, cap, out=t)
         cap *= dtype(p)
@@ -106,13 +106,13 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     # what is smaller than `least` of the largest must not matter
     valid: Rows = (tau > least / float(info.eps)) & (tau < math.inf) & ~np.isnan(total)
     rows = np.flatnonzero(outside & valid)
-    valid[rows] = _split(p, r, w, tau, cap if wall else None, rows, space[4:])
+    valid[rows] = _split(p, r, w, tau, cap if room else None, rows, space[4:])
     np.multiply(w, dtype(p), out=t)
     np.exp(t, out=t)
     np.exp(w, out=w)
     spent = dots(t, ones)
     left = 1.0
-    if wall:
+    if room:
         free = space[4].view(bool)[:, : v.shape[1]]
         spent = dots(t, np.less(t, cap, out=free))
         np.minimum(t, cap, out=t)
@@ -124,8 +124,8 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     w[~outside] = math.inf
     np.copyto(out, v)
     within(out, w, t)
-    if wall:
-        within(out, wall[0], t)
+    if room:
+        within(out, room[0], t)
     return valid
 
 
@@ -198,11 +198,11 @@ def column(numbers: Any, dtype: Any) -> Floats:
 
 
 def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
-    *wall, out, space = rest
+    *room, out, space = rest
     np.minimum(v, sigma, out=out)
     np.maximum(out, -sigma, out=out)
-    if wall:
-        within(out, wall[0], space[0])
+    if room:
+        within(out, room[0], space[0])
     valid: Rows = ~np.isnan(out.max(axis=1))
     return valid
 
@@ -215,21 +215,21 @@ def _shrink(v: Floats, sigma: Floats, out: Floats, space: Floats) -> Rows:
 
 
 def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
-    *wall, out, space = rest
+    *room, out, space = rest
     size, t, count, mask = space[:4]
     top = sizes(v, size)
     radius = sigma[:, 0].astype(np.float64)
-    first, second = _level(size, top, wall[0] if wall else None, radius, t, count, mask)
+    first, second = _level(size, top, room[0] if room else None, radius, t, count, mask)
     np.subtract(v, np.clip(v, -first, first, out=t), out=out)
     out -= np.clip(out, -second, second, out=t)
-    if wall:
-        within(out, wall[0], t)
+    if room:
+        within(out, room[0], t)
     valid: Rows = ~np.isnan(second[:, 0])
     return valid
 
 
 def _level(
-    size: Floats, high: Floats, wall: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
+    size: Floats, high: Floats, room: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
 ) -> tuple[Floats, Floats]:
     """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
 
@@ -248,10 +248,10 @@ def _level(
         np.subtract(size, at[:, None], out=t[:k])
         np.greater(t[:k], zero[:k], out=free[:k])
         np.maximum(t[:k], zero[:k], out=t[:k])
-        if wall is not None:
-            np.less(t[:k], wall, out=below[:k])
+        if room is not None:
+            np.less(t[:k], room, out=below[:k])
             free[:k] &= below[:k]
-            np.minimum(t[:k], wall, out=t[:k])
+            np.minimum(t[:k], room, out=t[:k])
         count = dots(ones[:k], free[:k])
         over = dots(t[:k], ones[:k]) - sigma
         low, high = np.where(over > 0, at, low), np.where(over > 0, high, at)
@@ -271,11 +271,11 @@ def _level(
         at = np.where((count > 0) & (new > low) & (new < high), new, middle)
         if not going.all():
             size, rows, at, low, high, sigma = (each[going] for each in (size, rows, at, low, high, sigma))
-            wall = None if wall is None else wall[going]
+            room = None if room is None else room[going]
     return first, second
 
 
-def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: Floats) -> Rows:
+def _signs(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Rows:
     info = np.finfo(x.dtype)
     huge = x.dtype.type(2.0 ** (info.maxexp - 1))
     np.multiply(x, huge, out=out)
@@ -283,8 +283,8 @@ def _signs(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: Floats) -
     np.clip(out, -least, least, out=out)
     factor = sigma * (1 / least)
     np.multiply(out, factor, out=out)
-    within(out, wall, space[0])
-    valid: Rows = np.isfinite(factor[:, 0]) & ~np.isnan(wall.min(axis=1))
+    within(out, room, space[0])
+    valid: Rows = np.isfinite(factor[:, 0]) & ~np.isnan(room.min(axis=1))
     return valid
 
 
@@ -295,7 +295,7 @@ SAMPLED_FROM = 512
 """Entries of a row from which a sample saves more than it costs."""
 
 
-def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: Floats) -> Rows:
+def _fill_in_order(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Rows:
     """Send entries to their walls from the largest |x| down, the last as far as the budget goes.
 
     Only entries near the last are sorted: those between two bounds, of which a sample tells.
@@ -304,7 +304,7 @@ def _fill_in_order(x: Floats, sigma: Floats, wall: Floats, out: Floats, space: F
     n, d = x.shape
     above, near = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
     top, budget = sizes(x, size), sigma[:, 0].astype(np.float64)
-    np.minimum(wall, sigma, out=cost)
+    np.minimum(room, sigma, out=cost)
     least, share = np.empty(n, x.dtype), np.empty(n)
     astray: Rows = np.ones(n, bool)
     if d >= SAMPLED_FROM:
@@ -405,10 +405,10 @@ def ones_like(x: Floats) -> Floats:
     return np.ndarray(x.shape, x.dtype, np.ones(x.shape[1], x.dtype), 0, (0, x.itemsize))
 
 
-def within(x: Floats, wall: Floats, t: Floats) -> None:
+def within(x: Floats, room: Floats, t: Floats) -> None:
     """Bring the entries of x to -wall or wall where they are beyond."""
-    np.minimum(x, wall, out=x)
-    np.negative(wall, out=t)
+    np.minimum(x, room, out=x)
+    np.negative(room, out=t)
     np.maximum(x, t, out=x)
 
 
@@ -416,7 +416,7 @@ def _spend(
     p: float,
     x: Floats,
     sigma: Floats,
-    wall: Floats,
+    room: Floats,
     out: Floats,
     space: Floats,
     most: float = math.inf,
@@ -428,7 +428,7 @@ def _spend(
     np.multiply(u, x, out=weights)
     info = np.finfo(x.dtype)
     ends = float(info.tiny) * 2.0**26, 2.0**40 if p >= 5 else float(info.max) * 2.0**-26
-    scale, budget = _wall_powers(p, wall, sigma[:, 0].astype(np.float64), limits, t)
+    scale, budget = _room_powers(p, room, sigma[:, 0].astype(np.float64), limits, t)
     s = _multiplier(weights, limits, budget, t, free, ends, most)
     exhausted = s == math.inf
     root = Fraction(1) / Fraction(p)
@@ -440,23 +440,23 @@ def _spend(
         factor /= unit
     factor *= scale
     np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
-    within(out, wall, t)
+    within(out, room, t)
     valid: Rows = (factor >= info.tiny) & (factor <= info.max)
     if unit is not None:
         # own * sum r^{p*} of what walls leave free is at most 1
         valid &= own <= power.least ** (p / (1 - p))
     if exhausted.any():
         gone = x[exhausted]
-        out[exhausted] = np.copysign(np.where(gone == 0, 0, wall[exhausted]), gone)
+        out[exhausted] = np.copysign(np.where(gone == 0, 0, room[exhausted]), gone)
         lost = (weights[exhausted] == 0) & (gone != 0)
         valid[exhausted] = ~lost.any(axis=1)
     return valid
 
 
-def _wall_powers(p: float, wall: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Any, Floats]:
+def _room_powers(p: float, room: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Any, Floats]:
     """Fill `out` with wall^p in a unit, and return the unit and the budget in it."""
     if p == 2:
-        np.multiply(wall, wall, out=out)
+        np.multiply(room, room, out=out)
         budget = sigma * sigma
         info = np.finfo(out.dtype)
         ordinary = (budget == 0) | (budget > float(info.tiny) * 2.0**40) & (
@@ -464,7 +464,7 @@ def _wall_powers(p: float, wall: Floats, sigma: Floats, out: Floats, t: Floats) 
         )
         return 1.0, np.where(ordinary, budget, math.nan)
     unit = np.where(sigma > 0, sigma, 1.0)
-    np.multiply(wall, (1 / unit).astype(wall.dtype)[:, None], out=out)
+    np.multiply(room, (1 / unit).astype(room.dtype)[:, None], out=out)
     if p == 1.5:
         np.sqrt(out, out=t)
         out *= t

@@ -29,31 +29,31 @@ class DaskLibrary(Library):
         if x.shape[-1] == 0 or (too_large and in_pieces):
             return super().apply(primitive, p, *operands)
         signature = primitive.signature_of(len(operands))
-        return self.by_examples(functools.partial(_apply, primitive, p), signature, x.dtype, *operands)
+        return self.per_example(functools.partial(_apply, primitive, p), signature, x.dtype, *operands)
 
-    def by_examples(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+    def per_example(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
         """Evaluate `function` chunk by chunk, each of whole examples, when the result is asked for."""
         from dask.array import apply_gufunc
 
         return apply_gufunc(  # type: ignore[no-untyped-call]
-            functools.partial(_by_examples, function, signature, dtypes),
+            functools.partial(_per_example, function, signature, dtypes),
             signature,
             *operands,
             output_dtypes=dtypes,
             allow_rechunk=True,
         )
 
-    def by_rows(self, function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
+    def per_row(self, function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
         """Evaluate `function` chunk by chunk: each does without warnings of what leaves the range."""
         from dask.array import broadcast_to
 
         x = operands[0]
         if 0 in x.shape:
-            return super().by_rows(function, reduces, *operands)
+            return super().per_row(function, reduces, *operands)
         whole = [broadcast_to(each, (*x.shape[:-1], each.shape[-1])) for each in operands]  # type: ignore[no-untyped-call]
         taken = ",".join("(n)" if each.shape[-1] == x.shape[-1] else "(k)" for each in whole)
         signature = f"{taken}->{'()' if reduces else '(n)'}"
-        return self.by_examples(functools.partial(_by_rows, function, reduces), signature, x.dtype, *whole)
+        return self.per_example(functools.partial(_per_row, function, reduces), signature, x.dtype, *whole)
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
         """Compute them together, once."""
@@ -66,12 +66,12 @@ class DaskLibrary(Library):
 library = DaskLibrary()
 
 
-def _by_examples(function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
-    return library_of(operands[0]).by_examples(function, signature, dtypes, *operands)
+def _per_example(function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
+    return library_of(operands[0]).per_example(function, signature, dtypes, *operands)
 
 
-def _by_rows(function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
-    return library_of(operands[0]).by_rows(function, reduces, *operands)
+def _per_row(function: Callable[..., Any], reduces: bool, *operands: Array) -> Any:
+    return library_of(operands[0]).per_row(function, reduces, *operands)
 
 
 def _apply(primitive: Primitive, p: float, *operands: Array) -> Array:

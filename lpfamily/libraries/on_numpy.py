@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.box import boxed
+from lpfamily.box import step_in_box
 from lpfamily.libraries import Library, Primitive, multipliers
 from lpfamily.libraries.powers import fastest_power
 from lpfamily.libraries.rows import Floats, Rows, dots, row_blocks, scratch, share_out
@@ -51,7 +51,7 @@ class NumpyLibrary(Library):
     def __init__(self) -> None:
         self.implementations = {
             steepest: _steepest,
-            boxed: multipliers.boxed_rows,
+            step_in_box: multipliers.step_in_box_rows,
             nearest: multipliers.nearest_rows,
         }
 
@@ -80,13 +80,13 @@ class NumpyLibrary(Library):
             return super().reach(grad, x, low, high)
         grad = np.ascontiguousarray(grad, x.dtype)
         sides = [np.broadcast_to(np.asarray(side, x.dtype), x.shape) for side in (low, high)]
-        wall, bits = np.empty(x.shape, x.dtype), f"i{x.itemsize}"
+        room, bits = np.empty(x.shape, x.dtype), f"i{x.itemsize}"
         least = []
 
         def work(blocks: Sequence[slice]) -> None:
-            up, signs = scratch(2, wall[blocks[0]])
+            up, signs = scratch(2, room[blocks[0]])
             for block in blocks:
-                down, k = wall[block], len(wall[block])
+                down, k = room[block], len(room[block])
                 np.subtract(x[block], sides[0][block], out=down)
                 np.subtract(sides[1][block], x[block], out=up[:k])
                 least.extend([down.min(), up[:k].min()])
@@ -96,14 +96,14 @@ class NumpyLibrary(Library):
                 ours &= sign
                 ours ^= other
 
-        share_out(work, row_blocks(wall), wall.nbytes)
-        return wall, True, all(each >= 0 for each in least)
+        share_out(work, row_blocks(room), room.nbytes)
+        return room, True, all(each >= 0 for each in least)
 
-    def by_rows(self, function: Callable[..., Floats], reduces: bool, *operands: Floats) -> Floats:
+    def per_row(self, function: Callable[..., Floats], reduces: bool, *operands: Floats) -> Floats:
         """Go by blocks; what all rows have in common is given to each."""
         x = operands[0]
         if x.nbytes < BLOCKS_FROM:
-            return np.asarray(super().by_rows(function, reduces, *operands))
+            return np.asarray(super().per_row(function, reduces, *operands))
         flat = [each.reshape(-1, each.shape[-1]) for each in operands]
         with self.unwarned():
             pieces = [

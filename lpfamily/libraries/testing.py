@@ -111,24 +111,24 @@ class LibraryTests:
         grad[1] += 0.01 * np.arange(12)  # at p = 1 ties have no one maximiser
         given = self.given(grad)
         step = self.taken(lpfamily.epsilon(given, p, radius, x=self.given(x), bounds=(0.1, 0.8)), given)
-        wall = np.where(grad < 0, 0.3, 0.4)
+        room = np.where(grad < 0, 0.3, 0.4)
         low, high = np.zeros((4, 1)), np.full((4, 1), 1.0)
         if p == math.inf:
-            expected = np.where(grad == 0, 0.0, np.minimum(wall, radius))
+            expected = np.where(grad == 0, 0.0, np.minimum(room, radius))
         elif p == 1:
             order = np.argsort(-np.abs(grad), axis=1)
-            walls = np.take_along_axis(np.where(grad == 0, 0.0, wall), order, axis=1)
-            before = np.cumsum(walls, axis=1) - walls
+            rooms = np.take_along_axis(np.where(grad == 0, 0.0, room), order, axis=1)
+            before = np.cumsum(rooms, axis=1) - rooms
             expected = np.zeros_like(grad)
-            np.put_along_axis(expected, order, np.clip(radius - before, 0, walls), axis=1)
+            np.put_along_axis(expected, order, np.clip(radius - before, 0, rooms), axis=1)
         else:
             u = (np.abs(grad) / np.abs(grad).max(axis=1, keepdims=True)) ** (1 / (p - 1))
             high = high * (radius + 1) / u[u > 0].min()
             for _ in range(2000):
                 middle = (low + high) / 2
-                over = np.sum(np.minimum(middle * u, wall) ** p, axis=1, keepdims=True) > radius**p
+                over = np.sum(np.minimum(middle * u, room) ** p, axis=1, keepdims=True) > radius**p
                 low, high = np.where(over, low, middle), np.where(over, middle, high)
-            expected = np.minimum(low * u, wall)
+            expected = np.minimum(low * u, room)
         assert_allclose(step, np.sign(grad) * expected, rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, math.inf])
