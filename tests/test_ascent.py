@@ -547,7 +547,7 @@ def test_an_error_says_what_was_given():
         "steps must be at least 1; got 0": {"steps": 0},
         "method must be": {"method": "newton"},
         "step_size needs .*got method='frank-wolfe'": {"method": "frank-wolfe", "step_size": 1.0},
-        "step_size belongs to .*: 'adaptive' has": {"method": "adaptive", "step_size": 1.0},
+        "step_size needs .*got method='adaptive'": {"method": "adaptive", "step_size": 1.0},
         "restarts must be at least 0; got -1": {"restarts": -1},
         "stop_above must be a number or None; got nan": {"stop_above": math.nan},
         r"start must have the shape of x, \(2, 3\); got \(3,\)": {"start": np.ones(3)},
