@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.timing import medians
 from lpfamily.training import backends, recipes
-from lpfamily.training.choices import part
+from lpfamily.training.choices import extract
 from lpfamily.training.draws import Draws
 from lpfamily.training.networks import initial_state
 from lpfamily.training.tasks import Machine, Objective, Task
@@ -66,7 +66,7 @@ def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str,
     labels = rng.integers(10, size=len(x))
     recipe = recipes.default(model, "mnist", objective, math.inf, 784)  # type: ignore[arg-type]
     network = recipes.network_of(recipe, (1, 28, 28), 10)
-    task = Task(network, part(recipe, Objective), x, labels, recipe.batch_size)
+    task = Task(network, extract(recipe, Objective), x, labels, recipe.batch_size)
     state, draws = initial_state(network, 0, "float32"), Draws(0, 0)
     steps = -(-len(x) // recipe.batch_size)
     rates, order = recipes.rates(recipe, 0, steps), draws.order(len(x))

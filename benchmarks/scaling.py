@@ -84,7 +84,7 @@ def _member(options: argparse.Namespace) -> None:
     import numpy as np
 
     from lpfamily.training import backends, recipes
-    from lpfamily.training.choices import part
+    from lpfamily.training.choices import extract
     from lpfamily.training.networks import initial_state, parameter_shapes
     from lpfamily.training.tasks import Objective, Task
 
@@ -95,7 +95,7 @@ def _member(options: argparse.Namespace) -> None:
     network, rng = recipes.network_of(recipe, INPUTS, CLASSES), np.random.default_rng(0)
     count = STEPS * options.batch_size
     x, labels = rng.random((count, network.inputs), np.float32), rng.integers(CLASSES, size=count)
-    task = Task(network, part(recipe, Objective), x, labels, options.batch_size, team=team)
+    task = Task(network, extract(recipe, Objective), x, labels, options.batch_size, team=team)
     state = initial_state(network, 0, "float32")
     seconds: list[float] = []
 

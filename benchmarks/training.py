@@ -110,7 +110,7 @@ def _calls(
     import numpy as np
 
     from lpfamily.training import backends, recipes
-    from lpfamily.training.choices import part
+    from lpfamily.training.choices import extract
     from lpfamily.training.draws import Draws
     from lpfamily.training.networks import initial_state
     from lpfamily.training.tasks import Machine, Objective, Task
@@ -121,13 +121,13 @@ def _calls(
     labels = rng.integers(CLASSES, size=count)
     recipe = _recipe(model, "perturb", max_norm)
     network = recipes.network_of(recipe, IMAGE, CLASSES)
-    task = Task(network, part(recipe, Objective), x, labels, BATCH)
+    task = Task(network, extract(recipe, Objective), x, labels, BATCH)
     state, draws = initial_state(network, 0, "float32"), Draws(0, 0)
     rates = recipes.rates(recipe, 0, STEPS[model])
     backend, calls = backends.find(framework), _products(framework)
     if all(type(layer) in backend.layers for layer in network.layers):
         for name in objectives:
-            objective = part(_recipe(model, name, max_norm), Objective)
+            objective = extract(_recipe(model, name, max_norm), Objective)
             for code in (OURS, COMPILED) if framework == "torch" else (OURS,):
                 own = dataclasses.replace(
                     task, objective=objective, machine=Machine(compile=code == COMPILED)

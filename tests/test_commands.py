@@ -314,7 +314,7 @@ def whole(tmp_path_factory):
     return tabled(folder, *SOFTMAX), timeless(folder)
 
 
-LOST = f"{NAME}: stdout cannot be written (No space left on device); all else is done\n"
+LOST = f"{NAME}: stdout cannot be written (No space left on device); the rest is done\n"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""A choice declared once: a dataclass field that carries all that is said of it.
+"""A choice declared once: a dataclass field with its values, help and dependencies.
 
-`option` makes such a field; `options` returns what a class declares. From it come the flags of a command
-and their `--help`, the checks of values in Python, on the command line and in files, the errors about
-options that do nothing without another, and JSON values and back.
+`option` makes such a field, and `options` returns those of a class. The flags of a command and their
+`--help` are made from them, and so are the checks of values in Python, on the command line and in files, the
+errors for options that need another one, and the conversion to JSON and back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers; NaN is never one of them."""
+    """Numbers of a range, which never contains NaN."""
 
     what: str
     accepts: Callable[[float], bool]
@@ -30,11 +30,11 @@ class Range:
 
     @property
     def metavar(self) -> str:
-        """N for whole numbers, X for others."""
+        """N for whole numbers, X for other numbers."""
         return "N" if self.kind is int else "X"
 
     def admits(self, value: object) -> bool:
-        """Whether it is a number in the range."""
+        """Whether a value is a number in the range."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         return (self.kind is float or isinstance(value, int)) and self.accepts(value)
@@ -50,7 +50,7 @@ class Range:
         return value
 
     def from_json(self, value: Any) -> Any:
-        """Return the number; JSON has no infinity but a string, and may write a float as an integer."""
+        """Return the number; JSON writes infinity as a string, and may write a float as an integer."""
         return self.kind(value) if value == "inf" or type(value) is int else value
 
 
@@ -78,16 +78,16 @@ class Numbers:
 
     @property
     def what(self) -> str:
-        """What each of them is."""
+        """What each number must be."""
         return self.each.what
 
     @property
     def metavar(self) -> str:
-        """Several numbers."""
+        """N,... for whole numbers, X,... for other numbers."""
         return f"{self.each.metavar},..."
 
     def admits(self, value: object) -> bool:
-        """Whether it is a tuple of such numbers."""
+        """Whether a value is a tuple of such numbers."""
         return isinstance(value, tuple) and all(map(self.each.admits, value))
 
     def read(self, text: str) -> tuple[float, ...]:
@@ -95,23 +95,23 @@ class Numbers:
         return () if text == "none" else tuple(map(self.each.read, text.split(",")))
 
     def from_json(self, value: Any) -> tuple[Any, ...]:
-        """Return a list's numbers."""
+        """Return the numbers of a list."""
         return tuple(map(self.each.from_json, value))
 
 
 @dataclass(frozen=True)
 class Names:
-    """Some names."""
+    """A choice among names."""
 
     names: tuple[str, ...]
 
     @property
     def what(self) -> str:
-        """The list of them."""
+        """The list of the names."""
         return f"one of {', '.join(self.names)}"
 
     def admits(self, value: object) -> bool:
-        """Whether it is one of them."""
+        """Whether a value is one of the names."""
         return value in self.names
 
     def read(self, text: str) -> str:
@@ -127,18 +127,18 @@ class Names:
 
 @dataclass(frozen=True)
 class Made:
-    """Whatever a type makes of a text."""
+    """Values that a type makes from text."""
 
     kind: type
     metavar: str
     what: str = "text"
 
     def admits(self, value: object) -> bool:
-        """Whether it is of the type."""
+        """Whether a value is of the type."""
         return isinstance(value, self.kind)
 
     def read(self, text: str) -> Any:
-        """Return what the type makes of it."""
+        """Return the value that the type makes from the text."""
         return self.kind(text)
 
     def from_json(self, value: Any) -> Any:
@@ -147,18 +147,18 @@ class Made:
 
 
 Values = Range | Numbers | Names | Made
-"""Which values a choice has.
+"""The values that a choice may have.
 
-`what` says it in words that follow 'must be', and `metavar` shows a value in `--help`. `admits` looks at a
-Python value, `read` at a text, whose `ValueError` says what it must be, and `from_json` takes back what JSON
-keeps of a value.
+`what` describes them in words that follow 'must be', and `metavar` stands for a value in `--help`. `admits`
+checks a Python value. `read` parses a text; its `ValueError` says what the text must be. `from_json` converts
+a value from JSON.
 """
 
 
 TEXT, PATH = Made(str, "NAME"), Made(Path, "PATH", "a path")
 
 SWITCH = Made(bool, "", "true or false")
-"""A flag that is given or not."""
+"""A flag without a value."""
 
 FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)
 DECAY = Range("a number from 0, and below 1", lambda v: 0 <= v < 1)
@@ -173,7 +173,7 @@ COUNT_OR_NONE = Range("a whole number from 0 to 10^9", lambda v: 0 <= v <= 10**9
 
 @dataclass(frozen=True)
 class Option:
-    """All that is said of a choice."""
+    """A choice with everything that its field declares."""
 
     name: str
     default: Any
@@ -185,12 +185,12 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The flag of a command."""
+        """The choice's flag."""
         return flag(self.name)
 
     @property
     def needed(self) -> str:
-        """What it needs, as it is given to a command."""
+        """The other options that it needs, as they are given to a command."""
         words = {
             " or ".join(map(flag, names.split("|"))): " or ".join(each or "none" for each in values)
             for names, values in self.needs.items()
@@ -198,7 +198,7 @@ class Option:
         return " with ".join(f"{flags} {value}".strip() for flags, value in words.items())
 
     def has_effect(self, choices: DataclassInstance) -> bool:
-        """Whether other choices are such that this one makes a difference."""
+        """Whether this choice has an effect, given the other ones."""
         return all(
             any(
                 getattr(choices, name) in values if values else getattr(choices, name)
@@ -209,7 +209,7 @@ class Option:
 
 
 def flag(name: str) -> str:
-    """Return a field's name as a flag."""
+    """Return the flag of a field, by its name."""
     return "--" + name.replace("_", "-")
 
 
@@ -227,27 +227,28 @@ def option(
     Parameters
     ----------
     default
-        Its value unless another is chosen.
+        The value if none is chosen.
     values
-        What it may be; None takes the names of a `Literal`, or a switch, from the field's type.
+        The values that it may have. None derives them from the field's type: the names of a `Literal`, or a
+        switch.
     help
-        What `--help` says of it, before its default.
+        Its line in `--help`, without the default.
     group
-        Under which of a command's titles it stands.
+        The section of `--help` that lists it.
     needs
-        Other choices without which it has no effect: by name their values, () for any that is not empty. Of
-        several names, "one|other", it needs one.
+        The other choices without which it has no effect: their values by name, where () stands for any value
+        that is not empty. The name "one|other" means that one of the two is enough.
     default_text
-        What `--help` says of the default where that is no value.
+        The default in words, for `--help`, if the value does not say it.
     """
-    given = {name: (each,) if isinstance(each, str) else each for name, each in (needs or {}).items()}
-    facts = {"values": values, "help": help, "group": group, "needs": given, "default_text": default_text}
+    needed = {name: (each,) if isinstance(each, str) else each for name, each in (needs or {}).items()}
+    facts = {"values": values, "help": help, "group": group, "needs": needed, "default_text": default_text}
     return field(default=default, metadata=facts)
 
 
 @cache
 def options(kind: type[DataclassInstance]) -> dict[str, Option]:
-    """Return by name the choices that a dataclass declares, in order."""
+    """Return the choices that a dataclass declares, by name and in order."""
     hints = get_type_hints(kind)
     return {
         each.name: Option(
@@ -265,14 +266,14 @@ def _values_of(hint: object) -> Values:
 
 
 def check(choices: DataclassInstance) -> None:
-    """Raise ValueError unless every choice of a dataclass has a value that it may have."""
+    """Raise ValueError unless every choice of a dataclass has one of its values."""
     for name, each in options(type(choices)).items():
         if not each.values.admits(value := getattr(choices, name)):
             raise ValueError(f"{name} must be {each.values.what}; got {value!r}")
 
 
-def part(choices: DataclassInstance, kind: type[T]) -> T:
-    """Return what a dataclass has of the fields of another, as that other."""
+def extract(choices: DataclassInstance, kind: type[T]) -> T:
+    """Return a dataclass of another kind, whose fields the given one has too."""
     return kind(**{each.name: getattr(choices, each.name) for each in fields(kind)})
 
 
@@ -283,10 +284,11 @@ def to_json(choices: DataclassInstance) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], values: Mapping[str, Any], *, complete: bool = False) -> T:
-    """Return the dataclass that `to_json` wrote; fields that an earlier version lacks have their defaults.
+    """Return the dataclass that `to_json` wrote.
 
-    So the default of a field that is added is what was done before there was that field. Where the values
-    must be complete, what is lacking is a `ValueError`, as are unknown names and values that cannot be.
+    Fields that an earlier version did not write get their defaults, so the default of a new field must be the
+    behaviour before it existed. Unknown names, values out of range and, if `complete`, missing fields raise
+    `ValueError`.
     """
     known = options(kind)
     if unknown := values.keys() - known.keys():
@@ -297,6 +299,6 @@ def from_json(kind: type[T], values: Mapping[str, Any], *, complete: bool = Fals
 
 
 def in_group(group: str, *kinds: type[DataclassInstance]) -> Iterable[Option]:
-    """Return the options of a group: first those that need no other."""
-    found = [each for kind in kinds for each in options(kind).values() if each.group == group]
-    return sorted(found, key=lambda each: bool(each.needs))
+    """Return the options of a group, those that need no other option first."""
+    members = [each for kind in kinds for each in options(kind).values() if each.group == group]
+    return sorted(members, key=lambda each: bool(each.needs))

@@ -14,7 +14,7 @@ import numpy as np
 
 from lpfamily.training import backends, commands, data, evaluation, recipes, runs
 from lpfamily.training.backends import Backend
-from lpfamily.training.choices import part
+from lpfamily.training.choices import extract
 from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import state_shapes
@@ -172,7 +172,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
     backends.check_layers(name, backend, network)
     backends.check_loss(name, backend, network)
     backends.check_options(name, backend, recipe)
-    backends.check_direction(name, backend, part(recipe, Objective))
+    backends.check_direction(name, backend, extract(recipe, Objective))
 
 
 def run_name(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""What a trainer is made from: an objective, an optimiser, arrays, a machine, and the rates of each step."""
+"""A trainer's inputs: objective, optimiser, arrays and machine (`Task`), and the rates of each step."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ of_perturb, of_inner_maximum = (
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises, as a mean over the minibatch; L is the loss of one example, `Network.loss`.
+    """The function whose mean over the minibatch a step minimises; L is the per-example loss, `Network.loss`.
 
     - `plain`: L(x).
-    - `noise`: L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
-    - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant; eps is
-      eq. 3 in the direction of the loss's inner function (`losses`), or `steps` steps of a `method` from x,
-      or from a random point of the ball: `lpfamily.ascent.frank_wolfe` or `projected`, PGD.
-      `direction_dropout` is the dropout, and the noise of layers, of the passes that find eps: none, the
-      same as where the weights are trained, or independent ones in each. `direction_dtype` is what these
-      passes compute in: eps keeps its norm, as eq. 3 is scale-free, and its direction is rounded.
-    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), with the weight gradient of the second
-      term taken through the gradient, or of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+    - `noise`: L(x + eta), where eta is Gaussian with standard deviation sigma in each coordinate (Remark 1).
+    - `perturb`: clean_weight * L(x) + (1 - clean_weight) * L(x + eps), with eps constant. eps is eq. 3 at the
+      gradient of the loss's inner function (`losses`), or the result of `steps` steps of a `method` that
+      starts at x or at a random point of the ball: `lpfamily.ascent.frank_wolfe`, or `projected` (PGD).
+      `direction_dropout` is the dropout and the layer noise in the computation of eps: none, the same as in
+      the loss that trains the weights, or drawn independently for each gradient. `direction_dtype` is the
+      dtype of that computation. It rounds the direction of eps but not its norm, as eq. 3 is scale-free.
+    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4). The second term is differentiated through the
+      gradient, or replaced by (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+    - `trades`: L(x) + beta KL(f(x) || f(x + eps)), where f are the class probabilities and KL is the
+      Kullback-Leibler divergence (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019). eps is constant and found
+      as in `perturb`, at the gradient of KL. It starts at a random point of the ball, as the gradient of KL
+      is 0 at x.
 
-    - `trades`: L(x) + beta KL(f(x) || f(x + eps)), f the probabilities of the classes and KL the
-      Kullback-Leibler divergence (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019); eps, held constant, is
-      that of `perturb` in the direction of KL, from a random point of the ball, as its gradient at x is 0.
+    All L of a step, and the gradients of `penalty`, share one dropout, `draws.masks`, and one layer noise,
+    `draws.layer_noise`.
 
-    A step has one dropout, `draws.masks`, and one noise of layers, `draws.layer_noise`, for all L here and
-    for penalty's gradients.
-
-    `label_smoothing` A adds A (z_y - mean z) to L(x), or where the loss is of x + eta or x + eps to that
-    one, z the logits: the cross-entropy with a target of 1 - A at the label, and A / classes at each class
-    (Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016). eps and the penalty are of the label itself.
+    `label_smoothing` A adds A (z_y - mean z), z the logits, to L at x, x + eta or x + eps: the cross-entropy
+    then has a target of 1 - A at the label plus A / classes at each class (Szegedy, Vanhoucke, Ioffe, Shlens,
+    Wojna 2016). eps and the penalty term use the loss without smoothing.
     """
 
     objective: ObjectiveName = option(
@@ -72,38 +72,40 @@ class Objective:
         "penalty: L(x) + sigma ||grad L||_p*, eq. 4; trades: L(x) + beta KL(f(x) || f(x + eps))",
         group="objective",
     )
-    p: float = of_objective(2.0, EXPONENT, "the exponent of the ball, from 1 to inf")
-    steps: int = of_inner_maximum(1, COUNT, "gradients per perturbation")
+    p: float = of_objective(2.0, EXPONENT, "exponent p of the Lp ball, from 1 to inf")
+    steps: int = of_inner_maximum(1, COUNT, "perturb, trades: gradients per perturbation eps")
     method: Literal["frank-wolfe", "projected"] = of_inner_maximum(
         "frank-wolfe",
         None,
-        "what several steps are; projected with perturb and --random-start is PGD training",
+        "perturb, trades: algorithm of several --steps; projected with perturb and --random-start is PGD "
+        "training",
     )
     beta: float = of_objective(
-        6.0, POSITIVE, "trades: the weight of the divergence", needs={"objective": "trades"}
+        6.0, POSITIVE, "trades: weight of the divergence KL, above 0", needs={"objective": "trades"}
     )
-    clean_weight: float = of_perturb(0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps)")
+    clean_weight: float = of_perturb(0.0, FRACTION, "perturb: C in C L(x) + (1 - C) L(x + eps), from 0 to 1")
     random_start: bool = of_perturb(
-        False, None, "perturb: take the first gradient at a random point of the ball"
+        False, None, "perturb: take the first gradient at a random point of the ball instead of x"
     )
     direction_dropout: Literal["none", "same", "independent"] = of_inner_maximum(
         "none",
         None,
-        "the dropout, and the noise of layers, of the passes that find eps",
+        "perturb, trades: dropout and layer noise in the computation of eps: the same as in training, or "
+        "drawn independently for each gradient",
         needs=INNER_MAXIMUM | {"dropout|layer_noise": ()},
     )
     direction_dtype: Literal["same", "bfloat16"] = of_perturb(
-        "same", None, "perturb: what these passes compute in"
+        "same", None, "perturb: dtype of the computation of eps; same as --dtype, or less precise"
     )
     penalty_by: Literal["gradient", "difference"] = of_objective(
         "gradient",
         None,
-        "penalty: differentiate through the gradient, or take a finite difference along eps",
+        "penalty: differentiate through the input gradient, or use a finite difference along eps",
         needs={"objective": "penalty"},
     )
 
     label_smoothing: float = of_objective(
-        0.0, DECAY, "A in a target of 1 - A at the label, and A / classes at each class"
+        0.0, DECAY, "A, from 0 and below 1: targets are 1 - A at the label plus A / classes at each class"
     )
 
     @property
@@ -113,38 +115,44 @@ class Objective:
 
     @property
     def passes(self) -> int:
-        """About how many passes through the network a step takes of an example, a gradient being three."""
+        """About how many forward passes a step costs per example; a gradient counts as three."""
         perturbed = 1 + self.steps + bool(self.clean_weight or self.objective == "trades")
         return 3 * {"plain": 1, "noise": 1, "penalty": 2}.get(self.objective, perturbed)
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How a step goes down: v <- momentum v - lr g, w <- w + v, at the step's `Rates`.
+    """Gradient descent with momentum: v <- momentum v - lr g, w <- w + v, at the step's `Rates`.
 
-    With `ema` above 0 an average a of all parameters follows every step, after the norm constraints:
-    a <- a + mixing (w - a). Gradients are taken at w; what is tested is a.
+    With `ema` above 0 every step also updates an average a of all parameters, after the norm constraints:
+    a <- a + mixing (w - a). Gradients are taken at w; tests use a.
     """
 
-    weight_decay: float = of_optimiser(0.0, NOT_NEGATIVE, "C in C/2 |W|^2, on weights, not biases")
+    weight_decay: float = of_optimiser(
+        0.0, NOT_NEGATIVE, "C in the term C/2 |W|^2 of the weights; biases have none"
+    )
     ema: float = of_optimiser(
         0.0,
         DECAY,
-        "test and keep the exponential moving average of the parameters, which after a step has X of what it "
-        "was, at first less; 0 is none",
+        "test and save the exponential moving average of the parameters, which keeps X of itself at each "
+        "step, less at first; from 0 (no average) and below 1",
     )
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes, and how: it changes a run by rounding alone."""
+    """The device and how it computes. It changes a run only by rounding."""
 
-    device: str = of_machine("cpu", TEXT, "torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1")
-    tf32: bool = of_machine(False, None, "let a GPU round the factors of float32 products to 10 bits")
+    device: str = of_machine(
+        "cpu", TEXT, "device that computes, of torch: cpu, cuda, cuda:1; of JAX: cpu, gpu (all GPUs), gpu:1"
+    )
+    tf32: bool = of_machine(
+        False, None, "let a GPU round the factors of float32 products to 10 bits (TensorFloat-32)"
+    )
     compile: bool = of_machine(
         False,
         None,
-        "torch: make one program of a step, in some 20 s; needs a C++ compiler, or Triton on a GPU",
+        "torch: compile the training step, in about 20 s; needs a C++ compiler, or Triton on a GPU",
     )
 
     def __post_init__(self) -> None:
@@ -153,14 +161,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rates:
-    """What schedules set for each step of an epoch: arrays of one float64 per step."""
+    """The scheduled values of an epoch: arrays with one float64 per step."""
 
     lr: Floats
     momentum: Floats
     sigma: Floats
     """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
     mixing: Floats | float = 1.0
-    """What the average takes of the new parameters, where there is one: a <- a + mixing (w - a)."""
+    """The weight of the new parameters in the moving average, if there is one: a <- a + mixing (w - a)."""
 
     def table(self) -> Floats:
         """Return lr, momentum, sigma and mixing of each step, (steps, 4)."""
@@ -169,7 +177,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a trainer is made from."""
+    """Everything that a backend needs to make a trainer."""
 
     network: Network
     objective: Objective
@@ -182,16 +190,16 @@ class Task:
     optimiser: Optimiser = Optimiser()
     machine: Machine = Machine()
     team: Team = ALONE
-    """Who else trains: each has trainers of the same task, and of every batch the examples of `teams.own`."""
+    """The processes that train together: each has a trainer of the same task and its share of every batch."""
 
     @property
     def weight_decay(self) -> float:
-        """C in the term c/2 |W|^2 of each weight matrix."""
+        """C in the term C/2 |W|^2 of each weight matrix."""
         return self.optimiser.weight_decay
 
     @property
     def device(self) -> str:
-        """What computes, as the backend names it."""
+        """The device, by the backend's name for it."""
         return self.machine.device
 
     @property
@@ -201,5 +209,5 @@ class Task:
 
     @property
     def compiled(self) -> bool:
-        """Whether to compile a step, where the library can and `compile_problem` names no problem."""
+        """Whether to compile the step, if the library can and `compile_problem` reports no problem."""
         return self.machine.compile

@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, option types, exit codes."""
+"""Shared code of the commands: one-line errors, option types, exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lpfamily.training.errors import BadInput, nearest, printable
 from lpfamily.training.teams import Lost
 
 Given = dict[str, Any]
-"""The options that a command was given, by their names."""
+"""The options given to a command, by name."""
 
 EXTRA = {
     "matplotlib": "matplotlib",
@@ -36,14 +36,14 @@ EXTRA = {
 
 
 VERSIONS = ("lpfamily", "numpy", "scipy", "array-api-compat", "safetensors", "torch", "jax", "jaxlib")
-"""Of which distributions a result depends on, where they are there."""
+"""The distributions whose versions a result depends on, if they are installed."""
 
 DEEPEST = 100
-"""So many folders are made for an --out, at most."""
+"""The largest number of nested folders that --out may create."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose namespace holds only what was given."""
+    """A parser with one-line errors, whose namespace holds only the options that were given."""
 
     def __init__(self, **settings: Any) -> None:
         width = min(100, shutil.get_terminal_size().columns - 1)
@@ -57,8 +57,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"lpfamily {__version__}")
 
     def group(self, title: str) -> Callable[..., None]:
-        """Start a group of options and return what adds one: its flag, help, values, and an older flag."""
-        name, _, description = title.partition(": ")  # argparse breaks the lines of the latter alone
+        """Start a group of options and return the function that adds one: flag, help, values, old flag."""
+        name, _, description = title.partition(": ")  # argparse breaks lines only in descriptions
         group = self.add_argument_group(name, description or None)
 
         def add(flag: str, what: str, values: Values = SWITCH, *, default: Any = None, old: str = "") -> None:
@@ -67,8 +67,10 @@ class Parser(argparse.ArgumentParser):
             if values is SWITCH:
                 group.add_argument(*flags, action="store_true", help=text)
             elif isinstance(values, Names):
-                # not argparse's list in braces, which no line breaks
-                text = text.replace(what, f"{what}: {', '.join(values.names)}", 1)
+                # argparse would show the names in braces, and never break that line
+                names = values.names
+                named = f"; one of {', '.join(names)}" if len(names) > 1 else f": {names[0]}"
+                text = text.replace(what, f"{what}{named}", 1)
                 group.add_argument(*flags, choices=list(values.names), metavar="NAME", help=text)
             else:
                 group.add_argument(
@@ -78,11 +80,11 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage block."""
+        """Raise `BadInput` instead of printing the usage."""
         raise BadInput(message.removeprefix("argument "))
 
     def parse(self, argv: list[str] | None) -> Given:
-        """Return the options that were given; an unknown flag is answered with the nearest one."""
+        """Return the options that were given; the error for an unknown flag suggests the nearest one."""
         values, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -92,11 +94,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def start(name: str, main: Callable[[], int]) -> NoReturn:
-    """Run the main function of a command as the program that this process is, and exit with its code.
+    """Run the main function of a command as the program of this process, and exit with its code.
 
-    It runs to its end whoever listens: what stdout or stderr cannot take (it is closed, its reader has left,
-    its disk is full) is dropped, and what it cannot encode is escaped. The exit code is 1 where what was
-    printed on stdout is lost, unless nobody reads it.
+    Problems with stdout or stderr do not stop the command. Output that cannot be written (the stream is
+    closed, its reader is gone, the disk is full) is dropped, and characters that cannot be encoded are
+    escaped. The exit code is 1 if output on stdout was lost, unless its reader had left.
     """
     _keep_standard_descriptors()
     sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
@@ -108,7 +110,7 @@ def start(name: str, main: Callable[[], int]) -> NoReturn:
     out = getattr(sys.stdout, "buffer", None)
     lost = getattr(getattr(out, "raw", out), "lost", None)
     if lost and not isinstance(lost, BrokenPipeError):
-        print(f"{name}: stdout cannot be written ({lost.strerror}); all else is done", file=sys.stderr)
+        print(f"{name}: stdout cannot be written ({lost.strerror}); the rest is done", file=sys.stderr)
         code = code or 1
     sys.exit(code)
 
@@ -116,8 +118,8 @@ def start(name: str, main: Callable[[], int]) -> NoReturn:
 def run(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
-    It is 2 for bad input and for a file that cannot be read or written, such as on a full disk; 1 where
-    computing fails; 130 for Ctrl-C.
+    The code is 2 for bad input and for files that cannot be read or written, for example on a full disk; 1 if
+    a computation fails; 130 for Ctrl-C.
     """
     try:
         return command()
@@ -130,7 +132,7 @@ def run(name: str, command: Callable[[], int]) -> int:
 
 
 class _Output(io.RawIOBase):
-    """What is under stdout or stderr: it drops what cannot be written, and knows the first reason."""
+    """A raw stream under stdout or stderr that drops what cannot be written and keeps the first error."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -149,7 +151,7 @@ class _Output(io.RawIOBase):
         return int(self._raw.fileno())
 
     def write(self, content: Any) -> int | None:
-        """Write what can be written, and say that it was all."""
+        """Write the content; if that fails, keep the error and report the content as written."""
         try:
             written: int | None = self._raw.write(content)
         except OSError as cause:
@@ -159,10 +161,10 @@ class _Output(io.RawIOBase):
 
 
 def _output(stream: Any) -> Any:
-    """Return what goes on where stdout or stderr would raise; None is a closed one."""
+    """Return a stream in the place of stdout or stderr that never raises; None stands for a closed one."""
     if stream is None:
         return Path(os.devnull).open("w", errors="replace")
-    if not isinstance(stream, io.TextIOWrapper):  # such as a notebook's
+    if not isinstance(stream, io.TextIOWrapper):  # for example that of a notebook
         return stream
     stream.flush()
     raw, unbuffered = _Output(getattr(stream.buffer, "raw", stream.buffer)), stream.write_through
@@ -176,9 +178,9 @@ def _output(stream: Any) -> Any:
 
 
 def _keep_standard_descriptors() -> None:
-    """Open those of stdin, stdout and stderr that are closed.
+    """Open stdin, stdout and stderr on the null device if they are closed.
 
-    Else a file that is opened later gets such a number, and what libraries print with it.
+    Otherwise a file that is opened later gets one of their descriptors, and then whatever libraries print.
     """
     for descriptor in range(3):
         try:
@@ -188,45 +190,45 @@ def _keep_standard_descriptors() -> None:
 
 
 def versions(processes: int = 1) -> dict[str, str]:
-    """Return what a result depends on: versions, and how many cores and processes there are."""
-    found = {"python": platform.python_version(), "cores": str(cores())}
+    """Return versions, the number of cores and, if above 1, of processes: a result depends on them."""
+    result = {"python": platform.python_version(), "cores": str(cores())}
     if processes > 1:
-        found["processes"] = str(processes)
+        result["processes"] = str(processes)
     for name in VERSIONS:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            result[name] = version(name)
+    return result
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_extra() -> None:
-    """Raise `BadInput` with the install line if what the commands stand on is not there."""
+    """Raise `BadInput` with the install command if a package that the commands need is missing."""
     missing = [project for module, project in EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise BadInput(f'this command needs {", ".join(missing)}; pip install "lpfamily[train]"')
 
 
 def check_out(out: Path, longest: Path) -> None:
-    """Raise `BadInput` for an --out where nothing can be made, as far as can be known before the work.
+    """Raise `BadInput` for an --out that cannot be written, as far as this is known before the work.
 
-    `longest` is the longest path of what is to be written.
+    `longest` is the longest path that will be written.
     """
     problem: str | None = None
-    for depth, there in enumerate(itertools.chain([longest], longest.parents)):
+    for depth, path in enumerate(itertools.chain([longest], longest.parents)):
         try:
-            there.stat()
+            path.stat()
         except FileNotFoundError:
             continue
         except OSError as cause:
             problem = cause.strerror
         else:
-            problem = "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+            problem = "" if os.access(path, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
             if depth > DEEPEST:
-                problem = f"{depth} folders in one another would be made, and {DEEPEST} is the limit"
+                problem = f"it needs {depth} new nested folders, and the limit is {DEEPEST}"
         break
     if problem:
         name = str(out) if len(str(out)) <= 200 else f"{str(out)[:200]}..."
@@ -234,7 +236,7 @@ def check_out(out: Path, longest: Path) -> None:
 
 
 def _read(values: Values, text: str) -> Any:
-    """Return the value that is written so; argparse prints the message of this error alone."""
+    """Return the value of a text; argparse shows the message of `ArgumentTypeError`, and of no other."""
     try:
         return values.read(text)
     except ValueError as cause:

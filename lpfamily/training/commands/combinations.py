@@ -1,4 +1,4 @@
-"""What `--grid NAME=VALUE/VALUE/...` says: the combinations of options to choose among."""
+"""The combinations of options that `--grid NAME=VALUE/VALUE/...` chooses among."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lpfamily.training.errors import BadInput, nearest
 from lpfamily.training.files import LONGEST_NAME
 from lpfamily.training.recipes import Recipe
 
-_AFTERWARDS = "it makes no difference to stage one, by which is chosen"
-_OTHER_EXAMPLES = "errors on different examples do not compare"
-_OTHER_INPUTS = "a run has one data set, and sigma its units"
+_AFTERWARDS = "it has no effect on stage one, which decides the choice"
+_OTHER_EXAMPLES = "errors on different examples cannot be compared"
+_OTHER_INPUTS = "a run has one data set, in whose units sigma is"
 _FIXED = {
     "examples": _OTHER_EXAMPLES,  # the held-out ones are the last of them
     "size": _OTHER_INPUTS,
@@ -25,11 +25,11 @@ _FIXED = {
     "second_lr": _AFTERWARDS,
     "second_epochs": _AFTERWARDS,
 }
-"""What cannot be chosen, and why."""
+"""The options that `--grid` cannot choose, and why."""
 
 
 def combinations(given: Given) -> dict[str, Given]:
-    """Return by name what each combination of `--grid` gives to the recipe; without it one, of no name."""
+    """Return the options of each combination of `--grid`, by its name; without `--grid` one, named ""."""
     axes: dict[str, dict[str, Any]] = {}
     for text in given.get("grid", ()):
         field, values = _axis(text)
@@ -38,20 +38,20 @@ def combinations(given: Given) -> dict[str, Given]:
         if field in given:
             raise BadInput(f"--grid {text}: {flag(field)} is given too; leave one of the two out")
         if given.get("validation") == 0:
-            raise BadInput(f"--grid {text}: --validation 0 leaves nothing to choose by; hold some out")
+            raise BadInput(f"--grid {text}: --validation 0 leaves no examples to choose by; hold some out")
         axes[field] = values
-    found = {}
+    result = {}
     for texts in itertools.product(*axes.values()):
         pairs = list(zip(axes, texts, strict=True))
         name = ",".join(f"{_name(field)}={text}" for field, text in pairs)
         if len(name.encode()) > LONGEST_NAME:
             raise BadInput(f"--grid: {name} is too long for the name of a folder; choose among fewer options")
-        found[name] = {field: axes[field][text] for field, text in pairs}
-    return found
+        result[name] = {field: axes[field][text] for field, text in pairs}
+    return result
 
 
 def _axis(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the field that NAME=VALUE/VALUE/... names, and its values by how they were written."""
+    """Return the field of NAME=VALUE/VALUE/... and its parsed values, by their texts."""
     name, equals, values = text.partition("=")
     field, problem = name.replace("-", "_"), f"--grid {text}"
     if not equals:
@@ -64,18 +64,18 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
         others = map(_name, known.keys() - _FIXED.keys())
         hint = nearest(_name(field), others, "--help lists the options")
         raise BadInput(f"{problem}: {name!r} is no number, list or choice of a recipe; {hint}")
-    found: dict[str, Any] = {}
-    for value in map(str.strip, re.split(r"/(?![^(]*\))", values)):  # but not in parentheses
+    parsed_by_text: dict[str, Any] = {}
+    for value in map(str.strip, re.split(r"/(?![^(]*\))", values)):  # a "/" in parentheses is a fraction's
         try:
             parsed = known[field].read(
                 value[1:-1] if value.startswith("(") and value.endswith(")") else value
             )
         except ValueError as cause:
             raise BadInput(f"{problem}: {_name(field)} {cause}") from cause
-        if parsed in found.values():
+        if parsed in parsed_by_text.values():
             raise BadInput(f"{problem}: {value} is there twice; leave one out")
-        found[repr(parsed) if "/" in value else value] = parsed  # it names a folder
-    return field, found
+        parsed_by_text[repr(parsed) if "/" in value else value] = parsed  # the text names a folder
+    return field, parsed_by_text
 
 
 def _name(field: str) -> str:

@@ -1,4 +1,4 @@
-"""The options of `python -m lpfamily.train`, and the recipe that they make."""
+"""The options of `python -m lpfamily.train`, and the recipes made from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "python -m lpfamily.train"
 
 GROUPS = {
     "data": "what is trained",
-    "network": "the network: one number per layer, separated by commas, or one for all",
+    "network": "the network: lists have one number per layer, separated by commas, or one number for all",
     "objective": "the objective",
     "optimiser": "the optimiser: SGD, v <- m v - lr g, w <- w + v",
     "stages": "the two stages",
@@ -33,51 +33,52 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Command:
-    """What only a command needs to know: where things are, and what it shows."""
+    """The options of the command alone: the backend, folders, and output."""
 
-    backend: str = of_machine("numpy", TEXT, f"one of {', '.join(names())}")
+    backend: str = of_machine("numpy", TEXT, f"library that trains: one of {', '.join(names())}")
     data_dir: Path | None = of_machine(
         None,
         PATH,
-        "local data files, in PATH, PATH/mnist or PATH/cifar10; the folder of the PATH that --data names",
+        "folder with local data files, in PATH, PATH/mnist or PATH/cifar10; for a --data that is "
+        "a path, the folder to which it is relative",
         default_text="LPFAMILY_DATA, or a download into the user's cache",
     )
     out: Path | None = option(
         None,
         PATH,
-        "the run folder, empty or new",
+        "the run folder, which must be empty or new",
         group="run",
-        default_text="runs/, by what is trained and when",
+        default_text="a folder in runs/, named by model, data, objective and time",
     )
     resume: Path | None = option(
         None,
         PATH,
-        "go on with the run in this folder; of the other flags only --epochs, which may be raised, --log, "
-        "--quiet, --json and those of 'where and how' but --dtype go with it",
+        "continue the run in this folder; only --epochs (to raise it), --log, --quiet, --json and the "
+        "options of 'where and how' except --dtype may be given with it",
         group="run",
     )
     init_from: Path | None = option(
         None,
         PATH,
-        "begin with the weights of the run in this folder, of the same network",
+        "start with the weights of the run in this folder, which must have the same network",
         group="run",
     )
     log: str | None = option(
         None,
         Names(("tensorboard",)),
-        "write each epoch's metrics as event files in the run folder, too",
+        "also write each epoch's metrics as event files in the run folder",
         group="run",
     )
-    quiet: bool = option(False, None, "no progress, and the run folder alone at the end", group="run")
-    json: bool = option(False, None, "the result as JSON in the place of the table", group="run")
+    quiet: bool = option(False, None, "show no progress, and only the run folder at the end", group="run")
+    json: bool = option(False, None, "print the result as JSON instead of a table", group="run")
 
 
 ON_RESUME = {each.name for each in (*fields(Command), *fields(Machine))} - {"out", "init_from"} | {"epochs"}
-"""What may be given when a run goes on."""
+"""The options that may be given with --resume."""
 
 
 def parser() -> commands.Parser:
-    """Return the command's parser; what was not given is not in the namespace."""
+    """Return the command's parser, whose namespace holds only the options that were given."""
     result = commands.Parser(
         prog=NAME,
         description="Train a network on perturbed inputs, or with the dual-norm penalty, and test it.",
@@ -99,14 +100,14 @@ def _add_grid(result: commands.Parser) -> None:
         action="append",
         metavar="NAME=VALUE/...",
         help="train stage one with each value of another option, such as units=400,400/600,600 or "
-        "sigma=0.1/0.5/1/2 (a fraction in parentheses: sigma=(8/255)/(16/255)), "
-        "and with every combination if repeated, each in OUT/grid/; go on from the one "
-        "whose kept epoch has the least validation error to the second stage and the test",
+        "sigma=0.1/0.5/1/2 (fractions need parentheses: sigma=(8/255)/(16/255)); several --grid train every "
+        "combination, each in a folder of OUT/grid/; stage two and the test use the one whose kept epoch has "
+        "the lowest validation error",
     )
 
 
 def _default(each: Option) -> str | None:
-    """Return what an option is by default, in words, and in which models and data sets it differs."""
+    """Return the default of an option in words, with the models and data sets whose default differs."""
     if each.default_text or each.default is None or each.values is SWITCH:
         return each.default_text or None
     default = _text(each.default)
@@ -130,27 +131,30 @@ def _text(value: Any) -> str:
 
 
 def recipes_of(given: Given, dataset: Dataset) -> dict[str, Recipe]:
-    """Return by name the recipe of each combination of `--grid`; without it one, of no name.
+    """Return the recipe of each combination of `--grid` by its name; without `--grid` one, named "".
 
-    An option that changes recipes in what none of them looks at is `BadInput`.
+    Raises
+    ------
+    BadInput
+        An option has no effect on any of the recipes.
     """
     given_by_name = {name: given | values for name, values in combinations(given).items()}
-    found = {name: recipe_of(told, dataset) for name, told in given_by_name.items()}
+    result = {name: recipe_of(chosen, dataset) for name, chosen in given_by_name.items()}
     for each in options(Recipe).values():
-        if any(map(each.has_effect, found.values())):
+        if any(map(each.has_effect, result.values())):
             continue
-        for name, told in given_by_name.items():
-            if each.name not in told:
+        for name, chosen in given_by_name.items():
+            if each.name not in chosen:
                 continue
-            without = recipe_of({key: told[key] for key in told if key != each.name}, dataset)
-            if getattr(found[name], each.name) != getattr(without, each.name):
+            without = recipe_of({key: chosen[key] for key in chosen if key != each.name}, dataset)
+            if getattr(result[name], each.name) != getattr(without, each.name):
                 where = f"--grid {name}: " if name else ""
                 raise BadInput(f"{where}{each.flag} needs {each.needed}; give that too, or leave it out")
-    return found
+    return result
 
 
 def recipe_of(given: Given, dataset: Dataset) -> Recipe:
-    """Return the recipe that was named, with the given numbers in the place of its own."""
+    """Return the named recipe with its values replaced by the options that were given."""
     recipe = recipes.default(
         given.get("model", Recipe.model),
         dataset,
@@ -165,7 +169,7 @@ def recipe_of(given: Given, dataset: Dataset) -> Recipe:
         recipe = replace(recipe, second_epochs=second, lr_epochs=lr_epochs)
     if given.get("activation") == "relu":
         recipe = replace(recipe, lr=RELU_LR)
-    if given.get("validation") == 0:  # then there is nothing to stop by, unless it was asked for
+    if given.get("validation") == 0:  # nothing to stop by; an explicit --patience is refused later
         recipe = replace(recipe, patience=0, second_stage="none")
     told = {name: given[name] for name in options(Recipe) if name in given} | {"data": dataset.name}
     return replace(recipe, **told)

@@ -1,4 +1,4 @@
-"""Recipes as data: what is trained, on what, and by which schedules."""
+"""Recipes as data: the network, the data set, the objective and the schedules of a run."""
 
 from lpfamily.training.recipes.layers import network_of, task_of
 from lpfamily.training.recipes.published import PUBLISHED

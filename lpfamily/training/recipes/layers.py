@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lpfamily.training.choices import flag, part
+from lpfamily.training.choices import extract, flag
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import (
     Array,
@@ -41,8 +41,8 @@ def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
 
 
 def task_of(recipe: Recipe, network: Network, x: Floats, labels: Array, machine: Machine) -> Task:
-    """Return what a trainer of the recipe is made from, for its network and some examples."""
-    objective, optimiser = part(recipe, Objective), part(recipe, Optimiser)
+    """Return the task of the recipe on some examples, for a trainer of its network."""
+    objective, optimiser = extract(recipe, Objective), extract(recipe, Optimiser)
     return Task(network, objective, x, labels, recipe.batch_size, recipe.dtype, optimiser, machine)
 
 
@@ -91,7 +91,7 @@ def _dropout(recipe: Recipe, layers: int) -> tuple[Dropout | None, ...]:
 
 
 def _of_layers(recipe: Recipe, name: str, layers: int) -> tuple[Any, ...]:
-    """Return the numbers of a list, one for each layer."""
+    """Return an option's numbers, one per layer; a single number is repeated."""
     values: tuple[Any, ...] = getattr(recipe, name)
     if len(values) not in (1, layers):
         raise ValueError(f"{flag(name)} must have one number or {layers}; got {len(values)}")

@@ -1,4 +1,4 @@
-"""The recipes of each model, as differences from the defaults: the published, the quick and the best."""
+"""The published, the quick and the best recipe of each model: their differences from the defaults."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "second_epochs": 1000,
     },
 }
-"""By model, what differs from the defaults of `Recipe`."""
+"""By model, the values that differ from the defaults of `Recipe`."""
 
 _ONE_STAGE: dict[str, Any] = {
     "patience": 0,
     "second_stage": "none",
     "lr_decay": "linear",  # to a hundredth in the last epoch
-    # a network that is at chance learns nothing from examples that are moved as far as they will be
+    # a network at chance learns nothing from examples that are perturbed by the full sigma
     "sigma_ramp": 4,
     "momentum": 0.9,
     "momentum_final": 0.9,
@@ -107,10 +107,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "conv-maxout": {**_ONE_STAGE, "epochs": 4, "lr": 0.05, "momentum": 0.7, "momentum_final": 0.7},
     "cifar-maxout-small": {**_ONE_STAGE, "epochs": 10, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
 }
-"""By model, what differs beside it in the quick recipe: choices of ours, for minutes instead of hours."""
+"""By model, the values of the quick recipe that differ from `PUBLISHED`, chosen for minutes, not hours."""
 
 QUICK_EXAMPLES, MOST_QUICK_EPOCHS = 50_000, 100
-"""How many examples its epochs are of; a smaller set has more epochs, but no more than these."""
+"""The examples per epoch of the quick recipe; a smaller set has more epochs, at most `MOST_QUICK_EPOCHS`."""
 
 _BEST: dict[str, Any] = {
     **_ONE_STAGE,
@@ -124,8 +124,8 @@ BEST: dict[str, dict[str, Any]] = {
     "relu-mlp": {**_BEST, "units": (1200, 1200), "layer_noise": (), "lr": 0.1},
     "maxout": {**_BEST, "units": (480, 480), "init": 0.05, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
 }
-"""By model, what differs from the published recipe in the best one. It was chosen by the error on the last
+"""By model, the values of the best recipe that differ from `PUBLISHED`. It was chosen by the error on the last
 10,000 training images of MNIST (docs/measured/recipes.csv), and trains on all 60,000."""
 
 BEST_RADIUS = 1.5
-"""The radius of the best recipes, in units of the published one."""
+"""The radius of the best recipes, as a multiple of the published one."""

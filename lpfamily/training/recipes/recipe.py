@@ -1,4 +1,4 @@
-"""A training run without its backend: every choice, declared once."""
+"""The recipe of a training run: every choice except the backend, declared once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _RADII = ", ".join(
     f"{published_radius(each.radius, each.inputs):.4g} on {name}" for name, each in SOURCES.items()
 )
 RELU_LR = 0.1
-"""At 1, which sigmoid units take, rectifiers do not learn."""
+"""Default learning rate of rectifiers, which do not learn at the 1 of sigmoid units."""
 
 of_data, of_network, of_stages = (
     functools.partial(option, group=group) for group in ("data", "network", "stages")
@@ -55,146 +55,194 @@ of_exponential, of_linear = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimiser, Objective):
-    """A training run without its backend: every choice, with its unit. `default` has the published ones."""
+    """Every choice of a training run except the backend. `default` returns the published recipes."""
 
-    model: str = of_data("sigmoid-mlp", Names(tuple(PUBLISHED)), "the network")
+    model: str = of_data("sigmoid-mlp", Names(tuple(PUBLISHED)), "the network to train")
     recipe: Literal["paper", "quick", "best"] = of_data(
         "paper",
         None,
-        "the numbers that are not given: paper has the published ones, quick trains in minutes, best has the "
-        f"least validation error known on MNIST ({', '.join(BEST)})",
+        "source of the options that are not given, paper: the published values, quick: values that train in "
+        f"minutes, best: those with the lowest known validation error on MNIST ({', '.join(BEST)} only)",
     )
     data: str = of_data(
         next(iter(SOURCES)),
         TEXT,
-        f"the data set: {', '.join(data_sets.names())}, an .npz file with x, y, x_test and y_test, or a "
-        "folder of images by class, or of IDX files as MNIST's",
+        f"the data set: {', '.join(data_sets.names())}, or the path of an .npz file with x, y, x_test and "
+        "y_test, of a folder with one subfolder of images per class, or of a folder with IDX files like "
+        "MNIST's",
     )
     size: tuple[int, ...] = of_data(
-        (), Numbers(COUNT), "height,width that the images of a folder are resized to, or one number for both"
+        (),
+        Numbers(COUNT),
+        "for a folder of images: resize them to height,width in pixels, or to one number for both",
     )
     scale: Literal["none", "unit", "standard"] = of_data(
         "none",
         None,
-        "scale the inputs, each number or channel by its values in the training set: unit to 0..1, standard "
-        "to mean 0 and deviation 1; sigma is in units after it",
+        "scale each input, or each channel of images, by its values in the training set: unit to 0..1, "
+        "standard to mean 0 and standard deviation 1; --sigma is then in scaled units",
     )
-    examples: int = of_data(0, COUNT_OR_NONE, "use the first N training examples; 0 is all")
-    test_examples: int = of_data(0, COUNT_OR_NONE, "use the first N test examples; 0 is all")
-    validation: int = of_data(10_000, COUNT_OR_NONE, "hold out the last N training examples")
-    seed: int = of_data(0, COUNT_OR_NONE, "of weights, order and noise")
+    examples: int = of_data(0, COUNT_OR_NONE, "train on the first N training examples only; 0: on all")
+    test_examples: int = of_data(0, COUNT_OR_NONE, "test on the first N test examples only; 0: on all")
+    validation: int = of_data(
+        10_000, COUNT_OR_NONE, "hold out the last N training examples for validation; 0: none"
+    )
+    seed: int = of_data(0, COUNT_OR_NONE, "seed of the initial weights, the order of examples and all noise")
 
     units: tuple[int, ...] = of_network(
-        (600, 600), Numbers(COUNT), "of the hidden layers: units, or channels of convolutions"
+        (600, 600), Numbers(COUNT), "units of each hidden layer; channels, where it is a convolution"
     )
     pieces: tuple[int, ...] = of_network(
-        (), Numbers(COUNT), "of their maxout units; none makes them units of one piece"
+        (),
+        Numbers(COUNT),
+        "linear pieces of each maxout unit, per hidden layer; none: the units are not maxout units",
     )
     activation: Literal["sigmoid", "relu"] = of_network(
-        "sigmoid", None, "of the hidden units, where they are no maxout units", needs=UNITS
+        "sigmoid", None, "activation of the hidden units, unless they are maxout units", needs=UNITS
     )
-    kernel: tuple[int, ...] = of_network((), Numbers(COUNT), "of convolutions, as many as the first layers")
-    padding: tuple[int, ...] = of_convolutions((0,), Numbers(COUNT_OR_NONE), "of convolutions")
-    pool: tuple[int, ...] = of_convolutions((1,), Numbers(COUNT), "side of the windows of max pooling")
-    stride: tuple[int, ...] = of_convolutions((1,), Numbers(COUNT), "of max pooling")
+    kernel: tuple[int, ...] = of_network(
+        (),
+        Numbers(COUNT),
+        "side of each convolution's kernel in pixels; as many numbers make as many of the first layers "
+        "convolutions",
+    )
+    padding: tuple[int, ...] = of_convolutions(
+        (0,), Numbers(COUNT_OR_NONE), "zero padding on each side of a convolution's input, in pixels"
+    )
+    pool: tuple[int, ...] = of_convolutions(
+        (1,), Numbers(COUNT), "side of a convolution's max-pooling windows, in pixels; 1: no pooling"
+    )
+    stride: tuple[int, ...] = of_convolutions(
+        (1,), Numbers(COUNT), "stride of a convolution's max pooling, in pixels; at most --pool"
+    )
     bias: Literal["tied", "untied"] = of_convolutions(
-        "tied", None, "of convolutions: one number per piece, or per piece and position"
+        "tied",
+        None,
+        "biases of a convolution, tied: one per piece, or untied: one per piece and position",
     )
     dropout: tuple[float, ...] = of_network(
-        (), Numbers(INCLUDE), "keep probability of each layer's inputs, last layer included"
+        (),
+        Numbers(INCLUDE),
+        "keep probability of each layer's inputs, last layer included, above 0 and at most 1; none: no "
+        "dropout",
     )
     dropout_scale: tuple[float, ...] = of_network(
         (),
         Numbers(POSITIVE),
-        "what the kept inputs are multiplied by",
+        "factor that multiplies the inputs which --dropout keeps",
         needs={"dropout": ()},
-        default_text="1 in the first layer, 1 / probability in others",
+        default_text="1 in the first layer, 1 / keep probability in others",
     )
     layer_noise: tuple[float, ...] = of_network(
         (),
         Numbers(NOT_NEGATIVE),
-        "deviation of the Gaussian noise that training adds to what enters each layer's activation, last "
-        "layer included; 0 is none",
+        "standard deviation of the Gaussian noise that training adds before each layer's activation, last "
+        "layer included; 0: no noise",
     )
     max_norm: tuple[float, ...] = of_network(
         (math.sqrt(15),),
         Numbers(NOT_NEGATIVE),
-        "the limit on the norm of the weights into a unit or piece; 0 is none",
+        "largest Euclidean norm of the weights into a unit or maxout piece, enforced after every step; 0: no "
+        "limit",
     )
-    lr_scale: tuple[float, ...] = of_network((1.0,), Numbers(NOT_NEGATIVE), "factors of the learning rate")
-    init: float = of_network(0.0, NOT_NEGATIVE, "the range of the first weights; 0 is that of the activation")
+    lr_scale: tuple[float, ...] = of_network(
+        (1.0,), Numbers(NOT_NEGATIVE), "factor on the learning rate of each layer"
+    )
+    init: float = of_network(
+        0.0,
+        NOT_NEGATIVE,
+        "draw the initial weights uniformly from -X to X; 0: an X that suits the activation",
+    )
 
     objective: ObjectiveName = of_objective("perturb", None, choices.options(Objective)["objective"].help)
     sigma: float = of_objective(
         1.0,
         RADIUS,
-        "the radius, or the noise's standard deviation, in units of the input; fractions too, as 8/255",
-        default_text=f"at p = 2 {_RADII}; times d^(1/p - 1/2) at other p, d coordinates, and times d^(-1/2) "
-        "for noise",
+        "radius of the ball, factor of the penalty, or standard deviation of the noise, in units of the "
+        "input; a number or a fraction such as 8/255",
+        default_text=f"at p = 2 {_RADII}; at other p times d^(1/p - 1/2), for d inputs; for noise times "
+        "d^(-1/2)",
     )
     sigma_ramp: int = of_objective(
         0,
         COUNT_OR_NONE,
-        "epochs over which sigma rises to its value",
+        "raise sigma linearly to its value over the first N epochs; 0: full from the start",
         needs={"objective": ("noise", "perturb", "penalty", "trades")},
     )
 
     monitor: int = of_objective(
         0,
         COUNT_OR_NONE,
-        "look for catastrophic overfitting every so many epochs; 0: for a twentieth of the passes",
+        "check for catastrophic overfitting every N epochs; 0: as often as takes a twentieth of the work",
         needs={"objective": ("perturb", "penalty", "trades")},
     )
 
-    epochs: int = of_optimiser(1000, COUNT, "how often to go through the training set, at most")
+    epochs: int = of_optimiser(
+        1000, COUNT, "largest number of epochs of stage one; an epoch visits every training example once"
+    )
     batch_size: int = of_optimiser(100, COUNT, "examples per step")
-    lr: float = of_optimiser(1.0, POSITIVE, f"the learning rate; with --activation relu {RELU_LR} by default")
+    lr: float = of_optimiser(
+        1.0, POSITIVE, f"initial learning rate; --activation relu makes {RELU_LR} the default"
+    )
     lr_decay: Literal["exponential", "linear", "none"] = of_optimiser(
-        "exponential", None, "by the step, by the epoch, or not"
+        "exponential",
+        None,
+        "decay of the learning rate: exponential by the step, linear by the epoch",
     )
     lr_factor: float = of_exponential(
-        1.000004, POSITIVE, "exponential: what lr is divided by after every step"
+        1.000004, POSITIVE, "exponential decay: divide the learning rate by X after each step"
     )
-    lr_floor: float = of_exponential(1e-6, NOT_NEGATIVE, "exponential: the least lr")
-    lr_final: float = of_linear(0.01, FRACTION, "linear: the last lr, as a fraction of the first")
-    lr_epochs: int = of_linear(250, COUNT, "linear: the epoch that reaches it")
-    momentum: float = of_optimiser(0.5, FRACTION, "at first")
-    momentum_final: float = of_optimiser(0.7, FRACTION, "at last")
-    momentum_epochs: int = of_optimiser(250, COUNT, "the epoch that reaches it, rising linearly")
+    lr_floor: float = of_exponential(1e-6, NOT_NEGATIVE, "exponential decay: lowest learning rate")
+    lr_final: float = of_linear(
+        0.01, FRACTION, "linear decay: final learning rate as a fraction of --lr, from 0 to 1"
+    )
+    lr_epochs: int = of_linear(250, COUNT, "linear decay: epoch that reaches --lr-final")
+    momentum: float = of_optimiser(0.5, FRACTION, "initial momentum m, from 0 to 1")
+    momentum_final: float = of_optimiser(0.7, FRACTION, "final momentum, from 0 to 1")
+    momentum_epochs: int = of_optimiser(
+        250, COUNT, "epoch that reaches --momentum-final; momentum changes linearly until then"
+    )
 
     patience: int = of_stages(
         100,
         COUNT_OR_NONE,
-        "stop after so many epochs without a new least validation error, and keep its epoch; 0 never",
+        "end stage one after N epochs without a new lowest validation error, and keep the epoch with the "
+        "lowest; 0: train all epochs and keep the last",
     )
     second_stage: Literal["none", "continue", "scratch"] = of_stages(
         "continue",
         None,
-        "then train on all examples, until the held-out ones have the loss that the others had",
+        "stage two: train on all examples until the held-out ones reach stage one's training loss, starting "
+        "from the kept epoch (continue) or from new weights (scratch)",
     )
     second_lr: Literal["decay", "constant"] = of_stages(
-        "decay", None, "how the learning rate goes on, if it continues", needs={"second_stage": "continue"}
+        "decay",
+        None,
+        "learning rate of a stage two that continues: go on decaying, or stay constant",
+        needs={"second_stage": "continue"},
     )
     second_epochs: int = of_stages(
         400,
         COUNT,
-        "how long, at most; no more than --epochs, if that is given",
+        "largest number of epochs of stage two; a smaller --epochs becomes the default",
         needs={"second_stage": ("continue", "scratch")},
     )
 
-    dtype: Literal["float32", "float64"] = option("float32", None, "of weights and data", group="machine")
+    dtype: Literal["float32", "float64"] = option(
+        "float32", None, "dtype of weights and data", group="machine"
+    )
 
     def __post_init__(self) -> None:
         choices.check(self)
 
     @property
     def short_data(self) -> str:
-        """What a title has of the data's name, which may be that of any file or folder."""
+        """The name of the data set, cut to 40 characters: it may be that of any file or folder."""
         return self.data.removesuffix("/")[:40]
 
     @property
     def inputs(self) -> str:
-        """The name of the data, and what is done to them where sigma is in units after it."""
+        """The name of the data set, with its scaling, as sigma is in units of the scaled inputs."""
         return (
             self.data if self.scale == "none" else f"{self.data} scaled to {self.scale}, sigma in these units"
         )
@@ -208,11 +256,12 @@ def default(
     inputs: int | None = None,
     recipe: RecipeName = "paper",
 ) -> Recipe:
-    """Return the recipe of a model on a data set: its name, with the number of its inputs, or its examples.
+    """Return the recipe of a model on a data set, which is given by its name and `inputs`, or as a `Dataset`.
 
-    sigma follows the paper: at p = 2 the data set's own radius, or as 1 on MNIST in proportion to the
-    square root of the number d of coordinates (IV-B); at other p the radius of matched strength,
-    d^(1/p - 1/2) times as much; for noise the deviation of the same expected norm.
+    sigma follows the paper. At p = 2 it is the published radius of the data set or, without one, that of
+    MNIST (1) scaled with the square root of the number d of inputs (IV-B). At other p it is the radius of
+    matched strength, d^(1/p - 1/2) times as much. For noise it is the standard deviation of the same expected
+    norm.
 
     "paper" has the published numbers, "quick" those of `QUICK`, whose epochs are of 50,000 examples: a set
     whose examples are given and are fewer has as many more epochs, at most 100. "best" has those of `BEST`,
@@ -246,16 +295,16 @@ def default(
 
 
 def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with the numbers of a data set's own; raise `BadInput` if it cannot have them."""
+    """Return a recipe with the numbers that a data set brings; raise `BadInput` if they are not valid."""
     try:
         return replace(recipe, **numbers)
     except (TypeError, ValueError) as cause:
         raise BadInput(
-            f"data set {recipe.data!r} has a recipe that cannot be ({cause}); tell those who made it"
+            f"data set {recipe.data!r} brings a recipe that is not valid ({cause}); tell its authors"
         ) from cause
 
 
 def matched_radius(recipe: Recipe, p: float, inputs: int) -> float:
-    """Return the radius at p of the strength that the recipe trains with: sigma * d^(1/p - 1/p_train)."""
+    """Return the radius at p that matches the strength of the recipe's: sigma * d^(1/p - 1/p_train)."""
     trained = 0.0 if recipe.objective == "noise" else 1 / recipe.p
     return recipe.sigma * math.pow(inputs, 1 / p - trained)

@@ -1,4 +1,4 @@
-"""The rates of each step, by a recipe."""
+"""The schedules of a recipe: learning rate, momentum, sigma and averaging of each step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lpfamily.training.tasks import Rates
 def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
     """Return the rates of each step of an epoch, counted from 0.
 
-    Exponential decay is by the step, lr_t = max(lr / factor^t, floor); linear decay, momentum and
-    the ramp of sigma are by the epoch. The average keeps min(ema, (1 + t) / (10 + t)) of itself after
-    step t, counted from 0, so that the first weights do not stay in it.
+    Exponential decay acts after each step, lr_t = max(lr / factor^t, floor). Linear decay, momentum and the
+    ramp of sigma act after each epoch. At step t, counted from 0, the moving average keeps
+    min(ema, (1 + t) / (10 + t)) of itself, so that it forgets the initial weights.
     """
     count = epoch * steps + np.arange(steps)
     momentum, sigma = np.full(steps, _momentum(recipe, epoch)), _sigma(recipe, epoch, steps)
@@ -24,14 +24,15 @@ def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
 
 
 def continued_rates(recipe: Recipe, best: int, steps_before: int, epoch: int, steps: int) -> Rates:
-    """Return the rates of an epoch, counted from 0, of a second stage that continues.
+    """Return the rates of an epoch, counted from 0, of a second stage that continues from the first.
 
-    Momentum stays at its value in the best epoch of the first stage, the `best`-th, of `steps_before`
-    steps each; the learning rate at its value after it, or its decay goes on. The average begins anew.
+    The first stage had `steps_before` steps per epoch, and its `best`-th epoch was the best. Momentum keeps
+    its value of that epoch. The learning rate keeps its value after that epoch, or goes on decaying. The
+    average begins anew.
     """
-    held, here = recipe.second_lr == "constant", epoch * steps + np.arange(steps)
-    count = best * steps_before + (np.zeros(steps) if held else here)
-    lr = _lr(recipe, best - 1 if held else best + epoch, count)
+    is_constant, here = recipe.second_lr == "constant", epoch * steps + np.arange(steps)
+    count = best * steps_before + (np.zeros(steps) if is_constant else here)
+    lr = _lr(recipe, best - 1 if is_constant else best + epoch, count)
     momentum, sigma = np.full(steps, _momentum(recipe, best - 1)), _sigma(recipe, best + epoch, steps)
     return Rates(lr, momentum, sigma, _mixing(recipe, here))
 
