@@ -124,8 +124,11 @@ BEST: dict[str, dict[str, Any]] = {
     "relu-mlp": {**_BEST, "units": (1200, 1200), "layer_noise": (), "lr": 0.1},
     "maxout": {**_BEST, "units": (480, 480), "init": 0.05, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
 }
-"""By model, the values of the best recipe that differ from `PUBLISHED`. It was chosen by the error on the last
-10,000 training images of MNIST (docs/measured/recipes.csv), and trains on all 60,000."""
+"""By model, the values of the best recipe that differ from `PUBLISHED`.
+
+They were chosen by the error on the last 10,000 training images of MNIST (docs/measured/recipes.csv). The
+recipe trains on all 60,000.
+"""
 
 BEST_RADIUS = 1.5
 """The radius of the best recipes, as a multiple of the published one."""

@@ -263,9 +263,9 @@ def default(
     matched strength, d^(1/p - 1/2) times as much. For noise it is the standard deviation of the same expected
     norm.
 
-    "paper" has the published numbers, "quick" those of `QUICK`, whose epochs are of 50,000 examples: a set
-    whose examples are given and are fewer has as many more epochs, at most 100. "best" has those of `BEST`,
-    and `BEST_RADIUS` times the radius.
+    "paper" has the published values. "quick" has those of `QUICK`, with epochs of 50,000 examples; a smaller
+    `Dataset` has proportionally more epochs, at most 100. "best" has those of `BEST`, and `BEST_RADIUS` times
+    the radius.
     """
     if recipe == "best" and model not in BEST:
         raise BadInput(f"there is no best recipe of {model}, only of {', '.join(BEST)}; take paper or quick")
@@ -278,20 +278,20 @@ def default(
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
     sigma = radius * inputs**exponent * (BEST_RADIUS if recipe == "best" else 1.0)
-    found = Recipe(
+    result = Recipe(
         recipe=recipe, data=name, model=model, objective=objective, p=p, sigma=sigma, **PUBLISHED[model]
     )
     if source:
-        found = of_dataset(found, {**source.recipe, **source.of_models.get(model, {})})
+        result = of_dataset(result, {**source.recipe, **source.of_models.get(model, {})})
     if loaded:
-        found = of_dataset(found, loaded.recipe)
+        result = of_dataset(result, loaded.recipe)
     if recipe == "quick":
         more = max(1.0, QUICK_EXAMPLES / len(loaded.train.x)) if loaded else 1.0
         epochs = min(math.ceil(QUICK[model]["epochs"] * more), MOST_QUICK_EPOCHS)
-        found = replace(found, **QUICK[model] | {"epochs": epochs, "lr_epochs": epochs})
+        result = replace(result, **QUICK[model] | {"epochs": epochs, "lr_epochs": epochs})
     if recipe == "best":
-        found = replace(found, **BEST[model], lr_epochs=BEST[model]["epochs"])
-    return found
+        result = replace(result, **BEST[model], lr_epochs=BEST[model]["epochs"])
+    return result
 
 
 def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
