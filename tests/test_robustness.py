@@ -14,6 +14,7 @@ from laws import norms
 from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily import ensemble, robustness
+from lpfamily.ensemble import boundary
 
 BALLS = {1: (0.5, 1.5), 1.5: (0.3, 1.0), 2: (0.1, 0.6), math.inf: (0.02, 0.15)}
 
@@ -68,11 +69,11 @@ def test_a_linear_classifier_has_the_errors_that_hoelder_says(effort, ps):
     assert not [finding for finding in found.findings() if "weak" not in finding]
 
 
-@pytest.mark.parametrize(("ways", "near"), [((), False), (ensemble.WAYS[:1], False), (ensemble.WAYS, True)])
+@pytest.mark.parametrize(("ways", "near"), [((), False), (boundary.WAYS[:1], False), (boundary.WAYS, True)])
 def test_the_boundary_of_a_network_that_is_sure_of_nothing_is_found_by_the_margin(monkeypatch, ways, near):
     """Log-odds push it away from every class alike."""
     weights, x, y = problem(classes=12)
-    monkeypatch.setattr(ensemble, "WAYS", ways)
+    monkeypatch.setattr(boundary, "WAYS", ways)
     for p in (1, 2, math.inf):
         options = {"p": p, "sigma": BALLS[p][-1], "effort": "quick", "progress": False}
         smallest = robustness(linear(0.01 * weights), x, y, **options).smallest(p)
@@ -279,15 +280,15 @@ def test_an_error_says_what_was_given():
     for change, match in (
         ({"effort": "much"}, "effort must be one of 'quick', 'standard', 'thorough'; got 'much'"),
         ({"sigma": 0}, "sigma must be one or more radii .* the largest above 0; got 0"),
-        ({"sigma": {2: 0.1}}, r"sigma has no radius for p = 1; it has some for \[2\]"),
+        ({"sigma": {2: 0.1}}, r"sigma has no radius for p = 1; it has radii for \[2\]"),
         ({"p": ()}, "p must name at least one exponent"),
         ({"p": 0.5}, r"p must lie in \[1, inf\]"),
-        ({"y": y[:9]}, "x and y must be as long; got 10 inputs and 9 labels"),
+        ({"y": y[:9]}, "x and y must have the same length; got 10 inputs and 9 labels"),
         ({"y": y + 0.5}, "y must be integers"),
-        ({"y": y + 4}, "y must be classes of the 4 that have logits, from 0; got 4 to 7"),
-        ({"y": y - 1}, "y must be classes of the 4 that have logits, from 0; got -1 to 2"),
+        ({"y": y + 4}, "y must be classes from 0 to 3, one per logit; got 4 to 7"),
+        ({"y": y - 1}, "y must be classes from 0 to 3, one per logit; got -1 to 2"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"x": x[:0], "y": y[:0]}, "there is no example"),
+        ({"x": x[:0], "y": y[:0]}, "at least one example"),
         ({"bounds": (0.5, 1)}, "clip x"),
     ):
         with pytest.raises((TypeError, ValueError), match=match):
@@ -343,7 +344,7 @@ def test_a_tree_is_as_robust_as_its_rows(monkeypatch, bounds):
 def test_a_tree_that_does_not_fit_is_an_error():
     model, x, y = curved()
     ball = {"p": 2, "sigma": 0.1, "progress": False}
-    with pytest.raises(ValueError, match=r"x\['b'\]\[1\] and y must be as long; got 79 inputs and 80 labels"):
+    with pytest.raises(ValueError, match=r"x\['b'\]\[1\] and y .* got 79 inputs and 80 labels"):
         robustness(model, {"a": x, "b": [x, x[1:]]}, y, **ball)
     for grad, error, match in (
         (x, TypeError, "grad must be a tree like x; got ndarray"),

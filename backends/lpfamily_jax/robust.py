@@ -80,6 +80,6 @@ def robustness(
         _, first = next(named_leaves(x, "x"))
         return np.asarray(forward(mapped(padded, x)))[: len(first)]
 
-    passes = ensemble.Passes(evaluate, evaluate_logits)
+    classifier = ensemble.Classifier(evaluate, evaluate_logits)
     data = ensemble.batches(x, y, batch_size)
-    return ensemble.measure(passes, data, p, sigma, bounds, scale, effort, seed, progress)
+    return ensemble.measure(classifier, data, p, sigma, bounds, scale, effort, seed, progress)

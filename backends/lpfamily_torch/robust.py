@@ -106,7 +106,7 @@ def robustness(
 
     if dist.is_available() and dist.is_initialized():
         share = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}
-    passes = ensemble.Passes(
+    classifier = ensemble.Classifier(
         evaluate,
         call,
         host=lambda tensor: tensor.detach().cpu().numpy(),
@@ -115,4 +115,4 @@ def robustness(
     )
     with without_side_effects(inner, device, "none", "running"), torch.no_grad():
         data = ensemble.batches(x, y, batch_size)
-        return ensemble.measure(passes, data, p, sigma, bounds, scale, effort, seed, progress)
+        return ensemble.measure(classifier, data, p, sigma, bounds, scale, effort, seed, progress)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lpfamily import ensemble
 from lpfamily.classification import error_log_odds
-from lpfamily.ensemble import Batch, Passes, Plan
+from lpfamily.ensemble import Batch, Classifier, Plan
 from lpfamily.margins import flip_distance
 from lpfamily.measured import SURE, Ball, deviation, is_gap, quantiles_of
 from lpfamily.step import epsilon
@@ -253,18 +253,18 @@ def is_healthy(monitored: Json) -> bool:
 
 def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
     """Return the examples as what the ensemble attacks."""
-    return Batch(passes_of(trainer), x, labels, None, plan, np.random.default_rng(0))
+    return Batch(classifier_of(trainer), x, labels, None, plan, np.random.default_rng(0))
 
 
-def passes_of(trainer: Trainer) -> Passes:
-    """Return the passes of a trainer's network for the ensemble; it aims at a class by its own log-odds."""
+def classifier_of(trainer: Trainer) -> Classifier:
+    """Return a trainer's network as a classifier; it aims at a class by the log-odds of that class."""
 
     def evaluate(x: Floats, y: Ints, targets: Ints | None) -> tuple[Floats, Floats, Floats]:
         logits, classes = in_parts(trainer.logits, x), y if targets is None else targets
         values, grad = error_log_odds(logits, classes), in_parts(trainer.input_gradients, x, classes)
         return (logits, values, grad) if targets is None else (logits, -values, -grad)
 
-    return Passes(evaluate, partial(in_parts, trainer.logits))
+    return Classifier(evaluate, partial(in_parts, trainer.logits))
 
 
 def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:

@@ -9,7 +9,7 @@ from lpfamily.experiments.networks import NETWORKS, RADII, all_finished, of_kind
 from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training import data, load
 from lpfamily.training.progress import Tick
-from lpfamily.training.robustness import passes_of
+from lpfamily.training.robustness import classifier_of
 
 ATTACKED = (1.0, 2.0, math.inf)
 EXAMPLES = {"quick": 100, "paper": 1000}
@@ -35,10 +35,10 @@ def measurement(source: str, cost: float) -> Measurement:
         for done, ((network, seed), folder) in enumerate(zip(wanted, folders, strict=True), len(wanted)):
             tick(done, 2 * len(wanted), f"{network}-{seed}, attacked")
             recipe = recipe_of(setting, network, seed)
-            passes = passes_of(load(folder).trainer(setting.backend, setting.device))
+            classifier = classifier_of(load(folder).trainer(setting.backend, setting.device))
             batches = ensemble.batches(test.x.astype(recipe.dtype), test.labels, 500)
             how = ATTACKED, radii, None, None, EFFORT[setting.budget], seed, False
-            attacked = ensemble.measure(passes, batches, *how)
+            attacked = ensemble.measure(classifier, batches, *how)
             fooled = {f"{p:g}": attacked.error(p, radii[p][0]).value for p in ATTACKED}
             more = {"fooled": fooled, "attacked": len(test.x), "passes": recipe.passes}
             found[network].append(result(setting, network, folder) | more)
