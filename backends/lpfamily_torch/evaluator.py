@@ -1,9 +1,9 @@
-"""Evaluator through a model of one's own: what is called, what is followed, and what is differentiated."""
+"""Evaluations of any model at a perturbed input: its losses, the objective of eps, and their gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,13 +11,12 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds, relative_slope
 from lpfamily.divergences import divergence_between, divergence_of_moved, is_off
-from lpfamily.trees import mapped, named_leaves, rebuilt
+from lpfamily.trees import mapped, rebuilt
+from lpfamily_torch.arguments import leaves_of, rows_of
 from lpfamily_torch.reachable import Model
 from lpfamily_torch.side_effects import (
     DirectionDropout,
@@ -37,7 +36,7 @@ Point = TypeVar("Point")
 
 @dataclass(frozen=True)
 class EpsOptions:
-    """How the passes that find eps are made, and what they differentiate."""
+    """What is differentiated for eps, and in which modes and dtype the passes that compute eps run."""
 
     direction: Direction
     ignore_index: float | None
@@ -57,19 +56,19 @@ class EpsOptions:
             )
         if self.by_outputs and self.direction_dtype != "same":
             raise ValueError(
-                "direction='outputs' follows a difference of outputs, which rounds away in "
+                "direction='outputs' differentiates a difference of outputs, which rounds away in "
                 "direction_dtype='bfloat16'"
             )
 
     @property
     def by_outputs(self) -> bool:
-        """Whether the divergence from the clean outputs is followed."""
+        """Whether eps raises the divergence from the clean outputs."""
         return self.direction == "outputs"
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with all that its passes need but the tensor that is perturbed."""
+    """A model with its loss, labels and other arguments: a function of what is perturbed alone."""
 
     model: Model
     loss: Loss | None
@@ -77,57 +76,60 @@ class Evaluator:
     y: Any
     options: EpsOptions
     clean: Any = None
-    """x and the logits there, from which a divergence is."""
+    """x and the model's outputs there, from which a divergence is measured."""
 
     def __post_init__(self) -> None:
         if self.loss is None and not self.options.by_outputs:
             raise TypeError("loss must be a function of (outputs, y); None is for direction='outputs'")
 
-    def of(self, rows: Tensor, examples: int) -> Evaluator:
-        """Return the passes of some of the examples: these rows of every tensor that has one per example."""
+    def subset(self, rows: Tensor, examples: int) -> Evaluator:
+        """Return the evaluator of a subset of the examples.
+
+        It takes these rows of every tensor that has one row per example.
+        """
         call = partial(self.call, rows=rows)
-        y, clean = (_taken(each, rows, examples) for each in (self.y, self.clean))
+        y, clean = (rows_of(each, rows, examples) for each in (self.y, self.clean))
         return replace(self, call=call, y=y, clean=clean)
 
-    def from_outputs(self, at: Any) -> Evaluator:
-        """Return these passes, for a divergence with the outputs of the clean input."""
+    def with_clean_outputs(self, at: Any) -> Evaluator:
+        """Return an evaluator that has the outputs of the clean input, if eps needs them for a divergence."""
         if not self.options.by_outputs:
             return self
-        with self._direction_scope(at), torch.no_grad():
+        with self._eps_scope(at), torch.no_grad():
             return replace(self, clean=(at, self.call(without_team(self.model), at)))
 
     def without_side_effects(self, device: torch.device) -> AbstractContextManager[None]:
-        """Return the scope in which `value_and_grad` leaves nothing behind."""
+        """Return the scope in which `value_and_grad` has no side effects."""
         dropout, batch_norm = self.options.direction_dropout, self.options.batch_norm
         return without_side_effects(without_team(self.model), device, dropout, batch_norm)
 
     def value_and_grad(self, at: Point) -> tuple[Tensor, Point]:
-        """Return what eps raises, of each example, and its input gradient or a multiple of that."""
+        """Return the objective of eps for each example, and its input gradient or a multiple of that."""
         options, model, examples = self.options, without_team(self.model), len(leaves_of(at)[0])
 
         def evaluate(at: Point) -> tuple[Tensor, Any]:
             outputs = self.call(model, at)
-            values = self._followed(outputs, examples) if self.clean is None else self._apart(at, outputs)
-            spoilt = torch.zeros_like(values, dtype=torch.bool)
+            values = self._eps_objective(at, outputs, examples)
+            invalid = torch.zeros_like(values, dtype=torch.bool)
             if options.scaler is not None and options.direction in _ODDS:
                 # NaN where the outputs are finite comes from a label
-                spoilt = values.isnan() & flat(logits_of(outputs)).isfinite().all(dim=1)
-            return self._total(values), (values, spoilt)
+                invalid = values.isnan() & flat(logits_of(outputs)).isfinite().all(dim=1)
+            return self._total(values), (values, invalid)
 
-        with self._direction_scope(at), torch.enable_grad():
-            (values, spoilt), gradient = with_gradient(evaluate, mapped(Tensor.detach, at))
-            if options.scaler is not None:  # what overflows to NaN must not reach the ordinary pass
+        with self._eps_scope(at), torch.enable_grad():
+            (values, invalid), gradient = with_gradient(evaluate, mapped(Tensor.detach, at))
+            if options.scaler is not None:  # NaN from overflow must not reach the ordinary pass
 
-                def settled(leaf: Tensor) -> Tensor:
-                    numbers = leaf.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-                    return numbers.masked_fill_(spoilt.reshape(-1, *[1] * (leaf.ndim - 1)), math.nan)
+                def without_overflow(leaf: Tensor) -> Tensor:
+                    finite = leaf.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+                    return finite.masked_fill_(invalid.reshape(-1, *[1] * (leaf.ndim - 1)), math.nan)
 
-                gradient = mapped(settled, gradient)
+                gradient = mapped(without_overflow, gradient)
             return values.detach(), gradient
 
     @contextmanager
-    def _direction_scope(self, at: Any) -> Iterator[None]:
-        """Draw in each pass what the others draw, where they must agree, in the dtype that is asked for."""
+    def _eps_scope(self, at: Any) -> Iterator[None]:
+        """Set the autocast of a pass for eps; let all passes draw the same where they must agree."""
         options, leaves = self.options, leaves_of(at)
         device = leaves[0].device
         with ExitStack() as scopes:
@@ -136,42 +138,44 @@ class Evaluator:
             if options.direction_dtype == "bfloat16":
                 scopes.enter_context(torch.autocast(device.type, torch.bfloat16))
             elif options.by_outputs and all(leaf.dtype.itemsize > 2 for leaf in leaves):
-                # which would round differences away
+                # autocast would round differences of outputs away
                 scopes.enter_context(torch.autocast(device.type, enabled=False))
             yield
 
-    def _apart(self, at: Any, outputs: Any) -> Tensor:
-        """Return the divergence from the clean outputs, to follow."""
-        x, clean = self.clean
-        moved, logits = is_off(x, at, 1), _classes_last(outputs)
+    def _eps_objective(self, at: Any, outputs: Any, examples: int) -> Tensor:
+        """Return what eps raises for each example: the direction's function, or the divergence."""
+        if self.clean is None:
+            return self._direction(outputs, examples)
+        x, clean_outputs = self.clean
+        is_moved, logits = is_off(x, at, 1), _classes_last(outputs)
         rounding = torch.finfo(logits_of(outputs).dtype).eps
-        values: Tensor = divergence_of_moved(_classes_last(clean), logits, moved, 1, rounding)
+        values: Tensor = divergence_of_moved(_classes_last(clean_outputs), logits, is_moved, 1, rounding)
         return values
 
-    def losses_and_divergence(self, at: Any, ahead: Any, beta: float) -> tuple[Tensor, Any]:
+    def losses_and_divergence(self, at: Any, perturbed: Any, beta: float) -> tuple[Tensor, Any]:
         """Return L(x) + beta KL(f(x) || f(x + eps)), by an ordinary pass at x, and the outputs there.
 
-        Without a loss the outputs at x are targets, held constant.
+        Without a loss, the outputs at x are constant targets.
         """
         first = leaves_of(at)[0]
         same_state, examples = from_current_state(without_team(self.model), first.device), len(first)
         with torch.no_grad() if self.loss is None else nullcontext():
             outputs = self.call(self.model, at)
         with same_state:
-            moved = self.call(self.model, ahead)
-        apart = divergence_between(_classes_last(outputs), _classes_last(moved), 1)
-        losses = beta * _per_example(apart, examples, "the divergence")
+            perturbed_outputs = self.call(self.model, perturbed)
+        divergence = divergence_between(_classes_last(outputs), _classes_last(perturbed_outputs), 1)
+        losses = beta * _per_example(divergence, examples, "the divergence")
         return (losses if self.loss is None else losses + self._losses(outputs, examples)), outputs
 
     def losses(self, at: Any) -> tuple[Tensor, Any]:
-        """Return the loss of each example, by an ordinary pass, and its outputs."""
+        """Return the loss of each example and the outputs, by an ordinary pass."""
         outputs = self.call(self.model, at)
         return self._losses(outputs, len(leaves_of(at)[0])), outputs
 
     def losses_of_both(self, first: Any, second: Any) -> tuple[Tensor, Tensor, Any]:
-        """Return the losses of two inputs in the same state of all else, and the outputs of the first.
+        """Return the losses of two inputs, with the same random draws, and the outputs of the first.
 
-        The second pass leaves nothing.
+        The second pass starts from the state of the first, and has no side effects.
         """
         same_state = from_current_state(without_team(self.model), leaves_of(first)[0].device)
         losses, outputs = self.losses(first)
@@ -179,28 +183,30 @@ class Evaluator:
             return losses, self.losses(second)[0], outputs
 
     def losses_and_gradient(self, at: Point) -> tuple[Tensor, Any, Point, Tensor | float]:
-        """Return the loss of each example, by an ordinary pass, its outputs and two factors of its gradient.
+        """Return the losses and the outputs, by an ordinary pass, and two factors of the losses' gradient.
 
-        As the loss L is a multiple of softplus(odds), grad L is L sigmoid(odds) / softplus(odds) grad odds.
+        The first factor is the gradient of the direction's function, the second one number per example. With
+        odds, L is a multiple of softplus(odds), so grad L = L sigmoid(odds) / softplus(odds) grad odds.
         """
-        first, of_loss = leaves_of(at)[0], self.options.direction == "loss"
+        first, by_loss = leaves_of(at)[0], self.options.direction == "loss"
 
         def evaluate(at: Point) -> tuple[Tensor, Any]:
             losses, outputs = self.losses(at)
-            values = losses if of_loss else self._followed(outputs, len(first))
+            values = losses if by_loss else self._direction(outputs, len(first))
             return self._total(values), (losses, outputs, values)
 
         (losses, outputs, values), gradient = with_gradient(evaluate, at, create_graph=True)
         if (scaler := self.options.scaler) is not None:
             unit = len(first) / scaler.scale(torch.ones((), device=first.device))
             gradient = mapped(lambda leaf: leaf * unit, gradient)
-        return losses, outputs, gradient, 1.0 if of_loss else losses * relative_slope(_wide(values))
+        return losses, outputs, gradient, 1.0 if by_loss else losses * relative_slope(_wide(values))
 
     def _losses(self, outputs: Any, examples: int) -> Tensor:
         loss: Any = self.loss
         return _per_example(loss(outputs, self.y), examples, "loss")
 
-    def _followed(self, outputs: Any, examples: int) -> Tensor:
+    def _direction(self, outputs: Any, examples: int) -> Tensor:
+        """Return the function of the outputs whose gradient is the direction of eps, for each example."""
         direction = self.options.direction
         if direction == "loss":
             return self._losses(outputs, examples)
@@ -211,90 +217,9 @@ class Evaluator:
         return _per_example(values, examples, "direction")
 
     def _total(self, values: Tensor) -> Tensor:
+        """Return the sum to differentiate; with a scaler the scaled mean, which the scaler is tuned for."""
         scaler = self.options.scaler
-        # a scaler is made for the mean
         return values.sum() if scaler is None else scaler.scale(values.mean())
-
-
-def _taken(values: Any, rows: Tensor | None, examples: int) -> Any:
-    """Return values with these rows of every tensor whose first axis is as long as there are examples."""
-    if rows is None:
-        return values
-
-    def take(value: Any) -> Any:
-        is_aligned = isinstance(value, Tensor) and value.ndim and len(value) == examples
-        return value[rows.to(value.device)] if is_aligned else value
-
-    return tree_map(take, values)
-
-
-def leaves_of(at: object) -> list[Tensor]:
-    """Return the tensors that are perturbed."""
-    return [leaf for _, leaf in named_leaves(at, "")]
-
-
-def inputs_of(x: Any, leaf: Hashable | list[Hashable] | None) -> tuple[Any, Callable[..., Any]]:
-    """Return what is perturbed, a tensor or a tree, and how the model is called with another in its place.
-
-    That is `call(model, at)`, or `call(model, at, rows=rows)` where `at` holds some of the examples.
-    """
-    if isinstance(x, Tensor | PackedSequence):
-        if leaf is not None:
-            raise ValueError(f"leaf names an argument of a tuple or dict; x is one tensor, got leaf={leaf!r}")
-        return _floating(x, "x"), lambda model, at, rows=None: model(at)
-    if not isinstance(x, tuple | Mapping):
-        raise TypeError(
-            f"x must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(x).__name__}"
-        )
-    fields = getattr(x, "_fields", range(len(x)))
-    arguments = dict(x) if isinstance(x, Mapping) else dict(zip(fields, x, strict=True))
-    if leaf is None:
-        tensors = {name: at for name, at in arguments.items() if isinstance(at, Tensor | PackedSequence)}
-        floating = [name for name, at in tensors.items() if isinstance(at, Tensor) and at.is_floating_point()]
-        fitting = floating or tensors  # where none is floating, what is wrong with the only tensor
-        if len(fitting) != 1:
-            raise ValueError(
-                f"leaf must say which argument to perturb, or which ones; floating tensors are {floating}"
-            )
-        (leaf,) = fitting
-    several = isinstance(leaf, list) or (isinstance(leaf, tuple) and leaf not in arguments)
-    names = list(cast(Sequence[Hashable], leaf)) if several else [leaf]
-    if isinstance(x, tuple):
-        names = [fields[n] if isinstance(n, int) and n in range(len(x)) else n for n in names]
-    if not names or not all(name in arguments for name in names):
-        raise ValueError(f"leaf must be one of {list(arguments)}; got {leaf!r}: several go into a tuple")
-    chosen, leaves = {name: arguments[name] for name in names}, list[Tensor]()
-    for name, perturbed in chosen.items():
-        parts = [(f"x[{name!r}]", perturbed)]
-        if not isinstance(perturbed, PackedSequence):
-            parts = list(named_leaves(perturbed, parts[0][0]))
-        if not parts:
-            raise ValueError(f"x[{name!r}] must hold at least one tensor; got {perturbed!r}")
-        leaves += [_floating(tensor, path) for path, tensor in parts]
-
-    def call(model: Model, at: Any, rows: Tensor | None = None) -> Any:
-        moved = [at] if not several else at.values() if isinstance(at, dict) else at
-        changed = _taken(arguments, rows, len(leaves[0])) | dict(zip(names, moved, strict=True))
-        return model(**changed) if isinstance(x, Mapping) else model(*changed.values())
-
-    at = chosen if isinstance(x, Mapping) else tuple(chosen.values())
-    return (at if several else chosen[names[0]]), call
-
-
-def _floating(x: object, name: str) -> Tensor:
-    if isinstance(x, Tensor) and x.is_floating_point() and x.ndim:
-        return x
-    given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-    remedy = "perturb the embedding of what is discrete"
-    if isinstance(x, PackedSequence):
-        remedy = "pass the padded tensor and its lengths, and pack inside the model"
-    elif isinstance(x, Tensor) and x.is_complex():
-        remedy = "pass torch.view_as_real(x), and let the model begin with torch.view_as_complex"
-    elif isinstance(x, Tensor) and x.is_floating_point():
-        remedy = "put one example alone into a batch with x[None]"
-    elif isinstance(x, Tensor) and x.dtype == torch.uint8:
-        remedy = "pass pixels as the model takes them, x.float() / 255 for example, with sigma in these units"
-    raise TypeError(f"{name} must be a floating tensor, examples along its first axis; got {given}: {remedy}")
 
 
 def _per_example(values: object, examples: int, name: str) -> Tensor:
@@ -310,19 +235,19 @@ def _per_example(values: object, examples: int, name: str) -> Tensor:
 def with_gradient(
     evaluate: Callable[[Point], tuple[Tensor, Any]], at: Point, create_graph: bool = False
 ) -> tuple[Any, Point]:
-    """Return what evaluate(at) makes beside a total, and the gradient of that total."""
-    if torch._C._functorch.maybe_current_level() is not None:  # where no tensor may begin to need gradients
-        found: Any = torch.func.vjp(evaluate, at, has_aux=True)
-        total, back, made = found
-        (gradient,) = back(torch.ones_like(total))
-        return made, gradient
+    """Return what `evaluate` returns as (total, aux): aux, and the gradient of total."""
+    if torch._C._functorch.maybe_current_level() is not None:  # a transform forbids requires_grad_()
+        result: Any = torch.func.vjp(evaluate, at, has_aux=True)
+        total, vjp, aux = result
+        (gradient,) = vjp(torch.ones_like(total))
+        return aux, gradient
     at = mapped(lambda leaf: leaf if leaf.requires_grad else leaf.detach().requires_grad_(), at)
-    total, made = evaluate(at)
-    return made, input_gradient(total, at, create_graph)
+    total, aux = evaluate(at)
+    return aux, input_gradient(total, at, create_graph)
 
 
 def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Point:
-    """Return the gradient of a sum of values with respect to an input, or a tree of them."""
+    """Return the gradient of a scalar with respect to an input, or to a tree of inputs."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
     leaves, gradients = leaves_of(at), cast(Sequence[Tensor | None], ())
@@ -348,12 +273,12 @@ def _binary_odds(outputs: object, labels: Tensor, ignore_index: float | None) ->
 
 
 def flat(values: Tensor) -> Tensor:
-    """Return values as a row an example, also where there is no example."""
+    """Return values with one row per example, also where there are no examples."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def logits_of(outputs: object) -> Tensor:
-    """Return a model's logits: its outputs, or what they have as `logits`, as Hugging Face's do."""
+    """Return a model's logits: its outputs, or their attribute `logits`, as of models of Hugging Face."""
     logits = getattr(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         raise TypeError(
