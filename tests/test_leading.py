@@ -13,7 +13,7 @@ from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
 from lpfamily.training.tasks import Optimiser
-from lpfamily.training.teams import Alone, own
+from lpfamily.training.teams import Alone, local_slice
 from lpfamily.training.testing import NETWORKS, _rates, _state, _task
 
 NUMPY = backends.find("numpy")
@@ -137,7 +137,7 @@ def test_one_process_is_not_wrapped():
 @pytest.mark.parametrize("examples", [0, 1, 2, 7, 100])
 def test_every_example_has_one_owner(examples):
     for size in 1, 2, 3, 8:
-        parts = [range(examples)[own(Alone(rank, size), examples)] for rank in range(size)]
+        parts = [range(examples)[local_slice(Alone(rank, size), examples)] for rank in range(size)]
         assert [example for part in parts for example in part] == list(range(examples))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -35,7 +35,7 @@ from lpfamily.training.networks import (
 )
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
-from lpfamily.training.teams import Team, own
+from lpfamily.training.teams import Team, local_slice
 from lpfamily_torch.compiling import Recorded, Steps, compiled, problem, tracing_gradients
 from lpfamily_torch.model import (
     LAYERS,
@@ -144,9 +144,9 @@ class TorchTrainer:
         ):
             for batches in launches(order, task.batch_size, RECORDED if self._recorded else 1, self.tick):
                 steps = range(done, done := done + len(batches))
-                examples, rows = batches.shape[1], own(team, batches.shape[1])
-                own_draws = draws if team.size == 1 else draws.part(examples, rows)
-                drawn = own_draws.steps(steps, task, rows.stop - rows.start, mapped, self._empty)
+                examples, rows = batches.shape[1], local_slice(team, batches.shape[1])
+                local_draws = draws if team.size == 1 else draws.part(examples, rows)
+                drawn = local_draws.steps(steps, task, rows.stop - rows.start, mapped, self._empty)
                 pairs = np.repeat(table[steps, :, None], 2, axis=2)
                 taken = Steps(
                     self._tensor(batches[:, rows]), self._tensor(pairs), drawn.map(self._sent), examples

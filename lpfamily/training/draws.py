@@ -1,7 +1,7 @@
-"""Random numbers by counter: what is drawn depends on seed, purpose, epoch and step, and nothing else.
+"""Random numbers by counter: they depend on seed, purpose, epoch and step, and on nothing else.
 
-So a resumed run draws what the uninterrupted one would, every backend draws the same, and no random
-state needs to be kept.
+So a resumed run draws the same numbers as an uninterrupted one, all backends draw the same, and there is no
+random state to save.
 """
 
 from __future__ import annotations
@@ -24,64 +24,64 @@ from lpfamily.training.tasks import Task
 T = TypeVar("T")
 
 THREADS = 4
-"""Which draw at a time while a device waits: more of them wait for Python's lock."""
+"""The number of threads that draw while a device waits. More would wait for Python's lock."""
 
 _ORDER, _NOISE, _START, _TEST, _DROPOUT, _LAYER_NOISE = range(6)
 
 Mask = NDArray[np.bool_]
 Masks = list[Mask | None]
-"""For each layer, which of its inputs dropout keeps, (examples, *shape of the input); None is all."""
+"""For each layer, the mask of the inputs that dropout keeps, (examples, *input shape); None keeps all."""
 
 Noises = list[Floats | None]
-"""For each layer, what is added to what enters its activation; None is nothing."""
+"""For each layer, the noise added to the input of its activation; None adds nothing."""
 
 
 class Random(NamedTuple):
-    """What is random in a layer, in one pass."""
+    """The random arrays of a layer in one forward pass."""
 
     kept: Any = None
-    """Which of its inputs dropout keeps; None is all."""
+    """The mask of the inputs that dropout keeps; None keeps all."""
     noise: Any = None
-    """What is added to what enters its activation, (examples, *`networks.activated_shape`); None is none."""
+    """The noise added to the activation's input, (examples, *`networks.activated_shape`); None adds none."""
 
 
 Map = Callable[..., Iterable[Any]]
-"""What maps as `map` does."""
+"""A function that maps like `map`."""
 
 
 class Drawn(NamedTuple):
-    """What is random in a step, or stacked along a first axis, in several."""
+    """The random arrays of a step, or those of several steps, stacked along a first axis."""
 
     layers: list[Random]
-    """Where the weights are trained, layer by layer."""
+    """Those of the loss that trains the weights, layer by layer."""
     passes: list[list[Random]]
-    """In each of the gradient passes of perturb."""
+    """Those of each gradient in the computation of eps, layer by layer."""
     shift: Any
-    """For sigma = 1, the noise, or where in the ball the first gradient is taken; None without either."""
+    """For sigma = 1, the noise, or the point of the ball at which the first gradient is taken; else None."""
 
     def map(self, function: Callable[[Any], Any]) -> Drawn:
-        """Return the function of every array, called once for one that is there twice."""
+        """Return the results of the function on all arrays; it is called once for each distinct array."""
         results = {id(array): function(array) for array in self.arrays()}
         replaced: Drawn = _replaced(self, results)
         return replaced
 
     def arrays(self) -> list[Any]:
-        """Return all arrays, once those that are there twice."""
+        """Return all arrays, each once."""
         everything = (*itertools.chain(*self.layers, *itertools.chain(*self.passes)), self.shift)
         return list({id(array): array for array in everything if array is not None}.values())
 
 
-def _replaced(part: Any, results: dict[int, Any]) -> Any:
-    if isinstance(part, list):
-        return [_replaced(each, results) for each in part]
-    if isinstance(part, tuple):
-        return type(part)(*(_replaced(each, results) for each in part))
-    return results.get(id(part))
+def _replaced(tree: Any, results: dict[int, Any]) -> Any:
+    if isinstance(tree, list):
+        return [_replaced(each, results) for each in tree]
+    if isinstance(tree, tuple):
+        return type(tree)(*(_replaced(each, results) for each in tree))
+    return results.get(id(tree))
 
 
 @contextmanager
 def by_threads() -> Iterator[Map]:
-    """Give what maps as `map` does, by threads: what draws while a device waits for it."""
+    """Yield a `map` that runs in threads, for draws that a device waits for."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield pool.map
 
@@ -106,11 +106,11 @@ class Draws:
     epoch: int
 
     def order(self, visits: int, weights: Floats | None = None) -> NDArray[np.int64]:
-        """Return which example each of an epoch's visits is to.
+        """Return the index of the example for each visit of an epoch.
 
-        Without weights it is one visit to each example. With weights w, float64 and 0 or more, example i has
-        visits * w_i / sum(w) visits: exactly so many where that is a whole number, and else one of the two
-        whole numbers beside it, drawn such that this is the mean.
+        Without weights each example is visited once. With weights w, float64 and 0 or more, example i is
+        visited visits * w_i / sum(w) times if that is a whole number. Otherwise the number is rounded up or
+        down at random, with this mean.
         """
         generator = _generator(_ORDER, self.seed, self.epoch, 0)
         order = generator.permutation(visits)
@@ -120,7 +120,7 @@ class Draws:
         upto *= visits / upto[-1]
         upto[-1] = visits
         whole = np.floor(upto)
-        # by the fraction alone: whole + fraction + drawn may round up to the next whole number
+        # compare the fraction alone: whole + fraction + random may round up to the next whole number
         ends = (whole + (upto - whole + generator.random() >= 1)).astype(np.int64)
         return np.repeat(np.arange(len(weights)), np.diff(ends, prepend=0))[order]
 
@@ -129,29 +129,32 @@ class Draws:
         return _normal(_generator(_NOISE, self.seed, self.epoch, step), shape, dtype)
 
     def start(self, step: int, shape: Shape, p: float, dtype: str) -> Floats:
-        """Return points drawn uniformly from the unit Lp ball, one an example, for a random start."""
+        """Return points drawn uniformly from the unit Lp ball, one per example, for a random start."""
         rng = _generator(_START, self.seed, self.epoch, step)
         return np.asarray(sample(shape, p, 1.0, rng, dtype=np.dtype(dtype)))
 
     def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
-        """Return which inputs of a layer dropout keeps in a step; `again` counts its independent passes."""
+        """Return the mask of a layer's inputs that dropout keeps in a step.
+
+        `again` numbers independent draws.
+        """
         bits = _bits(_DROPOUT, self.seed, self.epoch, step, _place(layer, again))
         size = math.prod(shape)
         drawn = bits.random_raw(-(-size // 2)).astype("<u8", copy=False).view("<u4")[:size]
-        # a Generator's float32 in [0, 1) are the upper 24 bits of these, by two thirds of the speed
+        # a Generator's float32 in [0, 1) is the upper 24 bits of these, at two thirds of the speed
         return (drawn < math.ceil(float(np.float32(include)) * 2**24) << 8).reshape(shape)
 
     def added(
         self, step: int, layer: int, shape: Shape, deviation: float, dtype: str, again: int = 0
     ) -> Floats:
-        """Return the Gaussian noise inside of a layer in a step, as `kept` does what dropout keeps."""
+        """Return the Gaussian noise added in a layer in a step; the arguments are those of `kept`."""
         rng = _generator(_LAYER_NOISE, self.seed, self.epoch, step, _place(layer, again))
         noise = _normal(rng, shape, dtype)
         noise *= deviation
         return noise
 
     def step(self, step: int, task: Task, examples: int) -> Drawn:
-        """Return all that is random in a step of so many examples of a task."""
+        """Return all random arrays of a task's step on `examples` examples."""
         objective, network, shape = task.objective, task.network, (examples, task.network.inputs)
         layers, passes, shift = self._layers(step, task, examples), [], None
         if objective.name == "noise":
@@ -180,27 +183,27 @@ class Draws:
         mapped: Map = map,
         empty: Callable[..., Any] = np.empty,
     ) -> Drawn:
-        """Return what is random in these steps, drawn by `mapped`, into arrays that `empty` makes."""
+        """Return the random arrays of several steps, drawn by `mapped` into arrays that `empty` makes."""
         first = self.step(steps[0], task, examples)
-        whole = first.map(lambda array: empty((len(steps), *array.shape), array.dtype))
-        rows = [np.asarray(array) for array in whole.arrays()]
+        stacked = first.map(lambda array: empty((len(steps), *array.shape), array.dtype))
+        outputs = [np.asarray(array) for array in stacked.arrays()]
 
-        def fill(places: range) -> None:
-            for place in places:
-                drawn = self.step(steps[place], task, examples) if place else first
-                for row, array in zip(rows, drawn.arrays(), strict=True):
-                    row[place] = array
+        def fill(indices: range) -> None:
+            for index in indices:
+                drawn = self.step(steps[index], task, examples) if index else first
+                for output, array in zip(outputs, drawn.arrays(), strict=True):
+                    output[index] = array
 
         for _ in mapped(fill, [range(begin, len(steps), THREADS) for begin in range(THREADS)]):
             pass
-        return whole
+        return stacked
 
     def part(self, examples: int, rows: slice) -> Draws:
-        """Return the same draws for these rows of steps of so many examples."""
-        return Part(self.seed, self.epoch, self, examples, rows)
+        """Return the draws of a process that has these rows of steps on `examples` examples."""
+        return LocalDraws(self.seed, self.epoch, self, examples, rows)
 
     def masks(self, step: int, network: Network, examples: int, again: int = 0) -> Masks:
-        """Return what dropout keeps in a step, layer by layer."""
+        """Return the dropout masks of a step, layer by layer."""
         return [
             self.kept(step, index, (examples, *entering), layer.dropout.include, again)
             if layer.dropout
@@ -209,7 +212,7 @@ class Draws:
         ]
 
     def layer_noise(self, step: int, network: Network, examples: int, dtype: str, again: int = 0) -> Noises:
-        """Return the noise inside of the layers in a step, layer by layer."""
+        """Return the noise added in the layers in a step, layer by layer."""
         return [
             self.added(step, index, (examples, *activated_shape(layer, entering)), layer.noise, dtype, again)
             if layer.noise
@@ -220,9 +223,9 @@ class Draws:
     def direction_masks(
         self, step: int, network: Network, examples: int, dropout: str, steps: int, same: Masks
     ) -> list[Masks]:
-        """Return what dropout keeps in each of the gradient passes of `perturb`.
+        """Return the dropout masks of each gradient in the computation of eps.
 
-        `dropout` is `Objective.direction_dropout`, and `same` what it keeps where the weights are trained.
+        `dropout` is `Objective.direction_dropout`; `same` are the masks of the loss that trains the weights.
         """
         none: Masks = [None] * len(network.layers)
         return _of_passes(
@@ -232,7 +235,7 @@ class Draws:
     def direction_noise(
         self, step: int, network: Network, examples: int, dtype: str, dropout: str, steps: int, same: Noises
     ) -> list[Noises]:
-        """Return the noise inside of the layers in each of these passes, by the same rule."""
+        """Return the layer noise of each gradient in the computation of eps, as in `direction_masks`."""
         none: Noises = [None] * len(network.layers)
         return _of_passes(
             dropout, steps, lambda again: self.layer_noise(step, network, examples, dtype, again), same, none
@@ -240,15 +243,15 @@ class Draws:
 
 
 def _of_passes(dropout: str, steps: int, draw: Callable[[int], T], same: T, none: T) -> list[T]:
-    """Return what is random in the layers in each of the gradient passes of `perturb`."""
+    """Return the random arrays of the layers for each gradient in the computation of eps."""
     if dropout == "independent":
         return [draw(again) for again in range(1, steps + 1)]
     return [same if dropout == "same" else none] * steps
 
 
 @dataclass(frozen=True)
-class Part(Draws):
-    """The draws of a process that has some of a step's examples: its rows of what is drawn for all."""
+class LocalDraws(Draws):
+    """The draws of a process that has some rows of each step: its rows of the draws for all examples."""
 
     whole: Draws
     examples: int
@@ -263,7 +266,7 @@ class Part(Draws):
         return self.whole.start(step, (self.examples, *shape[1:]), p, dtype)[self.rows]
 
     def kept(self, step: int, layer: int, shape: Shape, include: float, again: int = 0) -> Mask:
-        """Return the rows of what is kept."""
+        """Return the rows of the mask."""
         return self.whole.kept(step, layer, (self.examples, *shape[1:]), include, again)[self.rows]
 
     def added(

@@ -1,4 +1,4 @@
-"""The one exception that the commands turn into a line on stderr, and what its messages are made of."""
+"""`BadInput`, which the commands print as one line on stderr, and helpers for its messages."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,21 +6,21 @@ from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
-    """Return a text as one line that a terminal shows and does not obey.
+    """Return a text as one line without characters that control a terminal.
 
-    White space becomes a single space; what else cannot be printed, such as the escape character, becomes
-    its escape sequence in Python.
+    White space becomes a single space. Other unprintable characters, such as the escape character, become
+    their Python escape sequences.
     """
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class BadInput(ValueError):
-    """Something from outside (an option, a file) cannot be used.
+    """An input, such as an option or a file, cannot be used.
 
-    The message is one printable line, whatever a file or a server put into it: what is wrong, what was
-    given, what to do. The commands print it to stderr and end with exit code 2; whatever else is raised is
-    a failure of the program.
+    The message says what is wrong, what was given and what to do. It is one printable line, even with text
+    from a file or a server in it. The commands print it to stderr and exit with code 2. Any other exception
+    is a failure of the program.
     """
 
     def __init__(self, message: object) -> None:
@@ -29,22 +29,22 @@ class BadInput(ValueError):
 
 @contextmanager
 def refusing(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Make exceptions of these kinds a `BadInput`: the problem, the reason in parentheses, the remedy.
+    """Turn exceptions of these kinds into `BadInput`: the problem, the reason in parentheses, the remedy.
 
-    The reason is the first line of what the exception says. The remedy begins with its punctuation. A
-    `BadInput` passes as it is.
+    The reason is the first line of the exception's message. The remedy begins with its punctuation. A
+    `BadInput` is raised unchanged.
     """
     try:
         yield
     except BadInput:
         raise
     except kinds as cause:
-        said = str((isinstance(cause, OSError) and cause.strerror) or cause).strip()
-        reason = (said or type(cause).__name__).splitlines()[0]
+        message = str((isinstance(cause, OSError) and cause.strerror) or cause).strip()
+        reason = (message or type(cause).__name__).splitlines()[0]
         raise BadInput(f"{problem} ({reason}){remedy}") from cause
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return the question whether the known name that is most alike was meant; without one, `otherwise`."""
+    """Return "did you mean NAME?" with the known name that is most similar; `otherwise` without one."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}?" if close else otherwise

@@ -1,8 +1,8 @@
-"""What networks are trained with: losses of outputs and targets, one value per example.
+"""The losses that networks are trained with: functions of outputs and targets, one value per example.
 
-Each is outer(inner(outputs, targets)), so that its gradient is the slope of outer times that of inner: the
-same direction, which does not vanish where the slope does. Perturbations take theirs from inner. These
-definitions take the arrays of any library; a backend may have faster ones.
+Each is outer(inner(outputs, targets)), so its gradient is the slope of outer times the gradient of inner.
+Both gradients have the same direction, but that of inner does not vanish where the slope does, so
+perturbations use inner. These definitions take the arrays of any library; a backend may have faster ones.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ LossName = Literal["cross-entropy", "squared-error"]
 
 
 class Loss(NamedTuple):
-    """A loss, as functions of the arrays of some library."""
+    """A loss, as functions of the arrays of any library."""
 
     inner: Callable[..., Any]
-    """Of outputs and targets."""
+    """inner(outputs, targets)."""
     outer: Callable[..., Any]
-    """Of inner."""
+    """outer(values of inner)."""
     slope: Callable[..., Any]
-    """The derivative of outer, of inner."""
+    """slope(values of inner), the derivative of outer."""
     value: Callable[..., Any]
-    """The loss, of outputs and targets; its second derivatives are right too where inner has none."""
+    """value(outputs, targets), the loss. It has second derivatives even where inner has no derivative."""
     error: Callable[..., Any]
-    """What a trainer reports beside the loss, of outputs and targets."""
+    """error(outputs, targets), which trainers report beside the loss."""
 
 
 def distance(outputs: Any, targets: Any) -> Any:
@@ -60,4 +60,4 @@ LOSSES: dict[LossName, Loss] = {
     "cross-entropy": Loss(error_log_odds, softplus, _sigmoid, cross_entropy, _is_misclassified),
     "squared-error": Loss(distance, lambda r: r * r / 2, lambda r: r, squared_error, distance),
 }
-"""By the names that `lpfamily.training.networks.Network.loss` has."""
+"""The losses by name, as `lpfamily.training.networks.Network.loss` gives it."""

@@ -19,13 +19,13 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
 Array = NDArray[np.generic]
-"""Of any numbers."""
+"""An array of any dtype."""
 
 State = dict[str, Floats]
-"""Named arrays: parameters, under `velocity.` their velocities, and if any, under `average.` averages."""
+"""Arrays by name: the parameters, their velocities as `velocity.NAME`, and any averages as `average.NAME`."""
 
 AVERAGE = "average."
-"""What precedes the names of the averages."""
+"""The prefix in the names of the averages."""
 
 Shape = tuple[int, ...]
 
@@ -34,10 +34,11 @@ Named = TypeVar("Named")
 
 @dataclass(frozen=True)
 class Dropout:
-    """What happens to the inputs of a layer in training: each stays, times `scale`, or becomes 0.
+    """Dropout of a layer's inputs in training: each is multiplied by `scale`, or set to 0.
 
-    It stays with probability `include`, for itself. Outside of training nothing happens, so that with
-    include 0.5 and scale 2 the layer sees the same mean, and with scale 1 a larger one in testing.
+    Each input is kept with probability `include`, independently of the others. Outside of training nothing
+    happens. So with include 0.5 and scale 2 the layer sees the same mean in training and testing, and with
+    scale 1 a larger one in testing.
     """
 
     include: float
@@ -45,31 +46,32 @@ class Dropout:
 
 
 _KINDS: dict[str, type[Layer]] = {}
-"""The layer types by their names, which are what JSON has of them."""
+"""The layer types by their names, which stand for them in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(ABC):
-    """A weight, a bias and how they are trained; a type of layer also knows its shapes and first weights.
+    """A weight, a bias and how they are trained; each type also defines its shapes and initial weights.
 
-    A layer that takes the largest of several numbers gives the gradient to the first of the largest.
+    A layer that takes the largest of several numbers passes the gradient to the first of the largest.
     """
 
     max_norm: float | None = None
-    """The limit on the Euclidean norm of the weights into one unit or piece, kept after every step."""
+    """The limit on the Euclidean norm of the weights into one unit or piece, enforced after every step."""
     dropout: Dropout | None = None
     noise: float | None = None
-    """In training, the deviation of Gaussian noise that is added to what enters the activation, in its units.
+    """The standard deviation of the Gaussian noise that training adds to the input of the activation.
 
-    That is x @ weight + bias, of a convolution before its pooling. Outside of training nothing is added.
+    It is in units of that input, which is x @ weight + bias, in a convolution before its pooling. Outside of
+    training nothing is added.
     """
     lr_scale: float = 1.0
-    """The factor of the learning rate for weight and bias."""
+    """The factor on the learning rate of weight and bias."""
     init: float | None = None
-    """Weights are drawn uniformly from +-init; None is the layer's `default_init`."""
+    """Initial weights are uniform in [-init, init]; None uses the layer's `default_init`."""
 
     norm_axes: ClassVar[tuple[int, ...]] = (0,)
-    """The axes of the weight over which the norm of a unit is taken."""
+    """The axes of the weight over which `max_norm` takes the norm of a unit."""
 
     def __init_subclass__(cls) -> None:
         known = _KINDS.setdefault(cls.__name__, cls)
@@ -82,48 +84,48 @@ class Layer(ABC):
 
     @abstractmethod
     def entering(self, shape: Shape) -> Shape:
-        """Return the shape in which the layer takes an example of this shape, or raise ValueError."""
+        """Return the input shape into which the layer reshapes an example, or raise ValueError."""
 
     @abstractmethod
     def output_shape(self, entering: Shape) -> Shape:
-        """Return the shape of an example that leaves the layer, or raise ValueError."""
+        """Return the shape of the layer's output for one example, or raise ValueError."""
 
     @abstractmethod
     def parameter_shapes(self, entering: Shape) -> dict[str, Shape]:
         """Return the shapes of `weight` and `bias`, in this order."""
 
     def positions(self, entering: Shape) -> Shape:
-        """Return the shape of the places where the weight meets an example: () where there is one."""
+        """Return the shape of the positions at which the weight is applied to an example; () means one."""
         return ()
 
     def default_init(self, weight: Shape) -> float:
-        """Return the `init` of a weight of this shape, here for sigmoid units.
+        """Return the default `init` for a weight of this shape, here that of sigmoid units.
 
-        It is 4 sqrt(6 / (inputs + outputs)), those of one unit and of one input (Glorot, Bengio 2010).
+        It is 4 sqrt(6 / (fan in + fan out)) (Glorot, Bengio 2010).
         """
         return 4 * math.sqrt(6 / (sum(weight[:2]) * math.prod(weight[2:])))
 
 
 @dataclass(frozen=True)
 class FullyConnected(Layer):
-    """A layer of units that each see all of the input, which is flattened, an image channels first.
+    """A layer whose units each see the whole input, flattened; an image is flattened channels first.
 
-    Its outputs are a function of x @ weight + bias, weight of shape (inputs, columns).
+    Its outputs are a function of x @ weight + bias, with weight of shape (inputs, columns).
     """
 
     units: int
 
     @property
     def columns(self) -> int:
-        """The number of columns of the weight: one for each unit, unless a subclass says more."""
+        """The number of columns of the weight: one per unit, unless a subclass overrides it."""
         return self.units
 
     def entering(self, shape: Shape) -> Shape:
-        """Return the shape flattened."""
+        """Return the flattened shape."""
         return (math.prod(shape),)
 
     def output_shape(self, entering: Shape) -> Shape:
-        """Return one number per unit."""
+        """Return (units,)."""
         return (self.units,)
 
     def parameter_shapes(self, entering: Shape) -> dict[str, Shape]:
@@ -142,42 +144,42 @@ class Dense(FullyConnected):
 class Rectifier(FullyConnected):
     """A fully connected layer: max(0, x @ weight + bias), weight of shape (inputs, units).
 
-    Where both are 0 the gradient goes to the first, which is constant: the derivative at 0 is 0.
+    Its derivative at 0 is 0.
     """
 
     def default_init(self, weight: Shape) -> float:
-        """Return sqrt(6 / inputs), of variance 2 / inputs.
+        """Return sqrt(6 / inputs), which gives weights of variance 2 / inputs.
 
-        So a layer of rectifiers leaves the mean square of its inputs as it is (He et al. 2015).
+        A layer of rectifiers then keeps the mean square of its inputs (He et al. 2015).
         """
         return math.sqrt(6 / weight[0])
 
 
 @dataclass(frozen=True)
 class Maxout(FullyConnected):
-    """A fully connected layer whose units are each the largest of linear pieces (Goodfellow et al. 2013).
+    """A fully connected layer whose units each take the largest of some pieces (Goodfellow et al. 2013).
 
-    The pieces of a unit are consecutive columns of x @ weight + bias, weight of shape (inputs, units *
-    pieces). The gradient goes to the first of the largest.
+    A piece is a column of x @ weight + bias, with weight of shape (inputs, units * pieces). The pieces of a
+    unit are consecutive. The gradient goes to the first of the largest.
     """
 
     pieces: int
 
     @property
     def columns(self) -> int:
-        """The number of columns of the weight: one for each piece of each unit."""
+        """The number of columns of the weight: one per piece of each unit."""
         return self.units * self.pieces
 
 
 @dataclass(frozen=True)
 class ConvMaxout(Layer):
-    """A convolution whose channels are each the largest of some pieces, then max pooling.
+    """A convolution whose channels each take the largest of some pieces, then max pooling.
 
-    The convolution is a cross-correlation of stride 1 with zero padding, weight of shape (channels *
-    pieces, channels of the input, kernel, kernel), the pieces of a channel one after another; the bias
-    is one number a piece, or untied, one a piece and position. Pooling takes the largest of pool x pool
-    positions every `stride`, which is at most `pool`, and windows that reach over the end count (ceil
-    mode). Gradients of both maxima go to the first of the largest, in row-major order.
+    The convolution is a cross-correlation of stride 1 with zero padding. Its weight has shape (channels *
+    pieces, channels of the input, kernel, kernel), with the pieces of a channel consecutive. The bias has one
+    value per piece or, if untied, per piece and position. Pooling takes the largest of pool x pool positions
+    every `stride` positions, at most `pool`; windows that extend past the edge count (ceil mode). The
+    gradient of each maximum goes to the first of the largest, in row-major order.
     """
 
     channels: int
@@ -191,15 +193,15 @@ class ConvMaxout(Layer):
     norm_axes: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     def detector(self, length: int) -> int:
-        """Return how many positions the kernel takes along an axis of this length."""
+        """Return the number of positions of the kernel along an axis of this length."""
         return length + 2 * self.padding - self.kernel + 1
 
     def pooled(self, length: int) -> int:
-        """Return how many positions are left after pooling."""
+        """Return the number of positions after pooling along an axis of this length."""
         return math.ceil((self.detector(length) - self.pool) / self.stride) + 1
 
     def entering(self, shape: Shape) -> Shape:
-        """Return the shape of an image, (channels, height, width)."""
+        """Return the shape itself, that of an image: (channels, height, width)."""
         if len(shape) != 3:
             raise ValueError(f"is a convolution and needs an image; got shape {shape}")
         return shape
@@ -209,10 +211,10 @@ class ConvMaxout(Layer):
         height, width = map(self.pooled, entering[1:])
         if min(height, width) < 1 or min(self.positions(entering)) < self.pool:
             raise ValueError(f"is larger than its input of shape {entering}")
-        if self.stride > self.pool:  # the last window could begin beyond the end
+        if self.stride > self.pool:  # the last window could begin past the edge
             raise ValueError(
-                f"has --stride {self.stride} and --pool {self.pool}, so that windows are apart; give a "
-                f"stride of {self.pool} or less"
+                f"has --stride {self.stride} and --pool {self.pool}, so that there are gaps between windows; "
+                f"give a stride of {self.pool} or less"
             )
         return (self.channels, height, width)
 
@@ -223,20 +225,20 @@ class ConvMaxout(Layer):
         return {"weight": (filters, entering[0], self.kernel, self.kernel), "bias": (filters, *places)}
 
     def positions(self, entering: Shape) -> Shape:
-        """Return the height and width of what the kernel gives before pooling."""
+        """Return the height and width of the convolution's output, before pooling."""
         return tuple(map(self.detector, entering[1:]))
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layers from the inputs to the outputs: logits, one per class, or of squared errors the predictions."""
+    """Layers from the inputs to the outputs: one logit per class or, for squared errors, predictions."""
 
     inputs: int
     layers: tuple[Layer, ...]
     image: tuple[int, int, int] | None = None
-    """The inputs as (channels, height, width), for a convolution; examples come flattened."""
+    """The shape (channels, height, width) of an input, for convolutions; examples come flattened."""
     loss: LossName = "cross-entropy"
-    """What it is trained with, which says what its outputs are."""
+    """The loss of its training, which defines the meaning of its outputs."""
 
     @property
     def classes(self) -> int:
@@ -254,7 +256,7 @@ def to_json(network: Network) -> Json:
 
 
 def from_json(values: Json) -> Network:
-    """Return the network that `to_json` made a value of."""
+    """Return the network of a value that `to_json` made."""
     layers = tuple(
         _KINDS[layer["kind"]](
             **{name: value for name, value in layer.items() if name not in ("kind", "dropout")},
@@ -267,7 +269,7 @@ def from_json(values: Json) -> Network:
 
 
 def shapes(network: Network) -> tuple[Shape, ...]:
-    """Return the shape of an example as it enters each layer, and last that of the outputs."""
+    """Return the input shape of each layer for one example, then the shape of the outputs."""
     entering: list[Shape] = []
     shape: Shape = network.image or (network.inputs,)
     if math.prod(shape) != network.inputs:
@@ -282,7 +284,7 @@ def shapes(network: Network) -> tuple[Shape, ...]:
 
 
 def parameter_shapes(network: Network) -> dict[str, Shape]:
-    """Return the name and shape of every parameter, in order."""
+    """Return the shape of every parameter by name, in order."""
     return {
         f"layers.{index}.{name}": shape
         for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False))
@@ -291,41 +293,41 @@ def parameter_shapes(network: Network) -> dict[str, Shape]:
 
 
 def activated_shape(layer: Layer, entering: Shape) -> Shape:
-    """Return the shape of what enters a layer's activation, of one example: by bias and place."""
+    """Return the shape of the activation's input in a layer, for one example: (biases, *positions)."""
     return (layer.parameter_shapes(entering)["bias"][0], *layer.positions(entering))
 
 
 def layer_of(network: Network, name: str) -> Layer:
-    """Return the layer that a parameter belongs to, by its name."""
+    """Return the layer that has the parameter of this name."""
     return network.layers[int(name.split(".")[-2])]
 
 
 def state_shapes(network: Network, averaged: bool = False) -> dict[str, Shape]:
-    """Return the name and shape of every array in a trainer's state.
+    """Return the shape of every array in a trainer's state by name.
 
-    These are the parameters, their velocities, and where they are averaged, their averages.
+    These are the parameters, their velocities and, if `averaged`, their averages.
     """
     prefixes = ("", "velocity.", AVERAGE) if averaged else ("", "velocity.")
     return {prefix + name: shape for prefix in prefixes for name, shape in parameter_shapes(network).items()}
 
 
 def evaluated(network: Network, state: Mapping[str, Named]) -> dict[str, Named]:
-    """Return by the names of parameters what is tested and kept: their averages, where a state has them."""
+    """Return the parameters that are tested and saved, by name: the averages, if the state has them."""
     return {name: state.get(AVERAGE + name, state[name]) for name in parameter_shapes(network)}
 
 
 def at_rest(parameters: State, averaged: bool = False) -> State:
-    """Return the state that begins with parameters: velocities of zero, averages that are equal to them."""
+    """Return a state with these parameters, zero velocities, and averages equal to the parameters."""
     state = parameters | {f"velocity.{name}": np.zeros_like(each) for name, each in parameters.items()}
     return state | {AVERAGE + name: each.copy() for name, each in parameters.items() if averaged}
 
 
 def initial_state(network: Network, seed: int, dtype: str, averaged: bool = False) -> State:
-    """Return the state before the first step: drawn weights, biases of zero, all at rest.
+    """Return the state before the first step: random weights, zero biases, zero velocities.
 
-    Weights are uniform in +-`Layer.init`, or in the range that their layer has by default, scaled down to
-    the norm constraint where they exceed it; drawn in float64, so that a seed means the same network in
-    every dtype and backend.
+    Weights are uniform in [-init, init] with `Layer.init` or the layer's default, and are scaled down where
+    they exceed the norm constraint. They are drawn in float64, so that a seed means the same network in every
+    dtype and backend.
     """
     rng = np.random.default_rng(seed)
     state = {}

@@ -1,4 +1,4 @@
-"""What other distributions register under a name: listed without an import, loaded where it is chosen."""
+"""Entry points of other distributions: listed without an import, loaded when they are chosen."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ def names(group: str) -> list[str]:
 
 
 def load(group: str, what: str, name: str, check: Callable[[Any], None]) -> Any:
-    """Import and return what is registered under a name; None if there is nothing.
+    """Import and return the object registered under a name; None if there is none.
 
     Raises
     ------
     BadInput
-        Two distributions register the name; or the import, or `check` of what it gives, raises. The message
-        begins with `what`, such as "backend", and the name.
+        Two distributions register the name, the import raises, or `check` of the object raises. The message
+        begins with `what`, for example "backend", and the name.
     """
-    found = list(entry_points(group=group, name=name))
-    if not found:
+    entries = list(entry_points(group=group, name=name))
+    if not entries:
         return None
-    if len({entry.value for entry in found}) > 1:
-        owners = " and ".join(sorted(f"{entry.value} of {_owner(entry)}" for entry in found))
+    if len({entry.value for entry in entries}) > 1:
+        owners = " and ".join(sorted(f"{entry.value} of {_owner(entry)}" for entry in entries))
         raise BadInput(f"two {what}s are named {name!r}: {owners}; uninstall one of them")
-    entry = found[0]
+    entry = entries[0]
     try:
         registered = entry.load()
         check(registered)
     except NotInstalled as cause:
         raise BadInput(f"{what} {name!r} cannot be loaded: {cause}") from cause
-    except Exception as cause:  # a stranger's module may fail in any way
+    except Exception as cause:  # a third-party module may fail in any way
         raise BadInput(f"{what} {name!r} cannot be loaded ({cause}); {_remedy(entry)}") from cause
     return registered
 

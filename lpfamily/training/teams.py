@@ -1,4 +1,4 @@
-"""The processes that train one run together: one leads, the others take part in what its trainer does."""
+"""The processes that train one run together: one leads, and all take part in the work of its trainer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats
 
 TIMEOUT = 600
-"""The seconds after which a process that does not answer is given up; an ended one is noticed at once."""
+"""The seconds to wait for a process that does not answer. One that has ended is noticed at once."""
 
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Exchange = Callable[[NDArray[Any]], Iterable[NDArray[Any]]]
-"""Returns what all processes give, arrays of one shape, by rank."""
+"""Returns the arrays of all processes by rank; all have one shape."""
 
 
 class Lost(OSError):
@@ -27,24 +27,24 @@ class Lost(OSError):
 
 
 class Team(Protocol):
-    """What a backend's library does for them. All processes call the same methods in the same order."""
+    """Communication of the processes, by a backend's library. All call the same methods in the same order."""
 
     @property
     def rank(self) -> int:
-        """Which of them this one is; 0 leads."""
+        """The number of this process; 0 is the leader."""
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of processes."""
 
     def share(self, content: bytes) -> bytes:
-        """Return what the leader gives, in every process; what the others give is not looked at."""
+        """Return the leader's content in every process; the content of the others is ignored."""
 
     def gather(self, rows: Floats) -> Floats:
-        """Return the rows that the processes give, (n, ...), after one another by rank, in every process."""
+        """Return the rows of all processes, (n, ...), concatenated by rank, in every process."""
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Leave the team."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Alone:
 ALONE = Alone()
 
 
-def own(team: Team, examples: int) -> slice:
-    """Return which of some examples this process has: consecutive ones, as many as any other or one more."""
+def local_slice(team: Team, examples: int) -> slice:
+    """Return the slice of a batch of `examples` that this process has; sizes differ by at most one."""
     return slice(examples * team.rank // team.size, examples * (team.rank + 1) // team.size)
 
 
 def gathered(rows: NDArray[Scalar], exchange: Exchange) -> NDArray[Scalar]:
-    """Return the rows of all processes, which may be more in one than in another."""
+    """Return the rows of all processes, concatenated; their numbers may differ."""
     lengths = [int(length[0]) for length in exchange(np.array([len(rows)]))]
     padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
@@ -83,7 +83,7 @@ def gathered(rows: NDArray[Scalar], exchange: Exchange) -> NDArray[Scalar]:
 
 
 def number(variable: str, least: int, below: int, remedy: str) -> int:
-    """Return what an environment variable says, or raise `BadInput` if that is no such whole number."""
+    """Return an environment variable as a whole number of the range, or raise `BadInput`."""
     text = os.environ.get(variable, "")
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) < below):
         raise BadInput(

@@ -1,9 +1,8 @@
 """The contract of a backend, and how backends are found.
 
-A backend turns a `Task` into a trainer. It knows array work and nothing else: no files, no printing,
-no schedules. It registers in the entry-point group `lpfamily.backends`, this project's own like a
-stranger's, and is imported when it is chosen. `lpfamily.training.testing.BackendTests` holds the
-laws that it must obey.
+A backend turns a `Task` into a trainer. It does array work and nothing else: no files, no printing, no
+schedules. Every backend, also those of this project, registers in the entry-point group `lpfamily.backends`
+and is imported when it is chosen. `lpfamily.training.testing.BackendTests` are the tests that it must pass.
 """
 
 from __future__ import annotations
@@ -58,108 +57,109 @@ __all__ = [
 GROUP = "lpfamily.backends"
 
 OPTIONS = frozenset({"ema", "label_smoothing", "layer_noise", "method", "trades"})
-"""The options of training that a backend need not know, and the objectives."""
+"""The training options and objectives that a backend need not support."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"
-"""What a trainer's `MemoryError` says is to be done."""
+"""The remedy in a trainer's `MemoryError`."""
 
 
 class Trainer(Protocol):
-    """A network in training, on its device; arrays go in and come out as NumPy arrays.
+    """A network in training on its device. Arguments and results are NumPy arrays.
 
-    `MemoryError` says best that the device has too little of it: the commands make a line of that. A trainer
-    may have an attribute `tick`, which is set to a function: `epoch` calls it with how many steps of how many
-    it has taken, or launched, for it must not wait for a device. `launches` does so.
+    A trainer whose device runs out of memory should raise `MemoryError`, which the commands print as one
+    line. A trainer may have an attribute `tick`, which is set to a function. Then `epoch` calls
+    tick(done, of) with the number of steps that it has taken, or launched, as it must not wait for a device.
+    `launches` does this.
 
-    With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` are those of the
-    averages, `networks.evaluated`; `epoch` alone computes with the parameters themselves.
+    With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` use the averages,
+    `networks.evaluated`. Only `epoch` computes with the parameters themselves.
     """
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
-        """Take a step for every `batch_size` indices of `order`, the last batch as it is.
+        """Take a step for every `batch_size` indices of `order`; the last batch may be smaller.
 
-        `order` may have an example several times, or not at all: so weights of examples are trained.
+        `order` may contain an example several times or not at all, which is how example weights are trained.
         A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints, and
-        with `Optimiser.ema` last a <- a + mixing * (w - a), a being the average.
-        Returns `loss` and `error`, means over the examples as the objective saw them: error is the fraction
-        that is misclassified, or of squared errors the distance, which is the root mean square of an example.
-        Dropout and the noise of layers are in training alone: no other method drops or adds anything.
+        finally, with `Optimiser.ema`, a <- a + mixing * (w - a) for the average a.
+        Returns `loss` and `error`, means over the examples as the objective saw them. `error` is the fraction
+        of misclassified examples or, for squared errors, the distance, the root mean square of an example.
+        Dropout and layer noise belong to training alone: no other method drops or adds anything.
         """
 
     def logits(self, x: Floats) -> Floats:
-        """Return the outputs, (n, classes), of inputs (n, inputs): the logits, or predictions."""
+        """Return the outputs, (n, classes), for inputs (n, inputs): the logits, or predictions."""
 
     def losses(self, x: Floats, labels: Array) -> Floats:
-        """Return the loss of each example: the cross-entropy, or half the mean square over the outputs."""
+        """Return the per-example loss: the cross-entropy, or half the mean square error of the outputs."""
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         """Return the gradient of each example's error log-odds, or distance, with respect to its input.
 
-        Where the distance is 0 it has none, and 0 stands for it.
+        It is 0 where the distance is 0 and has no gradient.
         """
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        """Return H v for each example, H the Hessian of its loss with respect to its input."""
+        """Return H v for each example, where H is the Hessian of its loss with respect to its input."""
 
     def state(self) -> State:
-        """Return copies of all arrays that training changes, named as in `networks.state_shapes`."""
+        """Return copies of all arrays that training changes, by their names in `networks.state_shapes`."""
 
     def load(self, state: State) -> None:
         """Replace the state."""
 
 
 class Backend(Protocol):
-    """What an entry point of the group `lpfamily.backends` names.
+    """The object that an entry point of the group `lpfamily.backends` names.
 
-    A backend may have an attribute `losses`, the names in `lpfamily.training.losses.LOSSES` that it trains
-    with; one without it trains with the cross-entropy alone, and is asked for nothing else. So it may have an
-    attribute `options`, the names in `OPTIONS` of the options that its trainers know; none without it.
+    A backend may have an attribute `losses`, the names in `lpfamily.training.losses.LOSSES` that it supports.
+    Without it, the backend supports the cross-entropy alone. It may also have an attribute `options`, the
+    names in `OPTIONS` that its trainers support. Without it, they support none of these.
     """
 
     @property
     def layers(self) -> frozenset[type]:
-        """The layer types that it trains."""
+        """The layer types that it supports."""
 
     @property
     def direction_dtypes(self) -> frozenset[str]:
-        """The values of `Objective.direction_dtype` that it knows."""
+        """The values of `Objective.direction_dtype` that it supports."""
 
     def check_device(self, device: str) -> None:
-        """Raise `BadInput` if `device` is not one it can train on."""
+        """Raise `BadInput` if the backend cannot train on `device`."""
 
     def compile_problem(self, device: str) -> str:
-        """Return why steps cannot be compiled for `device`, in a few words, or nothing if they can be."""
+        """Return in a few words why steps cannot be compiled for `device`, or "" if they can."""
 
     def join(self, device: str) -> Team:
         """Join the processes that a launcher has started for one run; `ALONE` if this is the only one.
 
-        It comes before anything else of the backend. A trainer whose `Task.team` has several processes
-        gives all of them the metrics and the state of one process alone, to rounding. Where another process
-        is lost, `teams.Lost` is raised.
+        It is called before anything else of the backend. If `Task.team` has several processes, the trainers
+        give all of them the metrics and the state that a single process would compute, up to rounding. If
+        another process is lost, they raise `teams.Lost`.
         """
 
     def trainer(self, task: Task, state: State) -> Trainer:
         """Return a trainer for `task` that starts from `state`."""
 
     def model(self, network: Network, parameters: State) -> Callable[[Any], Any]:
-        """Return what maps inputs (n, inputs) to outputs (n, classes), arrays of the backend's library.
+        """Return the network as a function from (n, inputs) to (n, classes), for arrays of the library.
 
-        It is what a user of the library expects a network to be, holds copies of the parameters, drops
-        nothing, and raises where `check_inputs` does.
+        It has the form that users of the library expect of a network, holds copies of the parameters, applies
+        no dropout, and raises where `check_inputs` does.
         """
 
 
 def launches(order: Ints, batch_size: int, most: int, tick: Tick = silent) -> Iterator[Ints]:
-    """Yield an epoch's batches, (steps, examples), at most so many at a time, and tick when they are taken.
+    """Yield the batches of an epoch, at most `most` at a time, as (steps, examples); tick after each yield.
 
-    They have two lengths at most; a smaller last batch comes by itself.
+    The number of steps takes at most two values. A smaller last batch comes by itself.
     """
     whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
-    parts = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
+    chunks = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []
     if whole.size < len(order):
-        parts.append(order[None, whole.size :])
-    done, steps = 0, sum(map(len, parts))
-    for batches in parts:
+        chunks.append(order[None, whole.size :])
+    done, steps = 0, sum(map(len, chunks))
+    for batches in chunks:
         yield batches
         tick(done := done + len(batches), steps)
 
@@ -184,7 +184,7 @@ def _check(backend: Any) -> None:
 
 
 def _installed() -> str:
-    """Return which backends can be loaded, and which cannot, each with the remedy."""
+    """Return in words the backends that can be loaded, and the problems of the others."""
     loadable, problems = [], []
     for name in names():
         try:
@@ -197,7 +197,7 @@ def _installed() -> str:
 
 
 def find_for(name: str, network: Network) -> Backend:
-    """Return the backend of this name if it trains all of `network`; raise `BadInput` otherwise."""
+    """Return the backend of this name; raise `BadInput` if it does not support all of `network`."""
     backend = find(name)
     check_layers(name, backend, network)
     check_loss(name, backend, network)
@@ -235,7 +235,7 @@ def check_loss(name: str, backend: Backend, network: Network) -> None:
 
 
 def check_options(name: str, backend: Backend, choices: DataclassInstance) -> None:
-    """Raise `BadInput` if `backend` does not know the objective, or an option that is not as by default."""
+    """Raise `BadInput` if `backend` does not support the objective, or a non-default option."""
     unknown = OPTIONS - options_of(backend)
     for each in options(type(choices)).values():
         value = getattr(choices, each.name)
@@ -252,15 +252,15 @@ def check_options(name: str, backend: Backend, choices: DataclassInstance) -> No
 
 
 def options_of(backend: Backend) -> frozenset[str]:
-    """Return the names in `OPTIONS` that a backend knows."""
-    found: frozenset[str] = getattr(backend, "options", frozenset())
-    return found
+    """Return the names in `OPTIONS` that a backend supports."""
+    supported: frozenset[str] = getattr(backend, "options", frozenset())
+    return supported
 
 
 def losses_of(backend: Backend) -> frozenset[LossName]:
-    """Return the names of the losses that a backend trains with."""
-    found: frozenset[LossName] = getattr(backend, "losses", frozenset({Network.loss}))
-    return found
+    """Return the names of the losses that a backend supports."""
+    supported: frozenset[LossName] = getattr(backend, "losses", frozenset({Network.loss}))
+    return supported
 
 
 def check_choices(
@@ -271,7 +271,7 @@ def check_choices(
     penalty_by: str,
     difference_step: float | None,
 ) -> None:
-    """Raise ValueError unless these choices of an objective, in a loop of one's own, are ones and agree."""
+    """Raise ValueError unless the arguments of a training loop's objective are valid and go together."""
     for name, value, choices in (
         ("objective", objective, ("perturb", "penalty")),
         ("penalty_by", penalty_by, ("gradient", "difference")),

@@ -1,8 +1,8 @@
-"""A backend whose trainers are many processes.
+"""A backend whose trainers run in many processes.
 
-The leader is the command as it is alone: it reads options and data, keeps the run folder, decides and
-prints. Before its trainer does something it tells the others, in a safetensors message, and they do it with
-it; they do nothing else, and nothing is unpickled.
+The leader does all that a single process would do: it reads options and data, keeps the run folder, decides
+and prints. Before its trainer does something, it sends the others a safetensors message, and they do the same
+with it. They do nothing else, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from lpfamily.training.files import Json
 from lpfamily.training.networks import Array, Floats, Ints, State
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
-from lpfamily.training.teams import Team, own
+from lpfamily.training.teams import Team, local_slice
 
 _BY_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
-"""What a trainer computes for each example by itself, so that each process can take some."""
+"""The methods of a trainer that treat each example separately, so that processes can divide the examples."""
 
 _STATE, _VALUES = "state.", "values"
 
 Arrays = dict[str, NDArray[Any]]
-"""Of a message: what they are of, only who sends it knows."""
+"""The arrays of a message. Their meaning depends on its call."""
 
 
 @contextmanager
 def leading(backend: Backend, team: Team) -> Iterator[Backend]:
-    """Give a backend whose trainers the team takes part in; at the end the others are sent home.
+    """Yield a backend whose trainers use the whole team; at the end the other processes are dismissed.
 
-    They are sent home where nothing is under way, at the ordinary end and on bad input. Any other error may
-    have come in the middle of what all do together, so that only parting from them reaches them.
+    They are dismissed when no common work is under way: at a normal end and after bad input. Any other error
+    may interrupt common work. Then only leaving the team reaches them.
     """
     try:
         yield cast(Backend, _Leader(backend, team)) if team.size > 1 else backend
@@ -53,19 +53,19 @@ def leading(backend: Backend, team: Team) -> Iterator[Backend]:
 
 
 def follow(backend: Backend, team: Team) -> None:
-    """Do what the leader says until it sends the others home."""
+    """Do what the leader says until it dismisses the others."""
     trainer: Trainer | None = None
     while content := team.share(b""):
         values, arrays = _read(content)
         if values["call"] == "trainer":
             trainer = _trainer(backend, team, values, arrays)
         else:
-            assert trainer is not None  # noqa: S101 (the leader has none either before it says so)
+            assert trainer is not None  # noqa: S101 (the leader makes a trainer before it calls one)
             _do(trainer, team, values, arrays)
 
 
 class _Leader:
-    """A backend whose trainers lead a team; all else is as in the one that it stands for."""
+    """A backend whose trainers lead a team; everything else is that of the wrapped backend."""
 
     def __init__(self, backend: Backend, team: Team) -> None:
         self._backend, self._team = backend, team
@@ -78,22 +78,22 @@ class _Leader:
 
 
 class _Leading:
-    """A trainer that the other processes take part in, as `lpfamily.training.backends.Trainer` has it."""
+    """A `lpfamily.training.backends.Trainer` whose work the other processes share."""
 
     def __init__(self, backend: Backend, team: Team, task: Task, state: State) -> None:
         self.team = team
         values = {
             "network": networks.to_json(task.network),
-            "parts": {name: to_json(getattr(task, name)) for name in _PARTS},
+            "choices": {name: to_json(getattr(task, name)) for name in _CHOICES},
             "rest": {"batch_size": task.batch_size, "dtype": task.dtype},
         }
         arrays = {"x": task.x, "labels": task.labels}
         arrays |= {_STATE + name: array for name, array in state.items()}
-        self._trainer = _trainer(backend, team, *self._told("trainer", values, arrays))
+        self._trainer = _trainer(backend, team, *self._sent("trainer", values, arrays))
 
     @property
     def tick(self) -> Tick:
-        """What the part of the leader says of an epoch's progress, if it does."""
+        """The tick of the leader's trainer, if it has one."""
         return getattr(self._trainer, "tick", silent)
 
     @tick.setter
@@ -103,51 +103,53 @@ class _Leading:
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         arrays = {"order": order, "rates": rates.table()}
-        metrics: Metrics = self._all("epoch", asdict(draws), arrays)
+        metrics: Metrics = self._in_all("epoch", asdict(draws), arrays)
         return metrics
 
     def logits(self, x: Floats) -> Floats:
-        return self._rows("logits", x)
+        return self._by_example("logits", x)
 
     def losses(self, x: Floats, labels: Array) -> Floats:
-        return self._rows("losses", x, labels)
+        return self._by_example("losses", x, labels)
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
-        return self._rows("input_gradients", x, labels)
+        return self._by_example("input_gradients", x, labels)
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        return self._rows("hessian_products", x, labels, v)
+        return self._by_example("hessian_products", x, labels, v)
 
     def state(self) -> State:
         return self._trainer.state()
 
     def load(self, state: State) -> None:
-        self._all("load", {}, state)
+        self._in_all("load", {}, state)
 
-    def _rows(self, call: str, *arrays: Array) -> Floats:
-        rows: Floats = self._all(call, {}, {str(place): array for place, array in enumerate(arrays)})
-        return rows
+    def _by_example(self, call: str, *arrays: Array) -> Floats:
+        result: Floats = self._in_all(call, {}, {str(index): array for index, array in enumerate(arrays)})
+        return result
 
-    def _all(self, call: str, values: Json, arrays: Arrays) -> Any:
-        return _do(self._trainer, self.team, *self._told(call, values, arrays))
+    def _in_all(self, call: str, values: Json, arrays: Arrays) -> Any:
+        return _do(self._trainer, self.team, *self._sent(call, values, arrays))
 
-    def _told(self, call: str, values: Json, arrays: Arrays) -> tuple[Json, Arrays]:
+    def _sent(self, call: str, values: Json, arrays: Arrays) -> tuple[Json, Arrays]:
         return _read(self.team.share(_message(values | {"call": call}, arrays)))
 
 
-_PARTS = {"objective": Objective, "optimiser": Optimiser, "machine": Machine}
+_CHOICES = {"objective": Objective, "optimiser": Optimiser, "machine": Machine}
 
 
 def _trainer(backend: Backend, team: Team, values: Json, arrays: Arrays) -> Trainer:
     network = networks.from_json(values["network"])
-    parts: dict[str, Any] = {name: from_json(kind, values["parts"][name]) for name, kind in _PARTS.items()}
-    task = Task(network, x=arrays["x"], labels=arrays["labels"], team=team, **parts, **values["rest"])
+    choices: dict[str, Any] = {
+        name: from_json(kind, values["choices"][name]) for name, kind in _CHOICES.items()
+    }
+    task = Task(network, x=arrays["x"], labels=arrays["labels"], team=team, **choices, **values["rest"])
     state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
     return backend.trainer(task, state)
 
 
 def _do(trainer: Trainer, team: Team, values: Json, arrays: Arrays) -> Any:
-    """Do what a message says, in the leader and in the others."""
+    """Do what a message says. The leader and the others call it alike."""
     call = values.pop("call")
     if call == "epoch":
         return trainer.epoch(arrays["order"], Rates(*arrays["rates"].T), Draws(**values))
@@ -155,9 +157,9 @@ def _do(trainer: Trainer, team: Team, values: Json, arrays: Arrays) -> Any:
         return trainer.load(arrays)
     if call not in _BY_EXAMPLE:
         raise ValueError(f"the leader says {call!r}, which no trainer does; start all processes anew")
-    given = [arrays[str(place)] for place in range(len(arrays))]
-    rows = own(team, len(given[0]))
-    return team.gather(getattr(trainer, call)(*(array[rows] for array in given)))
+    arguments = [arrays[str(index)] for index in range(len(arrays))]
+    local = local_slice(team, len(arguments[0]))
+    return team.gather(getattr(trainer, call)(*(array[local] for array in arguments)))
 
 
 def _message(values: Json, arrays: Arrays) -> bytes:
