@@ -86,7 +86,7 @@ def test_the_table_has_means_standard_errors_and_the_worst_ball_of_each_seed(tmp
     assert row == pytest.approx([*expected, 2.0])
     assert len(table.rows) == len(found) == 14
     said = findings.check(piece, setting, found)
-    assert "one step, p = 4, has the least error, 55.00%" in said
+    assert 'is 55.00%, after training with "one step, p = 4"' in said
     assert "90.00%" in said
 
 

@@ -512,9 +512,9 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
     [
         ((0.010, 0.011, 0.0121), "a gain"),
         ((0.031, 0.032, 0.0331), "a loss"),
-        ((0.018, 0.020, 0.025), "no sure difference"),
+        ((0.018, 0.020, 0.025), "no significant difference"),
         ((0.010, 0.010, 0.010), "a gain"),  # by the size of the test set, as the differences are all alike
-        ((0.021, 0.021, 0.021), "no sure difference"),
+        ((0.021, 0.021, 0.021), "no significant difference"),
         ((0.91, 0.5, 0.5), "is at chance"),
     ],
 )

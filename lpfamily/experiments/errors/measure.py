@@ -1,4 +1,4 @@
-"""Tables I to V measured: runs of the networks of a table, over seeds."""
+"""Measure Tables I to V: train the networks of a table over seeds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lpfamily.training.progress import Tick
 
 
 def measurement(name: str, networks: tuple[str, ...], cost: float, *, slow: bool = False) -> Measurement:
-    """Return the measurement of what runs of networks end with, by network, in the order of their seeds.
+    """Return the measurement of the runs of networks; its result is, by network, a list over seeds.
 
-    Of networks that are slow to train the quick budget takes one seed.
+    With the quick budget, networks that are `slow` to train have one seed.
     """
 
     def seeds(setting: Setting) -> int:

@@ -1,4 +1,4 @@
-"""Tables I to V said: test errors, clean and under Gaussian noise, over seeds."""
+"""Report Tables I to V: test errors over seeds, clean and under Gaussian noise."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting, Ve
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 Runs = Mapping[str, Sequence[Ended]]
-"""By network, one for each seed."""
+"""The runs of each network, one per seed."""
 
 STDS = ("0", "0.1", "0.3")
 SIGNIFICANT = 0.05
-"""Below this p-value a difference is called sure."""
+"""A difference with a p-value below this counts as significant."""
 
 CLEAN = {
     "sigmoid-p2": 0.0093,
@@ -34,11 +34,19 @@ CLEAN = {
     "cifar-plain-50k": 0.1293,
     "cifar-p2-50k": 0.1228,
 }
-"""What the paper has in Tables I to III, by network: fractions."""
+"""The paper's errors in Tables I to III by network, as fractions."""
 TABLE_4_DENSE = {"maxout-plain": (0.0094, 0.0114, 0.0242), "maxout-p2": (0.0078, 0.0083, 0.0129)}
 TABLE_4_CONV = {"conv-plain": (0.0045, 0.0076, 0.2017), "conv-p2": (0.0039, 0.0044, 0.1436)}
 TABLE_5 = {"cifar-plain-50k": (0.1308, 0.1337, 0.1688), "cifar-p2-50k": (0.1228, 0.1281, 0.1680)}
-"""What it has under the noise of `STDS`."""
+"""The paper's errors under the noise of `STDS`."""
+
+
+COLUMNS = (
+    "Columns: the mean test error over seeds and its standard deviation; the number of seeds; the p-value of "
+    "a two-sided t-test, paired by seed, against the same network trained on clean inputs alone "
+    "(`--objective plain`); the paper's error; and, with `--budget paper`, whether our error is ahead of it, "
+    "level with it or behind, by Student's test at 5 % of whether the paper's run is one more seed of ours."
+)
 
 
 def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str) -> Piece:
@@ -55,7 +63,7 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
             label = NETWORKS[network].label
             row = label, *mean_and_deviation(errors), len(errors), paired_p_value(errors, plain)
             rows.append((*row, CLEAN.get(network), against.get(label)))
-        notes = *remarks, *_notes(setting, found, measurement.networks)
+        notes = COLUMNS, *remarks, *_notes(setting, found, measurement.networks)
         yield Table(name, title, heads, tuple(rows), notes)
 
     def finding(setting: Setting, found: Runs) -> str:
@@ -72,7 +80,7 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
 
 
 def _clean_finding(found: Runs, network: str, examples: int) -> str:
-    """Return how the error of a network differs from that of the same network trained plain."""
+    """Compare the error of a network with that of the same network trained plain."""
     plain = NETWORKS[network].plain
     (ours, first), (other, second) = (
         (mean_and_deviation(_clean(found[name]))[0], CLEAN[name]) for name in (network, plain)
@@ -82,24 +90,24 @@ def _clean_finding(found: Runs, network: str, examples: int) -> str:
     p_value = paired_p_value(_clean(found[network]), _clean(found[plain]))
     if p_value is None:
         noise = 2 * math.sqrt(2) * resolution(other, examples)
-        sure, how = abs(ours - other) > noise, "by the size of the test set"
+        significant, how = abs(ours - other) > noise, "by the size of the test set"
     else:
-        sure, how = p_value < SIGNIFICANT, f"p-value {p_value:.2g} over {len(found[network])} seeds"
-    verdict = "no sure difference" if not sure else "a gain" if ours < other else "a loss"
+        significant, how = p_value < SIGNIFICANT, f"p-value {p_value:.2g} over {len(found[network])} seeds"
+    verdict = "no significant difference" if not significant else "a gain" if ours < other else "a loss"
     return (
         f"{NETWORKS[network].label} has a test error of {ours:.2%}, and {other:.2%} without the "
-        f"perturbation: {verdict} ({how}). The paper has {first:.2%} and {second:.2%}."
+        f"perturbation in training: {verdict} ({how}). The paper reports {first:.2%} and {second:.2%}."
     )
 
 
 def _noise_finding(found: Runs, paper: Mapping[str, tuple[float, ...]], examples: int) -> str:
-    """Return what noise of the largest of `STDS` does to the last network of a paper's table."""
+    """Compare the last network of a paper's table with the plain one, under the largest of `STDS`."""
     network, std = list(paper)[-1], STDS[-1]
     plain = NETWORKS[network].plain
     ours, other = (noisy_error(found[name], std, examples)[0] for name in (network, plain))
     return (
         f"Under Gaussian noise of std {std}, {NETWORKS[network].label} has a test error of {ours:.2%}, and "
-        f"{other:.2%} without the perturbation. The paper has {paper[network][-1]:.2%} and "
+        f"{other:.2%} without the perturbation in training. The paper reports {paper[network][-1]:.2%} and "
         f"{paper[plain][-1]:.2%}."
     )
 
@@ -113,9 +121,10 @@ def _noise_table(
     def report(setting: Setting, *found: Runs) -> Iterator[Item]:
         rows: list[tuple[Cell, ...]] = []
         notes = [
-            "Noise is not clipped and drawn ten times for each network. The standard error is that of the "
-            "mean over seeds where there are several, else that of the mean over draws; at std 0 that of the "
-            "test set's size."
+            "Columns: for each standard deviation (std) of the noise, in units of the inputs, the mean test "
+            "error over seeds, its standard error and the paper's error. The noise is not clipped and is "
+            "drawn ten times for each network. With one seed the standard error is that of the mean over "
+            "draws, or, at std 0, the one that the size of the test set gives."
         ]
         for paper, measured in zip(papers, found, strict=True):
             examples = _examples(setting, measured)
@@ -144,15 +153,15 @@ def _noise_table(
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean over seeds and the deviation of a single one, None where there is only one."""
+    """Return the mean over seeds and the standard deviation of a seed, None if there is only one seed."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_p_value(errors: Sequence[float], plain: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of the paired t-test by seed; None where it says nothing.
+    """Return the two-sided p-value of the t-test paired by seed; None if the test is undefined.
 
-    That is where there is one seed, and where the differences are one number but for rounding: they are
-    of errors, which are counts over a test set.
+    It is undefined for one seed, and where all differences are equal up to rounding. Equal differences do
+    occur, as errors are counts over a test set.
     """
     differences, largest = np.subtract(errors, plain), np.max(np.abs([errors, plain]))
     if len(differences) < 2 or np.ptp(differences) <= 4 * np.finfo(float).eps * largest:
@@ -161,11 +170,11 @@ def paired_p_value(errors: Sequence[float], plain: Sequence[float]) -> float | N
 
 
 def verdict(errors: Sequence[float], published: float, examples: int) -> Verdict:
-    """Return where the mean of errors over seeds is beside the paper's error, which is of one run.
+    """Compare the mean error over seeds with the paper's error, which is that of one run.
 
-    Student's two-sided test of whether that run is one more seed of ours: the mean of n seeds of deviation s
-    and another seed differ by about s sqrt(1 + 1/n). Where there is one seed, s is the deviation of an error
-    that is counted over so many examples. It is at least one example: counts tell no less apart.
+    Student's two-sided test of whether the paper's run is one more seed of ours: the mean of n seeds of
+    standard deviation s differs from another seed by about s sqrt(1 + 1/n). With one seed, s is the standard
+    deviation of an error counted over `examples`. s is at least one example, the resolution of a count.
     """
     mean, deviation = mean_and_deviation(errors)
     spread = resolution(published, examples) if deviation is None else deviation
@@ -177,7 +186,7 @@ def verdict(errors: Sequence[float], published: float, examples: int) -> Verdict
 
 
 def noisy_error(runs: Sequence[Ended], std: str, examples: int) -> tuple[float, float]:
-    """Return the mean error under noise of this deviation over so many examples, and its standard error."""
+    """Return the mean error on `examples` under noise of standard deviation `std`, and its standard error."""
     if std == "0":
         means = _clean(runs)
         single = resolution(means[0], examples)
@@ -189,7 +198,7 @@ def noisy_error(runs: Sequence[Ended], std: str, examples: int) -> tuple[float, 
 
 
 def resolution(error: float, examples: int) -> float:
-    """Return the deviation of an error that is measured on so many examples: sqrt(e (1 - e) / n)."""
+    """Return the standard deviation of an error measured on n examples: sqrt(e (1 - e) / n)."""
     return math.sqrt(error * (1 - error) / examples)
 
 
@@ -198,7 +207,7 @@ def _clean(runs: Sequence[Ended]) -> list[float]:
 
 
 def _examples(setting: Setting, found: Runs) -> int:
-    """Return on how many examples the networks were tested, which earlier versions did not keep."""
+    """Return the number of test examples; results of earlier versions lack it, so it is counted anew."""
     name, runs = next(iter(found.items()))
     return runs[0].get("test_examples") or tested(setting, name)
 
@@ -209,77 +218,80 @@ def _notes(setting: Setting, found: Runs, networks: Iterable[str]) -> list[str]:
     deviation = resolution(error, count)
     notes = [
         f"Tested on {count:,} examples: a single run with {error * count:.0f} errors "
-        f"({NETWORKS[first].label}) has a deviation of {deviation * count:.1f} errors from the test "
-        f"set alone, so differences below {2 * math.sqrt(2) * deviation:.2%} between single runs are within "
-        "noise."
+        f"({NETWORKS[first].label}) has a standard deviation of {deviation * count:.1f} errors from the size "
+        f"of the test set alone, so a difference below {2 * math.sqrt(2) * deviation:.2%} between two single "
+        "runs is within noise."
     ]
     notes += chance_notes({network: found[network] for network in networks}, count)
     if setting.budget == "quick":
         notes.append(cut(networks))
         if min(error for network in networks for error in _clean(found[network])) > 0.5:
             notes.append(
-                "In so few steps these networks have learned next to nothing: their errors say nothing of "
-                "the objectives."
+                "After so few steps these networks have learned almost nothing, so their errors say nothing "
+                "about the objectives."
             )
     if len(found[first]) < 2:
-        notes.append("One seed: there is no deviation over seeds, and no test against plain.")
+        notes.append("With one seed there is no deviation over seeds, and no test against plain training.")
     return notes
 
 
 CHAPTER = Chapter(
     "Test errors (section IV)",
-    "Networks trained on x + eps, where eps is the steepest step of the loss in an Lp ball, beside "
-    "the same networks trained without. Each row is runs of lpfamily.train, one a seed.",
+    "Networks trained on x + eps, where eps is the steepest ascent step of the loss in an Lp ball (eq. 3), "
+    "and the same networks trained without it. Each row summarises runs of `lpfamily.train`, one per seed.",
     (
         _clean_table(
             "table1",
-            "Table I. Test errors of dense networks on permutation invariant MNIST, trained plain and on "
+            "Table I. Test error of dense networks on permutation-invariant MNIST, trained on clean and on "
             "perturbed inputs",
             DENSE,
-            "The paper gives one run per row. 78 errors of 10,000 have a deviation of 8.8, so 0.78 %, 0.84 % "
-            "and 0.94 % are within noise of each other.",
-            "The row of ReLU is quoted from Poole, Sohl-Dickstein and Ganguli (2014), who add noise to "
-            "inputs, before a nonlinearity or after it. Here it is before that of the hidden layers, and "
-            "dropout after; sizes, deviation and schedule are ours, as "
-            "`lpfamily/training/recipes/published.py` says.",
-            "The row of p = inf is quoted from the paper of the fast gradient sign method, so sigma 0.25 and "
-            "a clean weight of one half are that paper's; the strengths of the rows are not matched. On L(x "
-            "+ eps) alone, as the other rows are trained, such a network learns what its one step gives "
-            "away: of seed 0 at least 12.75 % of the clean held-out images were wrong after each of 115 "
-            "epochs (`python -m lpfamily.train --data mnist --model maxout --p inf --sigma 0.25`).",
+            "The paper reports one run per row. 78 errors of 10,000 have a standard deviation of 8.8, so "
+            "0.78 %, 0.84 % and 0.94 % are within noise of each other.",
+            "The paper quotes the ReLU row from Poole, Sohl-Dickstein and Ganguli (2014), who add noise to "
+            "the inputs, before a nonlinearity or after it. Here the noise is added before the nonlinearity "
+            "of each hidden layer, and dropout follows. The sizes, the standard deviation and the schedule "
+            "are ours; `lpfamily/training/recipes/published.py` explains them.",
+            "The paper quotes the row p = inf from the paper of the fast gradient sign method, which uses "
+            "sigma 0.25 and a clean weight of one half. The perturbations of the rows are therefore not "
+            "equally strong. Trained on L(x + eps) alone, as in the other rows, such a network learns to "
+            "read the label off its own step: with seed 0, its error on clean held-out images was at least "
+            "12.75 % after each of 115 epochs (`python -m lpfamily.train --data mnist --model maxout --p "
+            "inf --sigma 0.25`).",
         ),
         _clean_table(
             "table2",
-            "Table II. Test errors of convolutional networks on MNIST, trained plain and on perturbed inputs",
+            "Table II. Test error of convolutional networks on MNIST, trained on clean and on perturbed "
+            "inputs",
             CONV,
         ),
         _clean_table(
             "table3",
-            "Table III. Test errors of convolutional networks on CIFAR-10, trained plain and on perturbed "
-            "inputs, on 40,000 or all 50,000 images",
+            "Table III. Test error of convolutional networks on CIFAR-10, trained on clean and on perturbed "
+            "inputs, with 40,000 or all 50,000 images",
             CIFAR,
-            "The paper quotes 12.93 % from the authors of the network, and does not say whose the 13.08 % of "
-            "Table V are: most likely its own, and the fair gain is then 13.08 to 12.28. The 50K rows are "
-            "trained from scratch on all examples until the held-out ones have the loss that was recorded.",
+            "The paper quotes 12.93 % from the authors of the network. It does not say who measured the "
+            "13.08 % of Table V, most likely the paper itself; the fair comparison is then 13.08 with "
+            "12.28. The 50K rows are trained from scratch on all 50,000 images, until the loss on the "
+            "images held out before has fallen to the training loss that the first stage recorded.",
         ),
         _noise_table(
             "table4",
-            "Table IV. Test errors on MNIST under Gaussian noise of three standard deviations (std), of "
-            "networks trained plain and on perturbed inputs",
+            "Table IV. Test error on MNIST under Gaussian noise of three standard deviations (std), of "
+            "networks trained on clean and on perturbed inputs",
             (CONV, TABLE_4_CONV),
             (DENSE, TABLE_4_DENSE),
         ),
         _noise_table(
             "table4-dense",
-            "Table IV, dense rows. Test errors on MNIST under Gaussian noise of three standard deviations "
-            "(std), of networks trained plain and on perturbed inputs",
+            "Table IV, dense rows. Test error on MNIST under Gaussian noise of three standard deviations "
+            "(std), of dense networks trained on clean and on perturbed inputs",
             (DENSE, TABLE_4_DENSE),
             within="table4",
         ),
         _noise_table(
             "table5",
-            "Table V. Test errors on CIFAR-10 under Gaussian noise of three standard deviations (std), of "
-            "networks trained plain and on perturbed inputs",
+            "Table V. Test error on CIFAR-10 under Gaussian noise of three standard deviations (std), of "
+            "convolutional networks trained on clean and on perturbed inputs",
             (CIFAR, TABLE_5),
         ),
     ),

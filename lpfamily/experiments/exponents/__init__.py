@@ -1,1 +1,1 @@
-"""Which p to train with: errors in several balls after training in each."""
+"""Which p to train with: errors in balls of several p, after training in each."""

@@ -1,4 +1,4 @@
-"""Which p, measured: networks trained in one ball each, attacked in three by "standard" of `robustness`."""
+"""Measure which p to train with: networks trained in one ball each and attacked in three by `robustness`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ EFFORT = {"quick": "quick", "paper": "standard"}
 
 
 def measurement(source: str, cost: float) -> Measurement:
-    """Return the measurement on a data set: by network, for each seed, what its run ended with and `fooled`.
+    """Return the measurement on a data set; its result is, by network, a list over seeds.
 
-    The latter is the error in each ball of `ATTACKED`, by p; `attacked` the number of test images.
+    Each entry holds what the run ended with, `fooled`, the error in each ball of `ATTACKED` by p, and
+    `attacked`, the number of test images that were attacked.
     """
     networks = of_kinds(f"exponents-{source}")
 

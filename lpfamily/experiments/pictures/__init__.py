@@ -1,1 +1,1 @@
-"""Section III: what perturbations look like, what they are made of, and how far they transfer."""
+"""Section III: how perturbations look, what they consist of, and how far they transfer."""

@@ -1,4 +1,4 @@
-"""Section III measured: perturbations, what they are made of, and how far they transfer."""
+"""Measure section III: perturbations, what they consist of, and how far they transfer."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick
 
 SIGMAS = (1.0, 10.0)
-"""Of Figures 2 and 4, at p = 2, in units of the pixels, which are in [0, 1]."""
+"""The radii of Figures 2 and 4, at p = 2, in units of the pixels, which are in [0, 1]."""
 EXPONENTS = (1.0, 1.5, 2.0, 4.0, math.inf)
 PICTURED = ("sigmoid-p2", "sigmoid-plain")
 CONFUSED = (2, 3, 6)
-"""The digits of which III-A says into what they turn."""
+"""The digits for which III-A says what they turn into."""
 SHOWN = 3
-"""How many classes the decomposition shows one by one."""
+"""Number of classes that the decomposition shows one by one."""
 TRANSFER = of_kinds("softmax", "sigmoid", "maxout")
 
 
 def predicted(trainer: Trainer, x: Floats) -> Json:
-    """Return the `label` that each example is given, and its `probability`."""
+    """Return the predicted `label` of each example, and its `probability`."""
     labels = trainer.logits(x).argmax(axis=1)
     return {"label": labels.tolist(), "probability": _rounded(np.exp(-trainer.losses(x, labels)), 6)}
 
 
 def perturbed_digits(trainer: Trainer, x: Floats, labels: Ints) -> Json:
-    """Return the steps of eq. 12 at sigma 1, and the predictions at sigma 0 and `SIGMAS`, by sigma."""
+    """Return the steps of eq. 12 at sigma 1, and the predictions by sigma, at 0 and `SIGMAS`."""
     eps = epsilon(trainer.input_gradients(x, labels), 2.0, 1.0)
     return {
         "x": _rounded(x),
@@ -48,10 +48,10 @@ def perturbed_digits(trainer: Trainer, x: Floats, labels: Ints) -> Json:
 
 
 def led_to(trainer: Trainer, x: Floats, labels: Ints) -> Json:
-    """Return into what the steps of eq. 12 turn examples, as fractions of all, by sigma.
+    """Return the predictions after the steps of eq. 12, as fractions of all examples, by sigma.
 
-    `right` stay what they are, `runner_up` go to the wrong class that was most probable before (III-B),
-    `other` to another one.
+    `right` is the fraction predicted right, `runner_up` the fraction predicted as the wrong class that was
+    most probable before the step (III-B), and `other` the rest.
     """
     eps = epsilon(in_parts(trainer.input_gradients, x, labels), 2.0, 1.0)
     confused = in_parts(lambda *each: _runner_up(trainer, *each), x, labels)
@@ -64,10 +64,10 @@ def led_to(trainer: Trainer, x: Floats, labels: Ints) -> Json:
 
 
 def matched_steps(trainer: Trainer, x: Floats, labels: Ints, p: float) -> tuple[Floats, Floats]:
-    """Return the radii at which eq. 3's step of p raises the loss as that of p = 2, sigma 1, and the steps.
+    """Return the radii at which eq. 3's step of p raises the loss as much as p = 2, sigma 1, and the steps.
 
-    The least radius that a search by doubling, then halving, finds on the measured loss; NaN where none
-    up to 2^10 is enough.
+    A search by doubling, then halving, finds the least such radius on the measured loss; NaN if no radius up
+    to 2^10 is enough.
     """
     gradients = trainer.input_gradients(x, labels)
     goal = trainer.losses(x + epsilon(gradients, 2.0, 1.0), labels)
@@ -92,43 +92,43 @@ def matched_steps(trainer: Trainer, x: Floats, labels: Ints, p: float) -> tuple[
 def contributions(trainer: Trainer, x: Floats, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Return the decomposition of eq. 25: the coefficients (y - t)_j, and (y - t)_j J_j of each class.
 
-    J_j is the input gradient of logit j. As the coefficients sum to 0, only differences of the J_j are in
-    eq. 25, and the model itself does not fix more: here their mean over the classes is 0. They come from
-    the gradients g_j of the error log-odds of every class j taken as the label, exactly:
+    J_j is the input gradient of logit j. As the coefficients sum to 0, eq. 25 depends only on differences of
+    the J_j, and the model itself fixes no more than these; here the J_j are shifted to have mean 0 over the
+    classes. They follow exactly from the gradients g_j of the error log-odds with class j as the label:
     J_j - sum_k y_k J_k = -(1 - y_j) g_j, minus the gradient of the cross-entropy of j.
 
     Parameters
     ----------
     trainer
-        Of the network.
+        The trainer of the network.
     x, labels
         Inputs (n, inputs) and their right classes, (n,).
     classes
-        How many there are.
+        Number of classes.
 
     Returns
     -------
     tuple[Array, Array]
-        Of shape (n, classes), and (n, classes, inputs), whose sum over the classes is the gradient of the
-        cross-entropy.
+        The coefficients, (n, classes), and the contributions, (n, classes, inputs). The contributions sum
+        over the classes to the gradient of the cross-entropy.
     """
     every = [np.full(len(x), j) for j in range(classes)]
     wrong = np.stack([-np.expm1(-trainer.losses(x, j)) for j in every], axis=1)
     rows = -wrong[:, :, None] * np.stack([trainer.input_gradients(x, j) for j in every], axis=1)
     rows = rows - rows.mean(axis=1, keepdims=True)
     right = np.arange(classes) == labels[:, None]
-    # of the right class y - 1, and not the probability, which rounds to 1
+    # y - 1 of the right class is -wrong: computed from the probability, which rounds to 1, it would be 0
     probability = np.exp(-np.stack([trainer.losses(x, j) for j in every], axis=1))
     coefficients = np.where(right, -wrong, probability)
     return coefficients, coefficients[:, :, None] * rows
 
 
 def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.classes) -> list[Json]:
-    """Return for each example eq. 12's step at sigma 1 as the sum of what classes contribute (eq. 25).
+    """Return for each example eq. 12's step at sigma 1 as a sum of contributions of classes (eq. 25).
 
-    `shares` are those of the step's length, <part, eps> / <eps, eps>, and sum to 1. The first part is of
-    the right class, then come those of the largest coefficients, and at last the sum of all others, whose
-    class is None.
+    `shares` are shares of the step's length, <part, eps> / <eps, eps>, and sum to 1. The first part is that
+    of the right class; then come the classes of the largest coefficients; the last part is the sum over all
+    other classes, and its class is None.
     """
     coefficients, parts = contributions(trainer, x, labels, classes)
     found = []
@@ -155,9 +155,9 @@ def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.
 
 
 def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) -> Json:
-    """Return errors of each network: `clean`, under `noise` of L2 norm 1, and `perturbed` by source.
+    """Return the errors of each network: `clean`, under `noise`, and `perturbed` by the source network.
 
-    The noise is Gaussian, of each example scaled to the norm that eq. 12's steps at sigma 1 have.
+    The noise is Gaussian, scaled for each example to L2 norm 1, the norm of eq. 12's steps at sigma 1.
     """
     noise = evaluation_noise(0, 0, x.shape, str(x.dtype))
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
@@ -174,7 +174,7 @@ def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) 
 
 
 def neighbours_agree(perturbations: Iterable[ArrayLike]) -> float:
-    """Return the mean correlation, about 0, of pixels beside each other; images are square, (n, pixels)."""
+    """Return the mean correlation, about 0, of neighbouring pixels; images are square, (n, pixels)."""
     images = np.stack([square(each) for each in perturbations])
     across, down = images[:, :, 1:] * images[:, :, :-1], images[:, 1:] * images[:, :-1]
     return float(np.mean([across.mean(), down.mean()]) / np.mean(images**2))
@@ -188,18 +188,18 @@ def _runner_up(trainer: Trainer, x: Floats, labels: Ints) -> Ints:
 
 
 def _rounded(values: Floats, digits: int = 5) -> object:
-    """Return lists of numbers, as JSON has arrays."""
+    """Return nested lists of rounded numbers, for JSON."""
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
 def square(values: ArrayLike) -> Floats:
-    """Return an image as rows of pixels."""
+    """Return a square image as a matrix of pixels."""
     image = np.asarray(values, float)
     return image.reshape(math.isqrt(image.size), -1)
 
 
 def measure_digits(setting: Setting, tick: Tick) -> Json:
-    """Return `perturbed_digits` of the first of each class, and `led_to` of all, by network."""
+    """Return `perturbed_digits` of the first example of each class, and `led_to` of all, by network."""
     trainers, ended, test = opened(setting, PICTURED, tick)
     ten = test.first_of_each(range(MNIST.classes))
     return {
@@ -211,7 +211,7 @@ def measure_digits(setting: Setting, tick: Tick) -> Json:
 
 
 def measure_exponents(setting: Setting, tick: Tick) -> Json:
-    """Return `matched_steps` of the first of each class, by p; None for a radius where there is none."""
+    """Return by p `matched_steps` of the first example of each class; a radius not found is None."""
     trainers, ended, test = opened(setting, PICTURED[:1], tick)
     ten = test.first_of_each(range(MNIST.classes))
     steps = {}
@@ -224,7 +224,7 @@ def measure_exponents(setting: Setting, tick: Tick) -> Json:
 
 
 def measure_classes(setting: Setting, tick: Tick) -> Json:
-    """Return `class_parts` of the first of each of `CONFUSED`."""
+    """Return `class_parts` of the first example of each class of `CONFUSED`."""
     trainers, ended, test = opened(setting, PICTURED[:1], tick)
     some = test.first_of_each(CONFUSED)
     return {"runs": ended, "digits": class_parts(trainers[PICTURED[0]], some.x, some.labels)}

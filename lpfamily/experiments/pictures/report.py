@@ -1,4 +1,4 @@
-"""Section III said: figures 1 to 4 and what goes with them."""
+"""Report section III: Figures 1 to 4 and the tables and figures that belong to them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHORT = {"sigmoid-p2": "p = 2", "sigmoid-plain": "plain"}
 
 
 def plain_axes(figure: Figure, rows: int, columns: int = MNIST.classes) -> Sequence[Sequence[Axes]]:
-    """Return rows of axes without ticks, of thin lines and close to one another."""
+    """Return rows of axes without ticks, with thin frames, close to one another."""
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid: Sequence[Sequence[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
     for axes in figure.axes:
@@ -41,7 +41,7 @@ def plain_axes(figure: Figure, rows: int, columns: int = MNIST.classes) -> Seque
 def _network_rows(
     figure: Figure, found: Json, names: Sequence[str] = measure.PICTURED
 ) -> Iterator[tuple[Sequence[Axes], Json]]:
-    """Give for each network a row of axes, one a digit, and what was measured."""
+    """Yield for each network a row of axes, one per digit, and its measurements."""
     for row, name in zip(plain_axes(figure, len(names)), names, strict=True):
         row[0].set_ylabel(SHORT[name], fontsize=8)
         yield row, found["digits"][name]
@@ -52,7 +52,7 @@ def _grey(axes: Axes, values: ArrayLike, low: float = 0.0) -> None:
 
 
 def _signed(axes: Axes, values: ArrayLike, most: float, outline: ArrayLike) -> None:
-    """Draw a perturbation: blue is less ink, red more, nothing is transparent; the digit as an outline."""
+    """Draw a perturbation: blue removes ink, red adds it, 0 is transparent; the digit is an outline."""
     from matplotlib.colors import to_rgba
 
     image = measure.square(values) / (most or 1.0)
@@ -69,15 +69,16 @@ def _say(axes: Axes, label: int, probability: float, right: int) -> None:
 
 
 _PERTURBED = (
-    "The paper shows one sigmoid network and does not say whether it was trained with gradient perturbation: "
-    "the row p = 2 was, plain was not. Each image is perturbed for the network of its row.",
-    "Shown between black, 0, and white, 1; what lies beyond is shown as these.",
+    "The paper shows one sigmoid network and does not say whether it was trained with gradient perturbation. "
+    "Here the network of the row p = 2 was, that of the row plain was not. Each image is perturbed for the "
+    "network of its row.",
+    "Pixels are shown from black, 0, to white, 1; values outside are clipped for the picture.",
 )
-_INK = "Red adds ink and blue takes it away; "
+_INK = "Red adds ink and blue removes it; "
 
 
 def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Piece:
-    """Return the figure of x + sigma eps, a row for each network."""
+    """Return the figure of x + sigma eps, with one row per network."""
 
     def report(setting: Setting, found: Json) -> Iterator[Item]:
         def draw(figure: Figure) -> None:
@@ -93,11 +94,13 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
         for network in names:
             each = found["digits"][network]
             right = np.sum(np.equal(each["predicted"][f"{sigma:g}"]["label"], each["labels"]))
-            counts.append(f"{right} of 10 are right for {NETWORKS[network].label}")
-        alt = f"The digits 0 to 9 and their predictions: {', '.join(counts)}."
+            counts.append(f"{NETWORKS[network].label} predicts {right} of 10 right")
+        alt = f"The digits 0 to 9 and the predictions for them: {', '.join(counts)}."
         notes = (
-            "The digits are the first test example of each class; the paper picked its own at random.",
-            "Below each image: the prediction and its probability, coloured and bold where it is wrong.",
+            "The digits are the first MNIST test example of each class; the paper picked its digits at "
+            "random.",
+            "Below each image: the network's prediction and its probability, coloured and bold if it is "
+            "wrong.",
             *remarks,
             *network_notes(setting, found["runs"]),
         )
@@ -114,7 +117,7 @@ def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
 
     notes = (
         _PERTURBED[0],
-        "Mid-grey is 0, white +1 and black -1 after magnification.",
+        "One column per digit. After magnification, mid-grey is 0, white +1 and black -1.",
         *network_notes(setting, found["runs"]),
     )
     smooth = ", ".join(
@@ -125,7 +128,7 @@ def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
         f"The perturbations of ten digits. The correlation of neighbouring pixels, 1 for strokes and "
         f"0 for noise, is {smooth}."
     )
-    title = "Figure 3. The perturbations of Figure 2 (p = 2, sigma 1), ten times as large"
+    title = "Figure 3. The perturbations of the digits of Figure 2 (p = 2, sigma 1), magnified ten times"
     yield Plot("figure3", title, alt, draw, (7.0, 1.5), notes)
 
 
@@ -145,12 +148,14 @@ def _turned(found: Json) -> Table:
         for k, (said, *labels) in enumerate(zip(THE_PAPERS, *pairs, strict=True))
     )
     notes = (
-        "Runner-up: the most probable wrong class of the clean image. Becomes: the prediction at sigma 10.",
-        "The paper's digits are other images, and it says what a reader sees, not what a network does.",
+        "Columns: what the paper says of the digit, and for two sigmoid networks, trained with p = 2 and "
+        "plain, the runner-up, which is the most probable wrong class of the clean image, and the "
+        "prediction at sigma 10 (becomes).",
+        "The paper's digits are other images, and it says what a reader sees, not what a network predicts.",
     )
     return Table(
         "figure4-digits",
-        "Figure 4 in words. What each of its digits is taken for after a step of p = 2, sigma 10",
+        "Figure 4 in words. What sigmoid networks predict for its digits after a step of p = 2, sigma 10",
         shown,
         rows,
         notes,
@@ -165,13 +170,18 @@ def _led(found: Json) -> Table:
             changed = led + other
             of_changed = led / changed if changed else None
             rows.append((NETWORKS[name].label, sigma, right, led, other, of_changed))
-    shares = (PERCENT, "still right", "the runner-up", "another"), ("{:.1%}", "runner-up of the wrong ones")
+    shares = (PERCENT, "still right", "runner-up", "other class"), ("{:.1%}", "runner-up among the wrong")
     heads = columns((TEXT, "network", "sigma"), *shares)
     notes = (
-        f"All {found['examples']:,} test examples, p = 2. The paper argues that a perturbation injects the "
-        f"class that the network confuses an image with (III-B), and measures nothing.",
+        f"Columns: the fraction of all {found['examples']:,} test examples that a sigmoid network still "
+        "predicts right after the step (eq. 12), predicts as the runner-up, which is the most probable wrong "
+        "class before the step, or as another class; the last column is the share of the runner-up among "
+        "those not right. The paper argues that a perturbation injects the class with which the network "
+        "confuses an image (III-B), and measures nothing.",
     )
-    title = "Section III-B. What MNIST test digits are taken for after a step of p = 2"
+    title = (
+        "Section III-B. What sigmoid networks predict for MNIST test digits after a step of p = 2, by sigma"
+    )
     return Table("figure4-classes", title, heads, tuple(rows), notes)
 
 
@@ -196,19 +206,20 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
 
     said = ", ".join(f"{mean:.2g} at p = {p}" for p, mean in means.items() if mean is not None)
     notes = (
-        "Every step raises the loss of its image by as much as that of p = 2, sigma 1 does. The radius is "
-        "searched for by halving, on the loss itself.",
-        _INK + "each image has a scale of its own. The line is the digit.",
+        "One row per p, one column per digit, the first MNIST test example of each class. Every step raises "
+        "the loss of its image as much as the step of p = 2, sigma 1; its radius is found by bisection on "
+        "the loss itself. The label of a row gives the mean radius.",
+        _INK + "each image has its own scale. The line is the outline of the digit.",
         "The paper shows p = 2 only.",
         *network_notes(setting, found["runs"]),
     )
     alt = (
-        f"Perturbations of ten digits for five p, from a single pixel at p = 1 to all pixels alike at p = "
-        f"inf. Mean sigma: {said}."
+        "Perturbations of ten digits for five p, from a single pixel at p = 1 to equal changes of all "
+        f"pixels at p = inf. Mean sigma: {said}."
     )
     title = (
-        "Perturbations of ten digits that raise the loss of a sigmoid network alike, by p: red adds ink, "
-        "blue takes it away"
+        "Perturbations of ten digits that raise the loss of a sigmoid network equally, by p: red adds ink, "
+        "blue removes it"
     )
     yield Plot("figure-p", title, alt, draw, (7.0, 4.0), notes)
 
@@ -234,22 +245,25 @@ def _draw_classes(found: Json, figure: Figure) -> None:
 
 def _classes(setting: Setting, found: Json) -> Iterator[Item]:
     said = "; ".join(
-        f"of the {each['label']}, {each['shares'][0]:.0%} is its own class and {each['shares'][1]:.0%} class "
-        f"{each['classes'][1]}"
+        f"for the {each['label']}, its own class contributes {each['shares'][0]:.0%} and class "
+        f"{each['classes'][1]} contributes {each['shares'][1]:.0%}"
         for each in found["digits"]
     )
     notes = (
-        "p = 2, sigma 1. Below a part: its share of the step's length, and (y - t) of its class in units of "
-        f"1 - y of the digit's own. {_INK}the line is the digit.",
-        "The gradient fixes only differences of the rows of J: their mean over the classes is taken as 0.",
-        "The paper calls y - t negative on a right prediction; only the true class's component is, and the "
-        "components sum to 0.",
+        "One row per digit: the MNIST test image, with 1 - y, the probability that the sigmoid network "
+        "gives to the wrong classes; its perturbation (p = 2, sigma 1); and the contributions of the "
+        "classes that sum to it. Below a contribution: its share of the step's length, and (y - t) of its "
+        f"class in units of 1 - y. {_INK}the line is the outline of the digit.",
+        "The gradient determines only differences between the rows of J; their mean over the classes is set "
+        "to 0.",
+        "The paper calls y - t negative on a right prediction. Only the component of the true class is "
+        "negative, and the components sum to 0.",
         *network_notes(setting, found["runs"]),
     )
     yield Plot(
         "figure-classes",
-        "What each class contributes to the perturbation of a digit (eq. 25, p = 2, sigma 1)",
-        f"Digits, their perturbations, and the parts of classes that sum to them: {said}.",
+        "What each class contributes to a sigmoid network's perturbation of a digit (eq. 25, p = 2, sigma 1)",
+        f"Digits, their perturbations, and the contributions of classes that sum to them: {said}.",
         lambda figure: _draw_classes(found, figure),
         (7.0, 4.3),
         notes,
@@ -257,7 +271,7 @@ def _classes(setting: Setting, found: Json) -> Iterator[Item]:
 
 
 def _averages(found: Json) -> dict[str, float]:
-    """Return mean errors over networks that have learned: clean, under noise, others' steps, their own."""
+    """Return mean errors over the networks that have learned: clean, noise, foreign and own perturbations."""
     clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
     learned = [name for name in perturbed if clean[name] < CHANCE / 2]
     errors = {
@@ -272,9 +286,9 @@ def _averages(found: Json) -> dict[str, float]:
 def _transfer_finding(_: Setting, found: Json) -> str:
     means = _averages(found)
     return (
-        f"On average over networks the error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
+        f"On average over networks the test error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
         f"noise, {means['foreign']:.2%} under perturbations of the same norm that were made for another "
-        f"network, and {means['own']:.2%} under those made for itself."
+        f"network, and {means['own']:.2%} under perturbations made for the network itself."
     )
 
 
@@ -289,48 +303,45 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
     means = _averages(found)
     labels = {name: NETWORKS[name].label for name in perturbed}
     notes = (
-        f"On average over networks the error is {means['clean']:.2%} clean, {means['noise']:.2%} under noise "
-        f"of the same norm, {means['foreign']:.2%} under another network's perturbations, and "
+        f"On average over networks the test error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
+        f"noise of the same norm, {means['foreign']:.2%} under another network's perturbations, and "
         f"{means['own']:.2%} under a network's own.",
         *(
-            f"{label} has learned too little at this budget, and is not in the averages."
+            f"{label} has learned too little at this budget and is left out of the averages."
             for name, label in labels.items()
             if name not in learned
         ),
-        f"All {found['examples']:,} test examples; p = 2, sigma 1. A row is whose perturbation it is, a "
-        "column which network is tested.",
-        "The paper says that perturbations transfer (III-C) and has no numbers.",
+        f"All {found['examples']:,} test examples; p = 2, sigma 1 (eq. 12). Each row names the network that "
+        "the perturbations were made for, each column the network that is tested on them.",
+        "The paper says that perturbations transfer (III-C) and gives no numbers.",
         *network_notes(setting, found["runs"]),
     )
     heads = columns((TEXT, "perturbation of"), (PERCENT, *labels.values()))
-    title = (
-        "Section III-C. Test errors on MNIST under perturbations that were made for other networks (p = 2, "
-        "sigma 1)"
-    )
+    title = "Section III-C. Test error on MNIST under perturbations made for another network (p = 2, sigma 1)"
     yield Table("table-transfer", title, heads, rows, notes)
 
 
 FIGURE_4 = _figure(
     "figure4",
-    "Figure 4. Digits perturbed at p = 2, sigma 10, and what sigmoid networks predict",
+    "Figure 4. MNIST digits perturbed at p = 2, sigma 10, and what sigmoid networks predict",
     10.0,
     measure.PICTURED,
     *_PERTURBED,
 )
 CHAPTER = Chapter(
     "What a perturbation looks like (section III)",
-    "The paper shows digits and their perturbations by a sigmoid network, and explains with them "
-    "why perturbations carry over from one network to another.",
+    "The paper shows digits and their perturbations for a sigmoid network, and uses them to explain why "
+    "perturbations transfer from one network to another.",
     (
         _figure(
             "figure1",
-            "Figure 1. Digits as they are, and what a sigmoid network predicts",
+            "Figure 1. Clean MNIST digits, and what a sigmoid network predicts",
             0.0,
             measure.PICTURED[:1],
         ),
         _figure(
             "figure2",
-            "Figure 2. Digits perturbed at p = 2, sigma 1, and what sigmoid networks predict",
+            "Figure 2. MNIST digits perturbed at p = 2, sigma 1, and what sigmoid networks predict",
             1.0,
             measure.PICTURED,
             *_PERTURBED,

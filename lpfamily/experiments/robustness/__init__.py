@@ -1,1 +1,1 @@
-"""Robustness of the networks of Table I, as the field measures it today: error against sigma."""
+"""Robustness of the networks of Table I, as it is measured today: error against sigma."""

@@ -1,4 +1,4 @@
-"""Robustness measured: the networks of Table I, of seed 0, within balls whose strength is matched."""
+"""Measure the robustness of the networks of Table I with seed 0, in balls of matched strength."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = {"quick": 10, "paper": 20}
 
 
 def measure(setting: Setting, tick: Tick) -> Json:
-    """Return by network what `robustness.measure` finds."""
+    """Return the result of `robustness.measure` for each network."""
     trainers, _, test = opened(setting, COMPARED, silent)
     first = slice(EXAMPLES[setting.budget])
     found: Json = {}
@@ -26,7 +26,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
 
         recipe = recipe_of(setting, name)
         inputs = test.x.shape[1]
-        matched = matched_radius(recipe, 2.0, inputs)  # so that all have the same radii
+        matched = matched_radius(recipe, 2.0, inputs)  # the same radii for all networks
         multiples = [multiple / matched for multiple in robustness.MULTIPLES]
         found[name] = robustness.measure(
             trainer,

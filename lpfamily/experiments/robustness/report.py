@@ -1,4 +1,4 @@
-"""Robustness said: a table at matched strength, and for each network its error against sigma."""
+"""Report the robustness: a table at matched strength, and a figure of error against sigma per network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ def _report(_: Setting, found: Json) -> Iterator[Item]:
     first = found[COMPARED[0]]
     sigmas = ", ".join(f"{ball['sigma'][AT]:.3g} at p = {p}" for p, ball in first["balls"].items())
     notes = (
-        f"Test errors of the first {first['examples']} test examples, at the radii {sigmas}: after one step, "
-        f"known to be in the ball after up to {first['steps']} steps of ascent, and under Gaussian noise of "
-        "that norm.",
-        "The networks are those of Table I, of seed 0.",
+        f"Columns: the error on the first {first['examples']} test examples, clean, and for each p in the "
+        f"ball of radius {sigmas}: after one step (eq. 3), after up to {first['steps']} steps of ascent, "
+        "and under Gaussian noise of the same norm. After many steps an example counts as wrong if any "
+        "attack has found an eps in the ball that makes it wrong, so this error is a lower bound of the "
+        "error in the ball.",
+        "The networks are those of Table I with seed 0.",
     )
     title = (
-        "Robustness. Test errors on MNIST in Lp balls of matched radii: after one step, after many, and "
-        "under noise of the same norm"
+        "Robustness. Test error on MNIST of the networks of Table I in Lp balls of matched radii: after one "
+        "step, after many, and under noise of the same norm"
     )
     yield Table("table-robustness", title, shown, tuple(rows), notes)
     yield from (_plot(name, result) for name, result in found.items())
@@ -45,10 +47,10 @@ def _finding(_: Setting, found: Json) -> str:
     name = COMPARED[-1]
     ours, plain = (found[each]["balls"]["2"] for each in (name, NETWORKS[name].plain))
     return (
-        f"In the L2 ball of radius {ours['sigma'][AT]:g}, up to {found[name]['steps']} steps bring the error "
-        f"of {NETWORKS[name].label} to {ours['multi_step'][AT]:.1%}, and one step to "
-        f"{ours['one_step'][AT]:.1%}; without the perturbation in training they bring it to "
-        f"{plain['multi_step'][AT]:.1%} and {plain['one_step'][AT]:.1%}."
+        f"In the L2 ball of radius {ours['sigma'][AT]:g}, the test error of {NETWORKS[name].label} is "
+        f"{ours['one_step'][AT]:.1%} after one step and {ours['multi_step'][AT]:.1%} after up to "
+        f"{found[name]['steps']} steps; without the perturbation in training it is "
+        f"{plain['one_step'][AT]:.1%} and {plain['multi_step'][AT]:.1%}."
     )
 
 
@@ -56,7 +58,7 @@ def _plot(name: str, result: Json) -> Plot:
     label, ball = NETWORKS[name].label, result["balls"]["2"]
     return Plot(
         f"figure-robustness-{name}",
-        f"{label} on MNIST: test error against the radius sigma of Lp balls",
+        f"{label} on MNIST: test error against the radius sigma of the Lp ball",
         f"Test error of {label} by the radius sigma of the ball, for p = 1, 2 and inf. At p = 2 and sigma "
         f"{ball['sigma'][AT]:.3g} it is {ball['one_step'][AT]:.1%} after one step, "
         f"{ball['multi_step'][AT]:.1%} after up to {result['steps']} and {ball['noise'][AT]['mean']:.1%} "
@@ -69,7 +71,7 @@ def _plot(name: str, result: Json) -> Plot:
 
 CHAPTER = Chapter(
     "Robustness, as it is measured today",
-    "One step measures the step that a network was trained with. Many steps find what one has "
-    "missed: where the two differ much, robustness to one step means nothing.",
+    "An attack of one step repeats the step that the network was trained with. Many steps find what one step "
+    "misses: where the two errors differ much, robustness to one step means nothing.",
     (Piece("figure-robustness", (ROBUSTNESS,), _report, finding=_finding),),
 )

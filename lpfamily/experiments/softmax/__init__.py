@@ -1,1 +1,1 @@
-"""Section V: softmax regression, its distances to the boundary and its errors under noise."""
+"""Section V: softmax regression, its distances to the decision boundary and its errors under noise."""

@@ -1,7 +1,7 @@
-"""Section V measured: softmax regression on MNIST, its distances to the boundary, its errors under noise.
+"""Measure section V: softmax regression on MNIST, its distances to the boundary, its errors under noise.
 
-The models are minima of a convex loss, so there is one of each, without a seed or a schedule.
-Distances are closed forms, and only the errors under noise are drawn.
+Each model is the minimum of a convex loss, so it has no seed and no schedule. The distances are closed forms;
+only the errors under noise are estimated from draws.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SMALL = 0.01
 """The standard deviation of Table IX's noise."""
 SMALL_DRAWS = 40
 STDS = (0.0, *NOISE)
-"""Of Tables VII and VIII."""
+"""The standard deviations of the noise in Tables VII and VIII."""
 CUT = 0.1
-"""Up to where Fig. 7 takes the density of the distances as a line."""
+"""Fig. 7 takes the density of the distances up to this one as a line."""
 ROWS_AT_ONCE = 5000
 
 
 def weight_decay(penalty: float) -> float:
-    """Return the c = lambda / 200 of `objective` that has the paper's Table VI for lambda = 1 and 1e-2.
+    """Return the c = lambda / 200 of `objective`, which reproduces Table VI for lambda = 1 and 1e-2.
 
     The paper does not say how lambda enters its loss.
     """
@@ -48,7 +48,7 @@ def weight_decay(penalty: float) -> float:
 
 
 IMITATING = 9e-6
-"""A c whose minimum is near Table VI for lambda = 1e-4, from which the minimum at lambda / 200 is far."""
+"""A c whose minimum is close to Table VI for lambda = 1e-4; the minimum at lambda / 200 is not."""
 
 MODELS = {
     "lambda = 1": weight_decay(1.0),
@@ -56,9 +56,9 @@ MODELS = {
     "lambda = 1e-4, imitated": IMITATING,
     "lambda = 1e-4, converged": weight_decay(1e-4),
 }
-"""By row of Tables VI to IX, the weight decay c that it is trained with here.
+"""The weight decay c of each model, by its row in Tables VI to IX.
 
-The strongest regularisation comes first: each starts from the one before.
+The strongest comes first, as the training of each model starts from the one before.
 """
 
 
@@ -76,7 +76,7 @@ def objective(
 ) -> tuple[float, Floats, Floats]:
     """Return the mean cross-entropy + (decay / 2) |weights|^2, and its gradients in weights and bias.
 
-    Products with x are of its dtype, a block of rows at a time, and sums over the blocks are float64.
+    Products with x are computed in its dtype, for a block of rows at a time; sums over blocks are float64.
     """
     loss, slope, bias_slope = 0.0, np.zeros_like(weights), np.zeros_like(bias)
     narrow = weights.astype(x.dtype)
@@ -102,16 +102,16 @@ def principal(x: Inputs) -> tuple[Floats, Floats]:
 
 
 CURVATURE = 0.1
-"""What y (1 - y) of a softmax is, roughly: the scale of the loss's second derivative in a logit."""
+"""A rough value of y (1 - y) of a softmax, the scale of the loss's second derivative in a logit."""
 GRADIENT_TOLERANCE = 1e-5
 
 
 def fit(x: Inputs, labels: Labels, decay: float, start: Fit, sizes: Floats, axes: Floats) -> Fit:
     """Return the minimum of `objective`, by L-BFGS from `start`.
 
-    The second derivative of the loss is nearly CURVATURE x' x / n + decay, whose eigenvalues are decades
-    apart. L-BFGS works on the weights along its eigenvectors (`principal`), scaled so that it is the
-    identity there: that takes a third of the iterations for the weakest decay of MODELS.
+    The Hessian of the loss is nearly CURVATURE x' x / n + decay, whose eigenvalues are decades apart. L-BFGS
+    therefore works in the basis of its eigenvectors (`principal`), scaled so that the Hessian is nearly the
+    identity. For the weakest decay of MODELS this takes a third of the iterations.
     """
     scale = np.sqrt(CURVATURE * sizes + decay)[:, None]
 
@@ -140,11 +140,11 @@ def logits(model: Fit, x: Inputs) -> Floats:
 def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
     """Return the L2 distance to a changed prediction along the gradient of the loss (V-A); 0 if wrong.
 
-    It has a closed form, where the paper walks in steps.
+    The paper walks in steps; here the distance has a closed form.
     """
 
     def distance(rows: Inputs, right: Labels) -> Floats:
-        # the gradient of the error log-odds is this one, but for a positive factor
+        # a positive multiple of the gradient of the error log-odds
         step = epsilon(logit_gradient(logits(model, rows), right) @ model.weights.T, 2, 1.0)
         return np.asarray(flip_distance((model.weights, model.bias), rows.astype(np.float64), step, right))
 
@@ -154,8 +154,9 @@ def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
 def signed_distances(weights: Floats, z: Floats, labels: Labels) -> Floats:
     """Return the L2 distance from each example to its boundary with each class, negative beyond it.
 
-    Of the shape of the logits z; inf for the right class. Noise of standard deviation sigma crosses a
-    boundary at d with probability Q(d / sigma), so an example is wrong with at least Q(min d / sigma).
+    The result has the shape of the logits z, and is inf for the right class. Noise of standard deviation
+    sigma crosses a boundary at distance d with probability Q(d / sigma), so an example is wrong with a
+    probability of at least Q(min d / sigma).
     """
     lengths = np.linalg.norm(weights[:, :, None] - weights[:, None, :], axis=0)[labels]
     own = np.arange(z.shape[1]) == labels[:, None]
@@ -164,17 +165,17 @@ def signed_distances(weights: Floats, z: Floats, labels: Labels) -> Floats:
 
 
 def flips(before: Floats, after: Floats, labels: Labels) -> tuple[float, float]:
-    """Return which fraction of the examples went from right to wrong, and from wrong to right."""
+    """Return the fractions of the examples that went from right to wrong and from wrong to right."""
     right, still = (z.argmax(axis=1) == labels for z in (before, after))
     return float(np.mean(right & ~still)), float(np.mean(still & ~right))
 
 
 def under_noise(models: Sequence[Fit], split: Split, seed: int, tick: Callable[[], None]) -> list[Json]:
-    """Return for each model, by the standard deviation of the noise, its error and its flips.
+    """Return for each model its error and its flips, by the standard deviation of the noise.
 
-    Noise that is orthogonal to all the weights changes no logit, and what is left is as normal and as
-    isotropic as in the image. So it is drawn in the space that the weights W = QR span: eta' R has the
-    distribution of the noise's eta' W. The models and the standard deviations see the same draws.
+    Noise orthogonal to all the weights changes no logit, and its projection on the span of the weights is an
+    isotropic normal vector too. So the noise is drawn in the span of the weights W = QR: eta' R has the
+    distribution of eta' W. All models and standard deviations share the same draws.
     """
     seen = np.linalg.qr(np.concatenate([model.weights for model in models], axis=1)).R
     clean = [logits(model, split.x) for model in models]
@@ -206,7 +207,7 @@ def _drawn(error: float, flipped: Floats) -> Json:
 
 
 def distances(model: Fit, split: Split) -> Json:
-    """Return what is said of the distances of a set's examples, and what is predicted from them."""
+    """Return statistics of the distances of a set's examples, and the errors predicted from them."""
     z = logits(model, split.x)
     to_each = signed_distances(model.weights, z, split.labels)
     nearest, wrong = to_each.min(axis=1), z.argmax(axis=1) != split.labels
@@ -252,7 +253,7 @@ def _histogram(values: Floats, low: float, high: float, bins: int) -> Json:
 
 
 def measure(setting: Setting, tick: Tick) -> Json:
-    """Train MODELS on the training images of MNIST, and measure them on those and on the test images."""
+    """Train MODELS on the training images of MNIST, and measure them on the training and the test images."""
     data = load("mnist", setting.data_dir)
     sets = {"training": data.train, "test": data.test}
     train, share = data.train, 20
@@ -282,7 +283,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
 
 
 def pictures(setting: Setting, tick: Tick) -> Json:
-    """Return the first training image of each digit, and the same under noise of standard deviation SMALL."""
+    """Return the first training image of each digit, clean and under noise of standard deviation SMALL."""
     tick(0, 1, "images")
     data = load("mnist", setting.data_dir)
     clean = data.train.first_of_each(range(data.classes)).x

@@ -1,4 +1,4 @@
-"""Section V said: Tables VI to IX and figures 5 to 7."""
+"""Report section V: Tables VI to IX and Figures 5 to 7."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OF_SOFTMAX = "of softmax models of weight decay lambda on MNIST"
+OF_SOFTMAX = "of softmax regression with weight decay lambda on MNIST"
 LENGTH, FINE = "{:.4f}", "{:.3%}"
 BOTH = "training", "test"
 MOMENTS = {"mean": "mean", "deviation": "std"}
-"""Heads of columns, and what is measured."""
+"""Head of a column, and its key in the measurement."""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """What the paper has of a model: distances in units of the input, errors as fractions."""
+    """The paper's numbers for a model: distances in units of the input, errors as fractions."""
 
     mean: float | None = None
     std: float | None = None
@@ -48,7 +48,7 @@ PAPER = (
     Printed(0.2744, 0.1511, (0.0602, 0.1199, 0.4007), (0.0602, 0.1212, 0.2547), 7e-4, 4e-4),
     Printed(),
 )
-"""Of each of `measure.MODELS`; the last is not the paper's."""
+"""For each of `measure.MODELS`; the paper does not have the last."""
 
 
 def _table(
@@ -85,35 +85,39 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
     yield _table(
         "table6",
-        f"Table VI. Distance to the decision boundary along the gradient of the loss, {OF_SOFTMAX}",
+        f"Table VI. L2 distance to the decision boundary along the gradient of the loss, {OF_SOFTMAX}",
         (("{:g}", "c"), (LENGTH, *along)),
         (row(*each) for each in models),
-        "L2 distances in units of the input, pixels in [0, 1], over the right ones of "
-        f"{counts['training']:,} training and {counts['test']:,} test images. The paper's are of the "
-        "training images, from a search in steps; ours are exact.",
+        "Columns: the weight decay c, and the mean and the standard deviation of the L2 distances, in "
+        "units of the input (pixels in [0, 1]), over the correctly classified images among "
+        f"{counts['training']:,} training and {counts['test']:,} test images. The paper's distances are "
+        "those of the training images, from a search in steps; ours are exact.",
         "The paper does not say how lambda enters its loss. Here the loss is mean cross-entropy + "
-        "(c / 2) |W|^2 with free biases, and c = lambda / 200, which comes within "
-        f"{off:.1%} of the paper's numbers for lambda = 1 and 1e-2.",
-        f"For lambda = 1e-4 it does not: the minimum at c = {converged['decay']:g} is the row "
-        "'converged'. Most likely the paper's training stopped before it. The row 'imitated' is the "
-        f"minimum at c = {imitated['decay']:g}, chosen to come near the paper's numbers, and stands for "
-        "the paper's model elsewhere.",
-        "The paper does not state how it trained. Here L-BFGS went on until no entry of the gradient "
-        f"was above {worst:.0e}. There is one minimum, so there are no seeds.",
+        "(c / 2) |W|^2, with unpenalised biases. For lambda = 1 and 1e-2, c = lambda / 200 gives the "
+        f"paper's numbers within {off:.1%}.",
+        "For lambda = 1e-4 it does not. The row 'converged' is the minimum at lambda / 200, c = "
+        f"{converged['decay']:g}; most likely the paper's training stopped before it. The row 'imitated' is "
+        f"the minimum at c = {imitated['decay']:g}, chosen to come close to the paper's numbers; it stands "
+        "for the paper's model in the other tables.",
+        "The paper does not state how it trained. Here L-BFGS ran until no entry of the gradient was above "
+        f"{worst:.0e}. The loss has one minimum, so there are no seeds.",
     )
     yield _table(
         "table6-margins",
-        f"Distance to the nearest decision boundary in L2, L1 and Linf, {OF_SOFTMAX}",
+        f"Distance to the nearest decision boundary in the L2, L1 and Linf norms, {OF_SOFTMAX}",
         [(LENGTH, "L2 along the gradient", *exact)],
         (margins(name, found) for name in counts for found in result["models"]),
-        "The gradient of the loss mixes the wrong classes, so the paper's line search goes farther "
-        "than to the nearest boundary, whose distance a linear model has in closed form in every Lp "
-        "norm.",
+        "Columns: the mean L2 distance along the gradient (Table VI), then the mean and the standard "
+        "deviation of the distance to the nearest boundary in each norm, over the correctly classified "
+        "images of the set that the row names.",
+        "The gradient of the loss mixes the wrong classes, so the paper's line search reaches a boundary "
+        "farther away than the nearest one. For a linear model, the distance to the nearest boundary has a "
+        "closed form in every Lp norm.",
     )
 
 
 def _noise(here: Json, std: float) -> tuple[float, float | None]:
-    """Return the error under noise and its standard error; without noise it has none."""
+    """Return the error under noise and its standard error, None without noise."""
     if std == 0:
         return here["error"], None
     drawn = here["noise"][f"{std:g}"]
@@ -121,8 +125,8 @@ def _noise(here: Json, std: float) -> tuple[float, float | None]:
 
 
 DRAWN = (
-    "The noise is not clipped, and the same for all models; the paper states neither clipping nor draws. "
-    "It is drawn in the space that the weights span, as the rest of it changes no logit."
+    "The noise is not clipped and is the same for all models; the paper states neither clipping nor the "
+    "number of draws. The noise is drawn in the span of the weights, as its other components change no logit."
 )
 
 
@@ -139,14 +143,16 @@ def _table7(_: Setting, result: Json) -> Iterator[Item]:
             for paper, found in _models(result)
             for std, actual in zip(STDS, paper.actual, strict=True)
         ),
-        f"Mean and standard error of {NOISE_DRAWS} draws. " + DRAWN,
-        "The paper does not say of which images its errors are; without noise they are those of the "
-        "training images. Its label lambda = 1e-4 of the third row is a misprint for 1.",
+        "Columns: the standard deviation sigma of the noise, in units of the pixels; the paper's error; "
+        f"our error on the training and on the test images, each the mean of {NOISE_DRAWS} draws with its "
+        f"standard error. {DRAWN}",
+        "The paper does not say on which images it measured; its errors without noise are those of the "
+        "training images. In its third row, the label lambda = 1e-4 is a misprint for 1.",
     )
 
 
 def _eq33(error: float | None, mean: float | None, std: float | None, sigma: float) -> float | None:
-    """Return the error that eq. 33 says; None without the numbers of a model."""
+    """Return the error that eq. 33 predicts; None if a number of the model is missing."""
     if error is None or mean is None or std is None:
         return None
     return float(error_under_noise(error, mean, std, sigma))
@@ -172,19 +178,23 @@ def _table8(_: Setting, result: Json) -> Iterator[Item]:
     heads = *of_paper, "eq. 33, ours", "two-sided", "at least", "at most", "measured"
     yield _table(
         "table8",
-        f"Table VIII. Training error under Gaussian noise, predicted from the distances, {OF_SOFTMAX}",
+        f"Table VIII. Training error under Gaussian noise of standard deviation sigma, predicted from the "
+        f"distances of Table VI, {OF_SOFTMAX}",
         (("{:g}", "sigma"), (PERCENT, *heads)),
         (row(*model, *each) for model in _models(result) for each in enumerate(STDS)),
-        "Eq. 33 fed with the paper's Table VI gives the paper's numbers, most of them truncated. At "
-        "sigma = 0 the paper has the measured error instead: eq. 33 adds what the normal distribution "
-        "has below zero.",
-        "Eq. 33 takes distances as normal, and wrong images as staying wrong. 'Two-sided' lets noise "
-        "correct them, taking as normal also how far they are beyond the boundary that they are "
-        "farthest beyond.",
-        "'At least' and 'at most' take no distribution, and bound the error of a linear model: Q(d / "
-        "sigma) of each image's nearest boundary, d negative where it is wrong; and eq. 27 over all "
-        "nine boundaries, with wrong images staying wrong. The paper calls eq. 27 a lower bound, but "
-        "it is an upper one.",
+        "Columns: the standard deviation sigma of the noise, in units of the pixels; the paper's prediction; "
+        "eq. 33 with the mean and deviation of the paper's Table VI, and with ours; three other predictions, "
+        "explained below; and the error measured in Table VII.",
+        "Eq. 33 with the numbers of the paper's Table VI gives the paper's predictions, most of them "
+        "truncated. At sigma = 0 the paper prints the measured error instead, as eq. 33 adds the probability "
+        "of a normal distance below zero.",
+        "Eq. 33 assumes that distances are normal and that wrong images stay wrong. 'Two-sided' lets noise "
+        "correct wrong images: it also takes as normal the distance by which they are beyond the boundary "
+        "that they are farthest beyond.",
+        "'At least' and 'at most' assume no distribution and bound the error of a linear model. The lower "
+        "bound is the mean of Q(d / sigma), with d the distance to an image's nearest boundary, negative "
+        "for a wrong image. The upper bound is eq. 27 over all nine boundaries, with wrong images staying "
+        "wrong. The paper calls eq. 27 a lower bound, but it is an upper one.",
     )
 
 
@@ -207,15 +217,18 @@ def _table9(_: Setting, result: Json) -> Iterator[Item]:
     predicted = (f"predicted, {line}" for line in ("through zero", "one-sided", "two-sided"))
     yield _table(
         "table9",
-        f"Table IX. Error that Gaussian noise of sigma = {SMALL} adds, measured and predicted, {OF_SOFTMAX}",
+        f"Table IX. Error added by Gaussian noise of sigma = {SMALL}, measured and predicted, {OF_SOFTMAX}",
         ((PERCENT, "actual, paper"), (FINE, *measured), (PERCENT, "predicted, paper"), (FINE, *predicted)),
         (row(name, *model) for name in result["examples"] for model in _models(result)),
-        f"Actual: mean and standard error of {SMALL_DRAWS} draws. " + DRAWN,
-        "The paper's prediction takes the density of the distances as a line through zero, here fitted "
-        f"up to {CUT}. But the density is not zero at zero. With its intercept, 'one-sided' is what "
-        "noise turns from right to wrong; the paper excludes that noise corrects, which it does nearly "
-        "as often. The net change is 'two-sided', where the intercept cancels: so the paper agrees "
-        "with it, having left it out.",
+        "Columns: the error added by the noise, in the paper and here (actual), with its standard error; the "
+        "fractions of images that turn from right to wrong and from wrong to right; and the predictions of "
+        f"the paper and of three lines fitted to the density of the distances. Actual is the mean of "
+        f"{SMALL_DRAWS} draws, on the images of the set that the row names. {DRAWN}",
+        "The paper's prediction takes the density of the distances as a line through zero, here fitted up "
+        f"to {CUT}. But the density is not zero at zero. With an intercept, 'one-sided' predicts the "
+        "fraction that turns from right to wrong. The paper rules out that noise corrects images, which "
+        "happens nearly as often. 'Two-sided' predicts the net change, in which the intercept cancels; "
+        "this is why the paper's prediction, made without an intercept, agrees with the measurement.",
     )
 
 
@@ -226,12 +239,12 @@ def _bars(axes: Axes, histogram: Json, examples: int, colour: str, label: str) -
 
 
 def _as_printed(result: Json) -> list[Json]:
-    """Return the models that the paper has too, in its order."""
+    """Return the models that the paper has, in its order."""
     return [found for paper, found in _models(result) if paper.mean is not None][::-1]
 
 
 def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Callable[[Figure], None]:
-    """Return what draws axes, one for each model and named after it, and fills them with its numbers."""
+    """Return a function that draws one panel per model, titled with its name and filled by `fill`."""
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(models))
@@ -249,7 +262,7 @@ def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Calla
 def _figure5(_: Setting, result: Json) -> Iterator[Item]:
     def fill(axes: Axes, here: Json) -> None:
         mean, std, most = here["along"]["mean"], here["along"]["std"], here["histogram"]["high"]
-        _bars(axes, here["histogram"], here["right"], COLOURS[0], "right training images")
+        _bars(axes, here["histogram"], here["right"], COLOURS[0], "correctly classified training images")
         at = np.linspace(mean - 3 * std, most, 200)
         normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
         axes.plot(at, normal, color=COLOURS[1], linewidth=1.3, label="normal distribution of eq. 30")
@@ -261,22 +274,27 @@ def _figure5(_: Setting, result: Json) -> Iterator[Item]:
     peak = (np.argmax(counts) + 0.5) * most / len(counts)
     yield Plot(
         "figure5",
-        f"Figure 5. Distribution of the distances of Table VI, {OF_SOFTMAX}",
-        "Histograms of three models, of one shape on three scales: a peak below the mean and a long "
+        f"Figure 5. Distribution of the distances along the gradient (Table VI), {OF_SOFTMAX}",
+        "Histograms of three models, with the same shape on three scales: a peak below the mean and a long "
         f"tail. For {models[0]['name']}, the peak is near {peak:.2f}, the mean is {mean:.3f}, the "
         f"largest {most:.2f}. The normal distribution of the same mean and deviation has "
         f"{_eq33(0.0, mean, std, 0.0):.1%} below 0.",
         _panels(models, fill),
         (7.6, 3.0),
-        ("The paper shows lambda = 1e-4, and says that the others have the same shape: they do.",),
+        (
+            "One panel per model. Histogram: the density of the L2 distance over the correctly classified "
+            "training images. Line: the normal distribution with the same mean and standard deviation (eq. "
+            "30).",
+            "The paper shows lambda = 1e-4 and says that the others have the same shape, which is true.",
+        ),
     )
 
 
 def _figure7(_: Setting, result: Json) -> Iterator[Item]:
     def fill(axes: Axes, here: Json) -> None:
         at, line = np.array([0.0, CUT]), here["line"]
-        _bars(axes, here["near"], here["right"], COLOURS[0], "right")
-        _bars(axes, here["near_wrong"], here["right"], COLOURS[4], "wrong, to the left")
+        _bars(axes, here["near"], here["right"], COLOURS[0], "correctly classified")
+        _bars(axes, here["near_wrong"], here["right"], COLOURS[4], "wrong, left of zero")
         for side, style, label in ((at, "-", "line with intercept"), (-at, ":", "the same below zero")):
             density = line["intercept"] + line["slope"] * side
             axes.plot(side, density, color=COLOURS[3], linestyle=style, label=label)
@@ -292,17 +310,18 @@ def _figure7(_: Setting, result: Json) -> Iterator[Item]:
     )
     yield Plot(
         "figure7",
-        f"Figure 7. Distribution of the distances up to {CUT}, {OF_SOFTMAX}",
-        "Histograms of the distances of right images, and to the left of zero of wrong ones. The "
-        "density is nearly a line, but not one through zero, and it goes on below. Lines for a "
-        f"distance a: {lines}.",
+        f"Figure 7. Distribution of the distances along the gradient up to {CUT}, {OF_SOFTMAX}",
+        "Histograms of the distances of correctly classified images, and to the left of zero those of "
+        "wrong ones. The density is nearly a line, but not one through zero, and it continues below zero. "
+        f"Lines for a distance a: {lines}.",
         _panels(models, fill),
         (7.6, 3.2),
         (
-            "The paper shows lambda = 1e-4 for right images alone, and takes the line as going through "
-            "zero. The gaps in its figure are the steps of its search.",
-            "A wrong image is to the left by how far it is beyond the boundary that it is farthest "
-            "beyond. Densities are per right image.",
+            "One panel per model, over the training images. A wrong image is to the left of zero, at the "
+            "distance by which it is beyond the boundary that it is farthest beyond. Densities are per "
+            "correctly classified image.",
+            "The paper shows lambda = 1e-4 for correctly classified images alone and takes the line as going "
+            "through zero. The gaps in its figure are the steps of its search.",
         ),
     )
 
@@ -320,11 +339,14 @@ def _figure6(_: Setting, result: Json) -> Iterator[Item]:
     yield Plot(
         "figure6",
         f"Figure 6. MNIST digits, clean and under Gaussian noise of sigma = {SMALL}",
-        "The first training image of each digit, above as it is and below with noise. No pixel changes "
+        "The first training image of each digit, above clean and below with noise. No pixel changes "
         f"by more than {change:.3f} of the range from black to white: the rows look the same.",
         draw,
         (7.6, 1.8),
-        ("What noise puts below black or above white is shown as black and white.",),
+        (
+            "The first MNIST training image of each digit; sigma is in units of the pixels. Values below "
+            "black or above white are clipped for the picture.",
+        ),
     )
 
 
@@ -335,8 +357,8 @@ def _table6_finding(_: Setting, result: Json) -> str:
         if paper.mean is not None
     )
     return (
-        "The mean distance of a training image to the decision boundary, along the gradient, is "
-        f"{', '.join(said)}."
+        "The mean L2 distance of a training image to the decision boundary of softmax regression on MNIST, "
+        f"along the gradient, is {', '.join(said)}."
     )
 
 
@@ -348,8 +370,8 @@ def _table8_finding(_: Setting, result: Json) -> str:
         predicted = _eq33(here["error"], here["along"]["mean"], here["along"]["std"], largest)
         said.append(f"{predicted:.2%} for {found['name']} (measured: {_noise(here, largest)[0]:.2%})")
     return (
-        f"Under Gaussian noise of sigma = {largest}, eq. 33 predicts from the distances alone an error of "
-        f"{', '.join(said)}."
+        f"Under Gaussian noise of sigma = {largest}, eq. 33 predicts from the distances alone a training "
+        f"error of {', '.join(said)}."
     )
 
 
@@ -365,8 +387,8 @@ def _table9_finding(_: Setting, result: Json) -> str:
 
 CHAPTER = Chapter(
     "Minimum perturbations and Gaussian noise (section V)",
-    "Softmax regression at three strengths of weight decay: how far the decision boundary is along "
-    "the gradient, and what that says of the errors under Gaussian noise.",
+    "Softmax regression at three strengths of weight decay: how far away the decision boundary is along the "
+    "gradient, and which errors under Gaussian noise these distances predict.",
     (
         Piece("table6", (SOFTMAX,), _table6, finding=_table6_finding),
         Piece("table7", (SOFTMAX,), _table7),

@@ -1,4 +1,4 @@
-"""Section II on trained networks, measured: what eq. 4 to 20 say of the loss, beside the loss itself."""
+"""Measure section II on trained networks: the increase of the loss, and its prediction by eq. 4 to 20."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lpfamily.training.progress import Tick
 NAMES = ("sigmoid-plain", "sigmoid-p2")
 EXPONENTS = (1.0, 2.0, math.inf)
 LENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""The L2 norms of steps."""
+"""The L2 norms of the steps."""
 STDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-"""Of the noise, whose L2 norm is sqrt(inputs) as large."""
+"""The standard deviations of the noise; its L2 norm is sqrt(inputs) times as large."""
 TOLERANCE = 0.1
 MODELS = ("eq4", "eq13", "eq17", "eq20", "remark1")
 
@@ -31,21 +31,21 @@ class Increase(TypedDict):
     measured: float
     predicted: dict[str, float]
     within: NotRequired[float]
-    """The fraction of examples whose own increase eq. 4 predicts to `TOLERANCE`."""
+    """The fraction of examples whose increase eq. 4 predicts to within `TOLERANCE`."""
     trace_error: NotRequired[float | None]
-    """The standard error of what eq. 20 adds to eq. 4, from the probes, None for a single one."""
+    """The standard error of the term that eq. 20 adds to eq. 4, from the probes; None for a single probe."""
 
 
 def radii(p: float, inputs: int) -> list[float]:
     """Return the sigmas at which eq. 3's step of p = 1, 2 or inf has the L2 norms `LENGTHS`.
 
-    At p = inf all entries are sigma; at p = 1 one entry is, which then is the norm.
+    At p = inf all entries of the step are sigma; at p = 1 one entry is, and sigma is the L2 norm.
     """
     return [length / math.sqrt(inputs) if p == math.inf else length for length in LENGTHS]
 
 
 def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], probes: int) -> list[Increase]:
-    """Return by sigma how the loss rises by eq. 3's step, and what eq. 4, 13, 17 and 20 predict."""
+    """Return by sigma the increase of the loss after eq. 3's step, and the predictions of eq. 4 to 20."""
     found: list[Increase] = []
     for each in measure(loss, x, [p], sigmas, probes=probes, draws=1):
         increase, gaps = each.perturbed - each.terms.loss, each.gaps()
@@ -63,10 +63,11 @@ def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], pr
 
 
 def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> list[Increase]:
-    """Return by deviation the mean of E L(x + eta) - L(x), `measured`, and of sigma^2/2 Tr H, `predicted`.
+    """Return by standard deviation E L(x + eta) - L(x), `measured`, and sigma^2/2 Tr H, `predicted`.
 
-    Both are means over the same `draws` of eta and -eta: Tr H is E eta' H eta / sigma^2. What they differ
-    by is what the loss has beyond the second order, and no accident of the draws.
+    Both are means over the examples and over the same `draws` of eta and -eta: Tr H is E eta' H eta /
+    sigma^2. They therefore differ by the terms of the loss beyond the second order, not by the chance of the
+    draws.
     """
     eta = np.random.default_rng(0).standard_normal((draws, *x.shape)).astype(x.dtype)
     trace, _ = hutchinson(lambda v: loss.hessian_products(x, v), eta)
@@ -81,12 +82,12 @@ def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> 
 
 
 def ratios(found: Sequence[Increase], model: str) -> list[float | None]:
-    """Return predicted / measured of a model; None where the loss does not rise."""
+    """Return the ratios predicted / measured of a model; None where the loss does not rise."""
     return [each["predicted"][model] / each["measured"] if each["measured"] > 0 else None for each in found]
 
 
 def holds_to(found: Sequence[Increase], model: str) -> float | None:
-    """Return the largest sigma up to which every ratio is 1 to `TOLERANCE`; None if the least is not."""
+    """Return the largest sigma up to which all ratios are 1 to within `TOLERANCE`; None if there is none."""
     last = None
     for each, ratio in zip(found, ratios(found, model), strict=True):
         if ratio is None or abs(ratio - 1) > TOLERANCE:
@@ -100,7 +101,7 @@ def _mean(values: Floats) -> float:
 
 
 def measure_theory(setting: Setting, tick: Tick) -> Json:
-    """Return by network what `first_to_second` finds by p, and `noise_to_trace`."""
+    """Return by network `first_to_second` of each p, and `noise_to_trace`."""
     trainers, ended, test = opened(setting, NAMES, tick)
     examples, probes, draws = (300, 64, 16) if setting.budget == "quick" else (1000, 128, 32)
     x, labels = test.x[:examples], test.labels[:examples]

@@ -1,4 +1,4 @@
-"""Section II on trained networks, said: the figure and the table of what `theory` measures."""
+"""Report section II on trained networks: the predicted and measured increases, as a figure and a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOKS = {
 
 
 def _panels(found: Json, name: str) -> Iterator[tuple[str, list[Increase], Sequence[str]]]:
-    """Give what is drawn for a network: a title, the measurements, and the models that speak of them."""
+    """Yield the panels of a network: a title, the measurements, and the models that predict them."""
     for p, each in found["steps"][name].items():
         yield f"p = {p}", each, MODELS[:4] if p == "2" else MODELS[:3]
     yield "noise", found["noise"][name], MODELS[4:]
@@ -65,29 +65,29 @@ def _limit(found: Sequence[Increase], model: str) -> str:
 
 
 def _reach(found: Json, name: str) -> str:
-    """Return up to which sigma the loss of a network is as predicted, in a sentence."""
+    """Return up to which sigma the predictions hold for a network, in a sentence."""
     steps = [
-        f"at p = {p} {_limit(each, 'eq4')}, and with the Hessian {_limit(each, 'eq13')}"
+        f"at p = {p} {_limit(each, 'eq4')} ({_limit(each, 'eq13')})"
         for p, each in found["steps"][name].items()
     ]
     noise = _limit(found["noise"][name], "remark1")
     return (
-        f"{NETWORKS[name].label}: eq. 4 holds to {TOLERANCE:.0%} up to a sigma: {'; '.join(steps)}. Under "
-        f"noise the trace of Remark 1 holds {noise}."
+        f"{NETWORKS[name].label}: range of sigma in which eq. 4 (eq. 13) is within {TOLERANCE:.0%} of the "
+        f"measured increase: {'; '.join(steps)}. The trace of Remark 1 is, under noise: {noise}."
     )
 
 
 def _second(found: Json, name: str) -> str:
-    """Return what eq. 4 and 13 say at the paper's sigma, and how eq. 17 and 20 end."""
+    """Return what eq. 4, 13, 17 and 20 predict at the paper's sigma, in a sentence."""
     each = next(one for one in found["steps"][name]["2"] if one["sigma"] == 1)
     first, hessian, rank_one, trace = (each["predicted"][model] for model in MODELS[:4])
     shares = [f"{value / each['measured']:.0%}" for value in (first, hessian)]
     terms = [(value - first) / (hessian - first) for value in (rank_one, trace)]
     error = abs(each["trace_error"] / (hessian - first))
     return (
-        f"{NETWORKS[name].label}, at p = 2 and sigma 1: eq. 4 says {shares[0]} of the increase and eq. 13 "
-        f"{shares[1]}. The second term of eq. 17 is {terms[0]:.2f} times that of eq. 13, and that of eq. 20 "
-        f"{terms[1]:.2f} +- {error:.2f} times."
+        f"{NETWORKS[name].label}, at p = 2 and sigma 1: eq. 4 predicts {shares[0]} of the increase and eq. "
+        f"13 {shares[1]}. The second-order term of eq. 17 is {terms[0]:.2f} times that of eq. 13, and that "
+        f"of eq. 20 {terms[1]:.2f} +- {error:.2f} times."
     )
 
 
@@ -97,16 +97,17 @@ def _finding(_: Setting, found: Json) -> str:
         each = next(one for one in found["steps"][name]["2"] if one["sigma"] == 1)
         shares.append(f"{each['predicted']['eq4'] / each['measured']:.0%} for {NETWORKS[name].label}")
     return (
-        "The linearised loss (eq. 4), which the step maximises, is a part of what the loss increases by. At "
-        f"p = 2 and sigma 1: {', '.join(shares)}."
+        "The step maximises the linearised loss (eq. 4). At p = 2 and sigma 1, it predicts of the measured "
+        f"increase of the loss {', '.join(shares)}."
     )
 
 
 def _report(setting: Setting, found: Json) -> Iterator[Item]:
     said = [_reach(found, name) for name in NAMES]
     method = (
-        f"Means over the first {found['examples']} test examples; {found['probes']} probes for eq. 20, "
-        f"{found['draws']} pairs of noise. A bound lies between the sigma that is named and the table's next."
+        f"Means over the first {found['examples']} MNIST test examples; eq. 20 takes {found['probes']} "
+        f"probes, and the noise {found['draws']} pairs of draws. Sigmas are those of the table: a prediction "
+        "that holds up to one of them fails at the next."
     )
     numbers = "sigma", "L increases by", *(label for label, _, _ in LOOKS.values())
     shares = "{:.0%}", f"examples to {TOLERANCE:.0%}"
@@ -119,27 +120,36 @@ def _report(setting: Setting, found: Json) -> Iterator[Item]:
                 row = NETWORKS[name].label, title, each["sigma"], each["measured"]
                 rows.append((*row, *predicted, each.get("within")))
     paper = (
-        "The paper does not measure its approximation. In eq. 14 it puts g g', of rank one, for the Hessian, "
-        "which holds on average over the model's own labels and not for an example."
+        "The paper does not measure its approximation. Eq. 14 replaces the Hessian by g g', of rank one; "
+        "this holds on average over labels drawn from the model, and not for a single example."
     )
     networks = network_notes(setting, found["runs"])
     second = (_second(found, name) for name in NAMES)
-    band = f"The band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
+    band = (
+        "One row per network, one panel per p and one for Gaussian noise, whose sigma is its standard "
+        f"deviation. The grey band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
+    )
     yield Plot(
         "figure-theory",
-        "Increase of the loss that eq. 4 to 20 predict, over the measured one, of sigmoid networks on MNIST",
-        f"Predicted over measured increases of the loss, by sigma. {' '.join(said)}",
+        "Ratio of the predicted (eq. 4 to 20) to the measured increase of the loss, of sigmoid networks on "
+        "MNIST",
+        f"Ratio of the predicted to the measured increase of the loss, by sigma. {' '.join(said)}",
         lambda figure: _draw(found, figure),
         (7.0, 4.4),
         (*said, *second, paper, band, method, *networks),
     )
-    title = "Increase of the loss of sigmoid networks on MNIST, measured and as eq. 4 to 20 predict it"
-    yield Table("figure-theory-numbers", title, heads, tuple(rows), (method, *networks))
+    title = "Increase of the loss of sigmoid networks on MNIST, measured and predicted by eq. 4 to 20"
+    meaning = (
+        "Columns: the p of the step (eq. 3), or Gaussian noise; its radius or standard deviation sigma; the "
+        "measured increase of the mean loss L, in nats; the increase that each equation predicts; and the "
+        f"fraction of examples whose increase eq. 4 predicts to within {TOLERANCE:.0%}."
+    )
+    yield Table("figure-theory-numbers", title, heads, tuple(rows), (meaning, method, *networks))
 
 
 CHAPTER = Chapter(
     "How far the first-order theory holds (section II)",
-    "The family maximises the linearised loss. Here is how much the loss of trained networks does "
-    "rise, beside what the terms of eq. 4 and eq. 13 to 20 predict.",
+    "The family maximises the linearised loss. This section compares the measured increase of the loss of "
+    "trained networks with the increase that eq. 4 and eq. 13 to 20 predict.",
     (Piece("figure-theory", (measure.THEORY,), _report, finding=_finding),),
 )
