@@ -750,7 +750,7 @@ def test_a_measurement_of_a_later_format_is_left_alone(counted, tmp_path, capsys
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
     changed(format=2)(kept(tmp_path))
     assert unchanged(tmp_path, lambda: reproduce.main(["count", "--out", str(tmp_path), *QUIET])) == 2
-    assert "counted.json: of format 2, and this version reads those up to 1" in capsys.readouterr().err
+    assert "counted.json: has format 2; this version reads formats up to 1" in capsys.readouterr().err
 
 
 def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monkeypatch, capsys):

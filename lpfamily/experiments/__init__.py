@@ -1,1 +1,1 @@
-"""The paper's tables and figures: what each trains and measures, and what it says."""
+"""The paper's tables and figures: their measurements, and the report of the results."""

@@ -1,4 +1,4 @@
-"""All chapters of a reproduction, in the order of the page, and their pieces by name."""
+"""All chapters of a reproduction, in the order of the page, and their experiments by name."""
 
 from lpfamily.experiments.errors import report as errors
 from lpfamily.experiments.exponents import report as exponents
@@ -14,4 +14,4 @@ FINDINGS = (
     *("table1", "figure-robustness", "table-p", "table4", "table8", "table-transfer", "figure-theory"),
     *("table3", "table2", "table4-dense", "table9", "table5", "table6", "table-p-cifar10"),
 )
-"""The pieces that have a finding, those that matter most first: a page begins with three of its own."""
+"""The experiments that have a finding, the most important first; a page begins with three of them."""

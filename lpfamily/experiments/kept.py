@@ -1,6 +1,6 @@
-"""Measurements that are kept in OUT/measured/NAME.json, so that a second call does what is missing.
+"""Records of measurements in OUT/measured/NAME.json, so that a second call measures only what is missing.
 
-A file has a checksum, since what is there is not measured again; those of the first format have none.
+A file has a checksum, as a recorded result is never measured again. Files of the first format have none.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Kept:
-    """A result, what it was made with, and how many seconds it took."""
+    """The result of a measurement, the setting that it was made with, and the seconds that it took."""
 
     setting: Mapping[str, object]
     seconds: float
     result: Json
     path: Path | None = field(default=None, compare=False)
-    """Of its file, where it was measured before."""
+    """Its file, if it was read from one."""
 
 
 def path_of(setting: Setting, measurement: Measurement) -> Path:
-    """Return where a measurement is kept."""
+    """Return the file of a measurement."""
     return setting.out / "measured" / f"{measurement.name}.json"
 
 
 def depends(setting: Setting, measurement: Measurement) -> dict[str, object]:
-    """Return what a measurement is made with: if that is another, it is measured anew."""
+    """Return everything that a result depends on; a record made with anything else is measured anew."""
     found: dict[str, object] = {name: getattr(setting, name) for name in measurement.depends}
     if measurement.seeds is not None:
         found["seeds"] = measurement.seeds(setting)
@@ -49,7 +49,7 @@ def depends(setting: Setting, measurement: Measurement) -> dict[str, object]:
 
 
 def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]) -> Kept | None:
-    """Return a measurement that is there, if it was made with the same setting; `note` is told of old files.
+    """Return the record of a measurement if it exists and has the same setting; `note` reports old files.
 
     Raises
     ------
@@ -63,9 +63,9 @@ def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]
         found = files.read_json(path)
         kind, sha256 = found.pop("format", None), found.pop("sha256", None)
         if isinstance(kind, int) and kind > FORMAT:
-            raise BadInput(f"{path}: of format {kind}, and this version reads those up to {FORMAT}")
+            raise BadInput(f"{path}: has format {kind}; this version reads formats up to {FORMAT}")
         if (kind, sha256) not in ((None, None), (FORMAT, _checksum(found))):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         kept = Kept(found["setting"], found["seconds"], found["result"], path)
         if not (type(kept.seconds) in (int, float) and 0 <= kept.seconds < math.inf):
             raise ValueError(f"it took {kept.seconds!r} seconds")
@@ -76,15 +76,15 @@ def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]
     try:
         if kept.setting != depends(setting, measurement):
             return None
-    except BadInput:  # it is of data that are not there, and was not asked for
+    except BadInput:  # its data are not there, and it was not asked for
         return None
     if sha256 is None:
-        note(f"{path}: has no checksum, as it is of an earlier version; it is taken as it is")
+        note(f"{path}: has no checksum, as an earlier version wrote it; it is used as it is")
     return kept
 
 
 def write(path: Path, kept: Kept) -> None:
-    """Write a measurement; raise `ValueError` if a number in it is not finite."""
+    """Write a record; raise `ValueError` if a number in it is not finite."""
     found = {"setting": kept.setting, "seconds": kept.seconds, "result": kept.result}
     content = {"format": FORMAT, "sha256": _checksum(found)} | found
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,5 +92,7 @@ def write(path: Path, kept: Kept) -> None:
 
 
 def _checksum(found: Mapping[str, object]) -> str:
-    read = json.loads(json.dumps(found, allow_nan=False))  # whose keys are strings, and sorted as such
+    read = json.loads(
+        json.dumps(found, allow_nan=False)
+    )  # JSON makes all keys strings, which are then sorted
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

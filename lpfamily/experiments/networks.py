@@ -1,8 +1,8 @@
-"""The networks of Tables I to V: what `python -m lpfamily.train` is told, and what it leaves.
+"""The networks of the tables: their flags of `python -m lpfamily.train`, and the results of their runs.
 
-Each is a run of that command in a process of its own, several at once, in OUT/runs/NAME-SEED. A run that is
-there is not made again, one that was stopped goes on, and a finished one of the same recipe elsewhere is
-taken instead.
+Each network is a run of that command in its own process, several at a time, in OUT/runs/NAME-SEED. A finished
+run is not repeated, a stopped run is resumed, and a finished run of the same recipe elsewhere is used
+instead.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from lpfamily.training.recipes import Recipe, network_of
 from lpfamily.training.runs import configs
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
-"""The variables that say how many threads a library takes; NPROC is JAX's."""
+"""The environment variables that set the number of threads of a library; NPROC is JAX's."""
 
 
 @dataclass(frozen=True)
 class PaperNetwork:
-    """A network and an objective, as the paper has them in a row of its tables."""
+    """A network and its objective, as in one row of the tables."""
 
     name: str
     kind: str
-    """What it shares with others: a key of `QUICK`."""
+    """A key of `QUICK`; networks of one kind have the same quick budget."""
     plain: str
-    """The name of the network that is trained alike, but on the plain objective."""
+    """The name of the network trained in the same way, but with the plain objective."""
     label: str
     data: str
     flags: tuple[str, ...]
-    """What the command is told, without budget, seed, backend and folders."""
+    """The flags of the command, without budget, seed, backend and folders."""
 
 
 class Ended(TypedDict):
-    """What a run ended with, of what `result.json` and `config.json` say; errors are fractions."""
+    """The outcome of a run, from its `result.json` and `config.json`; errors are fractions."""
 
     clean: float
     noise: dict[str, dict[str, float]]
-    """By standard deviation, `mean` and `standard_error`."""
+    """`mean` and `standard_error`, by standard deviation."""
     one_step: dict[str, float]
-    """By p."""
+    """Errors by p."""
     seed: int
     backend: str
     epochs: int
@@ -98,23 +98,23 @@ _ROWS = {
         ("cifar-p2-50k", "cifar-plain-50k", f"{_L2} (50K)", f"--p 2 --sigma 2 {_50K}"),
     ),
 }
-"""By kind, its label, data set and model: name, plain network, what the label adds, and other flags."""
+"""By kind, label, data set and model, the rows: name, plain network, addition to the label, other flags."""
 
 RADII = {
     "mnist": {1.0: 7.7, 1.5: 3.1, 2.0: 1.3, 4.0: 0.31, math.inf: 0.065},
     "cifar10": {1.0: 7.9, 1.5: 1.8, 2.0: 0.54, 4.0: 0.083, math.inf: 0.012},
 }
-"""By data set and p, the radii of table-p, in which every p is as strong as any other.
+"""The radii of table-p by data set and p; the balls of all p are equally strong.
 
-Each is 1.5 times the median smallest perturbation that fools the plain network (seed 0), over the first 500
-test images that it has right, by "standard" of `lpfamily.robustness`.
+Each radius is 1.5 times the median of the smallest perturbations that fool the plain network (seed 0), over
+the correctly classified images among the first 500 test images, by "standard" of `lpfamily.robustness`.
 """
 _STDS = {"mnist": 0.2, "cifar10": 0.1}
 _DENSE = "--model relu-mlp --units 400,400 --dropout none --layer-noise none --recipe quick --epochs 15"
 
 
 def _trainings(source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the rows of table-p: a name, a label and what the command is told."""
+    """Yield the rows of table-p: name, label and flags."""
     yield "plain", "plain", _PLAIN
     yield "noise", f"Gaussian noise, std {_STDS[source]:g}", f"--objective noise --sigma {_STDS[source]:g}"
     balls = {p: f"--p {p:g} --sigma {sigma:g}" for p, sigma in RADII[source].items()}
@@ -157,16 +157,19 @@ QUICK = {
     "cifar": (*_SHORT_CONVOLUTIONS, "--second-epochs", "3"),
     **{f"exponents-{source}": ("--examples", "6000", "--validation", "1000") for source in RADII},
 }
-"""What the quick budget adds to the recipe; from the published first weights nothing is learned so soon."""
+"""The flags that the quick budget adds.
+
+Some have larger first weights, as from the published ones nothing is learned in so few epochs.
+"""
 
 
 def of_kinds(*kinds: str) -> tuple[str, ...]:
-    """Return the names of the networks of some kinds."""
+    """Return the names of the networks of these kinds."""
     return tuple(name for name, network in NETWORKS.items() if network.kind in kinds)
 
 
 def flags(name: str, budget: Budget, seed: int) -> tuple[str, ...]:
-    """Return what the command is told to train a network, without backend and folders."""
+    """Return the flags of the command that trains a network, without backend and folders."""
     network = NETWORKS[name]
     short = QUICK[network.kind] if budget == "quick" else ()
     return *network.flags, *short, "--seed", str(seed)
@@ -174,13 +177,13 @@ def flags(name: str, budget: Budget, seed: int) -> tuple[str, ...]:
 
 @functools.cache
 def recipe_of(setting: Setting, name: str, seed: int = 0) -> Recipe:
-    """Return what a network is trained by."""
+    """Return the recipe of a network."""
     given = options.parser().parse(list(flags(name, setting.budget, seed)))
     return options.recipe_of(given, data.load(given["data"], setting.data_dir))
 
 
 def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick) -> list[Path]:
-    """Return the folders of finished runs of networks and seeds, in this order; trains what is missing."""
+    """Return the folders of the finished runs of networks and seeds, in this order; train missing runs."""
     jobs = [_Job(setting, name, seed) for name, seed in wanted]
     stop = threading.Event()
     with ThreadPoolExecutor(setting.jobs) as pool:
@@ -197,7 +200,7 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
 
 
 def check_trainable(setting: Setting, name: str, seed: int) -> None:
-    """Raise `BadInput` if a network has to be trained and the backend cannot, or if its result is none."""
+    """Raise `BadInput` if the backend cannot train a network that is missing, or if its result is invalid."""
     job = _Job(setting, name, seed)
     folder = job.begun()
     if folder is None:
@@ -211,11 +214,11 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
 
 
 def result(setting: Setting, name: str, folder: Path) -> Ended:
-    """Return what a finished run of a network ended with; raise `BadInput` if its result is not one."""
+    """Return the outcome of a finished run of a network; raise `BadInput` if its result is invalid."""
     run = runs.find(folder, option="")
     config, ended = configs.read(run), run.result or {}
     examples = ended["test_examples"] if "test_examples" in ended else tested(setting, name)
-    remedy = f"{REMEDY}, or remove it and go on with python -m lpfamily.train --resume {run.folder}"
+    remedy = f"{REMEDY}, or remove it and resume with python -m lpfamily.train --resume {run.folder}"
     with files.understanding(run.folder / runs.RESULT, "not the result of a run", remedy):
         errors, texts = ended["test_error"], (ended["parameters"], ended["tested_on"])
         found: Ended = {
@@ -246,13 +249,13 @@ def result(setting: Setting, name: str, folder: Path) -> Ended:
 
 
 def tested(setting: Setting, name: str) -> int:
-    """Return on how many examples a network is tested: earlier versions did not keep it with the errors."""
+    """Return the number of test examples of a network, which results of earlier versions lack."""
     recipe = recipe_of(setting, name)
     return recipe.test_examples or len(data.load(recipe.data, setting.data_dir).test.x)
 
 
 def trained_by(results: Iterable[Json]) -> dict[str, dict[int, str]]:
-    """Return what has trained the runs that measurements are of, by network and seed; "" if none says it."""
+    """Return the backends that trained the runs of measurements, by network and seed; "" if unknown."""
     found: dict[str, dict[int, str]] = {}
     for each in results:
         measured = each.get("runs", each)
@@ -271,14 +274,17 @@ def checksum(name: str, data_dir: Path | None) -> str:
 
 
 def cut(names: Iterable[str]) -> str:
-    """Return what the quick budget adds to the recipes of networks, for a page."""
+    """Return the note of a page that says how the quick budget shortens the training of networks."""
     kinds = dict.fromkeys(NETWORKS[name].kind for name in names)
-    added = "; ".join(f"{kind} networks had `{' '.join(QUICK[kind])}`" for kind in kinds)
-    return f"Quick budget: the paper's recipe trains for hundreds of epochs on all images; here {added}."
+    added = "; ".join(f"{kind} networks with `{' '.join(QUICK[kind])}`" for kind in kinds)
+    return (
+        "Quick budget. The paper's recipe trains for hundreds of epochs on all images; here training is "
+        f"shorter: {added}."
+    )
 
 
 class _Job:
-    """A run to be finished, and how far it is."""
+    """A run to be finished, and the share of it that is done."""
 
     def __init__(self, setting: Setting, network: str, seed: int) -> None:
         self.setting, self.network, self.seed = setting, network, seed
@@ -287,11 +293,11 @@ class _Job:
         self.share = 0.0
 
     def begun(self) -> Path | None:
-        """Return the folder of a finished run elsewhere, or of one here, if there is one."""
+        """Return the folder of a finished run elsewhere, else that of a run begun here, else None."""
         return self._elsewhere() or (self.here if (self.here / runs.CONFIG).exists() else None)
 
     def finish(self, stop: threading.Event) -> Path:
-        """Return its folder, or raise; when `stop` is set it is not begun, or left to resume."""
+        """Train the run and return its folder; once `stop` is set, do not begin it, or leave it to resume."""
         folder = self.begun() or self.here
         self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
@@ -300,7 +306,7 @@ class _Job:
         return folder
 
     def command(self, folder: Path) -> list[str]:
-        """Return the command, which the report shows too."""
+        """Return the arguments of the command, which the report shows too."""
         if (folder / runs.CONFIG).exists():
             return ["--resume", str(folder), "--quiet"]
         setting = self.setting
@@ -326,11 +332,11 @@ class _Job:
                 self.share = max(self.share, 0.01, _share(folder))
             said = process.stderr.read().strip() if process.stderr else ""
         if process.returncode and not stop.is_set():
-            reason = said.splitlines()[-1] if said else "it says nothing of why"
+            reason = said.splitlines()[-1] if said else "the command gave no reason"
             raise OSError(f"{self.name} was not trained: {reason}")
 
     def _check(self, folder: Path) -> None:
-        """Raise `BadInput` if another run is there than this one."""
+        """Raise `BadInput` if the folder holds a run other than this one."""
         if not (folder / runs.CONFIG).exists():
             return
         config = configs.read(runs.find(folder, option=""))
@@ -342,7 +348,7 @@ class _Job:
             raise BadInput(f"{folder} began with the weights of another run; give another --out")
 
     def _elsewhere(self) -> Path | None:
-        """Return the folder of a finished run of the same recipe, if one was given."""
+        """Return the folder of a finished run of the same recipe among `Setting.runs`, if there is one."""
         for folder in self.setting.runs:
             run = runs.find(folder, option="")
             config = configs.read(run)
@@ -355,18 +361,18 @@ class _Job:
 
 
 def _share(folder: Path) -> float:
-    """Return how much of a run is done, at most: early stopping may end it sooner."""
+    """Return a lower bound of the share of a run that is done, as early stopping may end the run sooner."""
     try:
         run = runs.find(folder, option="")
         recipe, epochs = configs.read(run).recipe, len(run.metrics())
-    except BadInput:  # it is not there yet, or the command says what is wrong with it
+    except BadInput:  # not there yet, or the command will report what is wrong with it
         return 0.0
     second = recipe.second_epochs if recipe.second_stage != "none" else 0
     return min(0.99, epochs / (recipe.epochs + second))
 
 
 def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
-    """Return the run folders among folders and the folders in them."""
+    """Return the run folders among these folders and their subfolders."""
     found: list[Path] = []
     for folder in folders:
         with refusing(f"--runs {folder}: cannot be read", "; give a folder of runs", OSError):
@@ -376,14 +382,14 @@ def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def longest_path(out: Path) -> Path:
-    """Return a path as long as any in the folder of a reproduction."""
+    """Return a path as long as the longest one in the folder of a reproduction."""
     return out / "runs" / f"{max(NETWORKS, key=len)}-{10**9}" / f".{runs.CHECKPOINT}.new"
 
 
 def opened(
     setting: Setting, names: Sequence[str], tick: Tick
 ) -> tuple[dict[str, Trainer], dict[str, Ended], Split]:
-    """Return trainers of finished networks of seed 0, what their runs ended with, and their test set."""
+    """Return trainers of finished networks with seed 0, the outcomes of their runs, and their test set."""
     folders = dict(zip(names, all_finished(setting, [(name, 0) for name in names], tick), strict=True))
     trainers = {
         name: load(folder).trainer(setting.backend, setting.device) for name, folder in folders.items()
@@ -393,10 +399,10 @@ def opened(
 
 
 def chance_notes(found: Mapping[str, Sequence[Ended]], examples: int) -> list[str]:
-    """Return, for each run of each network that may be guessing on so many examples, that it says nothing."""
+    """Return a note for each run whose error on so many examples is compatible with guessing."""
     return [
         f"{NETWORKS[name].label}, seed {run['seed']}, is at chance: its test error is {run['clean']:.2%}, so "
-        "what is measured of it means nothing."
+        "the numbers measured on it mean nothing."
         for name, ended in found.items()
         for run in ended
         if examples >= ENOUGH and is_chance(run["clean"], examples, data.source(NETWORKS[name].data).classes)
@@ -404,14 +410,14 @@ def chance_notes(found: Mapping[str, Sequence[Ended]], examples: int) -> list[st
 
 
 def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
-    """Return what must be known of the networks: seed, epochs, error, and what the budget cut."""
+    """Return notes on networks: seed, epochs, test error, and what the quick budget shortens."""
     each = "; ".join(
         f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"
         for name, run in ended.items()
     )
     notes = [f"The networks (seed 0): {each}."]
     for name, run in ended.items():
-        # which earlier versions did not keep
+        # results of earlier versions have no number of test examples
         notes += chance_notes({name: [run]}, run.get("test_examples", 0))
     if setting.budget == "quick":
         notes.append(cut(ended))

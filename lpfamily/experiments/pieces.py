@@ -1,4 +1,4 @@
-"""What a reproduction is made of: measurements that are kept, and what is said of them."""
+"""The parts of a reproduction: settings, measurements, experiments that report them, and chapters."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Literal, get_args
 from lpfamily.training.files import Json as Json
 from lpfamily.training.progress import Tick
 
-if TYPE_CHECKING:  # what measures loads nothing of the report
+if TYPE_CHECKING:  # measuring must not load the report
     from lpfamily.report.contents import Item
 
 Budget = Literal["quick", "paper"]
 
 Verdict = Literal["ahead of", "level with", "behind"]
-"""Where a number of ours is beside the paper's."""
+"""How one of our numbers compares with the paper's."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a reproduction is made with."""
+    """The options of a reproduction."""
 
     out: Path
     data_dir: Path | None
@@ -30,46 +30,46 @@ class Setting:
     device: str = "cpu"
     budget: Budget = "quick"
     seeds: int | None = None
-    """How many runs of each network there are, from seed 0; None is what a measurement takes by itself."""
+    """Number of runs of each network, from seed 0; None leaves it to the measurement."""
     jobs: int = 1
-    """How many networks are trained at once, each in a process of one thread."""
+    """Number of networks that are trained at the same time, each in a process of one thread."""
     runs: tuple[Path, ...] = ()
-    """Folders of runs to take where they are what is needed."""
+    """Folders of finished runs to use instead of training, where the recipe is the same."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Something that takes its time; its result is JSON and is kept in OUT/measured/NAME.json."""
+    """A measurement, whose result is JSON and is saved in OUT/measured/NAME.json."""
 
     name: str
     measure: Callable[[Setting, Tick], Json]
     cost: float = 1.0
-    """About how many minutes it takes at the quick budget on two cores, for the time that is left."""
+    """Approximate minutes with the quick budget on two cores, for the estimate of the remaining time."""
     seeds: Callable[[Setting], int] | None = None
-    """How many seeds it takes, None where `Setting.seeds` changes nothing."""
+    """The number of seeds for a setting; None if the measurement does not depend on seeds."""
     depends: tuple[str, ...] = ("backend", "budget")
-    """The other fields of `Setting` that change its result."""
+    """The other fields of `Setting` that the result depends on."""
     networks: tuple[str, ...] = ()
-    """The networks that it is measured on."""
+    """The networks that are measured."""
     data: tuple[str, ...] = ("mnist",)
-    """The data sets that it is measured on."""
+    """The data sets that are used."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A table or figure of the paper, or of what the paper could not say."""
+class Experiment:
+    """A table or figure of the paper, or one that the paper lacks: its measurements and its report."""
 
     name: str
-    """As in the command, such as table6."""
+    """The name in the command, such as table6."""
     measurements: tuple[Measurement, ...]
     report: Callable[..., Iterable[Item]]
-    """report(setting, *results) gives what the results of the measurements are."""
+    """report(setting, *results) returns tables and figures of the measurements' results."""
     within: str = ""
-    """Another piece that says all of it, where both are on the page."""
+    """Another experiment that contains this one; if both have results, the page shows only the other."""
     finding: Callable[..., str] | None = None
-    """finding(setting, *results) says in a sentence or two what the first item of the report shows."""
+    """finding(setting, *results) returns a sentence or two on what the first item of the report shows."""
     verdicts: Callable[..., dict[str, Verdict]] | None = None
-    """verdicts(setting, *results) says of each number of the paper, by what it is of, where ours is."""
+    """verdicts(setting, *results) compares our numbers with the paper's, by the name of each number."""
 
 
 @dataclass(frozen=True)
