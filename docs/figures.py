@@ -17,7 +17,7 @@ from PIL import Image
 
 from lpfamily.experiments.softmax.measure import STDS
 from lpfamily.experiments.softmax.report import PAPER
-from lpfamily.report import looks, plots, robust
+from lpfamily.report import drawing, plots, robust
 from lpfamily.report.contents import COLOURS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def objectives(figure: Figure) -> None:
     axes.plot(sigmas, loss + first, color=COLOURS[0], label="penalty: L(x) + sigma ||g||")
     axes.plot(sigmas, loss, color=COLOURS[5], ls=":", label="L(x)")
     axes.set(xlabel=plots.SIGMA, ylabel="mean loss (nats)", xlim=(0, 1), ylim=(0, None))
-    looks.legend_below(figure, 2)
+    drawing.legend_below(figure, 2)
 
 
 def noise(figure: Figure) -> None:
@@ -68,7 +68,7 @@ def noise(figure: Figure) -> None:
     )
     right.plot(at, names["through_zero"] * at, color=COLOURS[1], label="line through zero")
     right.set(title="density of the distances", xlabel="distance, negative if wrong", ylabel="per unit")
-    looks.legend_below(figure, 3)
+    drawing.legend_below(figure, 3)
 
 
 def main(folder: Path) -> None:
@@ -80,7 +80,7 @@ def main(folder: Path) -> None:
         ("objectives", objectives, (8.0, 3.6), "Perturb and penalty on digits, p = 2"),
         ("noise", noise, (8.0, 3.6), "Error under Gaussian noise, from distances to the boundary"),
     ):
-        (content,) = looks.rendered(draw, inches, ["png"], name, warnings.warn, title).values()
+        (content,) = drawing.rendered(draw, inches, ["png"], name, warnings.warn, title).values()
         # few colours are a third of the bytes
         Image.open(BytesIO(content)).quantize(64).save(folder / f"{name}.png", optimize=True)
 

@@ -203,7 +203,7 @@ class _Opened:
 
 
 def _evaluate_runs(given: Given, argv: list[str]) -> int:
-    from lpfamily.report import compared
+    from lpfamily.report import comparison
     from lpfamily.report.tables import robustness_table
 
     names = [str(folder) for folder in given["run"]]
@@ -240,8 +240,8 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
         title = f"{name}: {first.recipe.inputs}" if several else first.recipe.inputs
         print("\n".join([robustness_table(result, title), *warnings]), flush=True)
     if several:
-        print(f"\n{compared.table(results)}", flush=True)
-        compared.write(results, out, progress.warn)
+        print(f"\n{comparison.table(results)}", flush=True)
+        comparison.write(results, out, progress.warn)
     else:
         _draw(results[names[0]], first.trained.recipe, out.with_suffix(".png"), progress)
     return 0
@@ -326,11 +326,11 @@ def _sigmas(given: Given) -> tuple[float, ...] | None:
 
 
 def _draw(result: Json, recipe: Recipe, path: Path, progress: Progress) -> None:
-    from lpfamily.report import looks, plots
+    from lpfamily.report import drawing, plots
 
     size, title = plots.panels_size(list(result["balls"])), plots.robustness_title(recipe, result["examples"])
     draw = functools.partial(plots.robustness_curves, result=result)
-    for content in looks.rendered(draw, size, ["png"], str(path), progress.warn, title).values():
+    for content in drawing.rendered(draw, size, ["png"], str(path), progress.warn, title).values():
         runs.replace(path, content)
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from lpfamily.experiments import catalogue, kept, networks
-from lpfamily.experiments.kept import Kept
-from lpfamily.experiments.pieces import VERDICTS, Budget, Piece, Setting, Verdict
+from lpfamily.experiments import catalogue, networks, records
+from lpfamily.experiments.definitions import VERDICTS, Budget, Experiment, Setting, Verdict
+from lpfamily.experiments.records import Record
 from lpfamily.report import page
 from lpfamily.report.contents import Item
 from lpfamily.training import backends, commands
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> commands.Parser:
     commands.check_extra()
     listed = "; ".join(
-        f"{each.title}: {' '.join(piece.name for piece in each.pieces)}" for each in catalogue.CHAPTERS
+        f"{each.title}: {' '.join(experiment.name for experiment in each.experiments)}"
+        for each in catalogue.CHAPTERS
     )
     result = commands.Parser(
         prog=NAME,
@@ -79,11 +80,11 @@ def _parser() -> commands.Parser:
 
 
 def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
-    pieces = catalogue.PIECES
-    names = list(pieces) if "all" in given["names"] else given["names"]
+    experiments = catalogue.EXPERIMENTS
+    names = list(experiments) if "all" in given["names"] else given["names"]
     for name in names:
-        if name not in pieces:
-            hint = nearest(name, pieces, f"choose all, or of {', '.join(pieces)}")
+        if name not in experiments:
+            hint = nearest(name, experiments, f"choose all, or of {', '.join(experiments)}")
             raise BadInput(f"there is no {name!r}; {hint}")
     setting = Setting(
         out=given.get("out", Path("reproduction")),
@@ -119,14 +120,14 @@ def _backend() -> str:
     return "numpy"
 
 
-def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Kept]:
+def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Record]:
     """Return what is kept and what was asked for, by measurement: measures what is missing."""
-    pieces = catalogue.PIECES
-    wanted = {m.name: m for name in names for m in pieces[name].measurements}
+    experiments = catalogue.EXPERIMENTS
+    wanted = {m.name: m for name in names for m in experiments[name].measurements}
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
         networks.checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
-    measurements = {m.name: m for piece in pieces.values() for m in piece.measurements}
-    there = {name: kept.read(setting, m, progress.note) for name, m in measurements.items()}
+    measurements = {m.name: m for experiment in experiments.values() for m in experiment.measurements}
+    there = {name: records.read(setting, m, progress.note) for name, m in measurements.items()}
     results = {name: found for name, found in there.items() if found is not None}
     missing = [m for name, m in wanted.items() if name not in results]
     for measurement in missing:
@@ -138,8 +139,8 @@ def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[st
             begun = time.perf_counter()
             with part(measurement.name) as tick:
                 result = measurement.measure(setting, tick)
-            found = Kept(kept.depends(setting, measurement), time.perf_counter() - begun, result)
-            kept.write(kept.path_of(setting, measurement), found)
+            found = Record(records.depends(setting, measurement), time.perf_counter() - begun, result)
+            records.write(records.path_of(setting, measurement), found)
             results[measurement.name] = found
     return results
 
@@ -151,15 +152,15 @@ def _against_the_paper(verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, s
             yield f"{verdict} the paper", f"{len(of)} of {len(verdicts)}: {'; '.join(of)}"
 
 
-def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> tuple[list[Item], str]:
-    """Return the items of a piece, and its finding, empty if it has none.
+def _reported(setting: Setting, experiment: Experiment, measured: list[Record]) -> tuple[list[Item], str]:
+    """Return the items of an experiment, and its finding, empty if it has none.
 
     Raise `BadInput` if it fails on what was kept and not on what is new.
     """
     results = [found.result for found in measured]
     try:
-        items = list(piece.report(setting, *results))
-        return items, piece.finding(setting, *results) if piece.finding else ""
+        items = list(experiment.report(setting, *results))
+        return items, experiment.finding(setting, *results) if experiment.finding else ""
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         if paths := [str(found.path) for found in measured if found.path]:
             raise BadInput(
@@ -170,25 +171,29 @@ def _reported(setting: Setting, piece: Piece, measured: list[Kept]) -> tuple[lis
 
 
 def _write(
-    setting: Setting, results: Mapping[str, Kept], argv: list[str], warn: Callable[[str], None]
+    setting: Setting, results: Mapping[str, Record], argv: list[str], warn: Callable[[str], None]
 ) -> Path:
-    """Write the page of all pieces whose measurements are there, and return its path."""
-    pieces = catalogue.PIECES.values()
-    there = {piece.name for piece in pieces if all(m.name in results for m in piece.measurements)}
+    """Write the page of all experiments whose measurements are there, and return its path."""
+    experiments = catalogue.EXPERIMENTS.values()
+    there = {
+        experiment.name
+        for experiment in experiments
+        if all(m.name in results for m in experiment.measurements)
+    }
     sections, findings, sets = [], dict[str, tuple[str, str]](), dict[str, None]()
     verdicts: dict[str, Verdict] = {}
     for chapter in catalogue.CHAPTERS:
         items: list[Item] = []
-        for piece in chapter.pieces:
-            if piece.name in there and piece.within not in there:
-                measured = [results[m.name] for m in piece.measurements]
-                new, finding = _reported(setting, piece, measured)
+        for experiment in chapter.experiments:
+            if experiment.name in there and experiment.within not in there:
+                measured = [results[m.name] for m in experiment.measurements]
+                new, finding = _reported(setting, experiment, measured)
                 items += new
-                if piece.verdicts and setting.budget == "paper":
-                    verdicts |= piece.verdicts(setting, *(found.result for found in measured))
+                if experiment.verdicts and setting.budget == "paper":
+                    verdicts |= experiment.verdicts(setting, *(found.result for found in measured))
                 if finding:
-                    findings[piece.name] = finding, new[0].name
-                sets |= dict.fromkeys(name for m in piece.measurements for name in m.data)
+                    findings[experiment.name] = finding, new[0].name
+                sets |= dict.fromkeys(name for m in experiment.measurements for name in m.data)
         if items:
             sections.append(page.Section(chapter.title, (chapter.text,), tuple(items)))
     facts = [

@@ -197,13 +197,13 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 
 
 def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
-    from lpfamily.report import looks, plots
+    from lpfamily.report import drawing, plots
 
     draw = functools.partial(
         plots.training_curves, metrics=run.metrics(), monitor_steps=robustness.MONITOR_STEPS
     )
     name, title = str(run.folder / runs.CURVES), plots.training_title(recipe)
-    for content in looks.rendered(draw, plots.TRAINING_SIZE, ["png"], name, progress.warn, title).values():
+    for content in drawing.rendered(draw, plots.TRAINING_SIZE, ["png"], name, progress.warn, title).values():
         with run.writing(runs.CURVES) as path:
             runs.replace(path, content)
 

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lpfamily.report import looks
+from lpfamily.report import drawing
 from lpfamily.train import main
 from lpfamily.training.runs import Run
 
@@ -103,7 +103,7 @@ def tabled(folder: Path, *flags: object) -> str:
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let curves.png be some bytes: of a short run in this process, drawing takes the most time."""
-    monkeypatch.setattr(looks, "rendered", lambda *arguments: {"png": bytes(99)})
+    monkeypatch.setattr(drawing, "rendered", lambda *arguments: {"png": bytes(99)})
 
 
 def start(

@@ -7,9 +7,9 @@ from lpfamily.report.contents import Plot
 NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
 
 
-def check(piece, setting, *results):
-    """Return the finding of a piece; raise unless all its numbers are in the first item of its report."""
-    item = next(iter(piece.report(setting, *results)))
+def check(experiment, setting, *results):
+    """Return the finding of an experiment; raise unless the first item of its report has all its numbers."""
+    item = next(iter(experiment.report(setting, *results)))
     text = [item.title, *item.notes]
     if isinstance(item, Plot):
         text.append(item.alt)
@@ -19,7 +19,7 @@ def check(piece, setting, *results):
         text += [
             cell if isinstance(cell, str) else c.format.format(cell) for cell, c in cells if cell is not None
         ]
-    finding = piece.finding(setting, *results)
+    finding = experiment.finding(setting, *results)
     missing = set(NUMBER.findall(finding)) - set(NUMBER.findall(" ".join(text)))
     assert not missing, (finding, missing)
     return finding

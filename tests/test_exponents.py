@@ -8,9 +8,9 @@ from commandline import small_mnist
 
 from lpfamily import epsilon
 from lpfamily.experiments import catalogue, networks
+from lpfamily.experiments.definitions import Setting
 from lpfamily.experiments.exponents import measure, report
 from lpfamily.experiments.networks import NETWORKS, QUICK, RADII, of_kinds, recipe_of
-from lpfamily.experiments.pieces import Setting
 from lpfamily.training import data, load
 from lpfamily.training.progress import silent
 
@@ -68,7 +68,7 @@ def ended(clean, fooled, seed, passes=3):
 
 @pytest.mark.parametrize(("name", "source"), [("table-p", "mnist"), ("table-p-cifar10", "cifar10")])
 def test_the_table_has_means_standard_errors_and_the_worst_ball_of_each_seed(tmp_path, name, source):
-    piece = catalogue.PIECES[name]
+    experiment = catalogue.EXPERIMENTS[name]
     found = {
         each: [ended(0.02, (0.5, 0.3, 0.4), 0, 6), ended(0.03, (0.3, 0.2, 0.7), 1, 6)]
         for each in of_kinds(f"exponents-{source}")
@@ -76,7 +76,7 @@ def test_the_table_has_means_standard_errors_and_the_worst_ball_of_each_seed(tmp
     found[f"{source}-plain"] = [ended(0.05, (0.9, 0.8, 0.85), 0), ended(0.05, (0.9, 0.8, 0.85), 1)]
     found[f"{source}-p4"] = [ended(0.02, (0.5, 0.3, 0.4), 0, 6), ended(0.03, (0.3, 0.2, 0.6), 1, 6)]
     setting = Setting(tmp_path, None, budget="paper")
-    (table,) = piece.report(setting, found)
+    (table,) = experiment.report(setting, found)
     rows = {row[0]: row[1:] for row in table.rows}
     # of two seeds, half of the distance
     errors = [0.005, 0.1, 0.05, 0.1, 0.05, 0.005]
@@ -85,14 +85,14 @@ def test_the_table_has_means_standard_errors_and_the_worst_ball_of_each_seed(tmp
     row = rows["one step, p = 4"]
     assert row == pytest.approx([*expected, 2.0])
     assert len(table.rows) == len(found) == 14
-    said = findings.check(piece, setting, found)
+    said = findings.check(experiment, setting, found)
     assert 'is 55.00%, after training with "one step, p = 4"' in said
     assert "90.00%" in said
 
 
 def test_of_one_seed_the_errors_are_those_of_the_images(tmp_path):
     found = {each: [ended(0.02, (0.5, 0.3, 0.4), 0)] for each in of_kinds("exponents-mnist")}
-    (table,) = catalogue.PIECES["table-p"].report(Setting(tmp_path, None), found)
+    (table,) = catalogue.EXPERIMENTS["table-p"].report(Setting(tmp_path, None), found)
     row = table.rows[0][1:]
     assert row[1] == pytest.approx(math.sqrt(0.02 * 0.98 / 10_000))
     assert row[3] == pytest.approx(math.sqrt(0.5 * 0.5 / 1000))

@@ -18,12 +18,12 @@ from scipy.special import log_softmax, softmax
 
 from lpfamily import epsilon
 from lpfamily.experiments import networks as trained_networks
+from lpfamily.experiments.definitions import Setting
 from lpfamily.experiments.pictures import measure as pictures
 from lpfamily.experiments.pictures.report import CHAPTER
-from lpfamily.experiments.pieces import Setting
 from lpfamily.report import page
 from lpfamily.report.contents import COLOURS, INK, Plot, Table
-from lpfamily.report.looks import drawn
+from lpfamily.report.drawing import drawn
 from lpfamily.training import data
 from lpfamily_reference import networks
 from lpfamily_reference.definitions import central_difference
@@ -239,7 +239,7 @@ def readable(plot, folder):
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
-    """What all pieces say of one network under all names."""
+    """What all experiments say of one network under all names."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
     with pytest.MonkeyPatch.context() as patch:
@@ -248,16 +248,16 @@ def contents(tmp_path_factory):
         )
         patch.setattr(data, "load", lambda name, data_dir: DIGITS)
         setting, kept, found = Setting(folder.parent, None), {}, []
-        for piece in CHAPTER.pieces:
-            for each in piece.measurements:
+        for experiment in CHAPTER.experiments:
+            for each in experiment.measurements:
                 if each.name not in kept:
                     kept[each.name] = json.loads(
                         json.dumps(each.measure(setting, lambda *said: None), allow_nan=False)
                     )
-            results = [kept[each.name] for each in piece.measurements]
-            found += piece.report(setting, *results)
-            if piece.finding:
-                findings.check(piece, setting, *results)
+            results = [kept[each.name] for each in experiment.measurements]
+            found += experiment.report(setting, *results)
+            if experiment.finding:
+                findings.check(experiment, setting, *results)
     return {each.name: each for each in found}
 
 
@@ -304,10 +304,10 @@ def test_a_network_that_has_not_learned_is_not_in_the_averages():
         "maxout-p2": {"softmax": 0.2, "sigmoid-p2": 0.3, "maxout-p2": 0.9},
     }
     found = {"runs": runs, "examples": 9, "clean": clean, "noise": clean, "perturbed": perturbed}
-    (piece,) = (each for each in CHAPTER.pieces if each.name == "table-transfer")
-    (table,) = piece.report(Setting(None, None), found)
+    (experiment,) = (each for each in CHAPTER.experiments if each.name == "table-transfer")
+    (table,) = experiment.report(Setting(None, None), found)
     averages, left_out = table.notes[:2]
-    assert "35.00% under perturbations" in findings.check(piece, Setting(None, None), found)
+    assert "35.00% under perturbations" in findings.check(experiment, Setting(None, None), found)
     assert "20.00% clean" in averages
     assert "35.00% under another network's perturbations" in averages
     assert "70.00% under a network's own" in averages

@@ -20,11 +20,11 @@ from commandline import of_an_earlier_version, python, small_mnist, trained, unc
 
 from lpfamily import reproduce
 from lpfamily.experiments import catalogue, networks
+from lpfamily.experiments.definitions import Chapter, Experiment, Measurement, Setting
 from lpfamily.experiments.errors import measure, report
 from lpfamily.experiments.exponents import measure as exponents
-from lpfamily.experiments.kept import Kept, depends, write
 from lpfamily.experiments.networks import NETWORKS, QUICK, all_finished, flags, runs_in
-from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting
+from lpfamily.experiments.records import Record, depends, write
 from lpfamily.report.contents import Column, Plot, Table
 from lpfamily.training import choices, load, recipes, runs
 from lpfamily.training.commands import options
@@ -124,7 +124,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch)
 
 
 def test_what_is_kept_is_of_these_recipes(tmp_path):
-    dense = catalogue.PIECES["table1"].measurements[0]
+    dense = catalogue.EXPERIMENTS["table1"].measurements[0]
     quick, paper = (
         depends(Setting(tmp_path, None, budget=budget), replace(dense, data=()))
         for budget in ("quick", "paper")
@@ -320,9 +320,9 @@ def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypa
     networks.recipe_of.cache_clear()
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "there/runs/softmax-0")
     measurement = replace(measure.measurement("some", ("softmax",), 0.1), seeds=lambda setting: 1)
-    piece = Piece("some", (measurement,), lambda setting, found: [])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (piece,)),))
-    monkeypatch.setattr(catalogue, "PIECES", {"some": piece})
+    experiment = Experiment("some", (measurement,), lambda setting, found: [])
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (experiment,)),))
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", {"some": experiment})
     there = tmp_path / "there"
     places = ["--out", there] if where == "--out" else ["--runs", there / "runs", "--out", tmp_path / "out"]
     flags = ["some", *map(str, places), "--data-dir", str(once / "data"), *QUIET]
@@ -369,7 +369,7 @@ def test_a_kept_measurement_without_a_count_is_of_the_recipe_s_test_examples(mon
     for (run,) in found.values():
         run["tested_on"] = f"mnist, {run.pop('test_examples')} test examples"
     setting = Setting(tmp_path / "out", tmp_path, budget=budget)
-    (table,) = catalogue.PIECES["table2"].report(setting, found)
+    (table,) = catalogue.EXPERIMENTS["table2"].report(setting, found)
     count = 15 if budget == "quick" else 20
     assert any(f"Tested on {count} examples: a single run with {0.4 * count:.0f}" in n for n in table.notes)
     networks.recipe_of.cache_clear()
@@ -444,7 +444,7 @@ def test_a_verdict_knows_the_spread_of_seeds():
 
 
 def test_the_summary_says_where_the_paper_is(tmp_path):
-    table = catalogue.PIECES["table1"]
+    table = catalogue.EXPERIMENTS["table1"]
     found = {name: [result(0.02, 0), result(0.03, 1)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(0.0078, 0), result(0.0079, 1)]
     verdicts = table.verdicts(Setting(tmp_path, None, budget="paper"), found)
@@ -475,8 +475,8 @@ def test_the_error_under_noise_is_that_of_the_seeds():
 def test_table_1_shows_what_was_measured(tmp_path):
     found = {name: [result(0.02, 0), result(0.03, 1)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(0.01, 0), result(0.024, 1)]
-    piece = catalogue.PIECES["table1"]
-    (table,) = piece.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
+    experiment = catalogue.EXPERIMENTS["table1"]
+    (table,) = experiment.report(Setting(tmp_path, None, budget="paper", seeds=2), found)
     rows = {row[0]: row[1:] for row in table.rows}
     deviation = 0.01 / math.sqrt(2)
     assert rows["Maxout + dropout"] == (
@@ -490,7 +490,7 @@ def test_table_1_shows_what_was_measured(tmp_path):
         "level with",
     )
     assert not any("Quick" in note for note in table.notes)
-    (table,) = piece.report(Setting(tmp_path, None, seeds=2), found)
+    (table,) = experiment.report(Setting(tmp_path, None, seeds=2), found)
     assert any(" ".join(QUICK["maxout"]) in note for note in table.notes)
     assert {row[-1] for row in table.rows} == {None}
 
@@ -501,7 +501,7 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
         {name: [result(clean, **noise)] for name in part}
         for clean, part in ((0.02, measure.DENSE.networks), (0.01, measure.CONV.networks))
     )
-    (table,) = catalogue.PIECES["table4"].report(Setting(tmp_path, None), conv, dense)
+    (table,) = catalogue.EXPERIMENTS["table4"].report(Setting(tmp_path, None), conv, dense)
     assert [row[1] for row in table.rows] == [0.01, 0.01, 0.02, 0.02]
     assert [row[4] for row in table.rows] == [0.05] * 4
     assert [row[9] for row in table.rows] == [0.2017, 0.1436, 0.0242, 0.0129]
@@ -519,10 +519,10 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
     ],
 )
 def test_the_finding_of_table_1_is_what_its_numbers_say(tmp_path, ours, said):
-    setting, piece = Setting(tmp_path, None, budget="paper"), catalogue.PIECES["table1"]
+    setting, experiment = Setting(tmp_path, None, budget="paper"), catalogue.EXPERIMENTS["table1"]
     found = {name: [result(0.02, seed) for seed in range(3)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(error, seed) for seed, error in enumerate(ours)]
-    finding = findings.check(piece, setting, found)
+    finding = findings.check(experiment, setting, found)
     assert said in finding
     assert "Maxout + dropout + gradient p = 2" in finding
 
@@ -530,13 +530,15 @@ def test_the_finding_of_table_1_is_what_its_numbers_say(tmp_path, ours, said):
 def test_the_findings_of_tables_2_to_5_are_what_their_numbers_say(tmp_path):
     noise = {"0.1": 0.05, "0.3": 0.25}
     for name in "table2", "table3", "table4", "table4-dense", "table5":
-        piece = catalogue.PIECES[name]
-        found = [{network: [result(0.02, **noise)] for network in m.networks} for m in piece.measurements]
-        findings.check(piece, Setting(tmp_path, None, budget="paper"), *found)
+        experiment = catalogue.EXPERIMENTS[name]
+        found = [
+            {network: [result(0.02, **noise)] for network in m.networks} for m in experiment.measurements
+        ]
+        findings.check(experiment, Setting(tmp_path, None, budget="paper"), *found)
 
 
 def test_what_matters_most_is_known_of_each_finding():
-    assert sorted(catalogue.FINDINGS) == sorted(p.name for p in catalogue.PIECES.values() if p.finding)
+    assert sorted(catalogue.FINDINGS) == sorted(p.name for p in catalogue.EXPERIMENTS.values() if p.finding)
 
 
 # The command
@@ -544,7 +546,7 @@ def test_what_matters_most_is_known_of_each_finding():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """A piece whose measurement counts its calls."""
+    """An experiment whose measurement counts its calls."""
     calls = []
 
     def measure(setting, tick):
@@ -558,10 +560,10 @@ def counted(monkeypatch):
     def seeds(setting):
         return setting.seeds or 3
 
-    piece = Piece("count", (Measurement("counted", measure, seeds=seeds, data=()),), report)
-    chapter = Chapter("Counting", "So often.", (piece,))
+    experiment = Experiment("count", (Measurement("counted", measure, seeds=seeds, data=()),), report)
+    chapter = Chapter("Counting", "So often.", (experiment,))
     monkeypatch.setattr(catalogue, "CHAPTERS", (chapter,))
-    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", {"count": experiment})
     return calls
 
 
@@ -582,9 +584,9 @@ def test_what_is_measured_is_kept(counted, tmp_path, capsys):
 
 
 def test_the_page_begins_with_the_three_findings_that_matter_most(counted, monkeypatch, tmp_path):
-    pieces = {
+    experiments = {
         name: replace(
-            catalogue.PIECES["count"],
+            catalogue.EXPERIMENTS["count"],
             name=name,
             report=lambda setting, found, name=name: [
                 Table(name, f"{name}. Title", (Column("n"),), ((found["count"],),))
@@ -593,8 +595,8 @@ def test_the_page_begins_with_the_three_findings_that_matter_most(counted, monke
         )
         for name in "abcd"
     }
-    monkeypatch.setattr(catalogue, "PIECES", pieces)
-    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("Counting", "", tuple(pieces.values())),))
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", experiments)
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("Counting", "", tuple(experiments.values())),))
     monkeypatch.setattr(catalogue, "FINDINGS", ("d", "none", "b", "a", "c"))
     assert reproduce.main(["all", "--out", str(tmp_path), *QUIET]) == 0
     page = (tmp_path / "index.html").read_text()
@@ -609,7 +611,7 @@ def test_the_page_begins_with_the_three_findings_that_matter_most(counted, monke
 def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
     setting = Setting(tmp_path, None)
     for measurement in {
-        m.name: m for piece in catalogue.PIECES.values() for m in piece.measurements
+        m.name: m for experiment in catalogue.EXPERIMENTS.values() for m in experiment.measurements
     }.values():
         one, two = (depends(replace(setting, seeds=n), replace(measurement, data=())) for n in (1, 2))
         of_seeds = measure.DENSE, measure.CONV, measure.CIFAR, exponents.MNIST, exponents.CIFAR
@@ -633,8 +635,8 @@ def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
 )
 def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, found, said):
     monkeypatch.setattr(catalogue, "CHAPTERS", ())
-    monkeypatch.setattr(catalogue, "PIECES", {})
-    results = {"some": Kept({}, 1.0, found), "none": Kept({}, 1.0, {"models": []})}
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", {})
+    results = {"some": Record({}, 1.0, found), "none": Record({}, 1.0, {"models": []})}
     page = reproduce._write(Setting(tmp_path, None, budget="paper"), results, [], pytest.fail).read_text()
     rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', page))
     told = "--data mnist --model sigmoid-mlp --p 2 --sigma 1 --seed 0"
@@ -656,9 +658,9 @@ def test_data_that_are_not_there_are_bad_input(tmp_path, capsys, name):
 
 
 def test_what_was_measured_of_data_that_are_not_there_is_left_out(counted, monkeypatch, tmp_path, capsys):
-    other = Piece("other", (Measurement("others", None),), lambda setting, found: [])
-    monkeypatch.setitem(catalogue.PIECES, "other", other)
-    write(kept(tmp_path, "others"), Kept({}, 1.0, {}))
+    other = Experiment("other", (Measurement("others", None),), lambda setting, found: [])
+    monkeypatch.setitem(catalogue.EXPERIMENTS, "other", other)
+    write(kept(tmp_path, "others"), Record({}, 1.0, {}))
     flags = ["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path), *QUIET]
     assert reproduce.main(["count", *flags]) == 0
     assert "others" not in (tmp_path / "index.html").read_text()
@@ -758,10 +760,12 @@ def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monke
         assert kept(tmp_path).exists()
         raise RuntimeError("latex could not be\nfound")
 
-    piece = catalogue.PIECES["count"]
-    piece = replace(piece, report=lambda setting, found: [Plot("drawn", "Drawn", "Nothing, in words.", fail)])
-    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (piece,)),))
-    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    experiment = catalogue.EXPERIMENTS["count"]
+    experiment = replace(
+        experiment, report=lambda setting, found: [Plot("drawn", "Drawn", "Nothing, in words.", fail)]
+    )
+    monkeypatch.setattr(catalogue, "CHAPTERS", (Chapter("", "", (experiment,)),))
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", {"count": experiment})
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'index.html'}\n"
@@ -794,8 +798,10 @@ def test_ctrl_c_says_how_to_go_on(counted, tmp_path, capsys, monkeypatch):
     def interrupted(setting, tick):
         raise KeyboardInterrupt
 
-    piece = Piece("count", (Measurement("counted", interrupted, data=()),), lambda setting, found: [])
-    monkeypatch.setattr(catalogue, "PIECES", {"count": piece})
+    experiment = Experiment(
+        "count", (Measurement("counted", interrupted, data=()),), lambda setting, found: []
+    )
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", {"count": experiment})
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 130
     assert f"lpfamily.reproduce count --out {tmp_path}" in capsys.readouterr().err
 
@@ -823,7 +829,7 @@ def test_bad_input_is_one_line(counted, tmp_path, monkeypatch, capsys, flags, pa
 
 def test_measurements_are_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write(tmp_path / "x.json", Kept({}, 1.0, {"error": math.nan}))
+        write(tmp_path / "x.json", Record({}, 1.0, {"error": math.nan}))
     assert not (tmp_path / "x.json").exists()
-    write(tmp_path / "x.json", Kept({}, 1.0, {"error": 1}))
+    write(tmp_path / "x.json", Record({}, 1.0, {"error": 1}))
     assert json.loads((tmp_path / "x.json").read_text())["result"] == {"error": 1}

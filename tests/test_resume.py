@@ -107,10 +107,10 @@ EVERY_INSTANT = """
 import json, os, resource, signal, sys
 from pathlib import Path
 import safetensors
-from lpfamily.report import looks
+from lpfamily.report import drawing
 from lpfamily.train import main
 
-looks.rendered = lambda *arguments: {"png": bytes(99)}  # it takes the most time
+drawing.rendered = lambda *arguments: {"png": bytes(99)}  # it takes the most time
 how, *flags = sys.argv[1:]
 
 def child(act, *arguments):

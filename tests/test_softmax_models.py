@@ -16,7 +16,7 @@ from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
 from test_pictures import readable
 
-from lpfamily.experiments.pieces import Setting
+from lpfamily.experiments.definitions import Setting
 from lpfamily.experiments.softmax import measure as softmax
 from lpfamily.experiments.softmax.measure import MODELS, STDS, Fit, fit, objective
 from lpfamily.experiments.softmax.report import CHAPTER
@@ -226,9 +226,12 @@ def synthetic(seed=0):
 
 
 def reported(result):
-    """Return tables by name as {head: column}, with plots, of the pieces that one result makes."""
+    """Return tables by name as {head: column}, with plots, of the experiments that one result makes."""
     made = [
-        item for piece in CHAPTER.pieces if piece.name != "figure6" for item in piece.report(SETTING, result)
+        item
+        for experiment in CHAPTER.experiments
+        if experiment.name != "figure6"
+        for item in experiment.report(SETTING, result)
     ]
     columns = {}
     for table in made:
@@ -241,10 +244,13 @@ def reported(result):
 
 
 def test_findings_say_what_their_tables_say():
-    result, pieces = synthetic(), [piece for piece in CHAPTER.pieces if piece.finding]
-    assert len(pieces) == 3
-    for piece in pieces:
-        findings.check(piece, SETTING, result)
+    result, experiments = (
+        synthetic(),
+        [experiment for experiment in CHAPTER.experiments if experiment.finding],
+    )
+    assert len(experiments) == 3
+    for experiment in experiments:
+        findings.check(experiment, SETTING, result)
 
 
 def test_table_8_follows_from_the_paper_s_numbers():
@@ -334,8 +340,8 @@ def test_figure_6_shows_images_beside_their_noisy_ones(monkeypatch, tmp_path):
     assert_allclose(np.reshape(result["clean"], (10, 784)), x[::3], atol=5.1e-4)
     noise = np.subtract(result["noisy"], result["clean"])
     assert abs(noise.std() / 0.01 - 1) < 0.05
-    (piece,) = (piece for piece in CHAPTER.pieces if piece.name == "figure6")
-    (plot,) = piece.report(SETTING, json.loads(json.dumps(result)))
+    (experiment,) = (experiment for experiment in CHAPTER.experiments if experiment.name == "figure6")
+    (plot,) = experiment.report(SETTING, json.loads(json.dumps(result)))
     figure = readable(plot, tmp_path)
     shown = np.array([axes.images[0].get_array() for axes in figure.axes])
     assert_array_equal(shown, [*result["clean"], *result["noisy"]])

@@ -14,7 +14,7 @@ from test_pictures import readable
 from lpfamily import epsilon
 from lpfamily.curvature import LossFunctions, loss_of
 from lpfamily.experiments import networks
-from lpfamily.experiments.pieces import Setting
+from lpfamily.experiments.definitions import Setting
 from lpfamily.experiments.theory import measure as theory
 from lpfamily.experiments.theory.report import CHAPTER
 from lpfamily.training import data
@@ -117,14 +117,14 @@ def contents(tmp_path_factory):
     """The result and what is said of it, of one network under all names."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
-    (piece,) = CHAPTER.pieces
-    (measurement,) = piece.measurements
+    (experiment,) = CHAPTER.experiments
+    (measurement,) = experiment.measurements
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "all_finished", lambda setting, wanted, tick: [folder for _ in wanted])
         patch.setattr(data, "load", lambda name, data_dir: DIGITS)
         setting = Setting(folder.parent, None)
         found = json.loads(json.dumps(measurement.measure(setting, lambda *said: None), allow_nan=False))
-    return found, *piece.report(setting, found)
+    return found, *experiment.report(setting, found)
 
 
 def test_the_figure_is_readable_on_any_page(contents, tmp_path):
@@ -142,13 +142,13 @@ def test_the_sentence_says_what_was_found(contents):
     bent = json.loads(json.dumps(found))
     for each in bent["steps"][theory.NAMES[0]]["2"]:
         each["predicted"]["eq4"] = 2 * each["measured"]
-    said = next(CHAPTER.pieces[0].report(Setting(None, None), bent)).notes[0]
+    said = next(CHAPTER.experiments[0].report(Setting(None, None), bent)).notes[0]
     assert "at p = 2 nowhere" in said
     assert said != plot.notes[0]
 
 
 def test_the_finding_is_of_the_figure(contents):
-    findings.check(CHAPTER.pieces[0], Setting(None, None), contents[0])
+    findings.check(CHAPTER.experiments[0], Setting(None, None), contents[0])
 
 
 def test_the_table_has_a_row_for_all_that_was_measured(contents):

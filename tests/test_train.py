@@ -37,7 +37,7 @@ from commandline import (
 )
 from safetensors.numpy import load, load_file, save, save_file
 
-from lpfamily.report import looks, plots
+from lpfamily.report import drawing, plots
 from lpfamily.training import backends, data, evaluation, runs
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs.positions import Position
@@ -374,7 +374,7 @@ def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
     run = runs.find(tmp_path / "run")
     title = "softmax on digits, trained on perturbed inputs (p = 2, sigma = 0.2857)"
     draw = functools.partial(plots.training_curves, metrics=run.metrics(), monitor_steps=5)
-    expected = looks.rendered(draw, plots.TRAINING_SIZE, ["png"], "", pytest.fail, title)["png"]
+    expected = drawing.rendered(draw, plots.TRAINING_SIZE, ["png"], "", pytest.fail, title)["png"]
     assert (tmp_path / "run/curves.png").read_bytes() == expected
 
 
@@ -411,10 +411,10 @@ def ticks(axis):
 
 @pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS)
 def test_curves_show_the_metrics_on_axes_that_a_person_can_read(metrics):
-    with looks.drawn(
+    with drawing.drawn(
         functools.partial(plots.training_curves, metrics=metrics, monitor_steps=5), plots.TRAINING_SIZE
     ) as figure:
-        looks.entitle(figure, "A title")
+        drawing.entitle(figure, "A title")
         figure.draw_without_rendering()
         errors, loss = figure.axes
         for axes, unit, names in (

@@ -8,7 +8,7 @@ from lpfamily.experiments.softmax import report as softmax
 from lpfamily.experiments.theory import report as theory
 
 CHAPTERS = tuple(each.CHAPTER for each in (errors, robustness, exponents, pictures, softmax, theory))
-PIECES = {piece.name: piece for chapter in CHAPTERS for piece in chapter.pieces}
+EXPERIMENTS = {experiment.name: experiment for chapter in CHAPTERS for experiment in chapter.experiments}
 
 FINDINGS = (
     *("table1", "figure-robustness", "table-p", "table4", "table8", "table-transfer", "figure-theory"),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from lpfamily.experiments.pieces import Budget, Json, Setting
+from lpfamily.experiments.definitions import Budget, Json, Setting
 from lpfamily.measured import is_chance
 from lpfamily.training import backends, data, files, load, runs
 from lpfamily.training.backends import Trainer

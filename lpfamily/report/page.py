@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from lpfamily.report.contents import INK, TEXT, Cell, Column, Item, Plot, Table
-from lpfamily.report.looks import rendered
+from lpfamily.report.drawing import rendered
 from lpfamily.training import runs
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")

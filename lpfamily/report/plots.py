@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lpfamily.report.contents import COLOURS, INK
-from lpfamily.report.looks import legend_below, plain_logarithm
+from lpfamily.report.drawing import legend_below, plain_logarithm
 from lpfamily.training.files import Json
 from lpfamily.training.recipes import Recipe
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lpfamily.report import page, plots
 from lpfamily.report.contents import PERCENT, TEXT, Plot, Table, columns
-from lpfamily.report.looks import drawn, entitle, legend_below
+from lpfamily.report.drawing import drawn, entitle, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import NETWORKS, all_finished, of_kinds, result
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training.progress import Tick
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from lpfamily.experiments.definitions import Chapter, Experiment, Measurement, Setting, Verdict
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
 from lpfamily.experiments.networks import NETWORKS, Ended, chance_notes, cut, tested
-from lpfamily.experiments.pieces import Chapter, Measurement, Piece, Setting, Verdict
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 Runs = Mapping[str, Sequence[Ended]]
@@ -49,7 +49,7 @@ COLUMNS = (
 )
 
 
-def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str) -> Piece:
+def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str) -> Experiment:
     errors, tests = (PERCENT, "test error", "deviation over seeds"), ("{:.2g}", "p-value against plain")
     heads = columns(
         *((TEXT, "network"), errors, ("{:d}", "seeds"), tests),
@@ -76,7 +76,7 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
             if each in CLEAN
         }
 
-    return Piece(name, (measurement,), report, finding=finding, verdicts=verdicts)
+    return Experiment(name, (measurement,), report, finding=finding, verdicts=verdicts)
 
 
 def _clean_finding(found: Runs, network: str, examples: int) -> str:
@@ -114,7 +114,7 @@ def _noise_finding(found: Runs, paper: Mapping[str, tuple[float, ...]], examples
 
 def _noise_table(
     name: str, title: str, *parts: tuple[Measurement, Mapping[str, tuple[float, ...]]], within: str = ""
-) -> Piece:
+) -> Experiment:
     heads = columns((TEXT, "network"), *((PERCENT, f"std {s}", "standard error", "the paper") for s in STDS))
     measurements, papers = zip(*parts, strict=True)
 
@@ -149,7 +149,7 @@ def _noise_table(
             for std, number in zip(STDS[1:], published[1:], strict=True)
         }
 
-    return Piece(name, measurements, report, within, finding, verdicts)
+    return Experiment(name, measurements, report, within, finding, verdicts)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lpfamily import ensemble
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import NETWORKS, RADII, all_finished, of_kinds, recipe_of, result
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training import data, load
 from lpfamily.training.progress import Tick
 from lpfamily.training.robustness import classifier_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from lpfamily.experiments.definitions import Chapter, Experiment, Json, Measurement, Setting
 from lpfamily.experiments.errors.report import mean_and_deviation, resolution
 from lpfamily.experiments.exponents.measure import ATTACKED, CIFAR, EFFORT, MNIST
 from lpfamily.experiments.networks import NETWORKS, RADII, cut
-from lpfamily.experiments.pieces import Chapter, Json, Measurement, Piece, Setting
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 STD = "0.3"
@@ -33,7 +33,7 @@ def _mean_and_error(runs: Sequence[Json], column: str) -> tuple[float, float]:
     return mean, resolution(mean, examples) if deviation is None else deviation / math.sqrt(len(values))
 
 
-def _table(name: str, data: str, source: str, measurement: Measurement) -> Piece:
+def _table(name: str, data: str, source: str, measurement: Measurement) -> Experiment:
     radii = RADII[source]
     sizes = ", ".join(f"{radii[p]:g} at p = {p:g}" for p in ATTACKED)
     heads = {"clean": "clean", **{p: f"p = {p}" for p in BALLS}, "worst": "worst ball", "noise": f"std {STD}"}
@@ -81,7 +81,7 @@ def _table(name: str, data: str, source: str, measurement: Measurement) -> Piece
             f'("{NETWORKS[among].label}"), and plain training leaves {plain:.2%}.'
         )
 
-    return Piece(name, (measurement,), report, finding=finding)
+    return Experiment(name, (measurement,), report, finding=finding)
 
 
 CHAPTER = Chapter(

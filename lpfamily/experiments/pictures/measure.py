@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import of_kinds, opened
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lpfamily.experiments.definitions import Chapter, Experiment, Json, Setting
 from lpfamily.experiments.networks import NETWORKS, network_notes
 from lpfamily.experiments.pictures import measure
-from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.report.contents import COLOURS, INK, PERCENT, TEXT, Cell, Item, Plot, Table, columns
 from lpfamily.training.data.mnist import MNIST
 
@@ -77,7 +77,7 @@ _PERTURBED = (
 _INK = "Red adds ink and blue removes it; "
 
 
-def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Piece:
+def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Experiment:
     """Return the figure of x + sigma eps, with one row per network."""
 
     def report(setting: Setting, found: Json) -> Iterator[Item]:
@@ -106,7 +106,7 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
         )
         yield Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)
 
-    return Piece(name, (measure.DIGITS,), report)
+    return Experiment(name, (measure.DIGITS,), report)
 
 
 def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
@@ -346,10 +346,10 @@ CHAPTER = Chapter(
             measure.PICTURED,
             *_PERTURBED,
         ),
-        Piece("figure3", (measure.DIGITS,), _figure3),
-        Piece("figure4", (measure.DIGITS,), _figure4),
-        Piece("figure-p", (measure.EXPONENT_STEPS,), _exponents),
-        Piece("figure-classes", (measure.CLASS_PARTS,), _classes),
-        Piece("table-transfer", (measure.TRANSFERRED,), _transfer, finding=_transfer_finding),
+        Experiment("figure3", (measure.DIGITS,), _figure3),
+        Experiment("figure4", (measure.DIGITS,), _figure4),
+        Experiment("figure-p", (measure.EXPONENT_STEPS,), _exponents),
+        Experiment("figure-classes", (measure.CLASS_PARTS,), _classes),
+        Experiment("table-transfer", (measure.TRANSFERRED,), _transfer, finding=_transfer_finding),
     ),
 )

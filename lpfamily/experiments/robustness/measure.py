@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import of_kinds, opened, recipe_of
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training import robustness
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Tick, silent

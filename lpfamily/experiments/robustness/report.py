@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from lpfamily.experiments.definitions import Chapter, Experiment, Json, Setting
 from lpfamily.experiments.networks import NETWORKS
-from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.robustness.measure import COMPARED, ROBUSTNESS
 from lpfamily.report.contents import TEXT, Item, Plot, Table, columns
 from lpfamily.report.plots import robustness_curves
@@ -73,5 +73,5 @@ CHAPTER = Chapter(
     "Robustness, as it is measured today",
     "An attack of one step repeats the step that the network was trained with. Many steps find what one step "
     "misses: where the two errors differ much, robustness to one step means nothing.",
-    (Piece("figure-robustness", (ROBUSTNESS,), _report, finding=_finding),),
+    (Experiment("figure-robustness", (ROBUSTNESS,), _report, finding=_finding),),
 )

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from lpfamily.classification import cross_entropy
 from lpfamily.curvature.derivatives import logit_gradient
-from lpfamily.experiments.pieces import Json, Measurement, Setting
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.margins import boundary_distance, flip_distance
 from lpfamily.noise import error_from_distances, linear_density, union_bound
 from lpfamily.step import epsilon

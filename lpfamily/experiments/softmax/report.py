@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
+from lpfamily.experiments.definitions import Chapter, Experiment, Json, Setting
 from lpfamily.experiments.softmax.measure import CUT, PICTURES, SMALL, SMALL_DRAWS, SOFTMAX, STDS
 from lpfamily.noise import additional_error, error_under_noise, two_sided_error
 from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Item, Plot, Table, columns
-from lpfamily.report.looks import legend_below
+from lpfamily.report.drawing import legend_below
 from lpfamily.training.evaluation import NOISE_DRAWS
 
 if TYPE_CHECKING:
@@ -390,12 +390,12 @@ CHAPTER = Chapter(
     "Softmax regression at three strengths of weight decay: how far away the decision boundary is along the "
     "gradient, and which errors under Gaussian noise these distances predict.",
     (
-        Piece("table6", (SOFTMAX,), _table6, finding=_table6_finding),
-        Piece("table7", (SOFTMAX,), _table7),
-        Piece("table8", (SOFTMAX,), _table8, finding=_table8_finding),
-        Piece("table9", (SOFTMAX,), _table9, finding=_table9_finding),
-        Piece("figure5", (SOFTMAX,), _figure5),
-        Piece("figure6", (PICTURES,), _figure6),
-        Piece("figure7", (SOFTMAX,), _figure7),
+        Experiment("table6", (SOFTMAX,), _table6, finding=_table6_finding),
+        Experiment("table7", (SOFTMAX,), _table7),
+        Experiment("table8", (SOFTMAX,), _table8, finding=_table8_finding),
+        Experiment("table9", (SOFTMAX,), _table9, finding=_table9_finding),
+        Experiment("figure5", (SOFTMAX,), _figure5),
+        Experiment("figure6", (PICTURES,), _figure6),
+        Experiment("figure7", (SOFTMAX,), _figure7),
     ),
 )

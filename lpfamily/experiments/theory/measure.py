@@ -9,8 +9,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from lpfamily.curvature import Loss, hutchinson, loss_of, measure
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import opened
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training.networks import Floats
 from lpfamily.training.progress import Tick
 

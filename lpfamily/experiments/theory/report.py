@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lpfamily.experiments.definitions import Chapter, Experiment, Json, Setting
 from lpfamily.experiments.networks import NETWORKS, network_notes
-from lpfamily.experiments.pieces import Chapter, Json, Piece, Setting
 from lpfamily.experiments.theory import measure
 from lpfamily.experiments.theory.measure import MODELS, NAMES, TOLERANCE, Increase
 from lpfamily.report.contents import COLOURS, INK, TEXT, Cell, Item, Plot, Table, columns
-from lpfamily.report.looks import legend_below, plain_logarithm
+from lpfamily.report.drawing import legend_below, plain_logarithm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,5 +151,5 @@ CHAPTER = Chapter(
     "How far the first-order theory holds (section II)",
     "The family maximises the linearised loss. This section compares the measured increase of the loss of "
     "trained networks with the increase that eq. 4 and eq. 13 to 20 predict.",
-    (Piece("figure-theory", (measure.THEORY,), _report, finding=_finding),),
+    (Experiment("figure-theory", (measure.THEORY,), _report, finding=_finding),),
 )

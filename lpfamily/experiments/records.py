@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lpfamily.experiments.definitions import Json, Measurement, Setting
 from lpfamily.experiments.networks import checksum, flags, trained_by
-from lpfamily.experiments.pieces import Json, Measurement, Setting
 from lpfamily.training import files
 from lpfamily.training.errors import BadInput
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Kept:
+class Record:
     """The result of a measurement, the setting that it was made with, and the seconds that it took."""
 
     setting: Mapping[str, object]
@@ -48,7 +48,7 @@ def depends(setting: Setting, measurement: Measurement) -> dict[str, object]:
     return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
-def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]) -> Kept | None:
+def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]) -> Record | None:
     """Return the record of a measurement if it exists and has the same setting; `note` reports old files.
 
     Raises
@@ -66,7 +66,7 @@ def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]
             raise BadInput(f"{path}: has format {kind}; this version reads formats up to {FORMAT}")
         if (kind, sha256) not in ((None, None), (FORMAT, _checksum(found))):
             raise ValueError("its checksum does not match")
-        kept = Kept(found["setting"], found["seconds"], found["result"], path)
+        kept = Record(found["setting"], found["seconds"], found["result"], path)
         if not (type(kept.seconds) in (int, float) and 0 <= kept.seconds < math.inf):
             raise ValueError(f"it took {kept.seconds!r} seconds")
         trained_by([kept.result])
@@ -83,7 +83,7 @@ def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]
     return kept
 
 
-def write(path: Path, kept: Kept) -> None:
+def write(path: Path, kept: Record) -> None:
     """Write a record; raise `ValueError` if a number in it is not finite."""
     found = {"setting": kept.setting, "seconds": kept.seconds, "result": kept.result}
     content = {"format": FORMAT, "sha256": _checksum(found)} | found

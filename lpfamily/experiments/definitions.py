@@ -79,4 +79,4 @@ class Chapter:
     title: str
     text: str
     """A paragraph, marked up like those of a `page.Section`."""
-    pieces: tuple[Piece, ...]
+    experiments: tuple[Experiment, ...]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lpfamily.measured import Error, beside_one_another
 from lpfamily.report import page, plots
 from lpfamily.report.contents import COLOURS, PERCENT, TEXT, Cell, Plot, Table, columns
-from lpfamily.report.looks import legend_below
+from lpfamily.report.drawing import legend_below
 from lpfamily.training.files import Json
 
 if TYPE_CHECKING:
