@@ -73,7 +73,7 @@ def noise(figure: Figure) -> None:
 
 def main(folder: Path) -> None:
     """Write the figures into a folder."""
-    found = names_of("robustness.md")["found"].to_json()
+    found = names_of("robustness.md")["result"].to_json()
     curves, size = partial(robust.curves, content=found), plots.panels_size(list(found["balls"]))
     for name, draw, inches, title in (
         ("robustness", curves, size, robust.title_of(found)),
