@@ -1355,7 +1355,7 @@ def test_torch_what_cannot_be_done_is_an_error():
     model, (x, y) = network(), batch()
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference mode .* use torch.no_grad"):
         perturb(model, losses_of, x, y, sigma=0.1)
-    with pytest.raises(TypeError, match=r"torch.jit .* cannot be kept"):
+    with pytest.raises(TypeError, match=r"torch.jit .* cannot be restored"):
         perturb(torch.jit.script(model), losses_of, x, y, sigma=0.1)
 
 

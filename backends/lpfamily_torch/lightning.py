@@ -1,4 +1,4 @@
-"""Training on perturbed inputs in Lightning, without a change to the module."""
+"""Training on perturbed inputs in Lightning, without changes to the module."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ with needs("pip install lightning", "lightning"):
 class PerturbInputs(Callback):
     """Adds the steepest perturbation in an Lp ball (eq. 3) to the inputs of every training batch.
 
-    `training_step` then sees x + eps, in the objective "perturb" of `lpfamily_torch.regularized_loss`; for
-    the penalty, or a mix with the clean loss, call that function in `training_step`. The pass that finds
-    eps is `forward` of the module, under the trainer's precision; it leaves nothing behind in the module,
-    and with many devices exchanges nothing.
+    `training_step` then sees x + eps, as in the objective "perturb" of `lpfamily_torch.regularized_loss`. For
+    the penalty, or a mix with the clean loss, call that function in `training_step`. The pass that computes
+    eps calls `forward` of the module, under the trainer's precision. It has no side effects on the module,
+    and on several devices it exchanges nothing.
 
     Parameters
     ----------
     loss
-        `loss(outputs, labels)` returns one value per example of what `forward` returns.
+        `loss(outputs, labels)` returns one value per example; outputs are what `forward` returns.
     sigma
-        The radius, in units of the input: a number, or a function of the trainer, for a schedule.
+        The radius, in units of the input: a number, or for a schedule a function of the trainer.
     p
         A number in [1, inf].
     inputs, labels
-        Where in a batch these are: indices of a list, which Lightning makes of pairs, or keys of a dict.
+        Where these are in a batch: indices of a list, into which Lightning turns pairs, or keys of a dict.
     options
-        The others of `lpfamily_torch.perturb`, such as `bounds` or `direction`; not `leaf`, as what is
-        perturbed is one tensor of the batch.
+        Further options of `lpfamily_torch.perturb`, such as `bounds` or `direction`; not `leaf`, as the
+        callback perturbs one tensor of the batch.
 
     Raises
     ------
@@ -57,7 +57,7 @@ class PerturbInputs(Callback):
     ) -> None:
         if "leaf" in options:
             raise TypeError(
-                "leaf is of a model with several inputs: call lpfamily_torch.perturb in training_step"
+                "leaf is for models with several inputs: call lpfamily_torch.perturb in training_step"
             )
         self.loss, self.sigma, self.p, self.options = loss, sigma, p, options
         self.inputs, self.labels = inputs, labels
@@ -65,7 +65,7 @@ class PerturbInputs(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put x + eps in the place of x."""
+        """Replace x by x + eps."""
         if not isinstance(batch, list | MutableMapping):
             raise TypeError(
                 f"a batch must be a list or a dict, whose entries can be replaced; got "

@@ -1,4 +1,4 @@
-"""The random states that a pass may draw from: those of torch, Python and NumPy, and the model's own."""
+"""The random states that a pass may draw from: those of torch, Python, NumPy and the model's generators."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ def random_state(device: torch.device, generators: Iterable[Generator]) -> Rando
     states: RandomState = [
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state(legacy=False)),  # noqa: NPY002 (as the model may)
+        (np.random.set_state, np.random.get_state(legacy=False)),  # noqa: NPY002 (the model may use it)
     ]
     if device.type != "cpu":
         module = torch.get_device_module(device)
         states.append((lambda state: module.set_rng_state(state, device), module.get_rng_state(device)))
-    for each in generators:
-        if isinstance(each, random.Random):
-            states.append((each.setstate, each.getstate()))
-        elif isinstance(each, np.random.Generator):
-            states.append((partial(setattr, each.bit_generator, "state"), each.bit_generator.state))
+    for generator in generators:
+        if isinstance(generator, random.Random):
+            states.append((generator.setstate, generator.getstate()))
+        elif isinstance(generator, np.random.Generator):
+            bits = generator.bit_generator
+            states.append((partial(setattr, bits, "state"), bits.state))
         else:
-            states.append((each.set_state, each.get_state()))
+            states.append((generator.set_state, generator.get_state()))
     return states
 
 
 def set_random_state(states: RandomState) -> None:
-    """Let what follows draw from these states."""
+    """Set these states for later draws."""
     for restore, state in states:
         restore(state)
 
 
 @contextmanager
 def restoring_random_state(device: torch.device, generators: Iterable[Generator]) -> Iterator[None]:
-    """Put the random states back at the end."""
+    """Restore the random states at the end."""
     before = random_state(device, generators)
     try:
         yield
@@ -53,19 +54,19 @@ def restoring_random_state(device: torch.device, generators: Iterable[Generator]
 
 
 def reseed(device: torch.device, generators: list[Generator]) -> None:
-    """Draw seeds, so that what follows is independent of what follows without them."""
+    """Seed all generators by new draws, so that later draws are independent of those without this call."""
     first, second, *others = torch.randint(2**62, (2 + len(generators),)).tolist()
     torch.default_generator.manual_seed(first)
     random.seed(second)
-    np.random.seed(second % 2**32)  # noqa: NPY002 (as the model may)
+    np.random.seed(second % 2**32)  # noqa: NPY002 (the model may use it)
     if device.type != "cpu":
         module = torch.get_device_module(device)
-        with getattr(module, "device", nullcontext)(device):  # some have one device alone
+        with getattr(module, "device", nullcontext)(device):  # some backends have a single device
             module.manual_seed(first)
-    for each, seed in zip(generators, others, strict=True):
-        if isinstance(each, torch.Generator):
-            each.manual_seed(seed)
-        elif isinstance(each, np.random.Generator):
-            each.bit_generator.state = type(each.bit_generator)(seed).state
+    for generator, seed in zip(generators, others, strict=True):
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
         else:
-            each.seed(seed % 2**32)
+            generator.seed(seed % 2**32)

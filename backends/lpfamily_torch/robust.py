@@ -1,4 +1,4 @@
-"""The robustness of any torch classifier."""
+"""The robustness of any torch classifier in Lp balls."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def robustness(
     seed: int = 0,
     progress: bool = True,
 ) -> Robustness:
-    """Return how many examples a torch classifier gets wrong in Lp balls, and how small a ball is enough.
+    """Return the errors of a torch classifier in Lp balls, and the smallest radii that cause an error.
 
-    The attacks, and what the numbers mean, are those of `lpfamily.robustness`. The model is evaluated as in
-    `model.eval()`, and left as it was: modes, buffers, `param.grad` and random states.
+    The attacks and the meaning of the numbers are those of `lpfamily.robustness`. The model is evaluated as
+    in `model.eval()`. Afterwards its modes, buffers, `param.grad` and the random states are as before.
 
     Parameters
     ----------
     model
         A module or a function that maps inputs to logits, of shape (n, classes), or to an object that has
-        them as `.logits`. Where inputs are a tuple or a list, its entries are the positional arguments of
-        the model, where they are a dict the keyword arguments.
+        them as `.logits`. A tuple or a list of inputs gives the positional arguments of the model, a dict its
+        keyword arguments.
     x, y
         The inputs, a floating tensor whose first axis indexes examples, or a tree of them as in
         `lpfamily.epsilon`, and their classes, integers of shape (n,). Without y, x is an iterable of such
-        pairs, as a `DataLoader` is. Each batch is taken to the device of the model's parameters. Where
-        torch.distributed is initialised, all processes are given the same data: each attacks a share of the
+        pairs, such as a `DataLoader`. Each batch is moved to the device of the model's parameters. Where
+        torch.distributed is initialised, give all processes the same data: each attacks a share of the
         batches, and all return the whole result.
     p, sigma, bounds, scale, effort, batch_size, seed, progress
         As in `robustness`.
@@ -58,14 +58,14 @@ def robustness(
     Returns
     -------
     Robustness
-        Errors by p and sigma, what fooled which example, the smallest radii, and findings.
+        Errors by p and sigma, which attack fooled which example, the smallest radii, and findings.
 
     Raises
     ------
     TypeError, ValueError
         As in `lpfamily.robustness`.
     RuntimeError
-        In inference mode; for a parameter that the model changes in place and that is not copied.
+        In inference mode; for a parameter that is not copied and that the model changes in place.
 
     References
     ----------
@@ -75,8 +75,8 @@ def robustness(
     """
     inner = without_team(model)
     states = [*inner.parameters(), *inner.buffers()] if isinstance(inner, nn.Module) else []
-    given = (leaf.device for _, leaf in named_leaves(x, "x") if isinstance(leaf, Tensor))
-    device = states[0].device if states else next(given, torch.device("cpu"))
+    devices = (leaf.device for _, leaf in named_leaves(x, "x") if isinstance(leaf, Tensor))
+    device = states[0].device if states else next(devices, torch.device("cpu"))
 
     def call(x: Any) -> Any:
         if isinstance(x, dict):
@@ -99,10 +99,10 @@ def robustness(
 
     share: dict[str, Any] = {}
 
-    def gather(made: Any) -> list[Any]:
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, made)
-        return parts
+    def gather(result: Any) -> list[Any]:
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(results, result)
+        return results
 
     if dist.is_available() and dist.is_initialized():
         share = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}

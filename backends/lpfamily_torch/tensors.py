@@ -1,4 +1,4 @@
-"""Parameters and buffers of modules, kept so that they can be put back after a pass."""
+"""Snapshots of the parameters and buffers of modules, to restore them after a pass."""
 
 from __future__ import annotations
 
@@ -13,69 +13,73 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 SMALL = 2**20
-"""Bytes up to which contents are put back even if torch has counted no change, and parameters are copied."""
+"""Bytes up to which parameters are copied, and values restored even where torch has counted no change."""
 
 BATCH_NORM_FORWARDS = (_BatchNorm.forward, SyncBatchNorm.forward)
-"""What changes no buffer of its module unless `track_running_stats` says so."""
+"""Forwards that change a buffer of their module only with `track_running_stats`."""
 
 
 class TensorSnapshot:
-    """The parameters and buffers that modules have now: which tensors, and what is in them.
+    """The parameters and buffers of modules as they are now: which tensors, and their values.
 
-    Of all of them it has the identity and torch's count of changes. Of frozen parameters and of those of
-    modules with code that is not torch's it has the memory, which `.data = ` exchanges, without a copy; of
-    these modules' small parameters, and of buffers, a copy.
+    It records the identity of every tensor, and torch's count of its changes. It records the memory, which
+    `.data = ` replaces, of frozen parameters and of the parameters of modules with code other than torch's.
+    It copies the values of the small parameters of these modules, and of buffers.
     """
 
     def __init__(self, modules: dict[nn.Module, bool], *, norms: bool = False) -> None:
         tables: list[dict[str, Any]] = [each._buffers for each in modules]
-        seen: list[Tensor] = []
+        uncopied: list[Tensor] = []
         copied: list[Tensor] = []
-        for each, buffers in zip(modules, tables, strict=True):
-            if buffers and (norms or type(each).forward not in BATCH_NORM_FORWARDS):
+        for module, buffers in zip(modules, tables, strict=True):
+            if buffers and (norms or type(module).forward not in BATCH_NORM_FORWARDS):
                 copied += [buffer for buffer in buffers.values() if buffer is not None]
         if not are_sharded(modules):
-            tables += [each._parameters for each in modules]
-            for each, of_torch in modules.items():
-                if not each._parameters:
+            tables += [module._parameters for module in modules]
+            for module, is_torch_code in modules.items():
+                if not module._parameters:
                     continue
-                scales_rows = "max_norm" in vars(each) and each.max_norm is not None  # as embeddings do
-                for parameter in each._parameters.values():
+                # embeddings scale their rows in a forward pass
+                scales_rows = "max_norm" in vars(module) and module.max_norm is not None
+                for parameter in module._parameters.values():
                     if parameter is None:
                         continue
-                    if scales_rows or not (of_torch or _is_large(parameter)):
+                    if scales_rows or not (is_torch_code or _is_large(parameter)):
                         copied.append(parameter)
-                    elif not (of_torch and parameter.requires_grad):
-                        seen.append(parameter)
+                    elif not (is_torch_code and parameter.requires_grad):
+                        uncopied.append(parameter)
         self._empty = [table for table in tables if not table]
         self._tables = [table for table in tables if table]
         self._entries = [dict(table) for table in self._tables]
         self._all = [t for entries in self._entries for t in entries.values() if t is not None]
         self._versions = _versions(self._all)
         self._copies = {id(t): t.detach().clone() for t in copied}
-        plain = {id(t): t for t in seen + copied if _is_plain(t)}
-        self._memory = {name: (t, t.data) for name, t in plain.items()}
+        plain = {id(t): t for t in uncopied + copied if _is_plain(t)}
+        self._memory = {key: (t, t.data) for key, t in plain.items()}
 
     def restore(self, *, buffers: bool = True) -> None:
-        """Put back which tensors there are, their memory, and what small ones contain, buffers or not."""
+        """Restore the identity and memory of all tensors, and the values of small parameters.
+
+        With `buffers` also the values of small buffers.
+        """
         for table in self._empty:
             table.clear()
         for table, entries in zip(self._tables, self._entries, strict=True):
             if len(table) != len(entries) or not all(map(is_, table.values(), entries.values())):
                 table.clear()
                 table.update(entries)
-        for name, (tensor, data) in self._memory.items():
+        for key, (tensor, data) in self._memory.items():
             if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
                 tensor.data = data
-            copy = self._copies.get(name)
+            copy = self._copies.get(key)
             if copy is None or data.nbytes > SMALL or not (buffers or isinstance(tensor, nn.Parameter)):
                 continue
-            # a device is not waited for; on the CPU nothing is written to memory that may be read alone
+            # comparing would wait for a device; on the CPU, memory that may be read-only is not written
             if data.device.type != "cpu" or not torch.equal(data, copy):
-                data.copy_(copy)  # uncounted, as graphs that have saved it are right again
+                data.copy_(copy)  # not counted as a change: graphs that saved the tensor are valid again
 
     def restore_all(self) -> list[Tensor]:
-        """Put everything back; return what was changed and has no copy."""
+        """Restore everything; return the tensors that were changed and have no copy."""
         self.restore()
         lost = []
         for tensor, before, now in zip(self._all, self._versions, _versions(self._all), strict=True):
@@ -89,13 +93,13 @@ class TensorSnapshot:
         return lost
 
     def name(self, tensor: Tensor) -> str:
-        """Return what the tensor is called in its module, and its shape."""
+        """Return the name of the tensor in its module, and its shape."""
         names = (name for entries in self._entries for name, each in entries.items() if each is tensor)
         return f"{next(names)} of shape {tuple(tensor.shape)}"
 
     def substitute(self) -> None:
-        """Give the modules the copies for buffers and frozen parameters; graphs may save them."""
-        others = {
+        """Replace buffers and frozen parameters of the modules by the copies, which graphs may save."""
+        replacements = {
             id(t): nn.Parameter(self._copies[id(t)], False)
             if isinstance(t, nn.Parameter)
             else self._copies[id(t)]
@@ -103,20 +107,20 @@ class TensorSnapshot:
             if id(t) in self._copies and not t.requires_grad
         }
         for table, entries in zip(self._tables, self._entries, strict=True):
-            table.update({name: others[id(t)] for name, t in entries.items() if id(t) in others})
+            table.update({name: replacements[id(t)] for name, t in entries.items() if id(t) in replacements})
 
 
 @contextmanager
 def restoring_tensors(modules: dict[nn.Module, bool]) -> Iterator[None]:
-    """Put parameters and buffers back at the end."""
-    kept = TensorSnapshot(modules)
+    """Restore parameters and buffers at the end."""
+    snapshot = TensorSnapshot(modules)
     try:
         yield
     finally:
-        lost = kept.restore_all()
+        lost = snapshot.restore_all()
     if lost:
         raise RuntimeError(
-            f"the forward pass changes {kept.name(lost[0])} in place, which cannot be undone, as it is "
+            f"the forward pass changes {snapshot.name(lost[0])} in place, which cannot be undone, as it is "
             f"larger than {SMALL >> 20} MiB or in a module of torch: register it as a buffer, or change it "
             "between passes"
         )
@@ -138,7 +142,7 @@ def _versions(tensors: list[Tensor]) -> list[int]:
 
 
 def are_sharded(modules: Iterable[nn.Module]) -> bool:
-    """Whether FSDP exchanges the parameters itself."""
+    """Whether FSDP shards the parameters of these modules between processes."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return False

@@ -1,4 +1,4 @@
-"""All weights of a model as one point of one Lp ball: its steepest step, for the passes of a block."""
+"""The steepest step of all weights of a model in one Lp ball, for the passes inside of a block."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def perturbed_weights(
     sigma: Numbers = 0.05,
     scale: Literal["weights"] | None = None,
 ) -> Iterator[None]:
-    """Move the weights of a model, inside the block, to where their linearised loss is largest in an Lp ball.
+    """Move the weights of a model, inside the block, to where the linearised loss is largest in an Lp ball.
 
-    All weights are one point w, g is the gradient that they have, and inside of the block they are w + eps,
-    eps of eq. 3 at g. At p = 2 this is sharpness-aware minimisation (Foret et al., 2021)::
+    All weights together are one point w, and g is their gradient. Inside the block they are w + eps, where
+    eps is eq. 3 at g. At p = 2 this is sharpness-aware minimisation (Foret et al., 2021)::
 
         loss(model(x), y).backward()
         with perturbed_weights(model, p=2, sigma=0.05):
@@ -38,46 +38,46 @@ def perturbed_weights(
             loss(model(x), y).backward()
         optimizer.step()
 
-    With a loss at perturbed inputs it is adversarial weight perturbation (Wu et al., 2020), of all layers
-    together. p = inf moves all weights by sigma, p = 1 the one of the largest gradient.
+    With a loss at perturbed inputs this is adversarial weight perturbation (Wu et al., 2020), of all layers
+    together. p = inf moves all weights by sigma, p = 1 only the weight with the largest gradient.
 
-    After the block, and after an exception in it, the model's weights and buffers have the bits that they had
-    before, so that the statistics of a batch norm are of passes outside, at the weights that stay. An
-    optimiser that steps inside is an error, before it does. A graph is differentiated where it was made,
-    inside or outside. Blocks may be nested.
+    After the block, or an exception in it, the weights and buffers of the model have the same bits as before
+    it. So the statistics of a batch norm come from the passes outside, at the weights that stay. An optimiser
+    that steps inside raises an error before its step. Differentiate a graph where it was made, inside the
+    block or outside. Blocks may be nested.
 
-    What has no gradient does not move; a weight that several modules share is one. g may be of any scale, as
-    that of a `GradScaler`, which needs no `unscale_`: where g is NaN the weights are NaN inside, so that the
-    scaler skips the step. Of several batches whose gradients add up, g is the sum.
-    `DistributedDataParallel` gives all processes the same g, and with `model.no_sync()` around the first pass
-    each one of its own.
+    A weight without a gradient does not move; a weight that several modules share counts once. g may have any
+    scale, so a `GradScaler` needs no `unscale_`: where g is NaN the weights are NaN inside, and the scaler
+    skips the step. Where the gradients of several batches add up, g is their sum. `DistributedDataParallel`
+    gives all processes the same g; with `model.no_sync()` around the first pass each process has its own.
 
     Parameters
     ----------
     model
-        The module, or a part of it, that moves; compiled, or wrapped in `DistributedDataParallel`.
+        The module whose weights move, or a submodule; it may be compiled, or wrapped in
+        `DistributedDataParallel`.
     grads
-        g, one for each parameter that requires a gradient, in the order of `model.parameters()`, or None for
-        one that stays: for loops in which `param.grad` collects the gradients of several blocks. None takes
-        `param.grad`.
+        g: one tensor for each parameter that requires a gradient, in the order of `model.parameters()`, or
+        None where the parameter stays. It is for loops in which `param.grad` adds up the gradients of several
+        blocks. None takes `param.grad`.
     p, sigma
         As in `lpfamily.epsilon`: an exponent in [1, inf], and the radius, in units of the weights.
     scale
-        "weights" measures eps relative to the weights, so that ||eps / w||_p is at most sigma, and that
-        sharpness does not depend on how layers share their scale (adaptive sharpness-aware minimisation, Kwon
-        et al., 2021). A weight of zero does not move.
+        "weights" measures eps relative to the weights: ||eps / w||_p is at most sigma. Sharpness then does
+        not depend on how layers share their scale (adaptive sharpness-aware minimisation, Kwon et al.,
+        2021). A weight of zero does not move.
 
     Raises
     ------
     TypeError, ValueError
-        As in `lpfamily.epsilon`; where there is no gradient, or `grads` do not fit; for FSDP, where no
+        As in `lpfamily.epsilon`; without a gradient, or with `grads` that do not fit; for FSDP, where no
         process has all weights.
     RuntimeError
-        Where an optimiser of these weights steps inside.
+        Where an optimiser of these weights steps inside the block.
 
     Notes
     -----
-    Weights in half precision lose a step that is smaller than their rounding: train in autocast.
+    Weights in half precision lose a step that is smaller than their rounding: train under autocast.
 
     References
     ----------
@@ -90,24 +90,24 @@ def perturbed_weights(
             "all weights have one ball, and under FSDP no process has them all: use DistributedDataParallel"
         )
     weights: Named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    found = _gradients(weights, grads)
+    gradients = _gradients(weights, grads)
     with torch.no_grad():
-        sizes = {name: weights[name].abs() for name in found} if scale else None
-        steps = epsilon(found, p, sigma, batch_ndim=0, scale=sizes)
-    kept = _Snapshot(model, [*weights.values(), *model.buffers()])
-    guard = register_optimizer_step_pre_hook(_refusing({*map(id, weights.values())}))
+        scales = {name: weights[name].abs() for name in gradients} if scale else None
+        steps = epsilon(gradients, p, sigma, batch_ndim=0, scale=scales)
+    snapshot = _Snapshot(model, [*weights.values(), *model.buffers()])
+    hook = register_optimizer_step_pre_hook(_forbid_steps({*map(id, weights.values())}))
     try:
         with torch.no_grad():
             torch._foreach_add_([weights[name] for name in steps], [*steps.values()])
-        del found, sizes, steps
+        del gradients, scales, steps  # their memory is free inside the block
         yield
     finally:
-        guard.remove()
-        kept.restore()
+        hook.remove()
+        snapshot.restore()
 
 
-def _refusing(weights: set[int]) -> Callable[..., None]:
-    """Return what an optimiser of these weights calls before it steps."""
+def _forbid_steps(weights: set[int]) -> Callable[..., None]:
+    """Return a hook that raises an error before an optimiser of these weights, given by id, steps."""
 
     def check(optimizer: Optimizer, *_: Any) -> None:
         if any(id(each) in weights for group in optimizer.param_groups for each in group["params"]):
@@ -120,34 +120,34 @@ def _refusing(weights: set[int]) -> Callable[..., None]:
 
 
 def _gradients(weights: Named, grads: Iterable[Tensor | None] | None) -> Named:
-    """Return what moves weights, by their names."""
+    """Return the gradients by the names of their weights, for the weights that have one."""
     given = [weight.grad for weight in weights.values()] if grads is None else list(grads)
     if len(given) != len(weights):
         raise ValueError(
             "grads must be one for each parameter that requires a gradient, in the order of "
             f"model.parameters(), {len(weights)}; got {len(given)}"
         )
-    found = {name: grad.detach() for name, grad in zip(weights, given, strict=True) if grad is not None}
-    if not found:
+    gradients = {name: grad.detach() for name, grad in zip(weights, given, strict=True) if grad is not None}
+    if not gradients:
         raise ValueError("no parameter has a gradient: call backward() before, or give grads")
-    for name, grad in found.items():
+    for name, grad in gradients.items():
         if grad.shape != weights[name].shape:
             raise ValueError(
                 f"the gradient of {name} must have its shape, {tuple(weights[name].shape)}; got "
                 f"{tuple(grad.shape)}"
             )
-    return found
+    return gradients
 
 
 class _Snapshot:
-    """Which parameters and buffers a model has, and what is in some tensors."""
+    """Which tensors are the parameters and buffers of a model, and copies of some tensors."""
 
     def __init__(self, model: nn.Module, tensors: list[Tensor]) -> None:
         tables: list[dict[str, Any]] = [
             table for each in model.modules() for table in (each._parameters, each._buffers) if table
         ]
         self._tables = [(table, dict(table)) for table in tables]
-        groups: dict[Any, list[Tensor]] = defaultdict(list)  # each of which is one call on a device
+        groups: dict[Any, list[Tensor]] = defaultdict(list)  # one call copies a group on its device
         for tensor in tensors:
             groups[tensor.device, tensor.dtype].append(tensor)
         self._groups = [(group, [torch.empty_like(each) for each in group]) for group in groups.values()]
@@ -156,7 +156,7 @@ class _Snapshot:
                 torch._foreach_copy_(copies, group)
 
     def restore(self) -> None:
-        """Put back all of it."""
+        """Restore the tensors of the model, and the values of the copied ones."""
         for table, entries in self._tables:
             table.clear()
             table.update(entries)
