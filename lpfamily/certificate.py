@@ -1,4 +1,4 @@
-"""What a perturbation attains of what there is to attain, example by example."""
+"""How close each example's perturbation comes to the optimum."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from lpfamily.trees import Joint, is_tree
 from lpfamily.weighted import along, over, per_row, weights
 
 HALVINGS = 64
-"""Of an interval of logarithms, until its ends are the same number."""
+"""The number of bisections of an interval of logarithms; after these its ends are the same number."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found, one entry an example.
+    """The result of `certify`, with one entry per example.
 
     Attributes
     ----------
     norm_used
         ||eps||_p / sigma: above 1, eps is outside the ball. 1 where both are 0.
     gain
-        <grad, eps> over a bound that no feasible perturbation exceeds: 1 is optimal, above 1 is
-        outside the ball or the box, and below 0 goes down. 1 where there is nothing to gain, and eps
-        neither gains nor loses.
+        <grad, eps> divided by an upper bound for feasible perturbations: 1 is optimal, above 1 is outside
+        the ball or the box, and below 0 the loss falls. 1 where the bound and <grad, eps> are both 0.
     zero
-        Whether eps is zero. For a gradient of zero the steepest step is, and `underused` is False.
+        Whether eps is zero. The steepest step is zero for a zero gradient; `underused` is then False.
     nonfinite
         Whether eps or grad holds a NaN or an infinity, so that norm_used and gain mean nothing.
     underused
-        Whether budget is left though an entry of nonzero gradient could still move.
+        Whether some of the budget is unused although an entry with a nonzero gradient could still move.
     """
 
     norm_used: Array
@@ -46,9 +45,9 @@ class Certificate:
     underused: Array
 
     def summary(self) -> str:
-        """Return one line: the extremes over finite examples, and how many have each flaw.
+        """Return one line: the extremes over finite examples, and the number of examples with each flaw.
 
-        It reads the values: dask computes here, and a traced function cannot call it.
+        It reads the values, so dask computes here, and a traced function cannot call it.
         """
         fields = (self.norm_used, self.gain, self.zero, self.nonfinite, self.underused)
         norm_used, gain, *flags = library_of(self.gain).read(*fields)
@@ -81,25 +80,25 @@ def certify(
     batch_ndim: int | None = None,
     scale: Numbers | None = None,
 ) -> Certificate:
-    """Return what `eps` attains: of the ball's radius, and of the best linear gain in it.
+    """Return how much of the ball's radius and of the best linear gain `eps` attains.
 
-    The bound of the gain is Hölder's, sigma * ||grad||_{p*}, for every p in [1, inf]. In a box, where
-    entry i can go no further than b_i along the sign of grad, any split |grad| = h + (|grad| - h) with
-    0 <= h <= |grad| bounds it (weak duality)::
+    The gain is bounded by Hölder's inequality, <grad, eps> <= sigma * ||grad||_{p*}, for every p in
+    [1, inf]. In a box, where entry i can move at most b_i along the sign of grad, every split
+    |grad| = h + (|grad| - h) with 0 <= h <= |grad| gives a bound (weak duality)::
 
         <grad, eps> <= sigma * ||h||_{p*} + sum_i (|grad_i| - h_i) * b_i
 
-    and the split taken is h_i = min(|grad_i|, mu * b_i ** (p - 1)), with mu by bisection: the bound
-    holds for whatever mu it finds, and knows nothing of how eps was made. With `scale` all of this is said of
-    scale * grad, eps / scale and b / scale.
+    The split used is h_i = min(|grad_i|, mu * b_i ** (p - 1)), and bisection finds mu. The bound holds for
+    every mu, and does not depend on how eps was computed. With `scale` all of this applies to scale * grad,
+    eps / scale and b / scale.
 
     Parameters
     ----------
     grad
-        The gradient of the loss with respect to the input, with entries set to zero where eps was
-        kept at zero by a mask; a tree as in `lpfamily.epsilon`.
+        The gradient of the loss with respect to the input, or a tree as in `lpfamily.epsilon`. If a mask
+        kept entries of eps at zero, set these entries of grad to zero.
     eps
-        The perturbation to judge, of grad's shape, structure and library; not x + eps.
+        The perturbation to check, of grad's shape, structure and library; not x + eps.
     p, sigma, x, bounds, batch_ndim, scale
         As in `lpfamily.epsilon`.
 
@@ -107,8 +106,8 @@ def certify(
     -------
     Certificate
         Arrays of shape `grad.shape[:batch_ndim]`: `norm_used`, `gain`, `zero`, `nonfinite`,
-        `underused`; and `summary()`, one readable line. Constants under differentiation: the bound
-        comes from a search.
+        `underused`; and `summary()`, one readable line. They are constants under differentiation, as the
+        bound comes from a search.
 
     Raises
     ------
@@ -124,7 +123,7 @@ def certify(
         coarsest = max(joint.rounding, steps.rounding)
     given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
     xp, rows, dtype = given.xp, given.values, given.values.dtype
-    # half precision's rounding is what eps may have, and float32 what is computed in
+    # eps may have the rounding of half precision, although float32 is computed in
     rounding = max(coarsest, *(float(finfo(each.xp, each.array.dtype).eps) for each in (given, step)))
     eps = beside(rows, step.values, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
@@ -134,7 +133,7 @@ def certify(
         room, magnitude = xp.full_like(rows, math.inf), 0.0
     else:
         room = room_to_move(given, *box)
-        # x + eps, rounded, may stand at a wall that eps by itself misses by the rounding of x
+        # x + eps, rounded, may be at a bound that eps itself misses by the rounding of x
         magnitude = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(room < math.inf, room, 0.0)
     radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < room - 4 * rounding * magnitude
     finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
@@ -167,10 +166,10 @@ def _judge(
     size = norm(eps, p, batch_ndim=rows)
     radius = sigma[..., 0]
     positive = radius > 0
-    # 0 of a radius of 0 is all of it, and more is infinitely much
+    # of a radius of 0, a norm of 0 uses all, and a larger norm uses infinitely much
     norm_used = xp.where(positive | (size > 0), size / radius, 1.0)
 
-    # In units of the largest gradient and of the radius, so that nothing here overflows.
+    # in units of the largest gradient and of the radius, so that nothing here overflows
     top = norm(grad, math.inf, batch_ndim=rows)[..., None]
     r = grad / xp.where(top > 0, top, 1.0)
     unit = xp.where(sigma > 0, sigma, 1.0)
@@ -182,7 +181,7 @@ def _judge(
     gain = xp.where((most > 0) | (attained != 0), attained / most, 1.0)
     gain = xp.where(xp.any(room != room, axis=-1), math.nan, gain)
 
-    # eps was rounded once, to its own dtype, after what was computed in this one
+    # eps was computed in this dtype and then rounded once, to its own
     slack = 4 * (rounding + float(xp.finfo(grad.dtype).eps) * (16 + math.sqrt(grad.shape[-1])))
     underused = finite & positive & could_move & (norm_used < 1 - slack)
     zero = xp.all(eps == 0, axis=-1)
@@ -190,20 +189,20 @@ def _judge(
 
 
 def _bound(xp: ModuleType, p: float, size: Array, room: Array) -> Array:
-    """Return the least sum that weak duality finds, for a radius of 1."""
+    """Return the least bound that weak duality finds, for a radius of 1."""
     rows = len(size.shape) - 1
 
     def bound(h: Array) -> Array:
-        kept = xp.where(size > h, (size - h) * xp.where(size > h, room, 0.0), 0.0)
-        return penalty(h, p, 1.0, batch_ndim=rows) + xp.sum(kept, axis=-1)
+        in_box = xp.where(size > h, (size - h) * xp.where(size > h, room, 0.0), 0.0)
+        return penalty(h, p, 1.0, batch_ndim=rows) + xp.sum(in_box, axis=-1)
 
     if p == math.inf:
         return xp.sum(size * xp.clip(room, 0.0, 1.0), axis=-1)
     best = xp.minimum(bound(size), bound(xp.zeros_like(size)))
     steep = xp.where(room > 0, room ** (p - 1), 0.0)
     cost, dual = xp.where(room > 0, room**p, 0.0), dual_exponent(p)
-    # The best mu spends the budget: entries beyond mu * b^(p-1) at their walls, (|grad| / mu)^p* below.
-    # It may be small, so its logarithm is bisected.
+    # The best mu spends the budget: entries with |grad| above mu * b^(p-1) spend what takes them to their
+    # bounds, the others (|grad| / mu)^p*. It may be small, so its logarithm is bisected.
     low = xp.full_like(best, math.log(float(xp.finfo(size.dtype).smallest_normal)))[..., None]
     high = xp.log(penalty(size, p, 1.0, batch_ndim=rows))[..., None]
 

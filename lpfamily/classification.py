@@ -1,4 +1,4 @@
-"""Cross-entropy, and the error log-odds, whose direction does not round away."""
+"""Cross-entropy, and the error log-odds, whose gradient does not round to zero."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from lpfamily._arrays import (
 )
 from lpfamily.libraries import constant, library_of
 
-_LEFT_OUT = ": pass the label of what is to be left out as ignore_index"
+_LEFT_OUT = ": to leave examples out, pass their label as ignore_index"
 _NO_ODDS = (
-    f"{_LEFT_OUT}; other targets have no error log-odds, so differentiate the loss itself, in a training "
-    "loop by direction='loss'"
+    f"{_LEFT_OUT}; other targets have no error log-odds: for these differentiate the loss itself, in a "
+    "training loop by direction='loss'"
 )
 
 
 def error_log_odds(logits: A, labels: Array, *, ignore_index: int | None = None) -> A:
-    """Return log((1 - p_y) / p_y) = logsumexp of the wrong logits - the right logit.
+    """Return log((1 - p_y) / p_y), the logsumexp of the wrong logits minus the right logit.
 
-    The cross-entropy of a hard label is softplus of this, 1 - p_y is its sigmoid, and by the chain
-    rule grad CE = (1 - p_y) * grad(error_log_odds): the same direction. In softmax - onehot the
-    term of the right class is p_y - 1, which is rounded to a few bits or to zero when the network
-    is confident; here it is -1. As `lpfamily.epsilon` sees directions alone, this is the function
-    to differentiate for it.
+    The cross-entropy of a hard label is the softplus of this, 1 - p_y is its sigmoid, and by the chain
+    rule grad CE = (1 - p_y) * grad(error_log_odds), so both gradients have the same direction. The gradient
+    of the cross-entropy is softmax - onehot; its entry of the right class, p_y - 1, keeps only a few bits or
+    rounds to zero when the network is confident. Here that entry is -1. `lpfamily.epsilon` uses only the
+    direction of a gradient, so this is the function to differentiate for it.
 
     Parameters
     ----------
     logits
-        Of shape (..., classes), at least two classes.
+        The logits, of shape (..., classes), with at least two classes.
     labels
         Integers in 0..classes - 1, of shape `logits.shape[:-1]`.
     ignore_index
-        The label of entries to leave out, any integer, or None. Nothing is wrong there: the odds are -inf,
-        which joins others as no error, and their derivative is zero.
+        The label of entries to leave out, any integer, or None. Such an entry counts as never wrong: its
+        odds are -inf, and their derivative is zero.
 
     Returns
     -------
     Array
-        Of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN for a
-        label that is out of range and could not be seen.
+        The odds, of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN
+        for a label that is out of range where labels cannot be checked.
 
     Raises
     ------
     TypeError, ValueError
-        For logits that are not floating, fewer than two classes, labels that are not integers, of
-        the wrong shape, or out of range where they can be seen: in NumPy arrays, and torch tensors on the
-        CPU that are not traced.
+        For logits that are not floating, fewer than two classes, and labels that are not integers, of the
+        wrong shape, or out of range. The range is checked in NumPy arrays, and in torch tensors that are on
+        the CPU and not traced.
     """
     given = floating(logits, "logits")
     return given.back(_odds(*check_logits(given, labels, ignore_index, _NO_ODDS)))
@@ -69,7 +69,7 @@ def error_log_odds(logits: A, labels: Array, *, ignore_index: int | None = None)
 def odds_gradient(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.floating]:
     """Return the gradient of the error log-odds: softmax over the wrong classes, -1 at the right one.
 
-    Of NumPy's arrays (n, classes) and (n,), for what has no automatic differentiation.
+    It takes NumPy arrays of shape (n, classes) and (n,), for models without automatic differentiation.
     """
     rows, wrong = np.arange(len(labels)), logits.copy()
     wrong[rows, labels] = -np.inf
@@ -80,36 +80,36 @@ def odds_gradient(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> 
 
 
 def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | None = None) -> A:
-    """Return log((1 - P) / P), P the probability that every sigmoid output of an example is right.
+    """Return log((1 - P) / P), where P is the probability that every sigmoid output of an example is right.
 
-    What `error_log_odds` is for a softmax, for a binary output and for several labels: the sum of the
-    outputs' cross-entropies is -log P = softplus of this, 1 - P is its sigmoid, and the gradient of the
-    sum is (1 - P) * grad(binary_error_log_odds). For one output it is -z where the label is 1 and z where
-    it is 0. As 1 - P is 1 - prod (1 - q_k), q_k the probability that output k is wrong, the odds a and b
-    of two outputs join to log(e^a + e^b + e^(a+b)), where nothing rounds away.
+    It does for a binary output, and for several labels, what `error_log_odds` does for a softmax. The sum of
+    the outputs' cross-entropies is -log P, the softplus of this; 1 - P is its sigmoid, and the gradient of
+    the sum is (1 - P) * grad(binary_error_log_odds). For one output it is -z where the label is 1 and z
+    where it is 0. Let q_k be the probability that output k is wrong. As 1 - P = 1 - prod (1 - q_k), the
+    log-odds a and b of two outputs combine to log(e^a + e^b + e^(a+b)), where nothing rounds to zero.
 
     Parameters
     ----------
     logits
-        Of shape (..., outputs), at least one output.
+        The logits, of shape (..., outputs), with at least one output.
     labels
-        Of the logits' shape: 0 or 1, as booleans, integers or, as binary cross-entropies of other
-        packages take them, floating numbers.
+        0 or 1, of the logits' shape: booleans, integers, or floating numbers as binary cross-entropies of
+        other packages take them.
     ignore_index
-        The label of outputs to leave out, such as -1 or NaN, or None. Nothing is wrong there; where an
-        example has no other label its odds are -inf, and their derivative is zero.
+        The label of outputs to leave out, such as -1 or NaN, or None. Such an output counts as never wrong.
+        If an example has no other label, its odds are -inf and their derivative is zero.
 
     Returns
     -------
     Array
-        Of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN where a
-        label is neither 0 nor 1 and could not be seen.
+        The odds, of shape `logits.shape[:-1]` and of the logits' dtype. The odds and their derivative are NaN
+        for a label that is neither 0 nor 1 where labels cannot be checked.
 
     Raises
     ------
     TypeError, ValueError
-        For logits that are not floating or have no output, and labels of another shape, or neither 0 nor 1
-        where they can be seen, as in `error_log_odds`.
+        For logits that are not floating or have no output, and labels of another shape, or that are neither
+        0 nor 1. The values of labels are checked where those of `error_log_odds` are.
     """
     given = floating(logits, "logits")
     xp, z, shape = given.xp, given.values, known_shape(given.array, "logits")
@@ -123,7 +123,10 @@ def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | Non
 
 
 def _signs(labels: Array, shape: tuple[int, ...], ignore_index: float | None) -> tuple[Array, Array | None]:
-    """Return 1 for labels of 0, -1 for 1 and NaN for others, and which labels count, None for all."""
+    """Return 1 for labels of 0, -1 for 1 and NaN for others, and a mask of the labels that count.
+
+    The mask is None if all labels count.
+    """
     xp, labels = admit(labels if hasattr(labels, "dtype") else np.asarray(labels), "labels")
     if tuple(labels.shape) != shape:
         raise ValueError(f"labels must have the shape of the logits, {shape}; got {tuple(labels.shape)}")
@@ -141,11 +144,11 @@ def _signs(labels: Array, shape: tuple[int, ...], ignore_index: float | None) ->
 
 
 def joint_odds(odds: Array) -> Array:
-    """Return the log-odds that any of the last axis is wrong, joining them two by two."""
+    """Return the log-odds that any output of the last axis is wrong, combined pair by pair."""
     xp = namespace_of(odds)
     while (count := odds.shape[-1]) > 1:
         half = count // 2
-        # in this order -inf and inf make no NaN
+        # in this order -inf and inf give no NaN
         low, high = _ordered(xp, odds[..., :half], odds[..., half : 2 * half])
         joined = _logaddexp(xp, low, high + _logaddexp(xp, low, xp.zeros_like(low)))
         odds = xp.concat([joined, odds[..., 2 * half :]], axis=-1)
@@ -153,20 +156,20 @@ def joint_odds(odds: Array) -> Array:
 
 
 def _ordered(xp: ModuleType, a: Array, b: Array) -> tuple[Array, Array]:
-    """Return the smaller and the larger; at a tie each takes its derivatives, which min and max halve."""
+    """Return the smaller and the larger; at a tie each keeps its derivative, which min and max halve."""
     swapped = a > b
     return xp.where(swapped, b, a), xp.where(swapped, a, b)
 
 
 def _logaddexp(xp: ModuleType, a: Array, b: Array) -> Array:
-    """Return log(exp(a) + exp(b)); the second derivative of torch's own is NaN where they differ by much."""
+    """Return log(exp(a) + exp(b)); the second derivative of torch.logaddexp is NaN where a is far from b."""
     low, high = _ordered(xp, a, b)
     alike = (low == high) & xp.isinf(low)
     return high + xp.log1p(xp.exp(xp.where(alike, 0.0, low - xp.where(alike, 0.0, high))))
 
 
 def softplus(odds: Array) -> Array:
-    """Return log(1 + exp(odds)), the cross-entropy; like its derivatives it is exact where it is tiny."""
+    """Return log(1 + exp(odds)), the cross-entropy; it and its derivatives are exact where it is tiny."""
     xp = namespace_of(odds)
     positive = odds > 0
     return xp.where(positive, odds, 0.0) + xp.log1p(xp.exp(xp.where(positive, -odds, odds)))
@@ -175,9 +178,9 @@ def softplus(odds: Array) -> Array:
 def relative_slope(odds: Array) -> Array:
     """Return sigmoid(odds) / softplus(odds), the slope of the cross-entropy relative to its value.
 
-    It falls from 1 at -inf, where both round to zero, to 1 / odds. It is (1 - exp(-s)) / s of s =
-    softplus(odds), and near 0 the series of that: a quotient of the two would overflow in its derivatives,
-    which are right here to the rounding of 1.
+    It falls from 1 at -inf, where both round to zero, to 1 / odds. It equals (1 - exp(-s)) / s with s =
+    softplus(odds); for small s its series is used. The derivatives of a quotient of the two functions would
+    overflow; here they are accurate to the rounding of 1.
     """
     return library_of(odds).per_example(_relative_slope, "()->()", odds.dtype, odds)
 
@@ -192,13 +195,13 @@ def _relative_slope(odds: Array) -> Array:
 def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) -> A:
     """Return -log p_y for each example, exact also where p_y rounds to 1.
 
-    For integer labels it is softplus(error_log_odds). Soft labels, floating and of the logits'
-    shape, give -sum_j t_j log p_j.
+    For integer labels it is softplus(error_log_odds). For soft labels t, which are floating and of the
+    logits' shape, it is -sum_j t_j log p_j.
 
     Parameters
     ----------
     logits
-        Of shape (..., classes), at least two classes.
+        The logits, of shape (..., classes), with at least two classes.
     labels
         Integers of shape `logits.shape[:-1]`, or probabilities of the logits' shape.
     ignore_index
@@ -207,7 +210,7 @@ def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) 
     Returns
     -------
     Array
-        Of shape `logits.shape[:-1]` and of the logits' dtype, in nats.
+        The loss in nats, of shape `logits.shape[:-1]` and of the logits' dtype.
 
     Raises
     ------
@@ -220,7 +223,7 @@ def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) 
         odds = _odds(*check_logits(given, labels, ignore_index, _LEFT_OUT))
         return given.back(library_of(odds).per_example(softplus, "()->()", odds.dtype, odds))
     if ignore_index is not None:
-        raise ValueError(f"ignore_index is for integer labels; got {ignore_index} with probabilities")
+        raise ValueError(f"ignore_index needs integer labels; got {ignore_index} with probabilities")
     return given.back(library_of(z).per_example(_soft_loss, "(c),(c)->()", z.dtype, z, targets))
 
 
@@ -240,7 +243,7 @@ def _in_library(labels: Array, logits: Array) -> Array:
 
 
 def _check_range(labels: Array, classes: int, ignore_index: int | None, remedy: str) -> None:
-    """Look at labels if that takes no waiting."""
+    """Check the labels unless that means waiting for a device."""
     if 0 in labels.shape or not library_of(labels).visible(labels):
         return
     xp = namespace_of(labels)
@@ -255,9 +258,9 @@ def _check_range(labels: Array, classes: int, ignore_index: int | None, remedy: 
 def check_logits(
     given: Given[A], labels: Array, ignore_index: int | None = None, remedy: str = ""
 ) -> tuple[Array, Array, Array | None]:
-    """Return the logits in the dtype to compute in, where the right class is, and which labels count.
+    """Return the logits in the dtype to compute in, a mask of the right class, and one of labels that count.
 
-    The last is None where all do. `remedy` ends the errors about labels.
+    The last is None if all labels count. `remedy` ends the errors about labels.
     """
     xp, logits, visible = given.xp, given.values, labels
     _check_classes(logits)
@@ -267,7 +270,7 @@ def check_logits(
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}; got {tuple(labels.shape)}")
     classes = xp.arange(logits.shape[-1], device=device_of(logits))
-    labels = xp.astype(labels, classes.dtype, copy=False)  # which may hold fewer numbers than classes
+    labels = xp.astype(labels, classes.dtype, copy=False)  # the labels' dtype may hold fewer numbers
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer | None):
         raise TypeError(f"ignore_index must be an integer or None; got {ignore_index!r}")
     seen = np.asarray(visible) if isinstance(visible, int | np.ndarray | np.generic) else labels
@@ -295,19 +298,19 @@ def _odds_of(logits: Array, right: Array, wrong: Array) -> Array:
     odds = _logsumexp(xp, xp.where(wrong, logits, -math.inf))
     odds = odds - xp.sum(xp.where(right, logits, 0.0), axis=-1)
     known = xp.any(right, axis=-1) | ~xp.any(wrong, axis=-1)
-    return odds * xp.where(known, xp.ones_like(odds), math.nan)  # a factor spoils the derivative too
+    return odds * xp.where(known, xp.ones_like(odds), math.nan)  # a factor makes the derivative NaN too
 
 
 def _logsumexp(xp: ModuleType, z: Array) -> Array:
     top = constant(xp.max(z, axis=-1, keepdims=True))
     top = xp.where(xp.isfinite(top), top, 0.0)
     total = xp.sum(xp.exp(z - top), axis=-1)
-    # where all are -inf, a log of 0 would have no derivative
+    # if all are -inf, a log of 0 would have no derivative
     return xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1.0, total)) + top[..., 0])
 
 
 def targets(given: Given[A], labels: Array, name: str) -> tuple[Array, Array | None]:
-    """Return the targets in the dtype to compute in, and for integer labels where the right class is."""
+    """Return the targets in the dtype to compute in, and for integer labels a mask of the right class."""
     if (soft := _probabilities(given, labels, name)) is not None:
         return soft, None
     xp, (z, right, _) = given.xp, check_logits(given, labels)
@@ -315,7 +318,7 @@ def targets(given: Given[A], labels: Array, name: str) -> tuple[Array, Array | N
 
 
 def _probabilities(given: Given[A], labels: Array, name: str) -> Array | None:
-    """Return the labels in the dtype to compute in, or None where they are not probabilities."""
+    """Return the labels in the dtype to compute in, or None if they are not probabilities."""
     xp, x = given.xp, given.values
     _check_classes(x, name)
     if isinstance(labels, int):

@@ -1,4 +1,4 @@
-"""What is known of a classifier's robustness: errors by ball, smallest radii, and findings."""
+"""The measured robustness of a classifier: errors by ball, smallest radii, and findings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PARTS = ("clean", "one step", "log-odds", "margins", "restarts", "noise")
-"""What may have fooled an example, in the order in which they are tried."""
+"""What may have fooled an example, in the order in which it is tried."""
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 GAP = 0.2
-"""How much lower one step's error must be than that of many steps, or of all attacks, for a finding."""
+"""A finding needs an error of one step that is this much below that of many steps, or of all attacks."""
 SURE = 3.0
-"""Standard errors from which on a difference is no accident."""
+"""A difference of more than this many standard errors is not an accident."""
 
 
 class Error(NamedTuple):
@@ -47,18 +47,18 @@ def _error(wrong: Mask) -> Error:
 
 
 def deviation(square: float, mean: float, n: int) -> float:
-    """Return the standard error of a mean over n examples, from the means of their squares and values."""
+    """Return the standard error of a mean over n examples, from the mean of their squares and the mean."""
     return math.sqrt(max(square - mean**2, 0.0) / n)
 
 
 def is_gap(gap: float, n: int) -> bool:
-    """Return whether one step's error on n examples is so much lower that it is a finding."""
-    # a mean of ones and zeros, as whatever one step fools counts for many too
+    """Return whether the gap between two errors on n examples is large enough for a finding."""
+    # the gap is a mean of ones and zeros: an example that one step fools counts as fooled by many, too
     return gap > GAP and gap > SURE * deviation(gap, gap, n)
 
 
 def quantiles_of(radii: NDArray[np.floating]) -> dict[float, float]:
-    """Return `QUANTILES` of the smallest radii, NaN of none."""
+    """Return the `QUANTILES` of smallest radii, NaN if there are no radii."""
     if len(radii) == 0:
         return dict.fromkeys(QUANTILES, math.nan)
     values = np.quantile(radii, QUANTILES, method="inverted_cdf")
@@ -68,7 +68,7 @@ def quantiles_of(radii: NDArray[np.floating]) -> dict[float, float]:
 def beside_one_another(
     head: str, width: int, names: Sequence[str], rows: Iterable[tuple[str, Sequence[object]]]
 ) -> str:
-    """Return a table with a column for each name, after one of this head and width with those of the rows."""
+    """Return a table as text: a first column of this head and width, then a column for each name."""
     column = max(18, *(len(name) + 2 for name in names))
     return "\n".join(
         first.ljust(width) + "".join(f"{cell!s:>{column}}" for cell in cells)
@@ -76,13 +76,13 @@ def beside_one_another(
     )
 
 
-def _concatenated(parts: Sequence[Any], *names: str) -> dict[str, Any]:
-    """Return by name the arrays of several batches, along their last axis, which is that of examples."""
-    return {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+def _concatenated(batches: Sequence[Any], *names: str) -> dict[str, Any]:
+    """Return arrays of several batches by name, joined along the last axis, which indexes examples."""
+    return {name: np.concatenate([getattr(batch, name) for batch in batches], axis=-1) for name in names}
 
 
 def unlearnt(predicted: Ints, labels: Ints, classes: int) -> str:
-    """Return what shows that a network has learnt nothing: a predicate of it, empty if it may have."""
+    """Return a predicate that says why a network has learnt nothing; it is empty if it may have learnt."""
     n, error, counts = len(labels), _error(predicted != labels), np.bincount(predicted, minlength=classes)
     if counts.max() == n > 1 and len(set(labels.tolist())) > 1:
         return f"predicts class {counts.argmax()} for all {n} examples"
@@ -92,33 +92,34 @@ def unlearnt(predicted: Ints, labels: Ints, classes: int) -> str:
 
 
 def is_chance(error: float, n: int, classes: int) -> bool:
-    """Return whether an error on n examples may be that of guesses, within `SURE` standard errors."""
+    """Return whether an error on n examples is that of guessing, within `SURE` standard errors."""
     return error + SURE * max(Error.of(error, n).standard_error, 1 / n) > 1 - 1 / classes
 
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """What was found in the balls of one p; arrays have one entry per example, or one row per radius."""
+    """The result in the balls of one p; arrays have one entry per example, or one row per radius."""
 
     p: float
     sigmas: tuple[float, ...]
     smallest: Floats
-    """The norm of the smallest eps that fools an example, an upper bound; 0 if it is wrong as it is, inf if
-    nothing has fooled it."""
+    """The norm of the smallest eps known to fool each example, an upper bound of the smallest of all. It is
+    0 if the example is misclassified without an attack, inf if no attack has fooled it."""
     part: Ints
-    """Which of `PARTS` has fooled it first, in the smallest ball; -1 for none."""
+    """Which of `PARTS` fooled the example first, in the smallest ball; -1 for none."""
     fooled: Mask
-    """Whether it is wrong in the ball, of shape (radii, examples)."""
+    """Whether the example is misclassified in the ball, of shape (radii, examples)."""
     one_step: Mask
-    """Whether it is wrong after one step, likewise."""
+    """Whether the example is misclassified after one step, of shape (radii, examples)."""
     late: Ints
-    """How many the ascent of the log-odds has fooled in the last quarter of its steps, for each radius."""
+    """The number of examples that the ascent of the log-odds has fooled in the last quarter of its steps,
+    for each radius."""
     gradients: int
-    """How many gradients of one example were taken."""
+    """The number of gradients taken, each of one example."""
 
     @classmethod
     def joined(cls, balls: Sequence[Ball]) -> Ball:
-        """Return what was found for several batches of examples."""
+        """Return the result for several batches of examples."""
         return replace(
             balls[0],
             **_concatenated(balls, "smallest", "part", "fooled", "one_step"),
@@ -129,16 +130,16 @@ class Ball:
 
 @dataclass(frozen=True, eq=False)
 class Robustness:
-    """How many examples a classifier gets wrong in Lp balls, as measured by `lpfamily.robustness`."""
+    """The error of a classifier in Lp balls, as measured by `lpfamily.robustness`."""
 
     labels: Ints
     predicted: Ints
-    """The classes without an attack."""
+    """The predicted classes without an attack."""
     classes: int
     no_gradient: Mask
-    """Whose gradient is zero or not finite."""
+    """Whether the gradient of the example is zero or not finite."""
     random: bool
-    """Whether two passes of the same inputs have given other logits."""
+    """Whether the logits differed between two forward passes of the same inputs."""
     effort: str
     seed: int
     balls: dict[float, Ball]
@@ -146,7 +147,7 @@ class Robustness:
 
     @classmethod
     def joined(cls, results: Sequence[Robustness]) -> Robustness:
-        """Return the result for the examples of several, measured in the same balls."""
+        """Return the result for the examples of several results, measured in the same balls."""
         return replace(
             results[0],
             **_concatenated(results, "labels", "predicted", "no_gradient"),
@@ -158,12 +159,12 @@ class Robustness:
         return len(self.labels)
 
     def error(self, p: float | None = None, sigma: float = 0.0) -> Error:
-        """Return the fraction that is wrong in a ball, a lower bound, and its standard error.
+        """Return the error in a ball, as a fraction with its standard error; it is a lower bound.
 
         Parameters
         ----------
         p
-            The exponent of a ball that was tested; None needs sigma = 0, the error without an attack.
+            The exponent of a ball that was tested, or None with sigma = 0, the error without an attack.
         sigma
             A radius that was tested, or 0.
 
@@ -179,38 +180,38 @@ class Robustness:
             known = "; ".join(
                 f"p = {each.p:g}: {', '.join(f'{s:g}' for s in each.sigmas)}" for each in self.balls.values()
             )
-            raise ValueError(f"the ball of p = {p}, sigma = {sigma} was not tested; radii are, for {known}")
+            raise ValueError(f"the ball of p = {p}, sigma = {sigma} was not tested; tested radii: {known}")
         return _error(ball.fooled[ball.sigmas.index(sigma)])
 
     def parts(self, p: float) -> dict[str, int]:
-        """Return how many examples each attack has fooled first, by its name."""
+        """Return, by name of attack, the number of examples that it fooled first."""
         return {name: int(np.count_nonzero(self.balls[p].part == k)) for k, name in enumerate(PARTS)}
 
     def smallest(self, p: float) -> Floats:
-        """Return, for each example, the norm of the smallest eps that is known to fool it, an upper bound."""
+        """Return, for each example, the norm of the smallest eps known to fool it, an upper bound."""
         return self.balls[p].smallest
 
     def findings(self) -> list[str]:
-        """Return what makes these numbers say less than they seem to, as sentences."""
-        n, found = len(self), []
+        """Return the reasons to trust these numbers less than they suggest, as sentences."""
+        n, findings = len(self), []
         if has_not_learnt := unlearnt(self.predicted, self.labels, self.classes):
-            found.append(f"the network {has_not_learnt}, so its robustness means nothing")
+            findings.append(f"the network {has_not_learnt}, so its robustness means nothing")
         if count := int(np.count_nonzero(self.no_gradient)):
-            found.append(
+            findings.append(
                 f"masked gradients: {count} of {n} examples have a gradient that is zero or not finite, so "
                 "no step changes them; that is no robustness"
             )
         if self.random:
-            found.append(
-                "the model's passes are random: two of the same inputs differ, so attacks aim at a moving "
-                "target; take the expectation over passes, or put the model into evaluation mode"
+            findings.append(
+                "the model is random: two forward passes of the same inputs differ, so attacks aim at a "
+                "moving target; take the expectation over passes, or put the model into evaluation mode"
             )
         for ball in self.balls.values():
-            found += self._findings_of(ball)
-        return found
+            findings += self._findings_of(ball)
+        return findings
 
     def _findings_of(self, ball: Ball) -> list[str]:
-        n, clean, found = len(self), self.predicted != self.labels, []
+        n, clean, findings = len(self), self.predicted != self.labels, []
         gaps = [
             _error(all_ & ~one).value for all_, one in zip(ball.fooled, ball.one_step | clean, strict=True)
         ]
@@ -218,7 +219,7 @@ class Robustness:
         where = f"at p = {ball.p:g}, sigma = {ball.sigmas[worst]:.4g}"
         if is_gap(gaps[worst], n):
             one, most = _error(ball.one_step[worst] | clean).value, _error(ball.fooled[worst]).value
-            found.append(
+            findings.append(
                 f"one step is too weak {where}: the error is {one:.2%} after one step and {most:.2%} after "
                 "all attacks; in a network that was trained with this step it is catastrophic overfitting"
             )
@@ -226,27 +227,27 @@ class Robustness:
         leak = int(np.argmax(gains))
         changed = float(np.mean(clean != ball.one_step[leak]))
         if gains[leak] > SURE * deviation(changed, gains[leak], n):
-            found.append(
+            findings.append(
                 f"label leaking at p = {ball.p:g}, sigma = {ball.sigmas[leak]:.4g}: the error is "
                 f"{ball.one_step[leak].mean():.2%} after one step and {clean.mean():.2%} before; the step "
                 "gives the label away"
             )
         noise = int(np.count_nonzero(ball.part == PARTS.index("noise")))
         if noise > SURE * math.sqrt(noise):
-            found.append(
+            findings.append(
                 f"masked gradients at p = {ball.p:g}: random points fool {noise} of {n} examples that no "
-                "attack by gradients does; the gradients do not show the way"
+                "attack by gradients fools; the gradients do not show the way"
             )
         late, sigma = max(zip(ball.late.tolist(), ball.sigmas, strict=True))
         if late > max(SURE * math.sqrt(late), 0.01 * n):
-            found.append(
+            findings.append(
                 f"an attack was still improving when it stopped, at p = {ball.p:g}, sigma = {sigma:.4g}: the "
                 f"last quarter of its steps has fooled {late} of {n} examples; give more effort"
             )
-        return found
+        return findings
 
     def quantiles(self, p: float) -> dict[float, float]:
-        """Return quantiles of the smallest sigma over the examples that are right without an attack."""
+        """Return quantiles of the smallest sigma over the examples that are correct without an attack."""
         return quantiles_of(self.balls[p].smallest[self.predicted == self.labels])
 
     def table(self) -> str:
@@ -268,13 +269,13 @@ class Robustness:
             lines += ["", *(f"  {name}".ljust(20) + cells for name, cells in rows.items())]
         lines += [
             "",
-            "  all attacks: a lower bound of the error in the ball; smallest sigma: quantiles, over the",
-            "  examples that are right at first, of an upper bound of the radius that changes the prediction",
+            "  all attacks: a lower bound of the error in the ball; smallest sigma: an upper bound of the",
+            "  radius that changes the prediction, quantiles over the correctly classified examples",
         ]
         return "\n".join([*lines, *(f"warning: {finding}" for finding in self.findings())])
 
     def compare(self, **others: Robustness) -> str:
-        """Return a table of the errors of this result, called "this", beside others by their names."""
+        """Return a table of the errors of this result, named "this", beside those of others by name."""
         results = {"this": self} | others
         rows: list[tuple[str, list[object]]] = [("  clean", [each.error() for each in results.values()])]
         balls = dict.fromkeys(
@@ -290,7 +291,7 @@ class Robustness:
         return beside_one_another("error in the ball, percent", 32, list(results), rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as values of JSON; infinite radii are None."""
+        """Return the result as values of JSON; infinite radii are None."""
         balls = {}
         for p, ball in self.balls.items():
             errors = [self.error(p, sigma) for sigma in ball.sigmas]
@@ -317,15 +318,15 @@ class Robustness:
         }
 
     def plot(self) -> Any:
-        """Return a matplotlib figure: error against sigma for each p, by one step and by all attacks."""
+        """Return a matplotlib figure: error against sigma for each p, after one step and all attacks."""
         return _report().figure_of(self.to_json())
 
     def save(self, folder: str | Path, warn: Callable[[str], None] = warnings.warn) -> None:
-        """Write all of it into a folder, which is made if it is not there.
+        """Write the result into a folder, which is created if it does not exist.
 
-        `robustness.json` has all numbers, those of each example too. `index.html` shows tables, curves and
+        `robustness.json` has all numbers, also those of each example. `index.html` shows tables, curves and
         findings; beside it are `errors.csv`, `attacks.csv`, `smallest.csv`, `curves.png` and `curves.svg`.
-        Files of these names are replaced. `warn` is told if the curves cannot be drawn.
+        Files of these names are replaced. If the curves cannot be drawn, `warn` is called with the reason.
         """
         report, folder, content = _report(), Path(folder), self.to_json()
         folder.mkdir(parents=True, exist_ok=True)

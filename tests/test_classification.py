@@ -225,7 +225,7 @@ def test_what_can_be_left_out_is_a_number(lib):
             error_log_odds(z, np.array([0, 1]), ignore_index=bad)
     with pytest.raises(TypeError, match="ignore_index must be a number or None; got 'void'"):
         binary_error_log_odds(z, np.zeros((2, 3)), ignore_index="void")
-    with pytest.raises(ValueError, match="ignore_index is for integer labels; got 0 with probabilities"):
+    with pytest.raises(ValueError, match="ignore_index needs integer labels; got 0 with probabilities"):
         cross_entropy(z, soft, ignore_index=0)
 
 

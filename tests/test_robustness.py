@@ -237,7 +237,7 @@ def test_findings_say_when_the_numbers_mean_nothing():
     assert "200 of 200 examples have a gradient that is zero" in masked
     assert "random points fool" in masked
     rng = np.random.default_rng(0)
-    assert "passes are random" in findings(
+    assert "the model is random" in findings(
         lambda x: (x @ weights + 0.1 * rng.standard_normal((len(x), 4)), lambda c: c @ weights.T)
     )
     # the step goes where the label is more probable, and the wrong 10 % become right
@@ -301,7 +301,7 @@ def test_an_error_says_what_was_given():
             sigma=0.1,
             progress=False,
         )
-    with pytest.raises(ValueError, match=r"p = 3, sigma = 0\.1 was not tested; radii are, for p = 2: 0\.1"):
+    with pytest.raises(ValueError, match=r"p = 3, sigma = 0\.1 was not tested; tested radii: p = 2: 0\.1"):
         robustness(linear(weights), x, y, p=2, sigma=0.1, effort="quick", progress=False).error(3, 0.1)
 
 
