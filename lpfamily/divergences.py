@@ -1,10 +1,10 @@
-"""How far two outputs of a classifier are apart, and what a loop follows to move them apart.
+"""The Kullback-Leibler divergence between two outputs of a classifier, and its gradient.
 
 The divergence D(x + eps) = KL(f(x) || f(x + eps)) is 0 at x, and so is its gradient: eq. 3 there would be a
-step along rounding errors. A loop starts at a random point r of the ball instead. To second order D(x + r) is
-r'Hr / 2, H the Fisher information of f in the input, and its gradient H r, so that a step is one of power
-iteration: for p = 2 towards the leading eigenvector of H. Miyato et al. take it at 1e-6 r / ||r||, where
-float32 rounds the difference of outputs away; r itself has no scale to choose.
+step along rounding errors. A loop therefore starts at a random point r of the ball. To second order D(x + r)
+is r'Hr / 2, where H is the Fisher information of f in the input, and its gradient is H r. A step is thus one
+step of power iteration: for p = 2 towards the leading eigenvector of H. Miyato et al. take the gradient at
+1e-6 r / ||r||, where float32 rounds the difference of the outputs to zero; r itself has no scale to choose.
 
 References
 ----------
@@ -24,15 +24,15 @@ from lpfamily.libraries import constant
 from lpfamily.trees import mapped, named_leaves
 
 BITS = 16
-"""How many units in the last place outputs must move for their difference to count."""
+"""Outputs that move by at most this many units in the last place count as unchanged."""
 
 
 def divergence(outputs: Any, log_probabilities: Any) -> Any:
-    """Return KL(f || g), the Kullback-Leibler divergence of two distributions of classes.
+    """Return KL(f || g), the Kullback-Leibler divergence of two distributions over classes.
 
-    The logarithms of f are given, and of g the logits; over the last axis. It is the sum of f (e^u - 1 - u),
-    u = log(g / f), as f and g both sum to 1; unlike those of -f u, its terms and their derivatives do not
-    round away where f and g are confident of the same class.
+    f is given by its logarithms and g by its logits; classes are along the last axis. As f and g both sum to
+    1, KL is the sum of f (e^u - 1 - u) with u = log(g / f). Unlike the terms -f u, these terms and their
+    derivatives do not round to zero where f and g are confident of the same class.
     """
     xp, log_g = namespace_of(outputs), log_softmax(outputs)
     apart = xp.exp(log_probabilities) * (log_g - log_probabilities)
@@ -40,10 +40,10 @@ def divergence(outputs: Any, log_probabilities: Any) -> Any:
 
 
 def divergence_slope(outputs: Any, log_probabilities: Any) -> Any:
-    """Return the gradient of `divergence` in the logits of g."""
+    """Return the gradient of `divergence` with respect to the logits of g."""
     xp, log_g = namespace_of(outputs), log_softmax(outputs)
     moved = _moved(log_g, log_probabilities)
-    # the sum is zero but for the likely class, whose difference rounds away
+    # g - f sums to zero in exact arithmetic, but the difference of a likely class rounds to zero
     return moved - xp.exp(log_g) * xp.sum(moved, axis=-1, keepdims=True)
 
 
@@ -54,17 +54,17 @@ def _moved(log_g: Any, log_f: Any) -> Any:
 
 
 def log_softmax(outputs: Any) -> Any:
-    """Return the logarithms of the probabilities of the classes, from the logits."""
+    """Return the logarithms of the class probabilities."""
     xp = namespace_of(outputs)
     shifted = outputs - constant(xp.max(outputs, axis=-1, keepdims=True))
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 def check_beta(beta: float | None, by_outputs: bool, objective: str, clean_weight: float) -> None:
-    """Raise ValueError unless the weight of a divergence is one, and belongs to these choices."""
+    """Raise ValueError unless beta is a valid weight and fits the objective."""
     if not by_outputs:
         if beta is not None:
-            raise ValueError("beta is the weight of a divergence between outputs, which is not asked for")
+            raise ValueError("beta weighs a divergence between outputs; this objective has none")
         return
     if beta is None or not 0 <= beta < math.inf:
         raise ValueError(
@@ -80,9 +80,10 @@ def check_beta(beta: float | None, by_outputs: bool, objective: str, clean_weigh
 
 
 def divergence_of_moved(clean: Any, logits: Any, moved: Any, batch_ndim: int, rounding: float) -> Any:
-    """Return `divergence_between`, to follow; 0 with its derivative where the outputs have moved by rounding.
+    """Return `divergence_between` for an ascent; it and its gradient are 0 where only rounding moved outputs.
 
-    `moved` says which examples are not where `clean` was taken, and `rounding` is of the outputs' dtype.
+    `moved` is a mask of the examples whose input differs from that of `clean`, and `rounding` is the eps of
+    the outputs' dtype.
     """
     xp, values = namespace_of(logits), divergence_between(clean, logits, batch_ndim)
     apart = xp.abs(log_softmax(constant(logits)) - log_softmax(clean))
@@ -98,7 +99,7 @@ def divergence_between(clean: Any, logits: Any, batch_ndim: int) -> Any:
 
 
 def is_off(x: Any, at: Any, batch_ndim: int) -> Any:
-    """Whether any entry of an example is not that of x."""
+    """Return a mask of the examples of which any entry differs from that of x."""
     off = mapped(lambda x, at: _any_inner(x != at, batch_ndim), x, at)
     return functools.reduce(operator.or_, [leaf for _, leaf in named_leaves(off, "x")])
 

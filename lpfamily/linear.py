@@ -1,12 +1,13 @@
 """The worst perturbation of linear regression, exactly (II-E, eq. 21).
 
 With the residual r = t - Theta x, eq. 21 is the maximum of ||r - Theta eps||_2 over ||eps||_p <= sigma:
-a convex function, which is largest at an extreme point of the ball. p = 1 has 2n of them and
-p = inf 2^n; p = 2 has a sphere, on which the problem is a trust-region problem, solved by one singular
-value decomposition and one equation in one unknown. Between them no exact method is known: a bound.
+a convex function, which is largest at an extreme point of the ball. The ball has 2n of them for p = 1 and
+2^n for p = inf. For p = 2 they are a sphere; the problem is then a trust-region problem, which one singular
+value decomposition and one equation in one unknown solve. For other p no exact method is known, and this
+module has a bound.
 
-Everything is computed with Theta and r divided by their largest entries, so that nothing squared
-leaves the dtype.
+Everything is computed with Theta and r divided by their largest entries, so that no square overflows or
+underflows.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_norm, ratio_scale, steepest
 
 MOST_CORNERS = 20
-"""The number of inputs up to which p = inf is enumerated: a million corners an example."""
+"""The largest number of inputs for which p = inf is enumerated: a million corners per example."""
 
 NEWTON_STEPS = 32
-"""For the secular equation; a test holds that 22 suffice for spectra over all decades of the dtype."""
+"""For the secular equation; a test checks that 22 suffice for spectra over all decades of the dtype."""
 
 BLOCK = 1 << 22
-"""How many corners are looked at together, to bound the memory."""
+"""The number of corners evaluated at a time, which bounds the memory."""
 
 
 def worst_residual(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
@@ -42,12 +43,11 @@ def worst_residual(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
 
           w_i = s_i |c_i| / (mu - s_i^2),    mu >= max_i s_i^2    such that ||w|| = sigma
 
-      If c has no part in the leading singular space there may be no such mu (the hard case); then
-      mu = max_i s_i^2, and what remains of the budget goes along a leading singular vector.
+      If c is orthogonal to the leading singular space, there may be no such mu (the hard case). Then
+      mu = max_i s_i^2, and the rest of the budget goes along a leading singular vector.
 
-    Where several maximise, one of them is returned; a theta of zeros gives zeros. eps / sigma is
-    constant under differentiation: by Danskin's theorem that is what the derivative of the largest
-    residual needs.
+    If there are several maximisers, one of them is returned; a theta of zeros gives zeros. eps / sigma is
+    constant under differentiation, so by Danskin's theorem the derivative of the largest residual is right.
 
     Parameters
     ----------
@@ -65,30 +65,30 @@ def worst_residual(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     -------
     Array
         eps, of shape (..., inputs) and of the residual's dtype; half precision is computed in
-        float32. An example whose residual is not finite is NaN.
+        float32. eps is NaN for an example whose residual is not finite.
 
     Raises
     ------
     TypeError
-        If theta or residual is not a real floating array, or they are of two libraries.
+        If theta or residual is not a real floating array, or they belong to two libraries.
     ValueError
-        For another p, or p = inf beyond 20 inputs (`residual_bound` serves those), a shape that does
-        not fit, or a theta or sigma that is visibly not finite.
+        For another p, or p = inf with more than 20 inputs (use `residual_bound` for those), a shape that
+        does not fit, or a theta or sigma that is not finite where its values can be checked.
 
     References
     ----------
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
     section II-E. The trust region: Moré and Sorensen, Computing a Trust Region Step, 1983.
     """
-    posed = _posed(theta, residual, sigma)
-    return posed.given.back(posed.sigma * _worst(check_p(p), posed))
+    problem = _scaled(theta, residual, sigma)
+    return problem.given.back(problem.sigma * _worst(check_p(p), problem))
 
 
 def first_order(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return the eps of eq. 3 for eq. 21: `epsilon` in the direction of the gradient, -theta' residual.
 
-    It is exact for one output. With more it falls short of `worst_residual` by `shortfall`, and it
-    is zero where the gradient is, although a zero residual can be made larger.
+    It is exact for one output. With more outputs it falls short of `worst_residual` by `shortfall`. Where
+    the gradient is zero, so is eps, although a zero residual can be made larger.
 
     Parameters
     ----------
@@ -107,12 +107,12 @@ def first_order(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     TypeError, ValueError
         As in `worst_residual`, but for any p.
     """
-    posed = _posed(theta, residual, sigma)
-    return posed.given.back(posed.sigma * _first(check_p(p), posed))
+    problem = _scaled(theta, residual, sigma)
+    return problem.given.back(problem.sigma * _first(check_p(p), problem))
 
 
 def shortfall(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
-    """Return what the first-order eps falls short of the maximum of ||residual - theta @ eps||_2.
+    """Return by how much the first-order eps falls short of the maximum of ||residual - theta @ eps||_2.
 
     Parameters
     ----------
@@ -122,7 +122,8 @@ def shortfall(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     Returns
     -------
     Array
-        Of shape `residual.shape[:-1]`, in units of the residual; >= 0, to rounding. Differentiable.
+        The shortfall, of shape `residual.shape[:-1]`, in units of the residual; >= 0 to rounding, and
+        differentiable.
 
     Raises
     ------
@@ -130,27 +131,27 @@ def shortfall(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
         As in `worst_residual`.
     """
     p = check_p(p)
-    posed = _posed(theta, residual, sigma)
-    worst, first = _worst(p, posed), _first(p, posed)
-    a, b = posed.after(worst, posed.radius), posed.after(first, posed.radius)
+    problem = _scaled(theta, residual, sigma)
+    worst, first = _worst(p, problem), _first(p, problem)
+    a, b = problem.after(worst, problem.radius), problem.after(first, problem.radius)
     # (||a||^2 - ||b||^2) / (||a|| + ||b||): the difference of the norms would cancel
-    change = posed.radius * ((first - worst) @ posed.theta.T)
+    change = problem.radius * ((first - worst) @ problem.theta.T)
     total = _dual_norm(2, a) + _dual_norm(2, b)
-    xp = posed.given.xp
+    xp = problem.given.xp
     total = xp.where(total == 0, 1.0, total)
-    return posed.as_residual(xp.sum(change / total[..., None] * (a + b), axis=-1))
+    return problem.as_residual(xp.sum(change / total[..., None] * (a + b), axis=-1))
 
 
 def residual_bound(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return an upper bound of max ||residual - theta @ eps||_2 over ||eps||_p <= sigma, for every p.
 
-    The least of three: each output at its own worst, by Hölder's inequality::
+    It is the least of three bounds. The first takes each output at its own worst, by Hölder's inequality::
 
         sqrt(sum_i (|residual_i| + sigma * ||theta_i||_{p*})^2)
 
-    and the exact maxima over the least balls with q = 1 and q = 2 that hold this one, of radius
-    sigma * n^max(0, 1/q - 1/p) for n inputs. So it is exact, to rounding, for p = 1, for p = 2, and
-    for one output. Its derivative is that of the least one.
+    The others are the exact maxima over the smallest balls with q = 1 and q = 2 that contain this one. Their
+    radius is sigma * n^max(0, 1/q - 1/p) for n inputs. So the bound is exact, to rounding, for p = 1, for
+    p = 2, and for one output. Its derivative is that of the least of the three.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def residual_bound(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     Returns
     -------
     Array
-        Of shape `residual.shape[:-1]`, in units of the residual.
+        The bound, of shape `residual.shape[:-1]`, in units of the residual.
 
     Raises
     ------
@@ -170,18 +171,18 @@ def residual_bound(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
         As in `worst_residual`, but for any p.
     """
     p = check_p(p)
-    posed = _posed(theta, residual, sigma)
-    xp = posed.given.xp
-    bound = _dual_norm(2, xp.abs(posed.residual) + posed.radius * _dual_norm(p, posed.theta))
+    problem = _scaled(theta, residual, sigma)
+    xp = problem.given.xp
+    bound = _dual_norm(2, xp.abs(problem.residual) + problem.radius * _dual_norm(p, problem.theta))
     for q, solve in (1, _vertex), (2, _sphere):
-        radius = posed.radius * max(1, posed.theta.shape[1]) ** max(0.0, 1 / q - 1 / p)
-        bound = xp.minimum(bound, _dual_norm(2, posed.after(posed.solved(solve, radius), radius)))
-    return posed.as_residual(bound)
+        radius = problem.radius * max(1, problem.theta.shape[1]) ** max(0.0, 1 / q - 1 / p)
+        bound = xp.minimum(bound, _dual_norm(2, problem.after(problem.solved(solve, radius), radius)))
+    return problem.as_residual(bound)
 
 
 @dataclass(frozen=True)
-class _Posed(Generic[A]):
-    """Eq. 21 as max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
+class _Problem(Generic[A]):
+    """Eq. 21 scaled to max ||residual - radius * theta @ u||_2 over ||u||_p <= 1, all entries at most 1.
 
     The true residual is unit / (scales[0] * scales[1]) times as large, and eps is sigma * u.
     """
@@ -191,7 +192,7 @@ class _Posed(Generic[A]):
     theta: Array
     residual: Array
     direction: Array
-    """The residual in units of its own largest entry, as it may be nothing in those of `residual`."""
+    """The residual in units of its largest entry, as `residual` may round to zero."""
     radius: Array
     unit: Array
     scales: tuple[Array, Array]
@@ -201,11 +202,11 @@ class _Posed(Generic[A]):
         return self.residual - radius * (u @ self.theta.T)
 
     def solved(self, solve: Callable[..., Array], radius: Array) -> Array:
-        """Return solve's u as a constant: NaN where the residual is not finite, 0 for a zero theta."""
+        """Return a solver's u as a constant: NaN where the residual is not finite, 0 for a zero theta."""
         xp, theta, rows = self.given.xp, constant(self.theta), constant(self.residual)
         if 0 in theta.shape:
             return xp.zeros((*rows.shape[:-1], theta.shape[1]), dtype=rows.dtype, device=device_of(rows))
-        # the singular value decomposition does not return from a NaN
+        # the singular value decomposition may hang on a NaN
         finite = xp.all(xp.isfinite(theta))
         u = library_of(rows).per_example(
             solve, "(m,n),(m),(k)->(n)", rows.dtype, *(xp.where(finite, theta, 0.0), rows, constant(radius))
@@ -214,12 +215,12 @@ class _Posed(Generic[A]):
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
 
     def as_residual(self, size: Array) -> A:
-        """Return a size in the true residual's units; the product of the scales may overflow."""
+        """Return a size in units of the true residual; the product of the scales may overflow."""
         unit, first, second = (each[..., 0] for each in (self.unit, *self.scales))
         return self.given.back(size * unit / first / second)
 
 
-def _posed(theta: Array, residual: A, sigma: Numbers) -> _Posed[A]:
+def _scaled(theta: Array, residual: A, sigma: Numbers) -> _Problem[A]:
     given, weights = floating(residual, "residual"), floating(theta, "theta")
     xp, rows, theta = given.xp, given.values, weights.array
     if weights.xp is not xp:
@@ -246,39 +247,41 @@ def _posed(theta: Array, residual: A, sigma: Numbers) -> _Posed[A]:
     unit = constant(xp.maximum(reach, _largest(rows)))
     unit = xp.where(unit == 0, 1.0, unit)
     theta = theta / xp.where(top == 0, 1.0, top)
-    return _Posed(given, theta, rows / unit, direction, reach / unit, unit, scales, sigma)
+    return _Problem(given, theta, rows / unit, direction, reach / unit, unit, scales, sigma)
 
 
 def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
-    """Return powers of two for sigma and theta, not 1 where their product has left the dtype."""
+    """Return powers of two for sigma and theta: 1, except where their product overflows or underflows."""
     xp, reach = namespace_of(sigma), sigma * top
     scales = ratio_scale(xp, sigma), ratio_scale(xp, top)
     least = float(xp.finfo(sigma.dtype).smallest_normal)
     lost = (sigma > 0) & (top > 0) & ((reach < least) | (reach == math.inf))
-    lost = lost & (longest * scales[0] * scales[1] < math.inf)  # else it is nothing beside the residual
+    lost = lost & (longest * scales[0] * scales[1] < math.inf)  # else it is negligible beside the residual
     return xp.where(lost, scales[0], 1.0), xp.where(lost, scales[1], 1.0)
 
 
-def _worst(p: float, posed: _Posed[Array]) -> Array:
+def _worst(p: float, problem: _Problem[Array]) -> Array:
     solvers: dict[float, Callable[..., Array]] = {1: _vertex, 2: _sphere, math.inf: _corner}
     if p not in solvers:
         raise ValueError(
-            f"p must be 1, 2 or inf for the exact maximiser; got {p}: residual_bound serves every p"
+            f"p must be 1, 2 or inf for the exact maximiser; got {p}: residual_bound takes every p"
         )
-    inputs = posed.theta.shape[1]
+    inputs = problem.theta.shape[1]
     if p == math.inf and inputs > MOST_CORNERS:
         raise ValueError(
-            f"p = inf looks at all 2^inputs corners, for at most {MOST_CORNERS} inputs; got {inputs}: "
-            f"residual_bound serves any number"
+            f"p = inf enumerates all 2^inputs corners, for at most {MOST_CORNERS} inputs; got {inputs}: "
+            f"residual_bound takes any number"
         )
-    return posed.solved(solvers[p], posed.radius)
+    return problem.solved(solvers[p], problem.radius)
 
 
-def _first(p: float, posed: _Posed[Array]) -> Array:
-    return steepest(p, -(posed.direction @ posed.theta), namespace_of(posed.radius).ones_like(posed.radius))
+def _first(p: float, problem: _Problem[Array]) -> Array:
+    return steepest(
+        p, -(problem.direction @ problem.theta), namespace_of(problem.radius).ones_like(problem.radius)
+    )
 
 
-# The solvers: theta (m, n), rows (..., m), radius (..., 1) to u (..., n), the maximiser of
+# The solvers map theta (m, n), rows (..., m) and radius (..., 1) to u (..., n), the maximiser of
 # ||rows - radius * theta @ u||_2.
 
 
@@ -296,19 +299,19 @@ def _sphere(theta: Array, rows: Array, radius: Array) -> Array:
     c = rows @ left
     ratio = s / xp.where(s[:1] == 0, 1.0, s[:1])
     b = ratio * xp.abs(c)
-    # what b * b underflows to is below the rounding of the maximum
+    # where b * b underflows, its effect is below the rounding of the maximum
     b = xp.where(b < math.sqrt(float(xp.finfo(b.dtype).smallest_normal)), 0.0, b)
     w = _secular(xp, b, radius * s[:1] * ((1 - ratio) * (1 + ratio)))
     return (_against(xp, c) * w) @ right
 
 
 def _secular(xp: ModuleType, b: Array, d: Array) -> Array:
-    """Return w = b / (k + d), k >= 0 such that ||w|| = 1; where k = 0 is too short, the rest goes to w_0.
+    """Return w = b / (k + d) with k >= 0 such that ||w|| = 1; if ||w|| < 1 at k = 0, the rest goes to w_0.
 
-    d is the distance of each eigenvalue from the leading one, ascending from 0: so k, counted from the
-    pole, keeps its relative accuracy however near the hard case is. 1 / ||w|| is a power mean of
-    (k + d) / b, increasing and concave in k: from below, Newton's method climbs to its root and no
-    further. It starts where the largest w_i is 1, or at the pole.
+    d is the distance of each eigenvalue from the leading one, in ascending order from 0. k is thus counted
+    from the pole, and keeps its relative accuracy however near the hard case is. 1 / ||w|| is a power mean
+    of (k + d) / b, increasing and concave in k, so Newton's method from below climbs to the root without
+    overshooting. It starts where the largest w_i is 1, or at the pole.
     """
     start = xp.max(b - d, axis=-1, keepdims=True)
     start = xp.maximum(start, xp.zeros_like(start))
@@ -334,7 +337,7 @@ def _shares(xp: ModuleType, b: Array, gap: Array) -> tuple[Array, Array]:
 
 
 def _corner(theta: Array, rows: Array, radius: Array) -> Array:
-    """Enumerate the corners as pairs of a corner in the first half of the inputs and one in the second."""
+    """Enumerate the corners as pairs: a corner of the first half of the inputs, and one of the second."""
     xp = namespace_of(rows)
     m, n = theta.shape
     batch = tuple(rows.shape[:-1])
@@ -351,7 +354,7 @@ def _corner(theta: Array, rows: Array, radius: Array) -> Array:
         block = slice(i, min(i + step, a.shape[0]))
         gain = radii[block, :] * long - 2 * (a[block, :] @ b.T)
         best.append((xp.max(gain, axis=-1), xp.argmax(gain, axis=-1)))
-    gain, tail = (xp.concat(parts) for parts in zip(*best, strict=True))
+    gain, tail = (xp.concat(blocks) for blocks in zip(*best, strict=True))
     total = xp.reshape(xp.sum(a * a, axis=-1) + radii[:, 0] * gain, (-1, heads.shape[0]))
     head = xp.argmax(total, axis=-1)[:, None]
     tail = xp.take_along_axis(xp.reshape(tail, (-1, heads.shape[0])), head, axis=1)
@@ -360,13 +363,13 @@ def _corner(theta: Array, rows: Array, radius: Array) -> Array:
 
 
 def _signs(xp: ModuleType, n: int, like: Array) -> Array:
-    """Return the corners of {-1, 1}^n, one a row."""
+    """Return the corners of {-1, 1}^n, one per row."""
     bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
     return xp.asarray(1.0 - 2.0 * bits, dtype=like.dtype, device=device_of(like))
 
 
 def _against(xp: ModuleType, x: Array) -> Array:
-    """Return the sign that opposes x, and one where x is 0."""
+    """Return the opposite sign of x, and 1 where x is 0."""
     return xp.where(x > 0, -xp.ones_like(x), 1.0)
 
 

@@ -1,7 +1,7 @@
-"""How far the decision boundary is (V-A): exact for linear models, by search for any other.
+"""The distance to the decision boundary (V-A): exact for linear models, by a search for others.
 
-A prediction is changed when the right logit is no longer the only largest one. A tie counts as
-changed, so that the changed set is closed and holds its nearest point.
+A prediction is changed when the right logit is no longer the only largest one. A tie counts as changed, so
+that the set of changed inputs is closed and contains its point nearest to x.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from lpfamily.steepest import dual_norm
 def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float) -> A:
     """Return the Lp distance of each x to the decision boundary of a linear softmax.
 
-    The inputs that are classified as y are an intersection of half-spaces, so the nearest point
-    outside lies on the nearest of their hyperplanes, and by Hölder's equality each is at the
-    distance of its gap over its dual norm::
+    The inputs that are classified as y are an intersection of half-spaces, so the nearest point outside lies
+    on the nearest of their hyperplanes. By Hölder's equality the distance of each hyperplane is the gap of
+    the logits divided by the dual norm of the weights::
 
         min over j != y of (z_y - z_j) / ||w_j - w_y||_{p*},    z = x @ weights + bias
 
-    which is ||a|| of V for the most dominant direction. The step that attains it is
-    `lpfamily.epsilon(w_j - w_y, p, distance)`: all coordinates for p = inf, along the normal for
-    p = 2, the coordinate in which the two weights differ most for p = 1. The line search of V-A, along
-    the gradient of the loss, goes further, as that gradient mixes the wrong classes.
+    This is ||a|| of V for the most dominant direction. The step `lpfamily.epsilon(w_j - w_y, p, distance)`
+    attains it: it moves all coordinates for p = inf, goes along the normal for p = 2, and moves the
+    coordinate in which the two weights differ most for p = 1. The line search of V-A follows the gradient of
+    the loss; it finds a longer distance, as that gradient mixes the wrong classes.
 
     Parameters
     ----------
     weights
-        Of shape (inputs, classes), at least two classes.
+        The weights, of shape (inputs, classes), with at least two classes.
     bias
-        Of shape (classes,).
+        The bias, of shape (classes,).
     x
-        Of shape (..., inputs).
+        The inputs, of shape (..., inputs).
     labels
         The right classes: integers in 0..classes - 1, of shape `x.shape[:-1]`.
     p
@@ -57,16 +57,16 @@ def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float
     Returns
     -------
     Array
-        Of shape `x.shape[:-1]` and of x's dtype, in units of x: 0 where x is already misclassified,
-        inf where nothing changes the prediction. Differentiable in weights, bias and x. NaN for an x
-        that holds a NaN, and for a label that is out of range and could not be seen without waiting
-        for a device.
+        The distances, of shape `x.shape[:-1]` and of x's dtype, in units of x: 0 where x is already
+        misclassified, inf where nothing changes the prediction. They are differentiable in weights, bias
+        and x. NaN for an x that holds a NaN, and for a label that is out of range where checking it would
+        mean waiting for a device.
 
     Raises
     ------
     TypeError, ValueError
         For a p below 1, arrays of different libraries or that are not floating, shapes that do not
-        fit, fewer than two classes, labels that are not integers, or out of range where they can be seen.
+        fit, fewer than two classes, labels that are not integers, or out of range where they can be checked.
 
     References
     ----------
@@ -76,7 +76,7 @@ def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float
     given = floating(x, "x")
     xp, (matrix, z, right) = given.xp, _linear(given, weights, bias, labels)
     classes = xp.permute_dims(matrix, (1, 0))
-    # class by class: all differences at once would be classes^2 inputs
+    # class by class: all differences at once would have classes^2 * inputs entries
     lengths = [
         dual_norm(p, classes - classes[c : c + 1, :], xp.ones_like(classes[:, :1]))
         for c in range(z.shape[-1])
@@ -98,16 +98,16 @@ def flip_distance(
 ) -> A:
     """Return the smallest t >= 0 at which x + t * direction changes the prediction.
 
-    The line search of V-A, for each example. A linear softmax, given as (weights, bias), has the
-    closed form::
+    This is the line search of V-A, for each example. For a linear softmax, given as (weights, bias), it is
+    the closed form::
 
         min over j of (z_y - z_j) / (u_j - u_y) where u_j > u_y,    u = direction @ weights
 
-    Any other model is looked at on a grid of `brackets` points, t = most / brackets, ..., most, until
-    the first one that is changed, and the interval before that is halved `steps` times, all examples
-    at once. So the search finds the first change that the grid sees: a prediction that changes and
-    returns between two neighbouring points is missed. At the t it returns, the prediction is
-    changed (as x's dtype holds t), and at most / brackets / 2^steps before, it is not.
+    Any other model is evaluated on a grid of `brackets` points, t = most / brackets, ..., most, up to the
+    first point with a changed prediction. The interval before that point is then halved `steps` times, for
+    all examples at once. So the search finds the first change that the grid shows: it misses a prediction
+    that changes and returns between two neighbouring points. The prediction is changed at the returned t
+    (as x's dtype holds it), and unchanged at t - most / brackets / 2^steps.
 
     Parameters
     ----------
@@ -115,14 +115,15 @@ def flip_distance(
         A pair (weights, bias) as in `boundary_distance`, or a function that maps an array like x to
         logits of shape (*labels.shape, classes). The search calls it brackets + steps + 1 times.
     x
-        Of shape (..., inputs) for a pair; for a function, of any shape whose leading axes are those
-        of the labels.
+        The inputs, of shape (..., inputs) for a pair; for a function, of any shape whose leading axes are
+        those of the labels.
     direction
-        Of x's shape. With `lpfamily.epsilon(grad, p, 1.0)`, t is an Lp distance.
+        The direction of the search, of x's shape. If it is `lpfamily.epsilon(grad, p, 1.0)`, t is an Lp
+        distance.
     labels
         The right classes, integers.
     most
-        How far to look, in units of direction: a number > 0, which the search needs.
+        The largest t to look at, a number > 0; a function needs a finite one.
     brackets, steps
         Whole numbers >= 1 and >= 0; the closed form does not use them.
 
@@ -130,8 +131,8 @@ def flip_distance(
     -------
     Array
         t, of the shape of the labels and of x's dtype: 0 where x is already misclassified, inf where
-        the prediction is never changed or not up to `most`, NaN where the logits at x, or where the
-        search ends, are NaN. The closed form is differentiable; the search's result is a constant.
+        the prediction does not change, or not up to `most`, NaN where the logits are NaN at x or where the
+        search ends. The closed form is differentiable; the result of the search is a constant.
 
     Raises
     ------
@@ -146,7 +147,7 @@ def flip_distance(
     given = floating(x, "x")
     xp, at = given.xp, given.array
     if not is_number(most) or not most > 0:
-        raise ValueError(f"most must be a number > 0, how far to look along direction; got {most!r}")
+        raise ValueError(f"most must be a number > 0, the largest multiple of direction; got {most!r}")
     direction = beside(at, direction, "direction")
     compute_dtype(direction, "direction")
     if tuple(direction.shape) != tuple(at.shape):
@@ -157,7 +158,8 @@ def flip_distance(
                 raise ValueError(f"{name} must be a whole number >= {least}; got {count!r}")
         if most == math.inf:
             raise ValueError(
-                "most must be finite for a logits function; got inf: say how far along direction to look"
+                "most must be finite for a logits function; got inf: pass the largest multiple of direction "
+                "to look at"
             )
         t = _search(logits, at, direction, labels, as_float(most), brackets, steps)
     elif isinstance(logits, tuple | list) and len(logits) == 2:
@@ -173,7 +175,7 @@ def flip_distance(
 
 
 def _linear(given: Given[A], weights: Array, bias: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Return the weights, the logits, and which of them are the labels'."""
+    """Return the weights, the logits, and a mask of the right logits."""
     xp, x = given.xp, given.array
     weights, bias = beside(x, weights, "weights"), beside(x, bias, "bias")
     if weights.ndim != 2 or weights.shape[1] < 2:
@@ -183,10 +185,10 @@ def _linear(given: Given[A], weights: Array, bias: Array, labels: Array) -> tupl
         )
     inputs, classes = weights.shape
     if tuple(bias.shape) != (classes,):
-        raise ValueError(f"bias must have shape ({classes},), one entry a class; got {tuple(bias.shape)}")
+        raise ValueError(f"bias must have shape ({classes},), one entry per class; got {tuple(bias.shape)}")
     if not known_shape(x, "x") or x.shape[-1] != inputs:
         raise ValueError(
-            f"x must have shape (..., {inputs}) to meet weights of shape {tuple(weights.shape)}; "
+            f"x must have shape (..., {inputs}) to fit weights of shape {tuple(weights.shape)}; "
             f"got {tuple(x.shape)}: flatten each example first"
         )
     dtypes = [compute_dtype(value, name) for value, name in ((x, "x"), (weights, "weights"), (bias, "bias"))]
@@ -199,12 +201,12 @@ def _linear(given: Given[A], weights: Array, bias: Array, labels: Array) -> tupl
 def _gaps(z: Array, right: Array) -> Array:
     """Return z_y - z_j; NaN where no class is right."""
     xp = namespace_of(z)
-    own = xp.sum(xp.where(right, z, 0.0), axis=-1, keepdims=True)
-    return xp.where(xp.any(right, axis=-1, keepdims=True), own, math.nan) - z
+    z_y = xp.sum(xp.where(right, z, 0.0), axis=-1, keepdims=True)
+    return xp.where(xp.any(right, axis=-1, keepdims=True), z_y, math.nan) - z
 
 
 def _first_closed(z: Array, speed: Array, right: Array) -> Array:
-    """Return when the first wrong class closes its gap at its speed: 0 if it has, inf if none does."""
+    """Return the time at which the first wrong class closes its gap: 0 if one has, inf if none does."""
     return library_of(z).per_example(_first_time, "(c),(c),(c)->()", z.dtype, z, speed, right)
 
 
@@ -239,22 +241,22 @@ def _search(
     def step(t: Array) -> Array:
         return start + xp.reshape(t, (*t.shape, *(1,) * (x.ndim - t.ndim))) * ray
 
-    # Between low, where the prediction holds, and high, where it does not; `found` is the margin there. They
-    # are of x's dtype, so that what is looked at is what is returned.
-    found = margin(start)
-    low = xp.zeros_like(found, dtype=x.dtype)
-    high = xp.where(found > 0, xp.full_like(low, math.inf), low)
+    # The prediction holds at low and is changed at high; `margin_at_high` is the margin there. low and high
+    # have x's dtype, so that the t that is returned is one that was evaluated.
+    margin_at_high = margin(start)
+    low = xp.zeros_like(margin_at_high, dtype=x.dtype)
+    high = xp.where(margin_at_high > 0, xp.full_like(low, math.inf), low)
     for k in range(1, brackets + 1):
-        t = xp.astype(xp.full_like(found, most * k / brackets), x.dtype)
-        there = margin(step(t))
-        ahead, holds = high == math.inf, there > 0
+        t = xp.astype(xp.full_like(margin_at_high, most * k / brackets), x.dtype)
+        margin_at_t = margin(step(t))
+        ahead, holds = high == math.inf, margin_at_t > 0
         low = xp.where(ahead & holds, t, low)
-        found = xp.where(ahead, there, found)
+        margin_at_high = xp.where(ahead, margin_at_t, margin_at_high)
         high = xp.where(ahead & ~holds, t, high)
     for _ in range(steps):
         t = xp.where(high == math.inf, low, low + (high - low) / 2)
-        there = margin(step(t))
-        holds = (there > 0) | (high == math.inf)
+        margin_at_t = margin(step(t))
+        holds = (margin_at_t > 0) | (high == math.inf)
         low, high = xp.where(holds, t, low), xp.where(holds, high, t)
-        found = xp.where(holds, found, there)
-    return xp.where(found == found, high, math.nan)
+        margin_at_high = xp.where(holds, margin_at_high, margin_at_t)
+    return xp.where(margin_at_high == margin_at_high, high, math.nan)

@@ -745,7 +745,7 @@ BAD_CHOICES = {
     "argnum must be .* a tuple of several; got \\(\\)": {"argnum": ()},
     "outputs need a start, .* a function .* returns a key": BETWEEN,
     "takes no direction, and there is no aux": BETWEEN | {"start": 0, "direction": odds},
-    "beta is the weight of a divergence": {"beta": 1.0},
+    "beta weighs a divergence": {"beta": 1.0},
     "beta, .* must be a number of at least 0; got None": {"outputs": logits_at},
     "it has no penalty, as the divergence": BETWEEN | {"objective": "penalty"},
     "direction must be a function of the loss's arguments, .*; got 'log-odds'": {"direction": "log-odds"},

@@ -1485,7 +1485,7 @@ ERRORS = [
     ({"batch_ndim": 0}, ValueError, "batch_ndim must be at least 1.*got 0"),
 ]
 OF_THE_LOSS = [
-    ({"beta": 1.0}, ValueError, "beta is the weight of a divergence between outputs, which is not asked for"),
+    ({"beta": 1.0}, ValueError, "beta weighs a divergence between outputs; this objective has none"),
     (
         OUTPUTS,
         ValueError,
