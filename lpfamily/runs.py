@@ -85,7 +85,7 @@ def _described(folder: Path) -> Json:
                 line["test_error"] = float(result["test_error"]["clean"])
             line["state"] = "finished"
         else:
-            line["state"] = "being trained" if run.is_held() else "unfinished"
+            line["state"] = "being trained" if run.is_locked() else "unfinished"
     except (BadInput, OSError) as problem:
         line |= {"problem": str(problem)}
     return line

@@ -27,7 +27,7 @@ from lpfamily.training.files import Json
 from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import extension, grid, stages
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import beginnings, configs, tensorboard
+from lpfamily.training.runs import configs, initial_weights, tensorboard
 from lpfamily.training.runs.configs import Config
 from lpfamily.training.tasks import Machine
 from lpfamily.training.teams import Lost, Team
@@ -66,13 +66,13 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     if "log" in given:
         tensorboard.check()
     if "init_from" in given:
-        config = beginnings.begin_from(config, given["init_from"], dataset, f"{flag('init_from')} ")
+        config = initial_weights.from_run(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
     called = f"{recipe.model}-{recipe.short_data}-grid" if config.grid else fitting.run_name(recipe)
     folder = given.get("out") or fitting.new_folder(called)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
-    with run.held():
+    with run.locked():
         if dataset.name not in data.SOURCES and dataset.train.x.std() > LARGE:
             Progress().warn(
                 f"{dataset.name} has inputs up to {abs(dataset.train.x).max():.4g}, from which networks "
@@ -97,7 +97,7 @@ def _resume(given: Given) -> int:
 
 def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
     run = runs.find(given["resume"])
-    with run.held():
+    with run.locked():
         config = configs.read(run)
         if _is_finished(run, given):
             if not run.has(runs.CURVES):  # the run was stopped before they were drawn
@@ -170,11 +170,11 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
     machine = fitting.compiled_if_possible(_machine(config.machine, given), backend, progress)
-    first, chosen = functools.partial(beginnings.first_parameters, config), ""
+    initial, chosen = functools.partial(initial_weights.load, config), ""
 
     def trained(run: runs.Run, recipe: Recipe, **options: Any) -> Json:
         callbacks = [tensorboard.logging(run)] if "log" in given else []
-        options |= {"progress": progress, "callbacks": callbacks, "first": first}
+        options |= {"progress": progress, "callbacks": callbacks, "initial": initial}
         return stages.train(run, recipe, dataset, backend, machine, **options)
 
     try:

@@ -270,7 +270,7 @@ def test_runs_are_listed_with_their_states(tmp_path):
         content[-9] ^= 1
         path.write_bytes(content)
     (folder / "no run").mkdir()
-    with Run(folder / "d-trained").held():
+    with Run(folder / "d-trained").locked():
         told = unchanged(tmp_path, lambda: in_process(folder, "--json", command=runs.main))
         table = in_process(folder, command=runs.main)
     assert (told.returncode, told.stderr, table.returncode, table.stderr) == (0, "", 0, "")

@@ -33,7 +33,7 @@ from lpfamily.training.data import Dataset, Split
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import initial_state
 from lpfamily.training.recipes import default, network_of
-from lpfamily.training.runs import Run, beginnings
+from lpfamily.training.runs import Run, initial_weights
 
 
 @pytest.fixture(autouse=True)
@@ -500,7 +500,7 @@ def test_each_combination_begins_with_the_weights(tmp_path, source):
     ("flags", "part"),
     [
         (("--model", "sigmoid-mlp"), "is a run of another network: it has 1 layers, this one 3"),
-        (("--second-stage", "scratch", "--patience", 1), "--second-stage scratch begins with fresh weights"),
+        (("--second-stage", "scratch", "--patience", 1), "--second-stage scratch begins with new weights"),
     ],
 )
 def test_what_cannot_begin_with_the_weights_is_refused_before_a_folder_is_made(tmp_path, source, flags, part):
@@ -525,7 +525,7 @@ def test_networks_differ_by_what_they_compute():
         recipe = replace(default("conv-maxout", "mnist", "plain", 2.0, 784), units=(4, 4, 8), kernel=(3, 2))
         recipe = replace(recipe, padding=(1, 0), pieces=(2,), pool=(2,))
         one, other = network_of(recipe, (1, 8, 8), 10), network_of(replace(recipe, **values), image, 10)
-        return list(beginnings.differences(one, other))
+        return list(initial_weights.differences(one, other))
 
     assert differences(dropout=(), max_norm=(0.0,), lr_scale=(2.0,), init=1.0) == []
     assert differences(image=(1, 9, 9))[0] == ("it takes inputs of shape (1, 8, 8), this one (1, 9, 9)")

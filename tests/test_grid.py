@@ -337,7 +337,7 @@ def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
             one.keep_healthy()
             assert (one.folder / runs.HEALTHY).read_bytes() == (one.folder / runs.CHECKPOINT).read_bytes()
             save(2.0)
-        other.take_over(one.beginning(recipe, network))
+        other.restore(one.snapshot(recipe, network))
         assert (other.folder / runs.HEALTHY).exists() == healthy
         assert load(other, runs.CHECKPOINT) == 1 + healthy
     assert load(other, runs.HEALTHY) == 1

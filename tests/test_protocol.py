@@ -177,7 +177,7 @@ def test_from_scratch_the_schedule_and_the_weights_start_again(tmp_path):
     fresh = initial_state(network, 7, "float32")
     np.testing.assert_allclose(script.states[-1]["layers.0.weight"], fresh["layers.0.weight"] + 2, rtol=1e-6)
     assert "reached the 0.5" in result["parameters"]
-    assert "fresh weights" in result["parameters"]
+    assert "new weights" in result["parameters"]
 
 
 def test_without_a_second_stage_the_best_parameters_are_tested(tmp_path):
@@ -342,10 +342,10 @@ def test_looks_take_a_twentieth_of_the_passes_and_the_last_epoch_has_one_at_leas
     examples, validation, epochs, changes
 ):
     recipe = replace(PERTURBED, validation=validation, **changes)
-    every = stages.epochs_to_a_look(recipe, examples, epochs)
+    every = stages.epochs_per_check(recipe, examples, epochs)
     assert 1 <= every <= epochs
     # five steps take six gradients, and their logits
     look, epoch = (6 * (3 + 1) + 1) * min(200, validation), recipe.passes * examples
     assert look <= 0.05 * every * epoch or every == epochs
     assert every == 1 or look > 0.05 * (every - 1) * epoch
-    assert stages.epochs_to_a_look(replace(recipe, monitor=3), examples, epochs) == 3
+    assert stages.epochs_per_check(replace(recipe, monitor=3), examples, epochs) == 3

@@ -264,12 +264,12 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
 
 def test_a_run_is_held_by_one_process_and_its_combinations_too(tmp_path):
     run = runs.create(tmp_path / "run", {})
-    with run.held():
-        with pytest.raises(BadInput, match="another process trains"), run.held():
+    with run.locked():
+        with pytest.raises(BadInput, match="another process trains"), run.locked():
             pass
-        with runs.create(tmp_path / "run/grid/a", {}).held():
+        with runs.create(tmp_path / "run/grid/a", {}).locked():
             pass
-    with run.held():
+    with run.locked():
         pass
     assert [path.name for path in run.folder.iterdir() if path.is_file()] == ["config.json"]
 
@@ -425,14 +425,14 @@ def test_stopped_while_it_is_given_more_epochs_a_run_can_be_given_yet_more(tmp_p
 
 
 NOT_LONGER = {
-    "fewer": ((*SMALL, "--epochs", 2), 1, "--epochs 1: the run may have 2"),
+    "fewer": ((*SMALL, "--epochs", 2), 1, "--epochs 1: the limit of the run is 2"),
     "a grid": (
         (*SMALL, "--epochs", 2, "--grid", "lr=0.1/0.2"), 3, "--epochs 3: the choice by --grid depends"
     ),
     "stage one is over": ((*TWO_STAGES, "--epochs", 6), 9, "--epochs 9: epoch 6 was the last of stage one"),
     "looks in both stages": (
         (*TWO_STAGES, "--objective", "perturb", "--sigma", 0.01, "--epochs", 9), 12,
-        "stage one looked for catastrophic overfitting every 9 epochs, and stage two every 3",
+        "stage one checked for catastrophic overfitting every 9 epochs, and stage two every 3",
     ),
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ AT_ONCE = 1000
 """The most examples that are given to a trainer at once: convolutions take some megabytes for each."""
 
 
-def in_parts(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArray[Scalar]:
+def in_chunks(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArray[Scalar]:
     """Return function(*arrays), computed for some examples at a time."""
     parts = [
         function(*(array[begin : begin + AT_ONCE] for array in arrays))
@@ -45,7 +45,7 @@ def in_parts(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArra
 
 def error(trainer: Trainer, x: Floats, labels: Ints) -> float:
     """Return the fraction of misclassified examples; a tie counts for the first class."""
-    return float(np.mean(in_parts(trainer.logits, x).argmax(axis=1) != labels))
+    return float(np.mean(in_chunks(trainer.logits, x).argmax(axis=1) != labels))
 
 
 def noisy_error(trainer: Trainer, x: Floats, labels: Ints, std: float, seed: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ def noisy_error(trainer: Trainer, x: Floats, labels: Ints, std: float, seed: int
 
 def loss(trainer: Trainer, x: Floats, labels: Ints) -> float:
     """Return the mean cross-entropy."""
-    return float(np.mean(in_parts(trainer.losses, x, labels), dtype=np.float64))
+    return float(np.mean(in_chunks(trainer.losses, x, labels), dtype=np.float64))
 
 
 def unused(gradients: Floats, eps: Floats, p: float, sigma: float) -> int:
@@ -93,7 +93,7 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
     `ENOUGH` examples to tell by.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
-    gradients = in_parts(trainer.input_gradients, x, labels)
+    gradients = in_chunks(trainer.input_gradients, x, labels)
     one_step, one_step_unused = {}, {}
     for p in ONE_STEP:
         sigma = matched_radius(recipe, p, x.shape[1])
@@ -101,7 +101,7 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
         one_step[f"{p:g}"] = error(trainer, x + np.nan_to_num(eps), labels)
         one_step_unused[f"{p:g}"] = unused(gradients, eps, p, sigma) / len(x)
     noise = {f"{std:g}": noisy_error(trainer, x, labels, std, recipe.seed) for std in NOISE}
-    logits = in_parts(trainer.logits, x)
+    logits = in_chunks(trainer.logits, x)
     predicted = logits.argmax(axis=1)
     errors = {"clean": float(np.mean(predicted != labels)), "noise": noise, "one_step": one_step}
     said = unlearnt(predicted, labels, logits.shape[1]) if len(labels) >= ENOUGH else ""

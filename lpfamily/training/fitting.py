@@ -22,7 +22,7 @@ from lpfamily.training.progress import Progress
 from lpfamily.training.protocol import extension, stages
 from lpfamily.training.protocol.stages import Callback
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs import Run, beginnings, configs
+from lpfamily.training.runs import Run, configs, initial_weights
 from lpfamily.training.runs.configs import Config
 from lpfamily.training.runs.trained import Trained, of_run
 from lpfamily.training.tasks import Machine, Objective
@@ -105,7 +105,7 @@ def fit(
     _check_alone(found, now.device)
     check(recipe, dataset, backend, found)
     run = begun or _created(recipe, dataset, backend, now, folder, init_from)
-    with run.held():
+    with run.locked():
         config = configs.read(run)
         if begun:
             if init_from and not config.init_from:
@@ -122,7 +122,7 @@ def fit(
                 compiled_if_possible(now, found, shown),
                 progress=shown,
                 callbacks=told,
-                first=functools.partial(beginnings.first_parameters, config),
+                initial=functools.partial(initial_weights.load, config),
             )
             run.finish(result)
         return of_run(run)
@@ -152,7 +152,7 @@ def _created(
     facts = configs.facts(dataset)
     config = Config(recipe, backend, machine, data_dir, versions=commands.versions(), **facts)
     if init_from is not None:
-        config = beginnings.begin_from(config, Path(init_from), dataset, "init_from ")
+        config = initial_weights.from_run(config, Path(init_from), dataset, "init_from ")
     folder = folder or new_folder(run_name(recipe))
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; choose another folder, or go on with its run by resume=True")

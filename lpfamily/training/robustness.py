@@ -19,7 +19,7 @@ from lpfamily.margins import flip_distance
 from lpfamily.measured import SURE, Ball, deviation, is_gap, quantiles_of
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
-from lpfamily.training.evaluation import AT_ONCE, NOISE_DRAWS, ONE_STEP, error, in_parts, noisy_error
+from lpfamily.training.evaluation import AT_ONCE, NOISE_DRAWS, ONE_STEP, error, in_chunks, noisy_error
 from lpfamily.training.files import Json
 from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick, silent
@@ -260,17 +260,17 @@ def classifier_of(trainer: Trainer) -> Classifier:
     """Return a trainer's network as a classifier; it aims at a class by the log-odds of that class."""
 
     def evaluate(x: Floats, y: Ints, targets: Ints | None) -> tuple[Floats, Floats, Floats]:
-        logits, classes = in_parts(trainer.logits, x), y if targets is None else targets
-        values, grad = error_log_odds(logits, classes), in_parts(trainer.input_gradients, x, classes)
+        logits, classes = in_chunks(trainer.logits, x), y if targets is None else targets
+        values, grad = error_log_odds(logits, classes), in_chunks(trainer.input_gradients, x, classes)
         return (logits, values, grad) if targets is None else (logits, -values, -grad)
 
-    return Classifier(evaluate, partial(in_parts, trainer.logits))
+    return Classifier(evaluate, partial(in_chunks, trainer.logits))
 
 
 def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:
     """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
     search = partial(flip_distance, trainer.logits, most=most)
-    distances = in_parts(search, x, direction, labels)
+    distances = in_chunks(search, x, direction, labels)
     return np.where(np.isnan(distances), math.inf, distances)
 
 

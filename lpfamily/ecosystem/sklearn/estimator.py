@@ -217,7 +217,7 @@ class NetworkEstimator(BaseEstimator, ABC):
         x: Floats = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
         # not by trained_.model, which looks for the installed backends: that takes 10 ms
         model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
-        return evaluation.in_parts(model, x)
+        return evaluation.in_chunks(model, x)
 
     @property
     def _is_new(self) -> bool:
@@ -329,7 +329,7 @@ class NetworkEstimator(BaseEstimator, ABC):
             if not held:
                 return {}
             x, targets, weights = held
-            losses = evaluation.in_parts(trainer.losses, x, targets)
+            losses = evaluation.in_chunks(trainer.losses, x, targets)
             loss = float(np.average(losses, weights=weights))
             return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
 

@@ -14,7 +14,7 @@ from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST
 from lpfamily.training.draws import evaluation_noise
-from lpfamily.training.evaluation import error, in_parts
+from lpfamily.training.evaluation import error, in_chunks
 from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick
 
@@ -53,11 +53,11 @@ def led_to(trainer: Trainer, x: Floats, labels: Ints) -> Json:
     `right` is the fraction predicted right, `runner_up` the fraction predicted as the wrong class that was
     most probable before the step (III-B), and `other` the rest.
     """
-    eps = epsilon(in_parts(trainer.input_gradients, x, labels), 2.0, 1.0)
-    confused = in_parts(lambda *each: _runner_up(trainer, *each), x, labels)
+    eps = epsilon(in_chunks(trainer.input_gradients, x, labels), 2.0, 1.0)
+    confused = in_chunks(lambda *each: _runner_up(trainer, *each), x, labels)
     found = {}
     for sigma in SIGMAS:
-        now = in_parts(trainer.logits, x + sigma * eps).argmax(axis=1)
+        now = in_chunks(trainer.logits, x + sigma * eps).argmax(axis=1)
         right, led = float(np.mean(now == labels)), float(np.mean(now == confused))
         found[f"{sigma:g}"] = {"right": right, "runner_up": led, "other": 1 - right - led}
     return found
@@ -168,7 +168,7 @@ def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) 
     found: Json = {"clean": errors(x), "noise": errors(x + noise), "perturbed": {}}
     for done, (source, trainer) in enumerate(trainers.items()):
         tick(done, len(trainers), f"perturbations of {source}")
-        steps = epsilon(in_parts(trainer.input_gradients, x, labels), 2.0, 1.0)
+        steps = epsilon(in_chunks(trainer.input_gradients, x, labels), 2.0, 1.0)
         found["perturbed"][source] = errors(x + steps)
     return found
 

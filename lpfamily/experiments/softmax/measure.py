@@ -22,7 +22,7 @@ from lpfamily.noise import error_from_distances, linear_density, union_bound
 from lpfamily.step import epsilon
 from lpfamily.training.data import Split, load
 from lpfamily.training.draws import evaluation_noise
-from lpfamily.training.evaluation import NOISE, NOISE_DRAWS, in_parts
+from lpfamily.training.evaluation import NOISE, NOISE_DRAWS, in_chunks
 from lpfamily.training.progress import Tick
 
 Floats = NDArray[np.float64]
@@ -134,7 +134,7 @@ def fit(x: Inputs, labels: Labels, decay: float, start: Fit, sizes: Floats, axes
 
 def logits(model: Fit, x: Inputs) -> Floats:
     """Return the logits in float64."""
-    return in_parts(lambda rows: rows @ model.weights + model.bias, x)
+    return in_chunks(lambda rows: rows @ model.weights + model.bias, x)
 
 
 def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
@@ -148,7 +148,7 @@ def along_gradient(model: Fit, x: Inputs, labels: Labels) -> Floats:
         step = epsilon(logit_gradient(logits(model, rows), right) @ model.weights.T, 2, 1.0)
         return np.asarray(flip_distance((model.weights, model.bias), rows.astype(np.float64), step, right))
 
-    return in_parts(distance, x, labels)
+    return in_chunks(distance, x, labels)
 
 
 def signed_distances(weights: Floats, z: Floats, labels: Labels) -> Floats:
@@ -219,7 +219,7 @@ def distances(model: Fit, split: Split) -> Json:
         def distance(rows: Inputs, right: Labels) -> Floats:
             return np.asarray(boundary_distance(model.weights, model.bias, rows.astype(np.float64), right, p))
 
-        return _summary(in_parts(distance, split.x[~wrong], split.labels[~wrong]))
+        return _summary(in_chunks(distance, split.x[~wrong], split.labels[~wrong]))
 
     return {
         "error": error,

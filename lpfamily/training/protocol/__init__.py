@@ -1,4 +1,4 @@
-"""How a run goes: the loop over epochs, the paper's two stages, and the choice among recipes."""
+"""The course of a run: the loop over epochs, the paper's two stages, and the choice among recipes."""
 
 from lpfamily.training.protocol.epochs import NotFinite
 

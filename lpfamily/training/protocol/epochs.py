@@ -1,4 +1,4 @@
-"""The loop over epochs, without files: `lpfamily.train` and the scikit-learn estimator share it."""
+"""The loop over epochs, without files, that `lpfamily.train` and the scikit-learn estimators share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lpfamily.training.tasks import Rates
 
 
 class NotFinite(ArithmeticError):
-    """A loss or a parameter is no longer a finite number; the last finite checkpoint is kept."""
+    """A loss or a parameter is not finite any more; the last finite checkpoint is kept."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How far training has come."""
+    """The progress of training."""
 
     epoch: int = 0
-    """Epochs that are done."""
+    """The number of finished epochs."""
     best: int = 0
-    """The first epoch with the least judged metric; 0 if none is judged."""
+    """The first epoch with the lowest judged metric; 0 if no metric is judged."""
     least: float | None = None
-    """That metric."""
+    """The judged metric of that epoch."""
 
     def to_come(self, last: int, patience: int) -> tuple[int, int]:
-        """Return how many epochs there will be, at least and at most, until a last one or patience ends."""
+        """Return the least and the largest number of epochs until epoch `last` or patience ends training."""
         most = last - self.epoch
         return (min(most, patience - (self.epoch - self.best)) if patience else most), most
 
@@ -44,12 +44,12 @@ class Epoch:
 
     standing: Standing
     metrics: Metrics
-    """What the trainer returned, `lr` of the last step, `seconds` of training, and what was measured."""
+    """The trainer's metrics, `lr` of the last step, `seconds` of training, and the results of `measure`."""
     state: State
 
     @property
     def is_best(self) -> bool:
-        """Whether no epoch before had as small a judged metric."""
+        """Whether its judged metric is lower than in all epochs before."""
         return self.standing.best == self.standing.epoch
 
 
@@ -68,35 +68,35 @@ def train(
     tick: Tick = silent,
     remedy: Callable[[], str],
 ) -> Iterator[Epoch]:
-    """Train epoch by epoch, and yield each when it has ended.
+    """Train epoch by epoch, and yield each epoch when it has ended.
 
     Parameters
     ----------
     trainer
-        What trains.
+        The trainer.
     visits
-        How many examples an epoch visits: all of the trainer's, once each, if there are no weights.
+        The number of examples that an epoch visits; without weights, that of the trainer's examples.
     recipe
-        Its batch size, seed and patience.
+        The recipe, for its batch size, seed and patience.
     rates
-        rates(epoch, batches): those of the epoch that so many precede.
+        rates(epoch, batches) returns the rates of an epoch, counted from 0, of `batches` steps.
     measure
-        measure(rates): metrics of the epoch that has just been trained; they join the trainer's.
+        measure(rates) returns metrics of the epoch that has just been trained, to add to the trainer's.
     last
-        The number of the last epoch, the first being 1.
+        The number of the last epoch, counted from 1.
     start
-        How far training has come before.
+        The progress so far.
     weights
-        The weight of each example, by which `Draws.order` visits it.
+        The weight of each example, for `Draws.order`.
     judged
-        The measured metric by which patience ends the training, if the recipe has any: after `patience`
-        epochs in a row without a new least value.
+        The measured metric that patience judges: training ends after `recipe.patience` epochs in a row
+        without a new lowest value.
     until
-        Asked before each epoch, after the caller has taken the one before: whether to end.
+        Called before each epoch, after the caller has handled the previous one; True ends training.
     tick
-        Told how far an epoch is, if the trainer can say it.
+        Called with the progress of an epoch, if the trainer reports it.
     remedy
-        What the message of `NotFinite` ends with.
+        Returns the end of the message of `NotFinite`.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def train(
 
 
 def finite(value: float, what: str, remedy: str) -> float:
-    """Return a number; raise `NotFinite`, which says what it is, if it is not finite."""
+    """Return a number; if it is not finite, raise `NotFinite`, which names it by `what`."""
     if not math.isfinite(value):
         raise NotFinite(f"{what} is {value}; {remedy}")
     return value

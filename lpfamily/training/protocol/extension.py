@@ -1,8 +1,8 @@
-"""More epochs for a run that has begun, where a run of so many would have done the same until now.
+"""More epochs for a run that has begun, if a run that began with as many would be at the same point now.
 
-The rates of a step do not look at how many epochs there may be. What does: how often a short run looks for
-catastrophic overfitting, which it goes on to do as often; the choice among the combinations of a grid; and
-the last epoch of a first stage, when the second has taken its place.
+The rates of a step do not depend on the number of epochs. Three things do: how often a short run checks for
+catastrophic overfitting, which stays as it is; the choice among the combinations of a grid; and the last
+epoch of stage one, once stage two has replaced its state.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lpfamily.training.runs.positions import Position
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
-    """Return what `lpfamily.train --epochs` makes of a recipe that has fewer.
+    """Return a recipe with the epochs that `lpfamily.train --resume --epochs` gives it.
 
-    A second stage that the first one's epochs limit has more too. A learning rate that falls until the last
-    epoch is `BadInput`.
+    A second stage that was limited by the epochs of the first gets more too. A learning rate that decays
+    until the last epoch raises `BadInput`.
     """
     if epochs == recipe.epochs:
         return recipe
@@ -43,19 +43,19 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def check_alike(recipe: Recipe, config: Config) -> None:
-    """Raise `BadInput` unless a recipe is that of a run, but for its epochs."""
-    found, expected = choices.to_json(recipe), choices.to_json(config.recipe)
-    for name in found.keys() - {"epochs", "second_epochs"}:
+    """Raise `BadInput` unless a recipe is that of a run, except for the numbers of epochs."""
+    given, expected = choices.to_json(recipe), choices.to_json(config.recipe)
+    for name in given.keys() - {"epochs", "second_epochs"}:
         before = [raised[name] for raised in config.raised if name in raised]
-        if found[name] not in (expected[name], *before):
+        if given[name] not in (expected[name], *before):
             raise BadInput(
-                f"the run began with {name} = {expected[name]!r}, and the recipe has {found[name]!r}; go on "
+                f"the run began with {name} = {expected[name]!r}, and the recipe has {given[name]!r}; go on "
                 "with the same, or start a new run"
             )
 
 
 def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Return the recipe of a run with the epochs of another, or raise `BadInput`; nothing is written."""
+    """Return the recipe of a run with the epochs of another recipe, or raise `BadInput`. Write nothing."""
     began = config.recipe
     recipe = replace(began, epochs=recipe.epochs, second_epochs=recipe.second_epochs)
     if recipe == began:
@@ -65,8 +65,8 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Reci
     for name in limits:
         if (now := getattr(recipe, name)) < (before := getattr(began, name)):
             raise BadInput(
-                f"{flag(name)} {now}: the run may have {before}, and can be given more, not fewer; leave it "
-                "out, or start a new run"
+                f"{flag(name)} {now}: the limit of the run is {before}, and can be raised, not lowered; leave "
+                "the option out, or start a new run"
             )
     if config.grid:
         raise BadInput(f"{option}: the choice by --grid depends on the epochs of stage one; start a new run")
@@ -85,7 +85,7 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Reci
 
 
 def extend(run: Run, began: Recipe, recipe: Recipe) -> None:
-    """Give a run the epochs that `extended` has returned, or take up where that was stopped by a kill."""
+    """Give a run the epochs of the recipe that `extended` returned; finish this if a kill interrupted it."""
     limits = {name: getattr(recipe, name) for name in RAISED}
     if changed := {name: value for name, value in limits.items() if value != getattr(began, name)}:
         run.raise_limits(changed)
@@ -94,20 +94,22 @@ def extend(run: Run, began: Recipe, recipe: Recipe) -> None:
 
 
 def _monitor(began: Recipe, recipe: Recipe, dataset: Dataset, is_second: bool, option: str) -> int:
-    """Return the `monitor` by which a recipe looks as often as the run has, in the stages that have begun."""
-    kept = dataset.first(began.examples, began.test_examples)
-    held_in, _ = stages.hold_out(kept, began.validation)
-    counts = {"epochs": len(held_in.x), "second_epochs": len(kept.train.x)}
+    """Return a `monitor` with which the recipe checks as often as the run did in the stages begun so far."""
+    used = dataset.first(began.examples, began.test_examples)
+    train_split, _ = stages.hold_out(used, began.validation)
+    counts = {"epochs": len(train_split.x), "second_epochs": len(used.train.x)}
 
-    def every(recipe: Recipe) -> list[int]:
-        found = [stages.looks(recipe, count, getattr(recipe, name)) for name, count in counts.items()]
-        return found if is_second else found[:1]
+    def intervals(recipe: Recipe) -> list[int]:
+        of_stages = [
+            stages.check_interval(recipe, count, getattr(recipe, name)) for name, count in counts.items()
+        ]
+        return of_stages if is_second else of_stages[:1]
 
-    before = every(began)
+    before = intervals(began)
     for each in (recipe, replace(recipe, monitor=before[0])):
-        if every(each) == before:
+        if intervals(each) == before:
             return each.monitor
     raise BadInput(
-        f"{option}: stage one looked for catastrophic overfitting every {before[0]} epochs, and stage two "
-        f"every {before[1]}, as they were to be short; start a new run"
+        f"{option}: stage one checked for catastrophic overfitting every {before[0]} epochs, and stage two "
+        f"every {before[1]}, as both were short; start a new run"
     )

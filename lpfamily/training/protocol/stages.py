@@ -1,8 +1,8 @@
 """A run from its first epoch to its result, for any backend.
 
-The paper's protocol has two stages. The first trains without the held-out examples until their error has
-not improved for some epochs, and records the loss that the best parameters have on what they were trained
-on. The second trains on all examples, until those that were held out have that loss too.
+The paper's protocol has two stages. Stage one trains without the held-out examples until their error has not
+improved for some epochs, and records the training loss of the best parameters. Stage two trains on all
+examples until the loss of the held-out ones is as low.
 """
 
 from __future__ import annotations
@@ -26,47 +26,49 @@ from lpfamily.training.protocol import epochs
 from lpfamily.training.protocol.epochs import NotFinite
 from lpfamily.training.recipes import Recipe, continued_rates, network_of, rates, task_of
 from lpfamily.training.runs import Run
-from lpfamily.training.runs.positions import BEST, Position, parted
+from lpfamily.training.runs.positions import BEST, Position, split_best
 from lpfamily.training.tasks import Machine, Rates
 
 CHECKED = 50
-"""After an epoch, one example in so many is looked at for unused budget: a percent of the work."""
+"""After each epoch one example in `CHECKED` is checked for unused budget, at a percent of the work."""
 
 MONITORED = 200
-"""So many held-out examples are perturbed by many steps, in a look for catastrophic overfitting."""
+"""The number of held-out examples that a check for catastrophic overfitting perturbs with many steps."""
 
 SHARE = 0.05
-"""What looks may take of the training's passes, where the recipe does not say how often to look."""
+"""The cost of these checks, as a fraction of the training's forward passes, by default."""
 
 Callback = Callable[[Metrics], object]
-"""callback(metrics) is told each epoch's line of `metrics.jsonl`, when that and the checkpoint are kept."""
+"""callback(metrics) gets each epoch's line of `metrics.jsonl`, after that and the checkpoint are written."""
 
 MONITOR = "monitor_"
-"""What the names of a look's metrics begin with."""
+"""The prefix of the metrics of a check for catastrophic overfitting."""
 
 
-def epochs_to_a_look(recipe: Recipe, examples: int, epochs: int) -> int:
-    """Return after how many epochs, of so many in all, to look for catastrophic overfitting."""
+def epochs_per_check(recipe: Recipe, examples: int, epochs: int) -> int:
+    """Return after how many epochs, of `epochs` in all, to check for catastrophic overfitting."""
     if recipe.monitor:
         return recipe.monitor
-    look = min(MONITORED, recipe.validation) * robustness.MONITOR_PASSES
-    return min(epochs, math.ceil(look / (SHARE * examples * recipe.passes)))
+    cost = min(MONITORED, recipe.validation) * robustness.MONITOR_PASSES
+    return min(epochs, math.ceil(cost / (SHARE * examples * recipe.passes)))
 
 
-def looks(recipe: Recipe, examples: int, epochs: int) -> int:
-    """Return after how many epochs of a stage of so many in all to look; 0 is never."""
+def check_interval(recipe: Recipe, examples: int, epochs: int) -> int:
+    """Return the number of epochs between checks in a stage of `epochs` epochs; 0 means no checks."""
     is_monitored = recipe.objective in ("perturb", "penalty", "trades") and recipe.validation
-    return epochs_to_a_look(recipe, examples, epochs) if is_monitored else 0
+    return epochs_per_check(recipe, examples, epochs) if is_monitored else 0
 
 
 def _is_healthy(line: Json) -> bool | None:
-    """Return what the look after an epoch has shown, None if there was none, from its metrics."""
-    found = {name.removeprefix(MONITOR): value for name, value in line.items() if name.startswith(MONITOR)}
-    return robustness.is_healthy(found) if found else None
+    """Return the outcome of the check after an epoch from its metrics; None if there was no check."""
+    monitored = {
+        name.removeprefix(MONITOR): value for name, value in line.items() if name.startswith(MONITOR)
+    }
+    return robustness.is_healthy(monitored) if monitored else None
 
 
 def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
-    """Split the last `validation` examples off the training set."""
+    """Split the training set into the training examples and the last `validation`, the held-out ones."""
     examples = len(dataset.train.x)
     if not validation < examples:
         raise BadInput(
@@ -81,13 +83,13 @@ def check(recipe: Recipe, dataset: Dataset) -> Network:
     hold_out(dataset.first(recipe.examples, recipe.test_examples), recipe.validation)
     if not recipe.validation and (recipe.patience or recipe.second_stage != "none"):
         raise BadInput(
-            "--patience and --second-stage go by held-out examples, and --validation 0 leaves none; "
+            "--patience and --second-stage need held-out examples, and --validation 0 leaves none; "
             "hold some out, or give --patience 0 --second-stage none"
         )
     if recipe.second_stage != "none" and not recipe.patience:
         raise BadInput(
-            f"--second-stage {recipe.second_stage} starts from what --patience keeps, and --patience 0 keeps "
-            "nothing; give --patience 1 or more, or --second-stage none"
+            f"--second-stage {recipe.second_stage} starts from the epoch that --patience keeps, and "
+            "--patience 0 keeps none; give --patience 1 or more, or --second-stage none"
         )
     return network_of(recipe, dataset.shape, dataset.classes)
 
@@ -102,16 +104,16 @@ def train(
     progress: Progress,
     test: bool = True,
     callbacks: Iterable[Callback] = (),
-    first: Callable[[], State] = State,
+    initial: Callable[[], State] = State,
 ) -> Json:
-    """Train by the recipe, test, and return the result; `run.finish` ends the run with it.
+    """Train by the recipe, test, and return the result for `run.finish`.
 
-    Every epoch ends with a line of metrics and a checkpoint, from which a run that has begun goes on; then
-    the callbacks are told of it, and what one raises ends the training. Without `test` the test set stays
-    unseen, as nothing may be chosen by it. `first()` gives the parameters that a run begins with in the place
-    of drawn ones; it is not asked where the run has begun.
+    Every epoch ends with a line of metrics and a checkpoint, from which a run that has begun continues. Then
+    the callbacks are called; an exception of a callback ends the training. Without `test` the test set is not
+    used, as it must not decide a choice. `initial()` returns the initial parameters, or an empty state for
+    random ones. It is not called if the run has begun.
     """
-    training = _Training(run, recipe, dataset, backend, machine, progress, tuple(callbacks), first)
+    training = _Training(run, recipe, dataset, backend, machine, progress, tuple(callbacks), initial)
     if training.position.first is None:
         training.first_stage()
         if recipe.second_stage != "none":
@@ -123,7 +125,7 @@ def train(
 
 @dataclass(eq=False)
 class _Training:
-    """A run in memory: its trainer, where it stands, the parameters that it keeps, and its metrics."""
+    """A run in memory: its trainer, its position, the parameters that it keeps, and its metrics."""
 
     run: Run
     recipe: Recipe
@@ -132,44 +134,44 @@ class _Training:
     machine: Machine
     progress: Progress
     callbacks: tuple[Callback, ...]
-    first: Callable[[], State]
+    initial: Callable[[], State]
 
     def __post_init__(self) -> None:
         run, recipe = self.run, self.recipe
         dataset = self.dataset.first(recipe.examples, recipe.test_examples)
         self.dataset = dataset = replace(dataset, train=dataset.train.astype(recipe.dtype))
         self.network = check(recipe, dataset)
-        self.held_in, self.held_out = hold_out(dataset, recipe.validation)
+        self.train_split, self.held_out_split = hold_out(dataset, recipe.validation)
         self.position = Position()
         self.best: State = {}
         self.metrics: list[Json] = []
         self.decisive, self.averaged = run.decisive, recipe.ema > 0
         if run.has_begun:
-            found = run.load(recipe, self.network)
-            self.position, self.checkpoint = found.position, found.sha256
-            state, self.best = parted(found.arrays)
+            checkpoint = run.load(recipe, self.network)
+            self.position, self.checkpoint = checkpoint.position, checkpoint.sha256
+            state, self.best = split_best(checkpoint.arrays)
             self.metrics = run.cut_metrics(
                 self.position.epoch, self.position.metrics, ("stage", "loss", "error", "seconds")
             )
         else:
             state = self._fresh()
-            if given := {name: array.astype(recipe.dtype) for name, array in self.first().items()}:
-                state = at_rest(given, self.averaged)
+            if initial := {name: array.astype(recipe.dtype) for name, array in self.initial().items()}:
+                state = at_rest(initial, self.averaged)
             self._save(state)
         self.digest = runs.metrics_digest(self.metrics)
         self.progress.note(f"run folder: {run.folder}")
-        split = self.held_in if self.position.first is None else dataset.train
+        split = self.train_split if self.position.first is None else dataset.train
         self.trainer = self._trainer_on(split, state)
 
     def first_stage(self) -> None:
-        """Train on what is not held out, until the patience or the epochs end."""
-        self._train(self.held_in, functools.partial(rates, self.recipe), self.recipe.epochs)
+        """Train without the held-out examples, until patience or the number of epochs ends the stage."""
+        self._train(self.train_split, functools.partial(rates, self.recipe), self.recipe.epochs)
 
     def begin_second_stage(self) -> None:
-        """Record the loss to reach, and begin with the best parameters, or with fresh ones."""
+        """Record the target loss, and start from the best parameters or from new ones."""
         kept = at_rest(self.best, self.averaged)
         self.trainer.load(kept)
-        target = self._loss(self.held_in, "the loss that the second stage is to reach")
+        target = self._loss(self.train_split, "the loss that the second stage is to reach")
         state = self._fresh() if self.recipe.second_stage == "scratch" else kept
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
@@ -177,13 +179,13 @@ class _Training:
         self.trainer = self._trainer_on(self.dataset.train, state)
 
     def second_stage(self) -> None:
-        """Train on all examples until the held-out ones have the recorded loss, or the epochs end."""
+        """Train on all examples until the held-out ones reach the target loss, or the epochs end."""
         recipe, position, train = self.recipe, self.position, self.dataset.train
         first = position.first or 0
-        before = math.ceil(len(self.held_in.x) / recipe.batch_size)
+        before = math.ceil(len(self.train_split.x) / recipe.batch_size)
         self.progress.note(
             f"second stage, on all {len(train.x)} examples, until the loss of the held-out ones is at most "
-            f"{position.target:.4g}; it begins {self._beginning}"
+            f"{position.target:.4g}; it begins {self._second_start}"
         )
 
         def scheduled(epoch: int, batches: int) -> Rates:
@@ -194,42 +196,42 @@ class _Training:
         self._train(train, scheduled, recipe.second_epochs)
 
     def tested(self) -> Json:
-        """Test the parameters that the protocol ends with, and return what that gives."""
+        """Test the final parameters of the protocol, and return the results."""
         if self.best:
             self.trainer.load(at_rest(self.best, self.averaged))
         examples = len(self.dataset.test.x)
         self.progress.note(f"testing on {examples} examples: clean, noisy and perturbed")
         tested = evaluation.measure(self.trainer, self.dataset.test, self.recipe)
-        counts = {p: round(part * examples) for p, part in tested["one_step_unused"].items()}
+        counts = {p: round(fraction * examples) for p, fraction in tested["one_step_unused"].items()}
         if any(counts.values()):
             self.progress.warn(evaluation.unused_warning("the one-step test", counts, examples))
-        if has_not_learnt := tested["unlearnt"]:
+        if unlearnt := tested["unlearnt"]:
             self.progress.warn(
-                f"the network {has_not_learnt}, so it has learnt nothing; train it longer, or give another "
-                "--lr, a wider --init or a smaller --sigma"
+                f"the network {unlearnt}, so it has learnt nothing; train it longer, or give another --lr, a "
+                "wider --init or a smaller --sigma"
             )
         on = f"{self.recipe.inputs}, {examples} test examples"
         return tested | {"tested_on": on, "test_examples": examples}
 
     def ended(self) -> Json:
-        """Return where the protocol has come to its end."""
+        """Return the entries of the result about the end of training."""
         if all(_is_healthy(line) is not False for line in self.metrics):
             self.run.forget_healthy()
         return {
-            "parameters": self._which,
+            "parameters": self._final_parameters,
             "seconds_per_epoch": statistics.median([line["seconds"] for line in self.metrics] or [0.0]),
             "epochs": self.position.epoch,
             "checkpoint": self.checkpoint,
         }
 
     @property
-    def _beginning(self) -> str:
+    def _second_start(self) -> str:
         if self.recipe.second_stage == "scratch":
-            return "with fresh weights"
+            return "with new weights"
         return f"with the parameters of epoch {self.position.best}"
 
     @property
-    def _which(self) -> str:
+    def _final_parameters(self) -> str:
         position = self.position
         if position.first is None:
             if position.best:
@@ -239,8 +241,8 @@ class _Training:
         epochs = f"{second} epoch" if second == 1 else f"{second} epochs"
         reached = "reached" if position.is_reached else "did not reach"
         return (
-            f"after {epochs} on all examples, begun {self._beginning}; the held-out loss {reached} "
-            f"the {position.target:.4g} that stage one had on its own"
+            f"after {epochs} on all examples, begun {self._second_start}; the held-out loss {reached} "
+            f"the {position.target:.4g} of stage one on its training examples"
         )
 
     def _fresh(self) -> State:
@@ -251,9 +253,9 @@ class _Training:
         return self.backend.trainer(task, state)
 
     def _train(self, split: Split, scheduled: Callable[[int, int], Rates], count: int) -> None:
-        """Train a stage of `count` epochs at most, and keep each."""
+        """Train a stage of at most `count` epochs, with a checkpoint after each."""
         begin, examples, recipe = self.position, len(split.x), self.recipe
-        self._looks = looks(recipe, examples, count)
+        self._interval = check_interval(recipe, examples, count)
         first, is_second = begin.first or 0, begin.first is not None
         with self.progress.epochs(count, begin.epoch - first, "stage 2" if is_second else "") as shown:
             trained = epochs.train(
@@ -292,61 +294,61 @@ class _Training:
                     callback(dict(line))
 
     def _to_come(self, at: epochs.Standing, last: int) -> tuple[float, float]:
-        """Return how many epochs of this stage's size there will be in all, at least and at most."""
+        """Return the least and the largest number of epochs to come, in units of this stage's epochs."""
         recipe = self.recipe
         if self.position.first is not None:
             return 0, 0 if self.position.is_reached else last - at.epoch
         fewest, most = at.to_come(last, recipe.patience)
         if recipe.second_stage == "none":
             return fewest, most
-        return fewest, most + recipe.second_epochs * len(self.dataset.train.x) / len(self.held_in.x)
+        return fewest, most + recipe.second_epochs * len(self.dataset.train.x) / len(self.train_split.x)
 
     def _rates(self, scheduled: Callable[[int, int], Rates], epoch: int, batches: int) -> Rates:
         """Return the rates of an epoch; a learning rate beyond the dtype ends the run."""
-        recipe, found = self.recipe, scheduled(epoch, batches)
-        largest = float(np.max(found.lr)) * max(recipe.lr_scale) * max(1.0, recipe.weight_decay)
+        recipe, result = self.recipe, scheduled(epoch, batches)
+        largest = float(np.max(result.lr)) * max(recipe.lr_scale) * max(1.0, recipe.weight_decay)
         if not largest <= float(np.finfo(recipe.dtype).max):
             raise NotFinite(
                 f"epoch {epoch + 1} has a learning rate, with --lr-scale and --weight-decay, beyond "
                 f"{recipe.dtype}; {self._kept()}"
             )
-        return found
+        return result
 
     def _measured(self, split: Split, scheduled: Rates) -> Json:
-        """Return what is known of the epoch that has just been trained on a split."""
+        """Return the measured metrics of the epoch that has just been trained on a split."""
         recipe, measured = self.recipe, Json()
         if recipe.objective in ("perturb", "penalty"):
             count, of = self._unused(split, float(scheduled.sigma[-1]))
             measured["unused"] = count / of
             if count and not any(before.get("unused") for before in self.metrics):
                 self.progress.warn(evaluation.unused_warning("training", {f"{recipe.p:g}": count}, of))
-        if self._looks and (self.position.epoch + 1) % self._looks == 0:
+        if self._interval and (self.position.epoch + 1) % self._interval == 0:
             measured |= self._monitored()
         if self.position.first is not None:
-            measured["held_out_loss"] = self._loss(self.held_out, "the held-out loss")
+            measured["held_out_loss"] = self._loss(self.held_out_split, "the held-out loss")
         elif recipe.validation:
-            held_out = self.held_out
+            held_out = self.held_out_split
             measured["validation_error"] = evaluation.error(self.trainer, held_out.x, held_out.labels)
         return measured
 
     def _monitored(self) -> Json:
-        """Return errors in the ball on a few held-out examples."""
-        recipe, few = self.recipe, self.held_out.rows(slice(MONITORED))
-        found = robustness.monitor(self.trainer, few.x, few.labels, recipe.p, recipe.sigma)
+        """Check for catastrophic overfitting: return errors in the ball on a few held-out examples."""
+        recipe, few = self.recipe, self.held_out_split.rows(slice(MONITORED))
+        errors = robustness.monitor(self.trainer, few.x, few.labels, recipe.p, recipe.sigma)
         before = [healthy for healthy in map(_is_healthy, self.metrics) if healthy is not None]
-        if all(before[-1:]) and not robustness.is_healthy(found):
+        if all(before[-1:]) and not robustness.is_healthy(errors):
             is_kept = self.run.has(runs.HEALTHY) or all(map(_is_healthy, self.metrics[-1:]))
-            healthy = f"{self.run.folder / runs.HEALTHY} is the checkpoint of the last look before"
+            healthy = f"{self.run.folder / runs.HEALTHY} is the checkpoint of the check before"
             self.progress.warn(
                 f"catastrophic overfitting: on {len(few.x)} held-out examples the error is "
-                f"{found['one_step']:.0%} after one step and {found['multi_step']:.0%} after five"
+                f"{errors['one_step']:.0%} after one step and {errors['multi_step']:.0%} after five"
                 + (f"; {healthy}" if is_kept else "")
             )
-        return {MONITOR + name: value for name, value in found.items()}
+        return {MONITOR + name: value for name, value in errors.items()}
 
     def _keep_healthy(self, line: Json) -> None:
-        """Keep the checkpoint of a healthy look before another replaces it, unless that is of one too."""
-        if self._looks and all(map(_is_healthy, self.metrics[-1:])) and not _is_healthy(line):
+        """Copy the checkpoint of a healthy check before the next epoch, if not healthy too, replaces it."""
+        if self._interval and all(map(_is_healthy, self.metrics[-1:])) and not _is_healthy(line):
             self.run.keep_healthy()
 
     def _loss(self, split: Split, what: str) -> float:
@@ -358,9 +360,9 @@ class _Training:
         return f"{folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"
 
     def _unused(self, split: Split, sigma: float) -> tuple[int, int]:
-        """Return how many examples leave the budget of one step unused, of how many of the first ones."""
+        """Return the number of examples that leave budget unused in one step, and the number checked."""
         p, few = self.recipe.p, split.rows(slice(max(20, len(split.x) // CHECKED)))
-        gradients = evaluation.in_parts(self.trainer.input_gradients, few.x, few.labels)
+        gradients = evaluation.in_chunks(self.trainer.input_gradients, few.x, few.labels)
         return evaluation.unused(gradients, epsilon(gradients, p, sigma), p, sigma), len(gradients)
 
     def _save(self, state: State) -> None:

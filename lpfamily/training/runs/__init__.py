@@ -1,13 +1,13 @@
 """The run folder: config, metrics, checkpoint and result.
 
-A checkpoint is one safetensors file, replaced atomically: at any instant the folder holds a whole
-one. Nothing is unpickled. `metrics.jsonl` is written first, so that after a crash it may be ahead of
-the checkpoint, never behind; resuming cuts it back.
+A checkpoint is one safetensors file, replaced atomically, so that the folder has a whole one at any instant.
+Nothing is unpickled. `metrics.jsonl` is written before the checkpoint: after a crash it may be ahead, never
+behind, and resuming cuts it back.
 
-Config, result and checkpoint carry the version of their format, `format`, and a checksum of all else in
-them, `sha256`. The checksums of a checkpoint, arrays included, and of a result cover what the config decides
-too, so that a file of another run does not fit. A checkpoint also knows a checksum of the metrics before it,
-and a result that of its checkpoint.
+Config, result and checkpoint contain the version of their format, `format`, and a checksum of everything else
+in them, `sha256`. The checksums of result and checkpoint (with its arrays) also cover the settings of the
+config that decide the training, so a file of another run is detected. A checkpoint also contains a checksum
+of the metrics up to it, and a result that of its checkpoint.
 """
 
 from __future__ import annotations
@@ -39,72 +39,72 @@ from lpfamily.training.runs.checkpoints import Kinds
 from lpfamily.training.runs.positions import Position, expected_arrays
 
 FORMAT = 1
-"""The version of the files that this lpfamily writes; it refuses those of a higher one."""
+"""The version of the file format that this lpfamily writes; it refuses files of a higher version."""
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 HEALTHY = "healthy.safetensors"
-"""The last checkpoint before one step ceased to measure robustness, if it did."""
+"""The last checkpoint before catastrophic overfitting, if there was any."""
 
 _CIRCUMSTANCES = ("data_dir", "grid", "init_from", "raised", "versions")
-"""What a config says without that training depends on it.
+"""The entries of a config on which training does not depend.
 
-`data_sha256` and `init_sha256` say which data and first weights there were.
+`data_sha256` and `init_sha256` identify the data and the initial weights.
 """
 
 RAISED = ("epochs", "second_epochs", "monitor")
-"""The numbers of a recipe that change where a run is given more epochs."""
+"""The fields of a recipe that change when a run is given more epochs."""
 
 _SEAL = ("format", "sha256")
 
 _RESTART = f"{REMEDY}, or start a new run"
 
-# Of a name that is too long too: no run can be there.
+# no run can be at a path with these errors, and a name may be too long
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint whose checksum is right."""
+    """A checkpoint whose checksum has been verified."""
 
     arrays: State
     values: Json
-    """Where in the run they belong."""
+    """The position of the arrays in the run, as JSON."""
     sha256: str
 
     @property
     def position(self) -> Position:
-        """Where in the run they belong; `Run.load` has looked whether a run can be there."""
+        """The position of the arrays in the run; `Run.load` has checked that it is possible."""
         return Position(**self.values)
 
 
-Beginning = tuple[list[Json], dict[str, Checkpoint]]
-"""What another run may begin with: lines of metrics, and checkpoints by the names of their files."""
+Snapshot = tuple[list[Json], dict[str, Checkpoint]]
+"""The progress of a run: its lines of metrics, and its checkpoints by the names of their files."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that is known to hold a config."""
+    """A run folder that is known to contain a config."""
 
     folder: Path
 
     @property
     def config(self) -> Json:
-        """What the run was started with."""
+        """The config that the run was started with."""
         return self.read(CONFIG)
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the config carries a checksum; the first versions wrote none."""
+        """Whether the config has a checksum; the first versions wrote none."""
         return _is_sealed(files.read_json(self.folder / CONFIG))
 
     @property
     def decisive(self) -> Json:
-        """What of the config decides how training goes, as it was written: of any version."""
+        """The entries of the config that decide the training, as whichever version wrote them."""
         return {name: value for name, value in self.config.items() if name not in _CIRCUMSTANCES}
 
-    def _decided(self) -> list[Json]:
-        """Return what decides, and what did before the run was given more epochs, which came last first."""
+    def _all_decisive(self) -> list[Json]:
+        """Return `decisive`, then its earlier values before the run was given more epochs, latest first."""
         decisive, raised = self.decisive, self.config.get("raised", ())
         kept = {name: value for name, value in decisive.get("recipe", {}).items() if name not in RAISED}
         return [decisive, *(decisive | {"recipe": kept | before} for before in reversed(raised))]
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint, or was one."""
+        """Whether there is a checkpoint, or has been one."""
         return self.has(CHECKPOINT) or bool(self.metrics())
 
     def has(self, name: str) -> bool:
@@ -124,13 +124,13 @@ class Run:
         return (self.folder / name).exists()
 
     def metrics(self, epochs: int | None = None) -> list[Json]:
-        """Return the first lines of `metrics.jsonl`; an unfinished last line is left out."""
+        """Return the first lines of `metrics.jsonl`; an incomplete last line is ignored."""
         path = self.folder / METRICS
         if not self.has(METRICS):
             return []
-        with files.understanding(path, "not one JSON object an epoch"):
-            whole = files.read(path).rpartition(b"\n")[0]
-            lines = [files.parse_json(line) for line in whole.splitlines()[:epochs]]
+        with files.understanding(path, "not one JSON object per epoch"):
+            complete = files.read(path).rpartition(b"\n")[0]
+            lines = [files.parse_json(line) for line in complete.splitlines()[:epochs]]
             if [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
                 raise ValueError("its epochs do not count up from 1")
             for line in lines:
@@ -139,10 +139,10 @@ class Run:
         return lines
 
     def read_metrics(self, epochs: int, sha256: str | None, needed: Iterable[str] = ()) -> list[Json]:
-        """Return what `metrics.jsonl` says of the first epochs, which must be what a checkpoint knows.
+        """Return the metrics of the first epochs, checked with the checksum that a checkpoint has of them.
 
-        `sha256` is that of `metrics_digest`, or None if the checkpoint knows none. Each line must have what
-        is needed.
+        `sha256` is that of `metrics_digest`, or None if the checkpoint has none. Each line must have the
+        needed entries.
         """
         lines, path = self.metrics(epochs), self.folder / METRICS
         if len(lines) < epochs:
@@ -152,12 +152,12 @@ class Run:
                 raise BadInput(f"{path}: has epochs without {name}; {REMEDY}")
         if sha256 is not None and metrics_digest(lines).hexdigest() != sha256:
             raise BadInput(
-                f"{path}: is damaged, or of another run: {CHECKPOINT} knows another checksum; {REMEDY}"
+                f"{path}: is damaged, or of another run: {CHECKPOINT} has another checksum; {REMEDY}"
             )
         return lines
 
     def cut_metrics(self, epochs: int, sha256: str | None = None, needed: Iterable[str] = ()) -> list[Json]:
-        """Drop what `metrics.jsonl` says of later epochs; return the rest, as `read_metrics` does."""
+        """Remove later epochs from `metrics.jsonl`; return the others, as `read_metrics` does."""
         kept = self.read_metrics(epochs, sha256, needed)
         self._write_metrics(kept)
         return kept
@@ -168,9 +168,9 @@ class Run:
             files.append(path, _line(metrics))
 
     def save(self, arrays: State, position: Json, decisive: Json, name: str = CHECKPOINT) -> str:
-        """Replace the checkpoint by named arrays and where in the run they belong, its `epoch` among it.
+        """Replace the checkpoint by named arrays and their position in the run; return its checksum.
 
-        `decisive` is that of the run. Returns the checksum.
+        `position` contains `epoch`, and `decisive` is that of the run.
         """
         values = sealed(position, decisive, arrays)
         with self.writing(name) as path:
@@ -179,15 +179,15 @@ class Run:
         return sha256
 
     def keep_healthy(self) -> None:
-        """Keep the checkpoint, as it is, beside those to come."""
-        found = self._checkpoint(CHECKPOINT)
-        self.save(found.arrays, found.values, self.decisive, HEALTHY)
+        """Save a copy of the current checkpoint as `HEALTHY`."""
+        checkpoint = self._checkpoint(CHECKPOINT)
+        self.save(checkpoint.arrays, checkpoint.values, self.decisive, HEALTHY)
 
     def raise_limits(self, limits: Json) -> None:
-        """Give the run more epochs, by numbers of its recipe, and let the config say what it had before.
+        """Give the run more epochs by fields of its recipe; the config records their earlier values.
 
-        The result goes first: without it the run is one that was stopped before it was tested. `seal_anew` is
-        to follow, now or after a kill.
+        The result is removed first, so that the run looks as if it had been stopped before its test.
+        `seal_anew` must follow, now or after a kill.
         """
         config = self.config
         before = {name: config["recipe"][name] for name in RAISED if name in config["recipe"]}
@@ -196,20 +196,20 @@ class Run:
         self.write(CONFIG, config | {"raised": [*config.get("raised", ()), before]})
 
     def seal_anew(self) -> None:
-        """Make checkpoints of before the run was given more epochs those of one that began with as many."""
+        """Save the checkpoints with new checksums after `raise_limits`, as if the run had begun like this."""
         for name in (HEALTHY, CHECKPOINT):
             if self.has(name):
-                found = self._checkpoint(name)
-                self.save(found.arrays, found.values, self.decisive, name)
+                checkpoint = self._checkpoint(name)
+                self.save(checkpoint.arrays, checkpoint.values, self.decisive, name)
 
     def forget_healthy(self) -> None:
-        """Remove what `keep_healthy` has kept, if anything."""
+        """Remove the copy that `keep_healthy` has saved, if there is one."""
         (self.folder / HEALTHY).unlink(missing_ok=True)
 
     def load(self, recipe: Recipe, network: Network, name: str = CHECKPOINT) -> Checkpoint:
-        """Return the checkpoint; raise `BadInput` unless a run of the recipe and its network can be there.
+        """Return the checkpoint; raise `BadInput` if it does not fit the recipe and its network.
 
-        Of a finished run it must be the checkpoint that the result belongs to.
+        The checkpoint of a finished run must be the one that its result names.
         """
         path = self.folder / name
 
@@ -222,42 +222,41 @@ class Run:
                 problem = f"it {'has' if min(odd) in kinds else 'lacks'} the array {min(odd)}"
             else:
                 array = next(array for array, kind in kinds.items() if kind != expected[array])
-                (found, shape), (dtype, due) = kinds[array], expected[array]
-                problem = f"{array} is {found} {shape} and should be {dtype} {due}"
+                (dtype, shape), (right_dtype, right_shape) = kinds[array], expected[array]
+                problem = f"{array} is {dtype} {shape} and should be {right_dtype} {right_shape}"
             raise BadInput(f"{path}: a checkpoint of another network, {problem}; {_RESTART}")
 
         checkpoint = self._checkpoint(name, check)
         for array, values in checkpoint.arrays.items():
             if not np.isfinite(values).all():
-                raise BadInput(f"{path}: {array} holds values that are not finite; {_RESTART}")
+                raise BadInput(f"{path}: {array} has values that are not finite; {_RESTART}")
         result = self.result if name == CHECKPOINT else None
         if result is not None and result.get("checkpoint", checkpoint.sha256) != checkpoint.sha256:
             raise BadInput(
-                f"{path}: is of another epoch or run than {RESULT}, which knows another checksum; {REMEDY}"
+                f"{path}: is of another epoch or run than {RESULT}, which has another checksum; {REMEDY}"
             )
         return checkpoint
 
-    def beginning(self, recipe: Recipe, network: Network) -> Beginning:
-        """Return what another run needs to begin where this one is; all of it has been checked."""
-        there = [name for name in (HEALTHY, CHECKPOINT) if name == CHECKPOINT or self.has(name)]
-        found = {name: self.load(recipe, network, name) for name in there}
-        position = found[CHECKPOINT].position
-        return self.read_metrics(position.epoch, position.metrics), found
+    def snapshot(self, recipe: Recipe, network: Network) -> Snapshot:
+        """Return the progress of this run, checked, so that another run can continue from it."""
+        names = [name for name in (HEALTHY, CHECKPOINT) if name == CHECKPOINT or self.has(name)]
+        loaded = {name: self.load(recipe, network, name) for name in names}
+        position = loaded[CHECKPOINT].position
+        return self.read_metrics(position.epoch, position.metrics), loaded
 
-    def take_over(self, beginning: Beginning) -> None:
-        """Begin where another run is: with what it has and then, as what decides, its checkpoint."""
-        decisive, (lines, found) = self.decisive, beginning
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from the progress of another run; the checkpoint, which makes it final, comes last."""
+        decisive, (lines, loaded) = self.decisive, snapshot
         self._write_metrics(lines)
-        for name, checkpoint in found.items():
+        for name, checkpoint in loaded.items():
             self.save(checkpoint.arrays, checkpoint.values, decisive, name)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training the run too; raise `BadInput` if one does.
+    def locked(self) -> Iterator[None]:
+        """Lock the run, so that no other process trains it; raise `BadInput` if one does.
 
-        The lock is on the folder, as files in it are replaced. The system lets it go where the process
-        ends, however it does. Windows, and some network file systems, lock no folder: there nothing is
-        held.
+        The lock is on the folder, as files in it are replaced. The system releases it when the process ends,
+        in whatever way. Windows and some network file systems cannot lock a folder: there nothing is locked.
         """
         if sys.platform == "win32":
             yield
@@ -272,39 +271,39 @@ class Run:
                 raise BadInput(
                     f"{self.folder}: another process trains this run; wait for its end, or end it"
                 ) from cause
-            except OSError:  # such a file system
+            except OSError:  # the file system cannot lock a folder
                 pass
             yield
         finally:
             os.close(descriptor)
 
-    def is_held(self) -> bool:
-        """Return whether a process trains the run; False where nothing is held."""
+    def is_locked(self) -> bool:
+        """Return whether a process trains the run; False where folders cannot be locked."""
         try:
-            with self.held():
+            with self.locked():
                 return False
         except BadInput:
             return True
 
     def finish(self, result: Json) -> None:
-        """Write the result, which makes the run a finished one."""
+        """Write the result, which marks the run as finished."""
         self.write(RESULT, result, self.decisive)
 
     def read(self, name: str, of: Json | None = None) -> Json:
-        """Return a JSON file of the run, which was written with the same `of`."""
+        """Return a JSON file of the run; `of` must be what `write` was given."""
         path = self.folder / name
         values = files.read_json(path)
         self._check_seal(path, values, [of])
         return _unsealed(values)
 
     def write(self, name: str, values: Json, of: Json | None = None) -> None:
-        """Replace a JSON file of the run; `of` is what its checksum is of too."""
+        """Replace a JSON file of the run; its checksum also covers `of`."""
         with self.writing(name) as path:
             replace(path, _json(sealed(values, of)))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a file's path; a failure to write it then says which file, what is kept, and how to go on."""
+        """Yield the path of a file; an `OSError` then names the file, what is kept, and how to go on."""
         path = self.folder / name
         try:
             yield path
@@ -316,13 +315,13 @@ class Run:
 
     @property
     def kept(self) -> str:
-        """What an error leaves intact, in words."""
+        """The state of the checkpoint in words, for an error message."""
         if not self.has(CHECKPOINT):
             return "there is no checkpoint yet"
         try:
             epoch = self._checkpoint(CHECKPOINT).values.get("epoch")
         except BadInput as problem:
-            if isinstance(problem.__cause__, OSError):  # such as too many open files: that says nothing of it
+            if isinstance(problem.__cause__, OSError):  # e.g. too many open files; the checkpoint may be fine
                 return "the checkpoint is as it was"
             raise
         return f"the checkpoint after epoch {epoch} is intact"
@@ -334,8 +333,8 @@ class Run:
     def _checkpoint(
         self, name: str, check: Callable[[Json, Kinds], None] = lambda values, kinds: None
     ) -> Checkpoint:
-        """Return a checkpoint whose checksum is right; `check` sees what it is before arrays are read."""
-        path, decided = self.folder / name, self._decided()
+        """Return a checkpoint after checking its checksum; `check` is called before the arrays are read."""
+        path, all_decisive = self.folder / name, self._all_decisive()
 
         def check_all(values: Json, kinds: Kinds) -> None:
             _check_format(path, values)
@@ -343,28 +342,28 @@ class Run:
 
         with files.understanding(path, "not a checkpoint of this run", _RESTART):
             arrays, values = checkpoints.read(path, check_all)
-        sha256 = self._check_seal(path, values, decided, arrays)
+        sha256 = self._check_seal(path, values, all_decisive, arrays)
         return Checkpoint(arrays, _unsealed(values), sha256)
 
     def _check_seal(
         self, path: Path, values: Json, of: Sequence[Json | None], arrays: State | None = None
     ) -> str:
-        """Return the checksum of a file of the run, which the first of `of` goes into.
+        """Return the checksum of a file of the run that covers the first of `of`.
 
-        Raise `BadInput` unless the file has that checksum, or one with another of them.
+        Raise `BadInput` unless the file has that checksum, or the one that covers another of `of`.
         """
         _check_format(path, values)
         content = {name: value for name, value in values.items() if name != "sha256"}
         sums = (_sha256({"format": FORMAT} | content, each, arrays) for each in of)
-        expected, found = next(sums), values.get("sha256")
+        expected, given = next(sums), values.get("sha256")
         if _is_sealed(values):
-            if found != expected and all(found != other for other in sums):
+            if given != expected and all(given != other for other in sums):
                 other = "" if path.name == CONFIG else f", or of another run than the {CONFIG} beside it"
                 raise BadInput(
-                    f"{path}: is damaged{other}: its checksum is not that of what it holds; {REMEDY}"
+                    f"{path}: is damaged{other}: its checksum is not that of its content; {REMEDY}"
                 )
         elif path.name == CONFIG:
-            _say_unsealed(path)
+            _warn_unsealed(path)
         elif self.is_sealed:
             raise BadInput(
                 f"{path}: lacks a checksum, which the {CONFIG} beside it has, so it is damaged or of "
@@ -374,7 +373,7 @@ class Run:
 
 
 def create(folder: Path, config: Json) -> Run:
-    """Make a run folder that holds its config; a folder with anything in it is left alone."""
+    """Make a run folder with its config; a folder that is not empty is refused."""
     with refusing(f"--out {folder}: cannot be written", "; choose another", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         if set(folder.iterdir()) - {files.beside(folder / CONFIG)}:
@@ -386,7 +385,7 @@ def create(folder: Path, config: Json) -> Run:
 
 
 def find(folder: Path, option: str = "--resume ") -> Run:
-    """Return the run in a folder, which an option has named."""
+    """Return the run in a folder that an option names."""
     try:
         (folder / CONFIG).stat()
     except (OSError, ValueError) as cause:
@@ -401,7 +400,7 @@ def find(folder: Path, option: str = "--resume ") -> Run:
 
 
 def metrics_digest(lines: Iterable[Json]) -> hashlib._Hash:
-    """Return a hash of lines of metrics, which more lines can be added to by `add_metrics`."""
+    """Return a hash of lines of metrics; `add_metrics` adds more lines."""
     digest = hashlib.sha256()
     for line in lines:
         add_metrics(digest, line)
@@ -409,12 +408,12 @@ def metrics_digest(lines: Iterable[Json]) -> hashlib._Hash:
 
 
 def add_metrics(digest: hashlib._Hash, line: Json) -> None:
-    """Add a line of metrics to a hash: all but the time, as two runs of one trajectory have one checksum."""
+    """Add a line of metrics to a hash, without the time, so that equal trajectories have equal checksums."""
     digest.update(_line({name: value for name, value in line.items() if name != "seconds"}))
 
 
 def sealed(values: Json, of: Json | None = None, arrays: State | None = None) -> Json:
-    """Return JSON values with the version of their format and a checksum, of `of` and of arrays too."""
+    """Return JSON values with their format version and a checksum, which also covers `of` and the arrays."""
     values = values | {"format": FORMAT}
     return values | {"sha256": _sha256(values, of, arrays)}
 
@@ -436,8 +435,8 @@ def _check_format(path: Path, values: Json) -> None:
         )
 
 
-@functools.cache  # once in a process
-def _say_unsealed(path: Path) -> None:
+@functools.cache  # once per process
+def _warn_unsealed(path: Path) -> None:
     Progress().warn(
         f"{path}: an earlier version began this run and wrote no checksums; "
         "damage to its files may go unnoticed"

@@ -1,8 +1,8 @@
-"""Named arrays, and a JSON object that belongs to them, in one file of the safetensors layout.
+"""Named arrays and a JSON object in one file of the safetensors format.
 
-Any safetensors library reads these files; the object is the text `lpfamily` in their metadata. What is
-written and read here needs none, because the library's own code ends the process, or prints a trace of
-itself, where memory is short, and allots what a header promises before the header can be judged.
+Any safetensors library reads these files. The object is the text `lpfamily` in their metadata. This module
+does not use that library: when memory is short, it ends the process or prints a trace, and it allocates the
+memory that a header announces before the header can be checked.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lpfamily.training.files import Json
 from lpfamily.training.networks import State
 
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
-"""By name, the dtype and shape of an array."""
+"""The dtype and shape of each array, by name."""
 
 _Entry = tuple[str, tuple[int, ...], int]
-"""The dtype, the shape and the first byte of an array."""
+"""The dtype, the shape and the offset in bytes of an array."""
 
 _DTYPES = {"F32": "float32", "F64": "float64"}
 _NAMES = {name: code for code, name in _DTYPES.items()}
@@ -33,7 +33,7 @@ _METADATA, _TEXT = "__metadata__", "lpfamily"
 
 
 def write(path: Path, arrays: State, values: Json) -> None:
-    """Replace a file by arrays of float32 or float64 and what belongs to them."""
+    """Replace a file by arrays of float32 or float64 and a JSON object."""
     header: Json = {_METADATA: {_TEXT: json.dumps(values, allow_nan=False)}}
     end = 0
     for name in sorted(arrays):
@@ -46,17 +46,17 @@ def write(path: Path, arrays: State, values: Json) -> None:
 
 
 def content(arrays: State) -> Iterator[memoryview]:
-    """Return the bytes of arrays, by the order of their names."""
+    """Yield the bytes of arrays in the order of their names."""
     for name in sorted(arrays):
         yield np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data
 
 
 def read(path: Path, check: Callable[[Json, Kinds], None]) -> tuple[State, Json]:
-    """Return arrays and what belongs to them.
+    """Return the arrays and the JSON object of a file.
 
-    `check(values, kinds)` raises unless that is what is wanted; only then are the arrays read, so that no
-    header has more memory taken than it expects. Raises `ValueError` if the file is not one of these, and
-    `BadInput` as `lpfamily.training.files.reading` does.
+    `check(values, kinds)` is called before the arrays are read and raises for anything unexpected, so a wrong
+    header cannot make this function allocate memory. Raises `ValueError` if the file does not have this
+    format, and `BadInput` as `lpfamily.training.files.reading` does.
     """
     with files.reading(path) as (stream, size):
         values, entries, data = _header(stream, size)
@@ -72,7 +72,7 @@ def read(path: Path, check: Callable[[Json, Kinds], None]) -> tuple[State, Json]
 
 
 def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, _Entry], int]:
-    """Return what belongs to the arrays, their entries by name, and where their bytes begin."""
+    """Return the JSON object, the arrays' entries by name, and the offset of their bytes."""
     length = int.from_bytes(stream.read(8), "little")
     data = 8 + length
     if size < data or length > _LONGEST_HEADER:
@@ -88,7 +88,7 @@ def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, _Entry],
         if dtype not in _DTYPES:
             raise ValueError(f"the array {name} is of type {dtype}, and must be of {' or '.join(_DTYPES)}")
         if len(shape) > _MOST_AXES or any(type(side) is not int or not 0 <= side <= size for side in shape):
-            raise ValueError(f"the array {name} has a shape that cannot be")
+            raise ValueError(f"the array {name} has a shape that is not valid")
         nbytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
         if begin != ends or end != begin + nbytes:
             raise ValueError(f"the array {name} is not where it must be")

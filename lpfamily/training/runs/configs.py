@@ -1,4 +1,4 @@
-"""What a run was started with, checked where it is read."""
+"""The config of a run: all that it was started with, checked when it is read."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ class Config:
     backend: str
     machine: Machine
     data_dir: Path | None
-    """The folder that the examples were read from; None where they were downloaded, or need no files."""
+    """The folder of the data files; None if they were downloaded or not needed."""
     data_sha256: str
     versions: dict[str, str]
     grid: dict[str, Recipe] = field(default_factory=dict)
-    """By name, the recipes to choose from, where there are any."""
+    """The recipes of `--grid`, by name."""
     shape: tuple[int, ...] | None = None
-    """Of an example, channels first, and `classes` how many there are: of data not of lpfamily."""
+    """The shape of an example, channels first; None, like `classes`, for data sets of lpfamily."""
     classes: int | None = None
+    """The number of classes."""
     scaling: Scaling | None = None
-    """What the scale of the recipe has computed."""
+    """The scaling computed from the training set."""
     init_from: Path | None = None
-    """The run whose weights this one began with, where it began with those of another."""
+    """The run that the initial weights came from, if they came from one."""
     init_sha256: str | None = None
-    """The checksum of the checkpoint that they were in."""
+    """The checksum of that run's checkpoint."""
     raised: tuple[dict[str, int], ...] = ()
-    """What the recipe had of `RAISED` before it was given more epochs, for each time that it was."""
+    """The recipe's earlier values of `RAISED`, one entry per time that the run was given more epochs."""
 
 
 def to_json(config: Config) -> Json:
@@ -62,10 +63,10 @@ def to_json(config: Config) -> Json:
 
 
 def read(run: Run) -> Config:
-    """Return the config of a run; raise `BadInput` if it is not one, or a later version's.
+    """Return the config of a run; raise `BadInput` if it is not a config, or one of a later version.
 
-    What is not known might change training, so that nothing goes on without it. Fields that the recipe lacks
-    have their defaults: an earlier version did not have them.
+    Unknown fields are refused, as they might change the training. Missing fields of the recipe get their
+    defaults, as an earlier version did not have them.
     """
     values, path = run.config, run.folder / runs.CONFIG
     with files.understanding(path, "not the config of a run"):
@@ -109,7 +110,7 @@ def read(run: Run) -> Config:
 
 
 def differences(candidates: dict[str, Recipe]) -> Json:
-    """Return by name what differs among recipes; written into any of them, it makes that one."""
+    """Return the fields in which recipes differ, by name; merged into any recipe, they give the named one."""
     values = {name: choices.to_json(recipe) for name, recipe in candidates.items()}
     first, *others = values.values()
     differing = [field for field in first if any(other[field] != first[field] for other in others)]
@@ -117,45 +118,46 @@ def differences(candidates: dict[str, Recipe]) -> Json:
 
 
 def candidates(config: Json) -> dict[str, Recipe]:
-    """Return the recipes to choose from by a run's config; none if it has no grid.
+    """Return the recipes of `--grid` in a run's config, by name; none if it has no grid.
 
-    Their names are those of folders, so one that would lead elsewhere is a `ValueError`.
+    The names are those of folders. A name that leads out of the run folder raises `ValueError`.
     """
-    found: dict[str, Recipe] = {}
+    result: dict[str, Recipe] = {}
     for name, differing in config.get("grid", {}).items():
         if name in ("", ".", "..") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > LONGEST_NAME:
             raise ValueError(f"{name!r} cannot be the name of a combination")
-        found[name] = choices.from_json(Recipe, config["recipe"] | differing)
-    return found
+        result[name] = choices.from_json(Recipe, config["recipe"] | differing)
+    return result
 
 
 def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
-    """Return the data of a run, from another folder if one is given.
+    """Return the data set of a run, from another folder if one is given.
 
-    If these are other data, raise `BadInput`, whose message has a beginning such as "RUN: the run has used".
+    If it is another data set, raise `BadInput` with a message that starts with `begin`, for example "RUN: the
+    run has used".
     """
-    which = config.recipe.data
-    if config.shape and config.data_dir is None and not data.is_named(which):
+    name = config.recipe.data
+    if config.shape and config.data_dir is None and not data.is_named(name):
         raise BadInput(
-            f"{begin} {which!r}, arrays of a program (no such data set is installed); there, "
-            "lpfamily.training.fit(..., resume=True) goes on with it, and load returns what it has trained"
+            f"{begin} {name!r}, arrays of a program (no such data set is installed); in that program, "
+            "lpfamily.training.fit(..., resume=True) continues the run, and load returns its network"
         )
-    found = data.load(which, data_dir or config.data_dir, config.recipe.size)
-    if found.sha256() != config.data_sha256:
-        raise BadInput(f"{begin} other {which} data; give its --data-dir")
-    return found.scaled(config.scaling)
+    result = data.load(name, data_dir or config.data_dir, config.recipe.size)
+    if result.sha256() != config.data_sha256:
+        raise BadInput(f"{begin} other {name} data; give its --data-dir")
+    return result.scaled(config.scaling)
 
 
 def facts(dataset: data.Dataset) -> dict[str, Any]:
-    """Return what a config says of its data, by the names of its fields."""
-    known = {"data_sha256": dataset.sha256(), "scaling": dataset.scaling}
+    """Return the fields of a config that describe a data set, by name."""
+    result = {"data_sha256": dataset.sha256(), "scaling": dataset.scaling}
     if dataset.name in data.SOURCES:
-        return known
-    return known | {"shape": dataset.shape, "classes": dataset.classes}
+        return result
+    return result | {"shape": dataset.shape, "classes": dataset.classes}
 
 
 def _folder(name: str) -> Path:
-    """Return the folder of a name; raise `ValueError` if no folder can have it."""
+    """Return the path of a name; raise `ValueError` if no folder can have that name."""
     if b"\0" in os.fsencode(name):
         raise ValueError(f"{name!r} cannot be the name of a folder")
     return Path(name)
@@ -175,7 +177,7 @@ _ADDED = {
         "ema",
     )
 }
-"""What recipes have had since configs carry a checksum, and those before lack."""
+"""The fields that recipes have had since configs carry a checksum; earlier configs lack them."""
 
 _KINDS: dict[str, type | UnionType] = {
     "backend": str,

@@ -1,4 +1,4 @@
-"""Where in the protocol a run is, as its checkpoint says it."""
+"""The position of a run in the protocol, as its checkpoint records it."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from lpfamily.training.networks import Network, Shape, State, parameter_shapes, 
 from lpfamily.training.recipes import Recipe
 
 BEST = "best."
-"""What precedes the names of the parameters that early stopping keeps."""
+"""The prefix in the names of the parameters that early stopping keeps."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the protocol a run is; a checkpoint holds it with the arrays."""
+    """The position of a run in the protocol. A checkpoint contains it beside the arrays."""
 
     epoch: int = 0
-    """Epochs that are done, of both stages."""
+    """The number of finished epochs of both stages."""
     best: int = 0
-    """The first epoch of stage one with the least validation error; 0 if none is kept."""
+    """The first epoch of stage one with the lowest validation error; 0 if none is kept."""
     best_error: float | None = None
     first: int | None = None
-    """Epochs of the first stage, once the second has begun."""
+    """The number of epochs of stage one, once stage two has begun."""
     target: float | None = None
-    """The loss to reach in the second stage."""
+    """The held-out loss that ends stage two."""
     held_out_loss: float | None = None
-    """The loss that was reached there."""
+    """The current held-out loss of stage two."""
     metrics: str | None = None
-    """The checksum of all metrics so far; None where an earlier version wrote none."""
+    """The checksum of all metrics so far; None if an earlier version wrote none."""
 
     @property
     def is_reached(self) -> bool:
-        """Whether the second stage has come to its end before its last epoch."""
+        """Whether stage two has reached its target."""
         if self.target is None or self.held_out_loss is None:
             return False
         return self.held_out_loss <= self.target
 
 
 def expected_arrays(values: Json, recipe: Recipe, network: Network) -> dict[str, Shape]:
-    """Return the names and shapes of a checkpoint's arrays by its position; raise if no run is there."""
+    """Return the names and shapes of a checkpoint's arrays; raise if no run can have this position."""
     if unknown := values.keys() - {field.name for field in fields(Position)}:
         raise ValueError(f"{min(unknown)!r} is not known to lpfamily {__version__}")
     if "epoch" not in values:
@@ -70,7 +70,7 @@ def expected_arrays(values: Json, recipe: Recipe, network: Network) -> dict[str,
     return expected
 
 
-def parted(arrays: State) -> tuple[State, State]:
-    """Return a checkpoint's state, and the parameters that early stopping keeps, if there are any."""
+def split_best(arrays: State) -> tuple[State, State]:
+    """Split the arrays of a checkpoint into the state and any parameters that early stopping keeps."""
     best = {name.removeprefix(BEST): array for name, array in arrays.items() if name.startswith(BEST)}
     return {name: array for name, array in arrays.items() if not name.startswith(BEST)}, best

@@ -1,7 +1,7 @@
-"""A run's metrics as TensorBoard's event files, by its own messages and records: no framework is needed.
+"""A run's metrics as TensorBoard event files, made with the package tensorboard alone, without a framework.
 
-`tensorboard.summary.Writer` writes the same, in a thread whose errors print a trace; here, what cannot be
-written is an error of the run, as with its other files.
+`tensorboard.summary.Writer` writes the same files, but in a thread whose errors only print a trace. Here a
+file that cannot be written is an error of the run, as for its other files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lpfamily.training.progress import Metrics
 from lpfamily.training.runs import Run
 
 PREFIX = "events.out.tfevents."
-"""What the names of the files begin with, by which TensorBoard knows them."""
+"""The prefix by which TensorBoard recognises its files."""
 
 
 def check() -> None:
@@ -30,11 +30,11 @@ def check() -> None:
 
 
 def logging(run: Run) -> Callable[[Metrics], None]:
-    """Return the callback that logs each epoch into the run folder.
+    """Return a callback that logs each epoch into the run folder.
 
-    Each number of `metrics.jsonl` but the epoch is a scalar of its name, and the epoch is its step. Every
-    time that training goes on adds a file, and TensorBoard shows all of them as one run; what they lack of
-    the epochs before comes first.
+    Each number of `metrics.jsonl` except the epoch is logged as a scalar of its name; the epoch is the step.
+    Each resume adds a file, and TensorBoard shows all files as one run. Earlier epochs that the files lack
+    are logged first.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -52,7 +52,7 @@ def logging(run: Run) -> Callable[[Metrics], None]:
 
     def callback(metrics: Metrics) -> None:
         nonlocal last
-        if metrics["epoch"] <= last:  # its line was kept before a kill, and its checkpoint was not
+        if metrics["epoch"] <= last:  # already logged, but a kill came before its checkpoint was written
             return
         last = int(metrics["epoch"])
         value_of = summary_pb2.Summary.Value

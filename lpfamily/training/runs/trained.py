@@ -1,4 +1,4 @@
-"""What a run has trained, for other programs: NumPy arrays, a torch module, a JAX function."""
+"""The trained network of a run, for other programs: NumPy arrays, a torch module, a JAX function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lpfamily.training.files import REMEDY, Json
 from lpfamily.training.networks import Floats, Network, State, at_rest, evaluated, parameter_shapes
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.runs import Run, configs
-from lpfamily.training.runs.positions import parted
+from lpfamily.training.runs.positions import split_best
 from lpfamily.training.tasks import Machine
 
 
@@ -28,21 +28,19 @@ class Trained:
     Attributes
     ----------
     network, recipe
-        What was trained, and how, as data.
+        The network and its recipe, as data.
     parameters
-        NumPy arrays of the recipe's dtype by the names `layers.0.weight`, `layers.0.bias`, and so on:
-        those that early stopping keeps, where it has kept some and no second stage has begun, else
-        those of the last checkpoint; of a recipe with `ema`, the averages there. How they are laid out
-        says `lpfamily.training.networks`.
+        NumPy arrays of the recipe's dtype, by the names `layers.0.weight`, `layers.0.bias` and so on. They
+        are those kept by early stopping, if there are any and no second stage has begun, else those of the
+        last checkpoint; with `ema`, its averages. `lpfamily.training.networks` describes their layout.
     epoch
-        The epoch that they are from, counted from 1 over both stages; 0 is before the first.
+        The epoch of the parameters, counted from 1 over both stages; 0 is before the first.
     result
-        What `result.json` says of them, such as `result["test_error"]["clean"]`; None until the run is
-        finished.
+        The content of `result.json`, such as `result["test_error"]["clean"]`; None until the run is finished.
     scaling
-        What the run's `--scale` has computed from its training set; None where it does not scale.
+        The scaling that the run's `--scale` computed from its training set; None without one.
     checkpoint
-        The SHA-256 of the checkpoint that they are in, as the run's files have it; None without a run.
+        The SHA-256 of the parameters' checkpoint, as the run's files record it; None without a run.
     """
 
     network: Network
@@ -54,92 +52,91 @@ class Trained:
     checkpoint: str | None = None
 
     def inputs(self, x: ArrayLike) -> Floats:
-        """Return examples as the network takes them: flattened, scaled as the run's were, of its dtype.
+        """Return examples as inputs of the network: flattened, scaled like the run's data, in its dtype.
 
         Parameters
         ----------
         x
-            Examples, (n, ...), as the data set has them: the x of an .npz file, an image of bytes or what
-            `lpfamily.training.data.load(recipe.data)` returns. Bytes are divided by 255.
+            Examples, (n, ...), in the form of the data set: the x of an .npz file, images as bytes, or those
+            of `lpfamily.training.data.load(recipe.data)`. Bytes are divided by 255.
 
         Raises
         ------
         ValueError
-            They are no numbers, or not as many as the network has inputs; or they are so far from the
-            training examples that their scaled numbers are beyond the range of float32.
+            x is not numeric, or an example does not have as many numbers as the network has inputs; or the
+            scaled examples are beyond the range of float32, far from the training examples.
         """
-        found = data.as_floats(np.asarray(x))
-        backends.check_inputs(self.network, found.shape)
-        return (self.scaling(found) if self.scaling else found).astype(self.recipe.dtype, copy=False)
+        floats = data.as_floats(np.asarray(x))
+        backends.check_inputs(self.network, floats.shape)
+        return (self.scaling(floats) if self.scaling else floats).astype(self.recipe.dtype, copy=False)
 
     def model(self, backend: str) -> Callable[[Any], Any]:
-        """Return the network in a backend's library: what maps inputs to logits, and drops nothing.
+        """Return the network in a backend's library: a function from inputs to logits, without dropout.
 
-        Inputs are of shape (n, inputs) and of the recipe's dtype, preprocessed as
-        `lpfamily.training.data.load(recipe.data)` does it, images flattened, channels first, and scaled
-        by the run's `--scale`: what `inputs` returns. Logits have shape (n, classes); where `network.loss` is
-        the squared error, they are the predictions, of targets as it was trained towards. The model holds
-        copies of the parameters.
+        Inputs have shape (n, inputs) and the recipe's dtype. They are preprocessed as by
+        `lpfamily.training.data.load(recipe.data)`, flattened (images channels first), and scaled by the run's
+        `--scale`: `inputs` returns them so. Logits have shape (n, classes). If `network.loss` is the squared
+        error, they are predictions of the targets. The model holds copies of the parameters.
 
         Parameters
         ----------
         backend
-            Whatever trained the run:
+            It need not be the one that trained the run:
 
-            - "numpy": a function, of dense networks.
+            - "numpy": a function, for dense networks.
             - "torch": a `torch.nn.Module` on the CPU, whose `state_dict` has the names of `parameters`.
               `train` and `eval` change nothing.
             - "jax": a pure function that is also a pytree with the dictionary `parameters` in it, so that
               `jax.jit(model)`, `jax.grad` with respect to x, and `jax.grad` of a function of the model
-              all work. Where the run is of float64, JAX must be in its 64-bit mode.
-            - another that is installed: what it says.
+              all work. A run in float64 needs JAX in its 64-bit mode.
+            - another installed backend: see its documentation.
 
         Raises
         ------
         BadInput
-            There is no such backend; its library cannot be imported, or does not have the run's dtype;
-            it does not train such layers.
+            There is no such backend; its library cannot be imported or does not have the run's dtype; the
+            backend does not support a layer of the network.
         """
         return backends.find_for(backend, self.network).model(self.network, self.parameters)
 
     def trainer(self, backend: str, device: str = "cpu") -> backends.Trainer:
-        """Return a trainer of the network, at rest, for what it computes: logits, losses, derivatives.
+        """Return a trainer with the network's parameters, to compute logits, losses and derivatives.
 
         Parameters
         ----------
         backend
             As in `model`.
         device
-            One of the backend's, as `lpfamily.train --device` takes it.
+            A device of the backend, as for `lpfamily.train --device`.
 
         Raises
         ------
         BadInput
-            As in `model`, and for a device that is not there.
+            As in `model`, and for a device that is not available.
         """
-        found = backends.find_for(backend, self.network)
-        found.check_device(device)
+        chosen = backends.find_for(backend, self.network)
+        chosen.check_device(device)
         network, dtype = self.network, self.recipe.dtype
         x, labels = np.zeros((1, network.inputs), dtype), np.zeros(1, np.int64)
         targets = np.zeros((1, network.classes), dtype) if network.loss == "squared-error" else labels
-        recipe = replace(self.recipe, ema=0.0)  # they are the average already
+        recipe = replace(self.recipe, ema=0.0)  # the parameters are the averages already
         task = recipes.task_of(recipe, network, x, targets, Machine(device))
-        return found.trainer(task, at_rest(self.parameters))
+        return chosen.trainer(task, at_rest(self.parameters))
 
 
 def load(folder: str | Path) -> Trained:
-    """Return what the run in a folder has trained, finished or not; data sets are not needed for it.
+    """Return the network of the run in a folder, finished or not; the data set is not needed.
 
     Raises
     ------
     BadInput
-        The folder holds no run; one of its files is missing, damaged, or of another run or epoch.
+        The folder holds no run; one of its files is missing, damaged, or from another run or epoch.
     """
     return of_run(runs.find(Path(folder), option=""))
 
 
 def of_run(run: Run) -> Trained:
-    """Return what a run has trained, as `load` does."""
+    """Return the network of a run, as `load` does."""
     config = configs.read(run)
     recipe = config.recipe
     try:
@@ -148,11 +145,11 @@ def of_run(run: Run) -> Trained:
     except BadInput as cause:
         path = run.folder / runs.CONFIG
         raise BadInput(f"{path}: not the config of a run ({cause!r}); {REMEDY}") from cause
-    found = run.load(recipe, network)
-    position, (state, best) = found.position, parted(found.arrays)
+    checkpoint = run.load(recipe, network)
+    position, (state, best) = checkpoint.position, split_best(checkpoint.arrays)
     kept = best or evaluated(network, state)
     parameters = {name: kept[name] for name in parameter_shapes(network)}
     epoch = position.best if best else position.epoch
-    if position.first == position.epoch:  # the second stage has begun, and nothing of it is done
+    if position.first == position.epoch:  # stage two has begun, but none of its epochs is done
         epoch = 0 if recipe.second_stage == "scratch" else position.best
-    return Trained(network, recipe, parameters, epoch, run.result, config.scaling, found.sha256)
+    return Trained(network, recipe, parameters, epoch, run.result, config.scaling, checkpoint.sha256)

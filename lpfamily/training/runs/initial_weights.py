@@ -1,4 +1,4 @@
-"""The weights of a run as those that another begins with."""
+"""Initial weights of a run that come from another run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from lpfamily.training.runs.configs import Config
 from lpfamily.training.runs.trained import of_run
 
 _OF_TRAINING = {each.name for each in fields(Layer)}
-"""What a layer has that matters in training alone: dropout, noise, limits, rates, first weights."""
+"""The fields of a layer that matter in training alone: dropout, noise, limits, rates, initial weights."""
 
 
-def begin_from(config: Config, folder: Path, dataset: Dataset, option: str) -> Config:
-    """Return the config of a run that begins with the weights of the one in a folder, named by an option.
+def from_run(config: Config, folder: Path, dataset: Dataset, option: str) -> Config:
+    """Return the config with the run in a folder, named by an option, as the source of the initial weights.
 
     Raises
     ------
     BadInput
-        It holds no run, or one of another network; its weights are not finite in this run's dtype; the
-        recipe begins its second stage with fresh ones.
+        The folder holds no run, or one of another network; its weights are not finite in this run's dtype;
+        the recipe starts its second stage from new weights.
     """
     trained = of_run(runs.find(folder, option))
     for recipe in (config.recipe, *config.grid.values()):
         if recipe.second_stage == "scratch":
             raise BadInput(
-                f"{option}{folder}: --second-stage scratch begins with fresh weights; give another of "
-                "continue and none"
+                f"{option}{folder}: --second-stage scratch begins with new weights; give continue or none"
             )
         network = network_of(recipe, dataset.shape, dataset.classes)
         if problem := next(differences(trained.network, network), ""):
@@ -45,13 +44,13 @@ def begin_from(config: Config, folder: Path, dataset: Dataset, option: str) -> C
     return replace(config, init_from=folder, init_sha256=trained.checkpoint)
 
 
-def first_parameters(config: Config) -> State:
-    """Return the parameters that a run begins with in the place of drawn ones; none if it draws all.
+def load(config: Config) -> State:
+    """Return the initial parameters of a run that come from another run; none if all are random.
 
     Raises
     ------
     BadInput
-        The run that they are from is not there any more, or is at another epoch.
+        The other run is no longer there, or is at another epoch.
     """
     if config.init_from is None:
         return {}
@@ -64,10 +63,10 @@ def first_parameters(config: Config) -> State:
 
 
 def differences(one: Network, other: Network) -> Iterator[str]:
-    """Yield in words what makes a function of one network another than that of the other."""
-    entering, here = shapes(one)[0], shapes(other)[0]
-    if entering != here:
-        yield f"it takes inputs of shape {entering}, this one {here}"
+    """Yield in words the differences between two networks that make them different functions."""
+    its, this = shapes(one)[0], shapes(other)[0]
+    if its != this:
+        yield f"it takes inputs of shape {its}, this one {this}"
     if len(one.layers) != len(other.layers):
         yield f"it has {len(one.layers)} layers, this one {len(other.layers)}"
     for index, (layer, new) in enumerate(zip(one.layers, other.layers, strict=False)):
