@@ -113,10 +113,10 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
             config = replace(config, recipe=extension.extended(run, config, recipe, dataset))
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         machine = _machine(config.machine, given)
-        if others := fitting.began_with_others(config, given["backend"], machine, team.size):
-            _note(f"the run began with {' and '.join(others)}; it goes on, to rounding")
+        if changes := fitting.changes_since_begun(config, given["backend"], machine, team.size):
+            _note(f"the run began with {' and '.join(changes)}; it goes on, to rounding")
         if (every := config.recipe.monitor) != began.monitor:
-            _note(f"it goes on looking for catastrophic overfitting every {every} epochs")
+            _note(f"it goes on checking for catastrophic overfitting every {every} epochs")
         extension.extend(run, began, config.recipe)
         return _go(run, config, dataset, backend, given)
 

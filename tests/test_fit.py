@@ -232,7 +232,7 @@ def test_a_recipe_with_more_epochs_makes_the_run_longer(tmp_path):
         ),
         (lambda out: fit(replace(RECIPE, epochs=2), DIGITS, "numpy", out=out, resume=True), "--epochs 2: "),
         (lambda out: fit(RECIPE, DIGITS.first(1000, 0), "numpy", out=out, resume=True), "other digits data"),
-        (lambda out: fit(RECIPE, DIGITS, "numpy", out=out, resume=True, init_from=out), "with drawn weights"),
+        (lambda out: fit(RECIPE, DIGITS, "numpy", out=out, resume=True, init_from=out), "random weights"),
         (lambda out: fit(RECIPE, DIGITS, "numpy", resume=True), "resume=True needs out"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a network is tested for: errors on clean, noisy and perturbed inputs."""
+"""The test of a network: errors on clean, noisy and perturbed inputs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ ONE_STEP = (1.0, 2.0, math.inf)
 
 
 ENOUGH = 100
-"""Examples by which a network that guesses is told from one that has begun to learn."""
+"""The least number of examples that tell a network that guesses from one that has begun to learn."""
 
 AT_ONCE = 1000
-"""The most examples that are given to a trainer at once: convolutions take some megabytes for each."""
+"""The largest number of examples given to a trainer at once; convolutions take some megabytes for each."""
 
 
 def in_chunks(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArray[Scalar]:
-    """Return function(*arrays), computed for some examples at a time."""
-    parts = [
+    """Return function(*arrays), computed in chunks of `AT_ONCE` examples."""
+    chunks = [
         function(*(array[begin : begin + AT_ONCE] for array in arrays))
         for begin in range(0, max(1, len(arrays[0])), AT_ONCE)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(chunks)
 
 
 def error(trainer: Trainer, x: Floats, labels: Ints) -> float:
@@ -64,33 +64,34 @@ def loss(trainer: Trainer, x: Floats, labels: Ints) -> float:
 
 
 def unused(gradients: Floats, eps: Floats, p: float, sigma: float) -> int:
-    """Return how many examples have a perturbation that leaves budget unused.
+    """Return the number of examples whose perturbation leaves budget unused.
 
-    So it is where the gradient is zero, as behind saturated units, or not finite: there is no
-    direction then, and what is measured or trained with eps is the clean example.
+    This happens where the gradient is zero, for example behind saturated units, or not finite. Then there is
+    no direction, and the clean example is measured or trained instead.
     """
-    found = certify(gradients, eps, p, sigma)
-    return int(np.count_nonzero(found.underused | found.nonfinite | (found.zero & (sigma > 0))))
+    certificate = certify(gradients, eps, p, sigma)
+    is_zero = certificate.zero & (sigma > 0)
+    return int(np.count_nonzero(certificate.underused | certificate.nonfinite | is_zero))
 
 
 def unused_warning(where: str, counts: dict[str, int], examples: int) -> str:
-    """Return the line that says so, from the counts by p."""
-    parts = [f"{count} of {examples} examples at p = {p}" for p, count in counts.items() if count]
+    """Return a warning about unused budget, from the counts of `unused` by p."""
+    clauses = [f"{count} of {examples} examples at p = {p}" for p, count in counts.items() if count]
     return (
-        f"{where} leaves budget unused for {', '.join(parts)}: a gradient that is zero or not finite has "
+        f"{where} leaves budget unused for {', '.join(clauses)}: a gradient that is zero or not finite has "
         f"no direction, so they count as clean"
     )
 
 
 def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
-    """Return what ends a run: `test_error` and, by p, `one_step_unused`, as fractions; and `unlearnt`.
+    """Return the test results of a run: `test_error` and, by p, `one_step_unused`, as fractions; `unlearnt`.
 
-    Errors: `clean`; `noise`, under unclipped Gaussian noise by its standard deviation, mean and
-    standard error over `NOISE_DRAWS` draws; `one_step`, under eq. 3's perturbation, by p, each at the
-    radius whose strength matches the recipe's. An example whose gradient is zero or NaN stays clean
-    there, and `one_step_unused` says how many do: their errors are no sign of robustness. `unlearnt` says
-    what shows that the network has learnt nothing, and is empty if it may have, or if there are fewer than
-    `ENOUGH` examples to tell by.
+    The errors are `clean`; `noise`, under unclipped Gaussian noise, by its standard deviation, as mean and
+    standard error over `NOISE_DRAWS` draws; and `one_step`, under the perturbation of eq. 3, by p, at the
+    radius that matches the recipe's strength. An example whose gradient is zero or NaN stays clean there.
+    `one_step_unused` is the fraction of such examples, whose errors are no sign of robustness. `unlearnt` is
+    a phrase that shows that the network has learnt nothing. It is empty if the network may have learnt, or if
+    there are fewer than `ENOUGH` examples.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels
     gradients = in_chunks(trainer.input_gradients, x, labels)
@@ -104,5 +105,5 @@ def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
     logits = in_chunks(trainer.logits, x)
     predicted = logits.argmax(axis=1)
     errors = {"clean": float(np.mean(predicted != labels)), "noise": noise, "one_step": one_step}
-    said = unlearnt(predicted, labels, logits.shape[1]) if len(labels) >= ENOUGH else ""
-    return {"test_error": errors, "one_step_unused": one_step_unused, "unlearnt": said}
+    phrase = unlearnt(predicted, labels, logits.shape[1]) if len(labels) >= ENOUGH else ""
+    return {"test_error": errors, "one_step_unused": one_step_unused, "unlearnt": phrase}

@@ -1,4 +1,4 @@
-"""A run from Python: what `lpfamily.train` does, with a recipe and a data set as values."""
+"""A run from Python: `lpfamily.train` as a function of a recipe and a data set."""
 
 from __future__ import annotations
 
@@ -40,88 +40,90 @@ def fit(
     resume: bool = False,
     progress: bool = False,
 ) -> Trained:
-    """Train a network by a recipe on a data set, test it, keep the run, and return what it has trained.
+    """Train a network by a recipe on a data set, test it, save the run, and return the network.
 
-    It is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder, but for
-    `curves.png`, which `lpfamily train --resume OUT` adds.
+    This is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder,
+    except for `curves.png`, which `lpfamily train --resume OUT` adds.
 
     Parameters
     ----------
     recipe
-        What to train and how; `lpfamily.training.recipes.default` has the published ones, and
-        `dataclasses.replace` changes their numbers. sigma is in units of the inputs.
+        The network and its training. `lpfamily.training.recipes.default` returns the published recipes, and
+        `dataclasses.replace` changes their values. sigma is in units of the inputs.
     dataset
-        The examples, as `lpfamily.training.data.load` returns them, or a `Dataset` of one's own: x of shape
-        (n, inputs), floating, and labels, int64 in [0, classes), for training and for testing. Its name is
-        that of `recipe.data`.
+        The examples: a result of `lpfamily.training.data.load`, or any `Dataset` with floating x of shape
+        (n, inputs) and int64 labels in [0, classes), for training and for testing. Its name must be
+        `recipe.data`.
     backend
-        "numpy", "torch", "jax", or another that is installed.
+        "numpy", "torch", "jax", or another installed backend.
     out
-        The run folder, empty or new; by default one in `runs/`, named by what is trained and when.
+        The run folder, empty or new; by default a folder in `runs/`, named by model, data, objective and
+        time.
     callbacks
-        Each is called as callback(metrics) when an epoch is done, with a dictionary of numbers: a line of
-        `metrics.jsonl`, with `epoch`, counted from 1 over both stages, `stage`, `loss`, `error` (a
-        fraction), `lr`, `seconds`, in the first stage `validation_error`, in the second `held_out_loss`, and
-        what else there is. By then its line and its checkpoint are on disk. What a callback raises ends the
-        training and comes out of this function; the run can go on after that epoch. So an epoch is told once
-        at most, and a run that goes on tells only of the epochs to come.
+        Functions that are called as callback(metrics) after each epoch. `metrics` is a dictionary of numbers,
+        a line of `metrics.jsonl`: `epoch`, counted from 1 over both stages, `stage`, `loss`, `error` (a
+        fraction), `lr`, `seconds`, in stage one `validation_error`, in stage two `held_out_loss`, and others.
+        The line and the checkpoint are on disk by then. An exception of a callback ends the training and is
+        raised by this function; the run can be continued after that epoch. So callbacks see an epoch at most
+        once, and those of a resumed run see only the epochs to come.
     machine
-        A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or what
-        the run began with.
+        A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or for a
+        resumed run the machine that it began with.
     init_from
-        The folder of another run of the same network, with whose weights to begin; velocities begin at zero.
+        The folder of another run of the same network, whose weights are the initial ones. Velocities start at
+        zero.
     resume
-        Where `out` holds a run already, go on with it, so that a program that was stopped can be started
-        again as it is; a finished run is returned. Recipe and data must be those that it began with, but
-        the recipe may have more epochs, as `lpfamily train --resume OUT --epochs N` gives them.
+        If `out` contains a run, continue it, so that a program that was stopped can be started again without
+        changes; a finished run is returned. Recipe and data must be those that the run began with, except
+        that the recipe may have more epochs, as with `lpfamily train --resume OUT --epochs N`.
     progress
-        Show on stderr what the command shows; warnings come without it too.
+        Show progress on stderr, as the command does; warnings are always shown.
 
     Returns
     -------
-    What `lpfamily.training.load` returns of the folder: the network, its parameters, its `result`.
+    What `lpfamily.training.load` returns for the folder: the network, its parameters, its `result`.
 
     Raises
     ------
     BadInput
-        Recipe, data, backend and machine do not go together; the folder is not empty, or with `resume` has
-        another run; a launcher has started several processes, which is for the command.
+        Recipe, data, backend and machine do not go together; the folder is not empty or, with `resume`,
+        contains another run; a launcher has started several processes, which only the command supports.
     TypeError
         A callback cannot be called.
     NotFinite
-        The loss or a parameter is no longer finite; the run keeps the checkpoint before.
+        The loss or a parameter is not finite any more; the run keeps the checkpoint before.
     OSError
         The folder cannot be written.
     """
-    found, folder, told = backends.find(backend), None if out is None else Path(out), tuple(callbacks)
-    if not all(map(callable, told)):
-        raise TypeError(f"callbacks must be functions of an epoch's metrics; got {told!r}")
+    chosen, folder, called = backends.find(backend), None if out is None else Path(out), tuple(callbacks)
+    if not all(map(callable, called)):
+        raise TypeError(f"callbacks must be functions of an epoch's metrics; got {called!r}")
     if resume and folder is None:
         raise BadInput("resume=True needs out, the folder of the run")
     dataset, shown = _checked(dataset, recipe), Progress(quiet=not progress)
     begun = runs.find(folder, "") if resume and folder and (folder / runs.CONFIG).exists() else None
     dataset = _scaled(dataset, recipe, begun)
-    now = machine or (configs.read(begun).machine if begun else Machine())
-    _check_alone(found, now.device)
-    check(recipe, dataset, backend, found)
-    run = begun or _created(recipe, dataset, backend, now, folder, init_from)
+    used = machine or (configs.read(begun).machine if begun else Machine())
+    _check_alone(chosen, used.device)
+    check(recipe, dataset, backend, chosen)
+    run = begun or _created(recipe, dataset, backend, used, folder, init_from)
     with run.locked():
         config = configs.read(run)
         if begun:
             if init_from and not config.init_from:
-                raise BadInput(f"{run.folder}: began with drawn weights, not with those of {init_from}")
-            config = _gone_on(run, config, recipe, dataset)
+                raise BadInput(f"{run.folder}: began with random weights, not with those of {init_from}")
+            config = _continued(run, config, recipe, dataset)
         if run.result is None:
-            if others := began_with_others(config, backend, now, processes=1):
-                shown.warn(f"the run began with {' and '.join(others)}; it goes on, to rounding")
+            if changes := changes_since_begun(config, backend, used, processes=1):
+                shown.warn(f"the run began with {' and '.join(changes)}; it goes on, to rounding")
             result = stages.train(
                 run,
                 config.recipe,
                 dataset,
-                found,
-                compiled_if_possible(now, found, shown),
+                chosen,
+                compiled_if_possible(used, chosen, shown),
                 progress=shown,
-                callbacks=told,
+                callbacks=called,
                 initial=functools.partial(initial_weights.load, config),
             )
             run.finish(result)
@@ -129,7 +131,7 @@ def fit(
 
 
 def _check_alone(backend: Backend, device: str) -> None:
-    """Raise `BadInput` for a device that is not there, and where a launcher has started other processes."""
+    """Raise `BadInput` if the device is not available, or if a launcher has started other processes."""
     team = backend.join(device)
     try:
         backend.check_device(device)
@@ -147,7 +149,7 @@ def _created(
     folder: Path | None,
     init_from: str | Path | None,
 ) -> Run:
-    """Return a new run; raise `BadInput` where it cannot be."""
+    """Create and return a new run; raise `BadInput` if its folder or `init_from` cannot be used."""
     data_dir = data.folder(dataset.name) if dataset.name in data.SOURCES else None
     facts = configs.facts(dataset)
     config = Config(recipe, backend, machine, data_dir, versions=commands.versions(), **facts)
@@ -160,7 +162,7 @@ def _created(
 
 
 def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None:
-    """Raise `BadInput` for what can be known to fail before a folder is made."""
+    """Raise `BadInput` for all that is known to fail before a folder is made."""
     network = stages.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
@@ -176,17 +178,17 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
 
 
 def run_name(recipe: Recipe) -> str:
-    """Return what is trained, in a few words, as the name of a folder."""
-    parts = [recipe.model, recipe.short_data, recipe.objective]
+    """Return the name of a folder that describes the recipe: model, data, objective, p and sigma."""
+    words = [recipe.model, recipe.short_data, recipe.objective]
     if recipe.objective in ("perturb", "penalty", "trades"):
-        parts.append(f"p{recipe.p:g}")
+        words.append(f"p{recipe.p:g}")
     if recipe.objective != "plain":
-        parts.append(f"sigma{recipe.sigma:.4g}")
-    return "-".join(parts)
+        words.append(f"sigma{recipe.sigma:.4g}")
+    return "-".join(words)
 
 
 def new_folder(name: str) -> Path:
-    """Return a folder in `runs/` that is not there, by a name and the time."""
+    """Return the path of a folder in `runs/` that does not exist yet, made from a name and the time."""
     folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while folder.exists():
@@ -196,26 +198,26 @@ def new_folder(name: str) -> Path:
 
 
 def compiled_if_possible(machine: Machine, backend: Backend, progress: Progress) -> Machine:
-    """Return a machine without compilation, and warn, where the backend cannot compile."""
+    """Return the machine; if the backend cannot compile on it, warn and return it without compilation."""
     if machine.compile and (problem := backend.compile_problem(machine.device)):
         progress.warn(f"--compile is without effect: {problem}")
         return replace(machine, compile=False)
     return machine
 
 
-def began_with_others(config: Config, name: str, machine: Machine, processes: int) -> list[str]:
-    """Return what a run goes on with that it did not begin with, in words."""
+def changes_since_begun(config: Config, name: str, machine: Machine, processes: int) -> list[str]:
+    """Return in words the differences between how a run began and how it is continued."""
     began = config.machine
-    alike = {"backend": name == config.backend, "device": machine.device == began.device}
-    others = [f"another {each}" for each in alike if not alike[each]]
+    same = {"backend": name == config.backend, "device": machine.device == began.device}
+    changes = [f"another {each}" for each in same if not same[each]]
     if config.versions != commands.versions(processes):
-        others.append("other versions")
+        changes.append("other versions")
     flags = [each for each in ("tf32", "compile") if getattr(machine, each)]
-    return others + [f"no --{each}" for each in flags if not getattr(began, each)]
+    return changes + [f"no --{each}" for each in flags if not getattr(began, each)]
 
 
-def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
-    """Return the config of a run that goes on by a recipe, which may give it more epochs."""
+def _continued(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Config:
+    """Return the config of a run that a recipe continues, possibly with more epochs."""
     extension.check_alike(recipe, config)
     if replace(config, **configs.facts(dataset)) != config:
         raise BadInput(f"{run.folder}: the run began on other {recipe.data} data; give the same")
@@ -225,7 +227,7 @@ def _gone_on(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Conf
 
 
 def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """Return a data set whose arrays are as `Dataset` has them, or raise `BadInput`."""
+    """Return a data set with the dtypes and shapes of `Dataset`, or raise `BadInput`."""
     _check_name(dataset)
     if dataset.name != recipe.data:
         raise BadInput(f"the recipe is for the data set {recipe.data!r}, and this is {dataset.name!r}")
@@ -234,7 +236,7 @@ def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
         x, labels, inputs = np.asarray(split.x), np.asarray(split.labels), math.prod(dataset.shape)
         if x.dtype.kind != "f" or x.ndim != 2 or not len(x) or x.shape[1] != inputs:
             raise BadInput(
-                f"{dataset.name}: x of {name} must be floating, of shape (n, {inputs}), as an example's is "
+                f"{dataset.name}: x of {name} must be floating, of shape (n, {inputs}) for examples of shape "
                 f"{dataset.shape}; got {x.dtype} of shape {x.shape}"
             )
         if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
@@ -256,16 +258,18 @@ def _checked(dataset: Dataset, recipe: Recipe) -> Dataset:
 
 
 def _scaled(dataset: Dataset, recipe: Recipe, begun: Run | None) -> Dataset:
-    """Return a data set that is scaled as the recipe says, and as the run was that has begun."""
+    """Return the data set scaled by the recipe, or by the scaling of the run that has begun."""
     if dataset.scaling is None:
         return dataset.scaled(configs.read(begun).scaling if begun else recipe.scale)
     if recipe.scale == "none":
-        raise BadInput(f"{dataset.name}: is scaled, and the recipe has the scale none; give that scale to it")
+        raise BadInput(
+            f"{dataset.name}: is scaled, and the recipe has scale = none; give the recipe that scale"
+        )
     return dataset
 
 
 def _check_name(dataset: Dataset) -> None:
-    """Raise `BadInput` for a data set that has the name of another."""
+    """Raise `BadInput` if the data set has the name of another one."""
     source = data.SOURCES.get(dataset.name)
     if source and (source.shape, source.classes) != (dataset.shape, dataset.classes):
         raise BadInput(

@@ -1,7 +1,7 @@
-"""Error against the radius of the ball, by one step, by many and by noise, and what it gives away.
+"""Error against the radius of the ball for one step, many steps and noise, and what the curves reveal.
 
-One step is no measure of robustness by itself: a network can learn to mislead it, above all the step that
-it is trained with. Many steps find what one has missed, and `findings` says where the two differ.
+One step alone does not measure robustness: a network can learn to mislead it, above all the step that it is
+trained with. Many steps find what one step misses, and `findings` reports where the two differ.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from lpfamily.training.progress import Tick, silent
 from lpfamily.training.recipes import Recipe, matched_radius
 
 MULTIPLES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-"""The radii that are tested, in units of the one whose strength matches the recipe's."""
+"""The tested radii, as multiples of the radius that matches the recipe's strength."""
 MONITOR_STEPS = 5
 MONITOR_PASSES = 4 * (1 + MONITOR_STEPS) + 1
-"""Of an example in `monitor`: logits and a gradient, of three, at x and each step, and one step's logits."""
+"""Forward passes per example in `monitor`: logits and a gradient (three) at x and after each step, and the
+logits after one step."""
 
 
 def matched_radii(
     recipe: Recipe, ps: Iterable[float], multiples: Iterable[float], inputs: int
 ) -> dict[float, tuple[float, ...]]:
-    """Return by p the radii, in units of x, that are these multiples of the one that matches the recipe's."""
+    """Return by p the multiples, in units of x, of the radius that matches the recipe's strength."""
     return {p: tuple(k * matched_radius(recipe, p, inputs) for k in sorted({0.0, *multiples})) for p in ps}
 
 
@@ -51,41 +52,41 @@ def measure(
 ) -> Json:
     """Return errors by p and radius, as fractions, and the smallest radii that change predictions.
 
-    `balls` has for each p `matched`, the radius of the strength that the recipe trains with, and lists over
-    the radii `sigma`:
+    For each p, `balls` has `matched`, the radius that matches the strength of the recipe's training, and
+    lists over the radii `sigma`:
 
-    - `one_step`: the error at x + eps, eps eq. 3's at the gradient of the error log-odds; `repaired` is
-      the fraction that is wrong at x and right there.
-    - `multi_step`: the error that the ball is known to hold. An example counts if it is wrong at x, after
-      one step to this radius or any smaller one (each tested radius, and `lpfamily.margins.flip_distance`
-      along the direction), or by the ensemble of `lpfamily.robustness` in a ball up to this one: `steps`
-      on the log-odds, half as many towards each of the three classes of the largest logits. So the
-      error never falls as sigma grows, and is never below `one_step`.
-    - `noise`: under unclipped Gaussian noise of norm sigma (`noise_std`), mean and standard error over
-      `NOISE_DRAWS` draws, which are the same for all p and sigma.
+    - `one_step`: the error at x + eps, with eps from eq. 3 at the gradient of the error log-odds. `repaired`
+      is the fraction of examples that are wrong at x and right there.
+    - `multi_step`: a lower bound of the error in the ball. An example counts if it is wrong at x, after one
+      step to this radius or any smaller one (each tested radius, and `lpfamily.margins.flip_distance` along
+      the direction), or after the ensemble of `lpfamily.robustness` in a ball up to this one: `steps` on the
+      log-odds, half as many towards each of the three classes with the largest logits. So the error never
+      falls as sigma grows, and is never below `one_step`.
+    - `noise`: the error under unclipped Gaussian noise of norm sigma (`noise_std`), as mean and standard
+      error over `NOISE_DRAWS` draws, which are the same for all p and sigma.
 
-    and `smallest`: quantiles of the smallest radius over the examples that are right at x, by the
-    direction of one step and by all that `multi_step` does, both upper bounds. None is a quantile among
-    those that nothing within the largest radius changes; `never` is their fraction. Beside `balls`,
-    `no_direction` is the fraction of all examples whose gradient is zero or not finite.
+    It also has `smallest`: quantiles of the smallest radius over the examples that are right at x, by the
+    direction of one step and by all of `multi_step`. Both are upper bounds. A quantile is None if it falls
+    among the examples that nothing within the largest radius changes; `never` is their fraction. Beside
+    `balls`, `no_direction` is the fraction of all examples whose gradient is zero or not finite.
 
     Parameters
     ----------
     trainer
         The network.
     x, labels
-        Inputs, (n, inputs), and right classes.
+        Inputs, (n, inputs), and their true classes.
     recipe
-        Of the network: it has the dtype, and the p, sigma and objective that it was trained with.
+        The recipe of the network: its dtype, p, sigma and objective are used.
     radii
-        Of balls, in units of x, by their exponent in [1, inf]; 0 is always one and another must be above it.
-        None are `MULTIPLES` of the matched radius, at p = 1, 2 and inf.
+        The radii of balls in units of x, by their exponent in [1, inf]. 0 is always added, and one radius
+        must be above 0. None means `MULTIPLES` of the matched radius, at p = 1, 2 and inf.
     steps
-        How many gradients the ascent takes, at least 1.
+        The number of gradients of the ascent, at least 1.
     seed
-        Of the noise.
+        The seed of the noise.
     tick
-        Is told how much of the whole is done.
+        Called with the progress of the whole measurement.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def measure(
             raise ValueError(f"a radius must be above 0; got none for p = {p:g}")
     x = x.astype(recipe.dtype)
     plan = Plan(steps, 3, -(-steps // 2), 0, walk=2 * steps, noise=0)
-    # some examples at a time, as an ascent takes several arrays like x
+    # in batches, as an ascent needs several arrays like x
     batches = [_attacked(trainer, *some, plan) for some in ensemble.batches(x, labels, AT_ONCE)]
     gradients, predicted = (
         np.concatenate([getattr(batch, name) for batch in batches]) for name in ("grad", "predicted")
@@ -173,22 +174,22 @@ def noise_std(p: float, sigma: float, inputs: int) -> float:
 
 
 def findings(result: Json) -> list[str]:
-    """Return what is wrong with the network or with one step as a measure of it, as sentences.
+    """Return sentences about problems of the network, or of one step as a measure, in a result of `measure`.
 
-    Of what `measure` has returned; where several radii show the same, the one that shows it most is named:
+    If several radii show the same problem, the sentence names the clearest.
 
-    - catastrophic overfitting, at the p that it was trained with and up to the radius: the error of many
-      steps is above that of one, and the clean one, by more than `GAP` and by more than `SURE` standard
-      errors. At another p, or in a network that was not trained on such steps, the same says that one step
-      is too weak.
-    - label leaking: the error after one step is lower than the clean one by more than `SURE` standard
-      errors of the difference, which only the examples that change make.
-    - masked gradients: noise of the same norm does more harm than all steps, by more than `SURE` standard
+    - Catastrophic overfitting, at the p of the training and up to its radius: the error after many steps is
+      above that after one step, and above the clean error, by more than `GAP` and by more than `SURE`
+      standard errors. At another p, or in a network that was not trained on such steps, the same difference
+      means that one step is too weak.
+    - Label leaking: the error after one step is below the clean error by more than `SURE` standard errors of
+      the difference, to which only the examples that change contribute.
+    - Masked gradients: noise of the same norm does more harm than all steps, by more than `SURE` standard
       errors; or a gradient has no direction.
     """
-    found, n = [], result["examples"]
+    sentences, n = [], result["examples"]
     for p, ball in result["balls"].items():
-        within = ball["matched"] * (1 + 1e-9)  # which another p and d have rounded
+        within = ball["matched"] * (1 + 1e-9)  # the matched radius is rounded
         inside = [k for k, sigma in enumerate(ball["sigma"]) if sigma <= within]
         worst = max(inside, key=lambda k: ball["multi_step"][k] - max(ball["one_step"][k], result["clean"]))
         one, many = ball["one_step"][worst], ball["multi_step"][worst]
@@ -196,17 +197,17 @@ def findings(result: Json) -> list[str]:
             where = f"p = {p}, sigma = {ball['sigma'][worst]:.4g}"
             numbers = f"the error is {one:.2%} after one step and {many:.2%} after up to {result['steps']}"
             if result["objective"] in ("perturb", "penalty", "trades") and p == result["p"]:
-                found.append(
+                sentences.append(
                     f"catastrophic overfitting at {where}: {numbers}; the network resists the step that it "
                     "was trained with, not the ball"
                 )
             else:
-                found.append(f"one step is too weak at {where}: {numbers}")
+                sentences.append(f"one step is too weak at {where}: {numbers}")
         leak = max(range(len(ball["sigma"])), key=lambda k: result["clean"] - ball["one_step"][k])
         one, repaired = ball["one_step"][leak], ball["repaired"][leak]
         gain = result["clean"] - one
         if gain > SURE * deviation(2 * repaired - gain, gain, n):
-            found.append(
+            sentences.append(
                 f"label leaking at p = {p}, sigma = {ball['sigma'][leak]:.4g}: the error is {one:.2%} after "
                 f"one step and {result['clean']:.2%} before; the step gives the label away"
             )
@@ -214,17 +215,17 @@ def findings(result: Json) -> list[str]:
         loud = max(range(len(noise)), key=lambda k: noise[k] - ball["multi_step"][k])
         many, spread = ball["multi_step"][loud], ball["noise"][loud]["standard_error"]
         if noise[loud] - many > SURE * math.hypot(spread, deviation(many, many, n)):
-            found.append(
+            sentences.append(
                 f"masked gradients at p = {p}, sigma = {ball['sigma'][loud]:.4g}: the error is "
                 f"{noise[loud]:.2%} under noise of that norm and {many:.2%} after up to {result['steps']} "
                 "steps; the gradients do not show the way"
             )
     if result["no_direction"]:
-        found.append(
+        sentences.append(
             f"masked gradients: {round(result['no_direction'] * n)} of {n} examples have a gradient that is "
             "zero or not finite, so no step changes them; that is no robustness"
         )
-    return found
+    return sentences
 
 
 def monitor(
@@ -232,8 +233,8 @@ def monitor(
 ) -> Json:
     """Return errors of a few examples within one ball: `clean`, `one_step`, `multi_step`.
 
-    The last is as in `measure`, without the search along the direction. To be taken after some epochs, on
-    the same examples in the trainer's dtype; `is_healthy` judges it.
+    The last is that of `measure` without the search along the direction. Call this every few epochs, on the
+    same examples in the trainer's dtype; `is_healthy` judges the result.
     """
     batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, walk=0, noise=0))
     ball = batch.ball(p, [sigma])
@@ -252,7 +253,7 @@ def is_healthy(monitored: Json) -> bool:
 
 
 def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
-    """Return the examples as what the ensemble attacks."""
+    """Return the examples as a batch for the ensemble to attack."""
     return Batch(classifier_of(trainer), x, labels, None, plan, np.random.default_rng(0))
 
 
@@ -268,7 +269,7 @@ def classifier_of(trainer: Trainer) -> Classifier:
 
 
 def _along(trainer: Trainer, x: Floats, labels: Ints, direction: Floats, most: float) -> Floats:
-    """Return how far each prediction holds along a direction of norm 1: inf if beyond `most`."""
+    """Return the distance along a direction of norm 1 at which each prediction changes; inf beyond `most`."""
     search = partial(flip_distance, trainer.logits, most=most)
     distances = in_chunks(search, x, direction, labels)
     return np.where(np.isnan(distances), math.inf, distances)

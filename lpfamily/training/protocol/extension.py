@@ -65,8 +65,8 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Reci
     for name in limits:
         if (now := getattr(recipe, name)) < (before := getattr(began, name)):
             raise BadInput(
-                f"{flag(name)} {now}: the limit of the run is {before}, and can be raised, not lowered; leave "
-                "the option out, or start a new run"
+                f"{flag(name)} {now}: the limit of the run is {before}, and can be raised, not lowered; "
+                "leave the option out, or start a new run"
             )
     if config.grid:
         raise BadInput(f"{option}: the choice by --grid depends on the epochs of stage one; start a new run")
