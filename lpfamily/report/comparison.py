@@ -1,4 +1,4 @@
-"""The robustness of several runs beside one another, as a table and as a page with its files."""
+"""Compare the robustness of several runs, as a table and as a page with its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = Mapping[str, Json]
-"""By name what `lpfamily.training.robustness.measure` returns, all of the same balls, and findings."""
+"""By name of the run, the result of `training.robustness.measure` on the same balls, with its findings."""
 
 
 def _errors(results: Results) -> Iterator[tuple[str, float, list[Error]]]:
-    """Return p, sigma and for each result its error in the ball and the standard error of that."""
+    """Yield p, sigma, and for each result its error in the ball with the standard error."""
     first = next(iter(results.values()))
     for p, ball in first["balls"].items():
         for k, sigma in enumerate(ball["sigma"]):
@@ -33,13 +33,13 @@ def _errors(results: Results) -> Iterator[tuple[str, float, list[Error]]]:
 
 
 def table(results: Results) -> str:
-    """Return the errors in the balls, in percent, with one column for each result."""
+    """Return the errors in the balls as text, in percent, with one column per result."""
     rows = ((f"  p = {p}, sigma = {sigma:.4g}", errors) for p, sigma, errors in _errors(results))
     return beside_one_another("error in the ball", 30, list(results), rows)
 
 
 def curves(figure: Figure, results: Results) -> None:
-    """Draw on an empty figure, for each p, each result's error and one standard error around it."""
+    """Draw on an empty figure, for each p, the error of each result with a band of one standard error."""
     first = next(iter(results.values()))
     for p, axes in plots.panels(figure, list(first["balls"])).items():
         for k, (name, result) in enumerate(results.items()):
@@ -50,7 +50,7 @@ def curves(figure: Figure, results: Results) -> None:
 
 
 def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
-    """Write a page that compares them, with its table as CSV and its curves as PNG and SVG."""
+    """Write a page that compares the results, with its table as CSV and its curves as PNG and SVG."""
     first = next(iter(results.values()))
     size = plots.panels_size(list(first["balls"]))
     title = f"Error of each run in Lp balls of radius sigma, {first['examples']} test examples"
@@ -67,8 +67,9 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
         page.Section(
             "Errors in Lp balls",
             (
-                f"Of {first['examples']} test examples, attacked up to sigma by all attacks. The error in a "
-                "ball is a lower bound: there may be an eps that fools what no attack has fooled.",
+                f"All attacks tried {first['examples']} test examples, up to each sigma. The error in a "
+                "ball is a lower bound: an example that no attack has fooled may still have an eps that "
+                "fools it.",
             ),
             (
                 Table(
@@ -83,12 +84,14 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
         *(
             page.Section(
                 name,
-                (f"Made by `{result['command']}`.", *result["findings"]),
+                (f"Measured by `{result['command']}`.", *result["findings"]),
                 (
                     Plot(
                         f"curves-{number}",
-                        f"{name}: test error in Lp balls, after one step, after many and under noise",
-                        f"By one step, by up to {result['steps']} steps and by noise of the same norm.",
+                        f"{name}: test error in Lp balls of radius sigma, after one step, after many and "
+                        "under noise",
+                        f"Test error after one step, after up to {result['steps']} steps and under noise of "
+                        "the same norm.",
                         partial(plots.robustness_curves, result=result),
                         size,
                     ),

@@ -1,4 +1,4 @@
-"""What a report holds, as data: tables and figures."""
+"""The contents of a report as data: tables and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Cell = str | float | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; its numbers are shown in `format`, text as it is, None as nothing."""
+    """A column of a table: numbers are shown in `format`, text as it is, None as an empty cell."""
 
     head: str
     format: str = "{}"
@@ -25,27 +25,27 @@ class Table:
     """A table, whose first column names the rows."""
 
     name: str
-    """Of its files, such as table6."""
+    """The name of its files, such as table6."""
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
-    """What a reader must know beside the numbers: sentences."""
+    """Sentences below the table: the meaning of its columns, and what a reader must know."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, drawn when it is asked for.
+    """A figure, drawn on demand.
 
-    `draw` is given an empty matplotlib figure of `size` inches, on which text and axes have `INK`, as has
-    anything else that is to have the colour of the page's text; series have `COLOURS`, which are readable
-    on light and on dark pages.
+    `draw` receives an empty matplotlib figure of `size` inches, on which text and axes are in `INK`. Anything
+    else that should have the colour of the page's text uses `INK` too. Series use `COLOURS`, which are
+    readable on light and on dark pages.
     """
 
     name: str
     title: str
     alt: str
-    """What it shows, for those who do not see it: a sentence or two with the numbers that matter."""
+    """The figure in words, for readers who cannot see it: a sentence or two with the numbers that matter."""
     draw: Callable[[Figure], None]
     size: tuple[float, float] = (7.0, 3.2)
     notes: tuple[str, ...] = ()
@@ -55,12 +55,12 @@ Item = Table | Plot
 
 
 def columns(*groups: tuple[str, ...]) -> tuple[Column, ...]:
-    """Return columns by groups, each a format and the heads of the columns that have it."""
+    """Return columns from groups; a group is a format and the heads of the columns in this format."""
     return tuple(Column(head, form) for form, *heads in groups for head in heads)
 
 
 TEXT, PERCENT = "{}", "{:.2%}"
-"""The format of a fraction in most columns."""
+"""The formats of text and of fractions."""
 INK = "#010203"
-"""Black, and in the page whatever the colour of the text is."""
+"""Nearly black; the page replaces it by the colour of its text."""
 COLOURS = ("#2f7ed8", "#e0603f", "#3a9e5c", "#a064c8", "#c08a1e", "#5f8a9c", "#d14f8b")

@@ -1,4 +1,4 @@
-"""How figures look, on a page and as files."""
+"""Draw figures in one style, for a page and as files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOOKS = {
-    # matplotlib brings the first, so that the layout is the same everywhere
+_STYLE = {
+    # the first comes with matplotlib, so that the layout is the same on every machine
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
@@ -28,7 +28,7 @@ _LOOKS = {
     "axes.titlesize": "medium",
     "figure.titlesize": 11,
     "grid.alpha": 0.15,
-    # 2.303 rather than 0.003 with 2.3 aside
+    # ticks read 2.303, not 0.003 with an offset of 2.3
     "axes.formatter.useoffset": False,
     "savefig.dpi": 150,
     "svg.fonttype": "none",
@@ -38,22 +38,22 @@ _LOOKS = {
 
 @contextmanager
 def drawn(draw: Callable[[Figure], None], size: tuple[float, float]) -> Iterator[Figure]:
-    """Give a figure of `size` inches that `draw` has drawn on, to be saved before the context ends.
+    """Yield a figure of `size` inches after `draw` has drawn on it, to be saved before the context ends.
 
-    Whatever the user's settings are, it has no background, and `INK` for text and axes.
+    It has no background, and `INK` for text and axes, whatever matplotlib settings the user has.
     """
     _import_matplotlib()
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", _LOOKS]):
+    with style.context(["default", _STYLE]):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         yield figure
 
 
 def legend_below(figure: Figure, columns: int, size: float | None = None) -> None:
-    """Put one legend of all axes below them, in so many columns; each label stands there once."""
+    """Put one legend for all axes below them, in so many columns; each label appears once."""
     labelled = {
         label: handle
         for axes in figure.axes
@@ -66,9 +66,9 @@ def legend_below(figure: Figure, columns: int, size: float | None = None) -> Non
 
 
 def plain_logarithm(axes: Axes, name: Literal["x", "y"], linear_to: float = 0.0) -> None:
-    """Make an axis logarithmic, with ticks that read 0.01, 0.1 and 1; up to `linear_to` it is linear from 0.
+    """Make an axis logarithmic, with ticks such as 0.01, 0.1 and 1; it is linear from 0 to `linear_to`.
 
-    Where the data on a y-axis span less than three decades, 2 and 5 have ticks too.
+    A y-axis whose data span less than three decades has ticks at 2 and 5 too.
     """
     from matplotlib import ticker
 
@@ -86,15 +86,17 @@ def plain_logarithm(axes: Axes, name: Literal["x", "y"], linear_to: float = 0.0)
 
 
 def entitle(figure: Figure, title: str) -> None:
-    """Put a title above all axes of a figure, which grows by as many lines as it takes."""
+    """Put a title above all axes of a figure; the figure grows by the lines that the title needs."""
     if not title:
         return
     width, height = figure.get_size_inches()
-    # what a title names may be no Unicode, and a folder's name may have dollar signs
+    # a folder's name in a title may be invalid Unicode, and may have dollar signs
     text, most = title.encode(errors="backslashreplace").decode(), round(12 * width)
     count = len(textwrap.wrap(text, most))
-    # the narrowest that takes no more lines, so that none has a single word
-    lines = next(found for each in range(1, most + 1) if len(found := textwrap.wrap(text, each)) == count)
+    # the narrowest wrapping with the same number of lines, so that no line is a single word
+    lines = next(
+        wrapped for limit in range(1, most + 1) if len(wrapped := textwrap.wrap(text, limit)) == count
+    )
     figure.set_size_inches(width, height + LINE * len(lines))
     figure.suptitle("\n".join(lines), parse_math=False)
 
@@ -107,37 +109,37 @@ def rendered(
     warn: Callable[[str], None],
     title: str = "",
 ) -> dict[str, bytes]:
-    """Return a figure's files by format, "png" or "svg"; if it cannot be drawn, no file and a warning.
+    """Return the files of a figure by format, "png" or "svg"; if drawing fails, warn and return none.
 
-    A PNG is seen by itself: it is on white, as a viewer has anything behind a file, and below its title. An
-    SVG is for pages, which have a caption. `name` is that of the figure in the warning.
+    A PNG is viewed by itself, so it has a white background and a title. An SVG is for pages, which have a
+    caption. `name` is the name of the figure in the warning.
     """
-    found, formats = {}, tuple(formats)
+    contents, formats = {}, tuple(formats)
     try:
         with warnings.catch_warnings(), drawn(draw, size) as figure:
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a missing glyph is drawn as a box
             for kind in sorted(formats, reverse=True):  # the SVG has no title
                 if kind == "png":
                     entitle(figure, title)
                 content = BytesIO()
                 paper = "white" if kind == "png" else "none"
                 figure.savefig(content, format=kind, facecolor=paper, metadata={_DATED[kind]: None})
-                found[kind] = content.getvalue()
-    except Exception as cause:  # whatever matplotlib raises, its fonts, its caches and the user's settings
+                contents[kind] = content.getvalue()
+    except Exception as cause:  # matplotlib, its fonts, its caches and the user's settings may raise anything
         reason = textwrap.shorten(str(cause) or type(cause).__name__, 200, placeholder=" ...")
         warn(f"{name} could not be drawn ({reason}); nothing else depends on it")
         return {}
-    return {kind: found[kind] for kind in formats}
+    return {kind: contents[kind] for kind in formats}
 
 
 LINE = 0.24
-"""Inches that a line of a title takes."""
+"""Height of a line of a title, in inches."""
 _DATED = {"png": "Software", "svg": "Date"}
-"""The metadata that make the bytes of a file depend on more than the figure."""
+"""Metadata that would make the bytes of a file depend on the date or on the version of matplotlib."""
 
 
 def _import_matplotlib() -> None:
-    """Import matplotlib, also where MPLBACKEND names nothing that it knows: files need no window."""
+    """Import matplotlib even if MPLBACKEND names an unknown backend, as files need no window."""
     if "matplotlib" in sys.modules:
         return
     backend = os.environ.pop("MPLBACKEND", None)
@@ -148,4 +150,4 @@ def _import_matplotlib() -> None:
             os.environ["MPLBACKEND"] = backend
     if backend:
         with suppress(ValueError):
-            mpl.rcParams["backend"] = backend  # as the import does, for other windows of this process
+            mpl.rcParams["backend"] = backend  # as the import does, for other figures of this process

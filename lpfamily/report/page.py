@@ -1,4 +1,4 @@
-"""A report as one HTML file, with its tables as CSV and its figures as PNG and SVG beside it."""
+"""Write a report as one HTML file, with its tables as CSV and its figures as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MARKUP = re.compile(r"`(?P<code>[^`]+)`|\[(?P<text>[^]]+)]\((?P<link>https?://[
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is said under it, and its tables and figures.
+    """A heading with paragraphs, tables and figures.
 
-    A paragraph of `text` is plain but for `code` between backticks and [links](https://example.org), as
-    are the notes of tables and figures.
+    Paragraphs, like the notes of tables and figures, are plain text in which only `code` between backticks
+    and [links](https://example.org) are markup.
     """
 
     title: str
@@ -36,12 +36,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a reader who reads no further should know; its texts are marked up like those of a section."""
+    """The top of the page, for readers who read no further; its texts have the markup of a section."""
 
     facts: tuple[tuple[str, str], ...]
     """Names and values, such as the date."""
     findings: tuple[tuple[str, str], ...]
-    """Sentences, each with the name of the table or figure that it is read from."""
+    """Sentences, each with the name of the table or figure that shows its numbers."""
 
 
 def write(
@@ -54,34 +54,34 @@ def write(
 ) -> Path:
     """Write a report and return the path of its page, folder/index.html.
 
-    The page loads nothing, so that it can be mailed or opened from a disk. Beside it lie NAME.csv for
-    each table, its numbers in full precision, and NAME.png and NAME.svg for each figure. The same report
-    is the same bytes.
+    The page loads nothing, so it can be mailed or opened from a disk. The folder also holds NAME.csv for each
+    table, with numbers in full precision, and NAME.png and NAME.svg for each figure. Equal reports have equal
+    bytes.
 
     Parameters
     ----------
     folder : Path
-        Made if it is not there; files of the same names are replaced.
+        Created if needed; files of the same names are replaced.
     title : str
-        Of the page.
+        The title of the page.
     sections : sequence of Section
-        In the order in which they are read.
+        The sections in reading order.
     facts : sequence of (name, value)
-        How the report was made: commands, seeds, versions, times. Values are marked up like text.
+        How the report was made: commands, seeds, versions, times. Values may have the markup of text.
     warn : function of a line
-        Is told of each figure that cannot be drawn. The page then has its text in words alone.
+        Called for each figure that cannot be drawn; the page then has the figure in words only.
     summary : Summary, optional
-        What stands at the top.
+        The top of the page.
 
     Raises
     ------
     ValueError
-        If a name cannot be a file's or is used twice, or if a row has not a cell for each column.
+        A name cannot be a file name or is used twice, or a row does not have one cell per column.
     """
     items = [item for section in sections for item in section.items]
     _check(items)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = {item.name: _put(item, folder, warn) for item in items}
+    shown = {item.name: _write_item(item, folder, warn) for item in items}
     body = [
         f"<header>\n<h1>{escape(title)}</h1>\n</header>",
         _summary(summary, items) if summary else "",
@@ -94,7 +94,7 @@ def write(
     )
     page = template.format(title=escape(title), css=style, body="\n".join(filter(None, body)))
     path = folder / "index.html"
-    runs.replace(path, page.encode(errors="backslashreplace"))  # what a command names may be no Unicode
+    runs.replace(path, page.encode(errors="backslashreplace"))  # a path in a command may be invalid Unicode
     return path
 
 
@@ -118,7 +118,7 @@ def _check(items: Sequence[Item]) -> None:
 
 
 def _titled(tag: str, name: str, title: str, parts: Iterable[str], attributes: str = "") -> str:
-    """Return parts of the page below a heading, which is their label too."""
+    """Return an element with a heading, which also labels it."""
     heading = f'<h2 id="section.{name}">{escape(title)}</h2>'
     return "\n".join([f'<{tag} aria-labelledby="section.{name}"{attributes}>', heading, *parts, f"</{tag}>"])
 
@@ -126,7 +126,7 @@ def _titled(tag: str, name: str, title: str, parts: Iterable[str], attributes: s
 def _summary(summary: Summary, items: Sequence[Item]) -> str:
     facts = (f"<div><dt>{escape(name)}</dt><dd>{_prose(value)}</dd></div>" for name, value in summary.facts)
     parts = ["<dl>", *facts, "</dl>"]
-    # "Table I", where the title goes on after a full stop
+    # "Table I" of the title "Table I. Test error of ..."
     names = {item.name: item.title.partition(". ")[0] for item in items}
     if summary.findings:
         said = (
@@ -146,7 +146,7 @@ def _contents(sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> 
         inner = f"\n<ul>{items}\n</ul>\n" if items else ""
         lines.append(f'<li><a href="#section.{number}">{escape(section.title)}</a>{inner}</li>')
     if facts:
-        lines.append('<li><a href="#section.facts">How this was made</a></li>')
+        lines.append('<li><a href="#section.facts">How this report was made</a></li>')
     return _titled("nav", "contents", "Contents", ["<ol>", *lines, "</ol>"])
 
 
@@ -160,10 +160,10 @@ def _section(number: int, section: Section, shown: dict[str, str]) -> str:
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     rows = (f'<tr><th scope="row">{escape(name)}</th><td>{_prose(value)}</td></tr>' for name, value in facts)
     parts = ['<table class="facts">', "<tbody>", *rows, "</tbody>", "</table>"]
-    return _titled("section", "facts", "How this was made", parts) if facts else ""
+    return _titled("section", "facts", "How this report was made", parts) if facts else ""
 
 
-def _put(item: Item, folder: Path, warn: Callable[[str], None]) -> str:
+def _write_item(item: Item, folder: Path, warn: Callable[[str], None]) -> str:
     """Write the files of a table or figure and return its HTML."""
     caption = f"{item.name}.caption"
     if isinstance(item, Table):
@@ -178,7 +178,7 @@ def _put(item: Item, folder: Path, warn: Callable[[str], None]) -> str:
 
 
 def _item(item: Item, caption: str, inner: str, *suffixes: str, heading: str = "") -> str:
-    # the box scrolls, so that a keyboard must reach it
+    # the box scrolls, so a keyboard must be able to focus it
     links = ", ".join(f'<a href="{item.name}.{suffix}">{suffix.upper()}</a>' for suffix in suffixes)
     notes = "".join(f"<p>{_prose(note)}</p>\n" for note in item.notes)
     return (
@@ -189,18 +189,18 @@ def _item(item: Item, caption: str, inner: str, *suffixes: str, heading: str = "
 
 
 def _prose(text: str) -> str:
-    """Return text as HTML, in which nothing but `code` and links is markup."""
+    """Return text as HTML, in which only `code` and links are markup."""
     return _MARKUP.sub(_marked, escape(text))
 
 
-def _marked(found: re.Match[str]) -> str:
-    if found["code"]:
-        return f"<code>{found['code']}</code>"
-    return f'<a href="{found["link"]}">{found["text"]}</a>'
+def _marked(match: re.Match[str]) -> str:
+    if match["code"]:
+        return f"<code>{match['code']}</code>"
+    return f'<a href="{match["link"]}">{match["text"]}</a>'
 
 
 def _csv(table: Table) -> str:
-    """Return a table as RFC 4180 has it."""
+    """Return a table as CSV (RFC 4180)."""
     text = StringIO()
     csv.writer(text).writerows([[column.head for column in table.columns], *table.rows])
     return text.getvalue()
@@ -233,16 +233,16 @@ def _shown(cell: Cell, column: Column) -> str:
 
 
 def _inline(svg: str, plot: Plot) -> str:
-    """Return an SVG as a part of a page, whose colour it has and in which its ids are its own."""
+    """Return an SVG to be embedded in the page, with the page's text colour and with ids unique in it."""
     root = ET.fromstring(svg)  # noqa: S314 - matplotlib wrote it a moment ago
     for parent in root.findall(".//*[{*}style]"):
-        parent.clear()  # a style sheet in it would hold for the whole page
+        parent.clear()  # its style sheet would apply to the whole page
     for metadata in root.findall("{*}metadata"):
         root.remove(metadata)
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {
-            _local(key): _own(_local(key), value, plot.name) for key, value in element.attrib.items()
+            _local(key): _prefixed(_local(key), value, plot.name) for key, value in element.attrib.items()
         }
     box = root.attrib["viewBox"]
     root.attrib = {
@@ -257,7 +257,8 @@ def _inline(svg: str, plot: Plot) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _own(key: str, value: str, name: str) -> str:
+def _prefixed(key: str, value: str, name: str) -> str:
+    """Return the value of an attribute with the ids in it prefixed by a name, and INK as the text colour."""
     if key == "id":
         return f"{name}.{value}"
     if key == "href" and value.startswith("#"):
@@ -266,4 +267,5 @@ def _own(key: str, value: str, name: str) -> str:
 
 
 def _local(name: str) -> str:
+    """Return a name of XML without its namespace."""
     return name.rpartition("}")[2]

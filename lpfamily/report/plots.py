@@ -1,4 +1,4 @@
-"""Plots of runs, and what all plots of errors share."""
+"""Plots of runs, and the parts that all plots of errors share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ONE_STEP, MANY_STEPS, NOISE, CLEAN, TRAINING = (COLOURS[k] for k in (0, 1, 2, 3, 5))
-"""The colour that each error has in every plot."""
+"""The colour of each error in all plots."""
 TRAINING_SIZE = (9.0, 4.0)
-"""Of `training_curves`, in inches."""
+"""The size of `training_curves`, in inches."""
 SIGMA = "sigma (units of the input)"
 
 
 def training_title(recipe: Recipe) -> str:
-    """Return what was trained, on what and how, as the title of its curves."""
+    """Return the title of training curves: model, data and objective."""
     ball = f"(p = {recipe.p:g}, sigma = {recipe.sigma:.4g})"
     how = {
         "plain": "without perturbations",
@@ -39,15 +39,15 @@ def training_title(recipe: Recipe) -> str:
 
 
 def training_curves(figure: Figure, metrics: Sequence[Json], monitor_steps: int) -> None:
-    """Draw on an empty figure the errors by epoch, and the loss beside them.
+    """Draw on an empty figure the errors by epoch, and next to them the loss.
 
-    The errors of held-out examples are of all of them, clean, and of a few after one step and after up to
-    `monitor_steps`, where the run has looked.
+    The clean held-out error is over all held-out examples. In the epochs that were monitored for catastrophic
+    overfitting there is also the error over a few of them, after one step and after up to `monitor_steps`.
     """
     errors, loss = figure.subplots(1, 2, width_ratios=(3, 2))
-    in_training = "in training, as the objective sees it"
+    in_training = "in training, on the objective's inputs"
     curves = (
-        # where none is held out any more, those that it has looked at
+        # when no example is held out any more, the clean error of the monitored ones
         (errors, 100, ("validation_error", "monitor_clean"), "held out, clean", CLEAN),
         (errors, 100, ("monitor_one_step",), "held out, after one step", ONE_STEP),
         (errors, 100, ("monitor_multi_step",), f"held out, after up to {monitor_steps} steps", MANY_STEPS),
@@ -78,7 +78,7 @@ def training_curves(figure: Figure, metrics: Sequence[Json], monitor_steps: int)
 
 
 def _scale(axes: Axes) -> None:
-    """Choose a logarithm where the positive values span a decade, else a scale from zero."""
+    """Choose a logarithmic scale if the positive values span a decade, else a linear scale from zero."""
     values = np.concatenate([[], *(line.get_ydata() for line in axes.get_lines())])
     positive = values[values > 0]
     if len(positive) and positive.max() >= 10 * positive.min():
@@ -88,7 +88,7 @@ def _scale(axes: Axes) -> None:
 
 
 def panels(figure: Figure, balls: Sequence[str]) -> Mapping[str, Axes]:
-    """Return axes beside one another on an empty figure, for each p, for errors against sigma."""
+    """Return axes for errors against sigma, side by side on an empty figure, by p."""
     row = figure.subplots(1, len(balls), sharey=True, squeeze=False)[0]
     for axes, p in zip(row, balls, strict=True):
         axes.set(title=f"p = {p}", xlabel=SIGMA)
@@ -104,7 +104,7 @@ def panels_size(balls: Sequence[str]) -> tuple[float, float]:
 def band(
     axes: Axes, sigmas: ArrayLike, errors: ArrayLike, n: int, colour: str, label: str, line: str = ".-"
 ) -> None:
-    """Draw errors, which are fractions of n examples, in percent, and one standard error around them."""
+    """Draw errors in percent with a band of one standard error; errors are fractions of n examples."""
     mean = np.asarray(errors)
     spread = np.sqrt(mean * (1 - mean) / n)
     axes.plot(sigmas, 100 * mean, line, ms=5 if line == ".-" else 4, color=colour, label=label)
@@ -113,12 +113,12 @@ def band(
 
 
 def robustness_title(recipe: Recipe, examples: int) -> str:
-    """Return the title of the errors in balls of a network that a recipe has trained."""
+    """Return the title of the errors in balls of a network trained by a recipe."""
     return f"{training_title(recipe)}: error in Lp balls of radius sigma, {examples} test examples"
 
 
 def robustness_curves(figure: Figure, result: Json) -> None:
-    """Draw on an empty figure, for each p, error against sigma, of what `robustness.measure` returns."""
+    """Draw on an empty figure, for each p, error against sigma; `result` is that of `robustness.measure`."""
     balls = result["balls"]
     for p, axes in panels(figure, list(balls)).items():
         ball = balls[p]

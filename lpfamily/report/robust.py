@@ -1,4 +1,4 @@
-"""What `lpfamily.robustness` has measured, in JSON's values, as curves and as a page with its files."""
+"""Report the result of `lpfamily.robustness`, given as JSON values: curves, and a page with its files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Content = dict[str, Any]
-"""What `lpfamily.measured.Robustness.to_json` returns."""
+"""The values of `lpfamily.measured.Robustness.to_json`."""
 
 
 def _errors(content: Content) -> list[tuple[str, float, float, float, float]]:
-    """Return p, sigma, the error in the ball, its standard error, and the error after one step."""
+    """Return rows of p, sigma, the error in the ball, its standard error, and the error after one step."""
     clean = content["clean"]
     rows = []
     for p, ball in content["balls"].items():
@@ -32,7 +32,7 @@ def _errors(content: Content) -> list[tuple[str, float, float, float, float]]:
 
 
 def curves(figure: Figure, content: Content) -> None:
-    """Draw on an empty figure, for each p, the error against sigma and one standard error around it."""
+    """Draw on an empty figure, for each p, the error against sigma with a band of one standard error."""
     n, rows = content["examples"], _errors(content)
     for p, axes in plots.panels(figure, list(content["balls"])).items():
         sigmas, errors, _, one_step = np.array([row[1:] for row in rows if row[0] == p]).T
@@ -45,7 +45,7 @@ def curves(figure: Figure, content: Content) -> None:
 
 
 def title_of(content: Content) -> str:
-    """Return the title of the curves where they stand alone."""
+    """Return the title of the curves."""
     return f"Error in Lp balls of radius sigma, {content['examples']} examples"
 
 
@@ -66,7 +66,9 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
         for p, counts in ((p, ball["fooled_first_by"]) for p, ball in balls.items())
     )
     smallest = tuple((p, *ball["quantiles"].values()) for p, ball in balls.items())
-    ends = "; ".join(f"at p = {p} it ends at {ball['error'][-1]:.1%}" for p, ball in balls.items())
+    ends = "The error at the largest sigma: " + ", ".join(
+        f"{ball['error'][-1]:.1%} at p = {p}" for p, ball in balls.items()
+    )
     page.write(
         folder,
         "How robust the model is",
@@ -74,14 +76,16 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
             page.Section(
                 "Errors in Lp balls",
                 (
-                    f"Of {n} examples, attacked with effort {content['effort']!r}. The error in a ball is a "
-                    "lower bound: there may be an eps that fools an example that no attack has fooled.",
+                    f"The attacks tried {n} examples with effort {content['effort']!r}. The error in a ball "
+                    "is a lower bound: an example that no attack has fooled may still have an eps that "
+                    "fools it.",
                     *content["findings"],
                 ),
                 (
                     Table(
                         "errors",
-                        f"Error of {n} examples in Lp balls of radius sigma, by all attacks and one step",
+                        f"Error on {n} examples in Lp balls of radius sigma, after all attacks and after "
+                        "one step",
                         columns(
                             (TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, "error", "standard error", "one step")
                         ),
@@ -90,16 +94,20 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                     Plot("curves", title_of(content), ends, draw, plots.panels_size(list(balls))),
                     Table(
                         "attacks",
-                        f"How many of {n} examples each attack has fooled first, by p",
+                        f"Number of the {n} examples that each attack was the first to fool, by p",
                         columns((TEXT, "p", *some["fooled_first_by"], "none")),
                         first,
                     ),
                     Table(
                         "smallest",
-                        "Smallest sigma that is known to change a right prediction, quantiles by p",
+                        "Smallest sigma known to change a right prediction: quantiles over examples, by p",
                         columns((TEXT, "p"), ("{:.4g}", *some["quantiles"])),
                         smallest,
-                        ("Empty: not within the largest sigma. Upper bounds of the distance to a boundary.",),
+                        (
+                            "Columns: the fraction of the correctly classified examples whose smallest "
+                            "sigma is at most the number shown. An empty cell is beyond the largest sigma. "
+                            "The numbers are upper bounds of the distance to the decision boundary.",
+                        ),
                     ),
                 ),
             )

@@ -1,4 +1,4 @@
-"""Tables of results, as text."""
+"""Tables of results as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lpfamily.training.runs import Run
 
 
 def result_table(result: Json, recipe: Recipe, inputs: int) -> str:
-    """Return the table that ends `lpfamily.train`: test errors in percent and what was tested."""
+    """Return the final table of `lpfamily.train`: the test errors in percent, the parameters and the data."""
     errors = result["test_error"]
     rows = [("clean", f"{errors['clean']:.2%}")]
     for std, noise in errors["noise"].items():
@@ -32,9 +32,9 @@ def result_table(result: Json, recipe: Recipe, inputs: int) -> str:
 
 
 def grid_table(run: Run) -> str:
-    """Return the table of what `--grid` chose from."""
+    """Return the table of the combinations that `--grid` chose from."""
     values = run.read(grid.GRID, run.config.get("grid"))
-    with files.understanding(run.folder / grid.GRID, "not what was chosen from"):
+    with files.understanding(run.folder / grid.GRID, "not the combinations of a grid"):
         rows = [
             (
                 name,
@@ -45,7 +45,7 @@ def grid_table(run: Run) -> str:
         ]
         chosen = values["chosen"]
     first = max((len(name) for name, _, _ in rows), default=0)
-    lines = ["validation error (of stage one, in the epoch that it keeps)"]
+    lines = ["validation error (stage one, at the epoch that it keeps)"]
     for name, error, epoch in rows:
         line = _row(name, [error], first, 10)
         line += f"  epoch {epoch}" if epoch else ""
@@ -54,7 +54,7 @@ def grid_table(run: Run) -> str:
 
 
 def runs_table(lines: list[Json]) -> str:
-    """Return the table of `lpfamily.runs`: a row per run, errors in percent."""
+    """Return the table of `lpfamily.runs`: one row per run, errors in percent."""
     if not lines:
         return "no runs"
     names = ("model", "data", "objective", "p", "sigma", "epoch", "validation_error", "test_error", "state")
@@ -65,7 +65,7 @@ def runs_table(lines: list[Json]) -> str:
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(
         [
-            "errors: of the last epoch on held-out examples, and of the result on the clean test set",
+            "validation: held-out error of the last epoch; test: error of the result on the clean test set",
             *(_row(name, map(str.rjust, cells, widths), first, 0) for name, *cells in rows),
             *(f"  {line['problem']}" for line in lines if "problem" in line),
         ]
@@ -81,7 +81,7 @@ def _shown(name: str, value: str | float | None) -> str:
 
 
 def robustness_table(result: Json, name: str) -> str:
-    """Return the table that ends `lpfamily.evaluate`: percent by p and sigma, and smallest radii."""
+    """Return the final table of `lpfamily.evaluate`: errors by p and sigma in percent, and smallest radii."""
     n, row = result["examples"], functools.partial(_row, first=20, width=10, gap="")
     lines = [
         f"robustness ({name}, {n} test examples, a standard error of {0.5 / math.sqrt(n):.2%} at most)",
@@ -107,12 +107,12 @@ def robustness_table(result: Json, name: str) -> str:
     lines += [
         "",
         f"  noise: mean of {result['noise_draws']} draws, not clipped",
-        "  smallest sigma: that changes the prediction, quantiles over the examples that are right at first;",
-        "  never: not within the largest sigma; by up to many steps it is an upper bound",
+        "  smallest sigma that changes the prediction: quantiles over the correctly classified examples;",
+        "  never: not within the largest sigma; with many steps, an upper bound of the smallest sigma",
     ]
     return "\n".join(lines)
 
 
 def _row(name: str, cells: Iterable[str], first: int, width: int, gap: str = "  ") -> str:
-    """Return a line: the name in `first` columns, then each cell to the right of `width` columns."""
+    """Return a line: the name in `first` characters, then each cell right-aligned in `width` characters."""
     return f"  {name:<{first}}" + "".join(f"{gap}{cell:>{width}}" for cell in cells)
