@@ -1,4 +1,4 @@
-"""`python -m lpfamily.reproduce`: the paper's tables and figures, measured anew, as a page."""
+"""`python -m lpfamily.reproduce`: measure the paper's tables and figures anew and write them as a page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,10 +29,10 @@ from lpfamily.training.progress import Progress
 
 NAME = "python -m lpfamily.reproduce"
 BUDGETS: dict[Budget, str] = {
-    "quick": "short training on some of the images, so errors are larger than those of the published recipes",
+    "quick": "short training on some of the images, so errors are larger than with the published recipes",
     "paper": "the published recipes",
 }
-"""What each budget means, for a reader of the page."""
+"""The meaning of each budget, for readers of the page."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,20 +49,25 @@ def _parser() -> commands.Parser:
     )
     result = commands.Parser(
         prog=NAME,
-        description="Measure the paper's tables and figures anew, and write them as one HTML page, with CSV, "
-        "PNG and SVG files beside it. What is measured is kept in OUT: a second call does what is missing.",
+        description="Measure the paper's tables and figures anew, and write them as one HTML page with CSV, "
+        "PNG and SVG files. OUT keeps all measurements, so a second call measures only what is missing.",
         epilog=f"example: {NAME} table6 table8 figure5 --data-dir DATA",
     )
-    result.add_argument("names", nargs="+", metavar="NAME", help=f"all, or of {listed}")
-    add = result.group("what it is made with")
+    result.add_argument("names", nargs="+", metavar="NAME", help=f"all, or any of these. {listed}")
+    add = result.group("how it is measured")
     add(
         "--budget",
-        "quick: fewer epochs and images, and the page says so beside the numbers; paper: the published "
-        "recipes, days on two cores",
+        "quick trains on fewer images for fewer epochs, and the page says so next to the numbers; paper "
+        "takes the published recipes, which need days on two cores",
         Names(get_args(Budget)),
         default="quick",
     )
-    add("--seeds", "runs of each network, from seed 0", COUNT, default="3; quick convolutions 1")
+    add(
+        "--seeds",
+        "runs of each network, from seed 0",
+        COUNT,
+        default="3; with --budget quick 1 for convolutions and table-p",
+    )
     add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="torch, else jax, else numpy")
     add("--device", "as in lpfamily.train", TEXT, default="cpu")
     add("--data-dir", "local data files", PATH, default="LPFAMILY_DATA, or a download into the user's cache")
@@ -70,12 +76,12 @@ def _parser() -> commands.Parser:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="run folders, or folders of them, to take finished runs of the same recipe from",
+        help="run folders, or folders of run folders, whose finished runs of the same recipe are used",
     )
-    add("--jobs", "networks that are trained at once, one thread each", COUNT, default="one a core")
+    add("--jobs", "networks trained at the same time, each in one thread", COUNT, default="one per core")
     add = result.group("the result")
-    add("--out", "the folder of page, files, measurements and runs", PATH, default="reproduction")
-    add("--quiet", "no progress")
+    add("--out", "the folder of the page, its files, measurements and runs", PATH, default="reproduction")
+    add("--quiet", "show no progress")
     return result
 
 
@@ -84,8 +90,8 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
     names = list(experiments) if "all" in given["names"] else given["names"]
     for name in names:
         if name not in experiments:
-            hint = nearest(name, experiments, f"choose all, or of {', '.join(experiments)}")
-            raise BadInput(f"there is no {name!r}; {hint}")
+            hint = nearest(name, experiments, f"choose all, or any of {', '.join(experiments)}")
+            raise BadInput(f"there is no table or figure {name!r}; {hint}")
     setting = Setting(
         out=given.get("out", Path("reproduction")),
         data_dir=given["data_dir"].resolve() if "data_dir" in given else None,
@@ -103,14 +109,14 @@ def _reproduce(given: dict[str, Any], argv: list[str]) -> int:
         with _interrupts.interruptible():
             results = _measured(setting, names, progress)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on: {NAME} {shlex.join(argv)}", file=sys.stderr)
+        print(f"\nstopped; the same command resumes: {NAME} {shlex.join(argv)}", file=sys.stderr)
         raise
     print(_write(setting, results, argv, progress.warn), flush=True)
     return 0
 
 
 def _backend() -> str:
-    """Return the first of torch, jax and numpy that is there: numpy trains no convolutions."""
+    """Return the first installed of torch, jax and numpy; numpy comes last, as it trains no convolutions."""
     for name in ("torch", "jax"):
         try:
             backends.find(name)
@@ -121,14 +127,14 @@ def _backend() -> str:
 
 
 def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Record]:
-    """Return what is kept and what was asked for, by measurement: measures what is missing."""
+    """Return records by measurement: all that exist, and those of `names`, measured if they are missing."""
     experiments = catalogue.EXPERIMENTS
     wanted = {m.name: m for name in names for m in experiments[name].measurements}
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
-        networks.checksum(name, setting.data_dir)  # what cannot be done is named before hours of training
+        networks.checksum(name, setting.data_dir)  # fails here, before hours of training, if data are missing
     measurements = {m.name: m for experiment in experiments.values() for m in experiment.measurements}
-    there = {name: records.read(setting, m, progress.note) for name, m in measurements.items()}
-    results = {name: found for name, found in there.items() if found is not None}
+    stored = {name: records.read(setting, m, progress.note) for name, m in measurements.items()}
+    results = {name: record for name, record in stored.items() if record is not None}
     missing = [m for name, m in wanted.items() if name not in results]
     for measurement in missing:
         for seed in range(measurement.seeds(setting) if measurement.seeds else 1):
@@ -136,33 +142,33 @@ def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[st
                 networks.check_trainable(setting, name, seed)
     with progress.parts({m.name: m.cost for m in missing}) as part:
         for measurement in missing:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             with part(measurement.name) as tick:
                 result = measurement.measure(setting, tick)
-            found = Record(records.depends(setting, measurement), time.perf_counter() - begun, result)
-            records.write(records.path_of(setting, measurement), found)
-            results[measurement.name] = found
+            record = Record(records.depends(setting, measurement), time.perf_counter() - start, result)
+            records.write(records.path_of(setting, measurement), record)
+            results[measurement.name] = record
     return results
 
 
 def _against_the_paper(verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, str]]:
-    """Yield which errors are ahead of the paper's, level with them and behind, as facts of the summary."""
+    """Yield the facts of the summary: which errors are ahead of the paper's, level with them or behind."""
     for verdict in VERDICTS:
-        if of := [name for name, found in verdicts.items() if found == verdict]:
-            yield f"{verdict} the paper", f"{len(of)} of {len(verdicts)}: {'; '.join(of)}"
+        if names := [name for name, each in verdicts.items() if each == verdict]:
+            yield f"{verdict} the paper", f"{len(names)} of {len(verdicts)}: {'; '.join(names)}"
 
 
 def _reported(setting: Setting, experiment: Experiment, measured: list[Record]) -> tuple[list[Item], str]:
-    """Return the items of an experiment, and its finding, empty if it has none.
+    """Return the items of an experiment and its finding, empty if it has none.
 
-    Raise `BadInput` if it fails on what was kept and not on what is new.
+    Raise `BadInput` if the report fails on records read from files.
     """
-    results = [found.result for found in measured]
+    results = [record.result for record in measured]
     try:
-        items = list(experiment.report(setting, *results))
+        items = [_with_command(setting, experiment, item) for item in experiment.report(setting, *results)]
         return items, experiment.finding(setting, *results) if experiment.finding else ""
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
-        if paths := [str(found.path) for found in measured if found.path]:
+        if paths := [str(record.path) for record in measured if record.path]:
             raise BadInput(
                 f"{' and '.join(paths)}: not what this version measures ({cause!r}); remove it, to measure "
                 "anew"
@@ -170,54 +176,66 @@ def _reported(setting: Setting, experiment: Experiment, measured: list[Record]) 
         raise
 
 
+def _with_command(setting: Setting, experiment: Experiment, item: Item) -> Item:
+    """Return a table or figure with a note that names the command behind its numbers."""
+    seeds = f" --seeds {setting.seeds}" if setting.seeds else ""
+    note = (
+        f"Measured by `{NAME} {experiment.name} --budget {setting.budget}{seeds} --backend "
+        f"{setting.backend}`."
+    )
+    if any(m.networks for m in experiment.measurements):
+        note += " The end of the page has the `lpfamily.train` command of each network."
+    return replace(item, notes=(*item.notes, note))
+
+
 def _write(
     setting: Setting, results: Mapping[str, Record], argv: list[str], warn: Callable[[str], None]
 ) -> Path:
-    """Write the page of all experiments whose measurements are there, and return its path."""
-    experiments = catalogue.EXPERIMENTS.values()
-    there = {
-        experiment.name
-        for experiment in experiments
+    """Write the page of all experiments that have their records, and return its path."""
+    complete = {
+        name
+        for name, experiment in catalogue.EXPERIMENTS.items()
         if all(m.name in results for m in experiment.measurements)
     }
-    sections, findings, sets = [], dict[str, tuple[str, str]](), dict[str, None]()
+    sections, findings, data_sets = [], dict[str, tuple[str, str]](), dict[str, None]()
     verdicts: dict[str, Verdict] = {}
     for chapter in catalogue.CHAPTERS:
         items: list[Item] = []
         for experiment in chapter.experiments:
-            if experiment.name in there and experiment.within not in there:
+            if experiment.name in complete and experiment.within not in complete:
                 measured = [results[m.name] for m in experiment.measurements]
                 new, finding = _reported(setting, experiment, measured)
                 items += new
                 if experiment.verdicts and setting.budget == "paper":
-                    verdicts |= experiment.verdicts(setting, *(found.result for found in measured))
+                    verdicts |= experiment.verdicts(setting, *(record.result for record in measured))
                 if finding:
                     findings[experiment.name] = finding, new[0].name
-                sets |= dict.fromkeys(name for m in experiment.measurements for name in m.data)
+                data_sets |= dict.fromkeys(name for m in experiment.measurements for name in m.data)
         if items:
             sections.append(page.Section(chapter.title, (chapter.text,), tuple(items)))
     facts = [
         ("command", f"`{NAME} {shlex.join(argv)}`"),
         ("budget", setting.budget),
         ("backend", f"{setting.backend} on {setting.device}"),
-        ("seconds", ", ".join(f"{name} {found.seconds:.0f}" for name, found in results.items())),
+        ("seconds", ", ".join(f"{name} {record.seconds:.0f}" for name, record in results.items())),
         ("versions", ", ".join(f"{name} {text}" for name, text in commands.versions().items())),
     ]
-    for name, trained in networks.trained_by(found.result for found in results.values()).items():
+    for name, trained in networks.training_backends(record.result for record in results.values()).items():
         first, *others = trained
-        told = shlex.join(networks.flags(name, setting.budget, first))
-        alike = f", and seeds {', '.join(map(str, others))}" if others else ""
+        flags = shlex.join(networks.flags(name, setting.budget, first))
+        seeds = f", and seeds {', '.join(map(str, others))}" if others else ""
         elsewhere = "".join(
             f"; seed {seed} was trained by {backend}"
             for seed, backend in trained.items()
             if backend not in ("", setting.backend)
         )
-        facts.append((name, f"`python -m lpfamily.train {told}`{alike}{elsewhere}"))
+        label = f"{networks.NETWORKS[name].label} ({name})"
+        facts.append((label, f"`python -m lpfamily.train {flags}`{seeds}{elsewhere}"))
     title = "A Unified Gradient Regularization Family for Adversarial Examples, measured anew"
     summary = page.Summary(
         (
             ("date", time.strftime("%Y-%m-%d")),
-            ("data", ", ".join(sets) or "none"),
+            ("data", ", ".join(data_sets) or "none"),
             ("budget", f"{setting.budget}: {BUDGETS[setting.budget]}"),
             *_against_the_paper(verdicts),
         ),

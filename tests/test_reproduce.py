@@ -199,7 +199,7 @@ def test_a_run_that_began_with_the_weights_of_another_is_not_taken(setting, tmp_
         finished(setting, "softmax", 0, silent)
     for folder, taken in (drawn, drawn), (given, None):
         other = Setting(tmp_path / "other", setting.data_dir, runs=runs_in([folder]))
-        assert networks._Job(other, "softmax", 0).begun() == taken
+        assert networks._Job(other, "softmax", 0).existing_folder() == taken
 
 
 def test_a_run_that_fails_says_why(setting):
@@ -640,7 +640,10 @@ def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, foun
     page = reproduce._write(Setting(tmp_path, None, budget="paper"), results, [], pytest.fail).read_text()
     rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', page))
     told = "--data mnist --model sigmoid-mlp --p 2 --sigma 1 --seed 0"
-    assert rows.pop("sigmoid-p2") == f"<code>python -m lpfamily.train {told}</code>{said}"
+    assert (
+        rows.pop("Sigmoid MLP + gradient p = 2 (sigmoid-p2)")
+        == f"<code>python -m lpfamily.train {told}</code>{said}"
+    )
     assert rows.keys() == {"command", "budget", "backend", "seconds", "versions"}
 
 

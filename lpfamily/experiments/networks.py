@@ -51,7 +51,7 @@ class PaperNetwork:
     """The flags of the command, without budget, seed, backend and folders."""
 
 
-class Ended(TypedDict):
+class Outcome(TypedDict):
     """The outcome of a run, from its `result.json` and `config.json`; errors are fractions."""
 
     clean: float
@@ -131,17 +131,17 @@ def _trainings(source: str) -> Iterator[tuple[str, str, str]]:
 
 NETWORKS = {
     name: PaperNetwork(
-        name, kind, plain, label + added, source, ("--data", source, "--model", model, *told.split())
+        name, kind, plain, label + added, source, ("--data", source, "--model", model, *given.split())
     )
     for (kind, label, source, model), rows in _ROWS.items()
-    for name, plain, added, told in rows
+    for name, plain, added, given in rows
 } | {
     f"{source}-{name}": PaperNetwork(
         *(f"{source}-{name}", f"exponents-{source}", f"{source}-plain", label, source),
-        ("--data", source, *_DENSE.split(), *told.split()),
+        ("--data", source, *_DENSE.split(), *given.split()),
     )
     for source in RADII
-    for name, label, told in _trainings(source)
+    for name, label, given in _trainings(source)
 }
 
 _SHORT_CONVOLUTIONS = (
@@ -202,7 +202,7 @@ def all_finished(setting: Setting, wanted: Iterable[tuple[str, int]], tick: Tick
 def check_trainable(setting: Setting, name: str, seed: int) -> None:
     """Raise `BadInput` if the backend cannot train a network that is missing, or if its result is invalid."""
     job = _Job(setting, name, seed)
-    folder = job.begun()
+    folder = job.existing_folder()
     if folder is None:
         recipe = recipe_of(setting, name, seed)
         source = data.source(recipe.data)
@@ -213,58 +213,58 @@ def check_trainable(setting: Setting, name: str, seed: int) -> None:
         result(setting, name, folder)
 
 
-def result(setting: Setting, name: str, folder: Path) -> Ended:
+def result(setting: Setting, name: str, folder: Path) -> Outcome:
     """Return the outcome of a finished run of a network; raise `BadInput` if its result is invalid."""
     run = runs.find(folder, option="")
-    config, ended = configs.read(run), run.result or {}
-    examples = ended["test_examples"] if "test_examples" in ended else tested(setting, name)
+    config, content = configs.read(run), run.result or {}
+    examples = content["test_examples"] if "test_examples" in content else count_test_examples(setting, name)
     remedy = f"{REMEDY}, or remove it and resume with python -m lpfamily.train --resume {run.folder}"
     with files.understanding(run.folder / runs.RESULT, "not the result of a run", remedy):
-        errors, texts = ended["test_error"], (ended["parameters"], ended["tested_on"])
-        found: Ended = {
+        errors, texts = content["test_error"], (content["parameters"], content["tested_on"])
+        outcome: Outcome = {
             "clean": errors["clean"],
             "noise": errors["noise"],
             "one_step": errors["one_step"],
             "seed": config.recipe.seed,
             "backend": config.backend,
-            "epochs": ended["epochs"],
-            "seconds_per_epoch": ended["seconds_per_epoch"],
+            "epochs": content["epochs"],
+            "seconds_per_epoch": content["seconds_per_epoch"],
             "parameters": texts[0],
             "tested_on": texts[1],
             "test_examples": examples,
         }
-        fractions = [found["clean"], *(found["one_step"][f"{p:g}"] for p in ONE_STEP)]
+        fractions = [outcome["clean"], *(outcome["one_step"][f"{p:g}"] for p in ONE_STEP)]
         for std in NOISE:
-            fractions += [found["noise"][f"{std:g}"][what] for what in ("mean", "standard_error")]
-        numbers = [*fractions, found["epochs"], found["seconds_per_epoch"]]
+            fractions += [outcome["noise"][f"{std:g}"][key] for key in ("mean", "standard_error")]
+        numbers = [*fractions, outcome["epochs"], outcome["seconds_per_epoch"]]
         if any(type(number) not in (int, float) or not 0 <= number < math.inf for number in numbers):
             raise ValueError(f"not all of {numbers} are finite numbers, 0 or more")
-        if max(fractions) > 1 or type(found["epochs"]) is not int:
-            raise ValueError(f"errors of {fractions} after {found['epochs']} epochs")
+        if max(fractions) > 1 or type(outcome["epochs"]) is not int:
+            raise ValueError(f"errors of {fractions} after {outcome['epochs']} epochs")
         if type(examples) is not int or examples < 1:
             raise ValueError(f"tested on {examples!r} examples")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"parameters {texts[0]!r}, tested on {texts[1]!r}")
-        return found
+        return outcome
 
 
-def tested(setting: Setting, name: str) -> int:
+def count_test_examples(setting: Setting, name: str) -> int:
     """Return the number of test examples of a network, which results of earlier versions lack."""
     recipe = recipe_of(setting, name)
     return recipe.test_examples or len(data.load(recipe.data, setting.data_dir).test.x)
 
 
-def trained_by(results: Iterable[Json]) -> dict[str, dict[int, str]]:
+def training_backends(results: Iterable[Json]) -> dict[str, dict[int, str]]:
     """Return the backends that trained the runs of measurements, by network and seed; "" if unknown."""
-    found: dict[str, dict[int, str]] = {}
-    for each in results:
-        measured = each.get("runs", each)
-        for name in NETWORKS.keys() & measured.keys():
-            ended = measured[name] if isinstance(measured[name], list) else [measured[name]]
-            for run in ended:
-                seeds = found.setdefault(name, {})
-                seeds[run["seed"]] = run.get("backend") or seeds.get(run["seed"], "")
-    return {name: dict(sorted(found[name].items())) for name in NETWORKS if name in found}
+    backend_of: dict[str, dict[int, str]] = {}
+    for measured in results:
+        by_network = measured.get("runs", measured)
+        for name in NETWORKS.keys() & by_network.keys():
+            outcomes = by_network[name] if isinstance(by_network[name], list) else [by_network[name]]
+            for outcome in outcomes:
+                seeds = backend_of.setdefault(name, {})
+                seeds[outcome["seed"]] = outcome.get("backend") or seeds.get(outcome["seed"], "")
+    return {name: dict(sorted(backend_of[name].items())) for name in NETWORKS if name in backend_of}
 
 
 @functools.cache
@@ -273,7 +273,7 @@ def checksum(name: str, data_dir: Path | None) -> str:
     return data.load(name, data_dir).sha256()
 
 
-def cut(names: Iterable[str]) -> str:
+def budget_note(names: Iterable[str]) -> str:
     """Return the note of a page that says how the quick budget shortens the training of networks."""
     kinds = dict.fromkeys(NETWORKS[name].kind for name in names)
     added = "; ".join(f"{kind} networks with `{' '.join(QUICK[kind])}`" for kind in kinds)
@@ -292,13 +292,13 @@ class _Job:
         self.here = setting.out / "runs" / self.name
         self.share = 0.0
 
-    def begun(self) -> Path | None:
+    def existing_folder(self) -> Path | None:
         """Return the folder of a finished run elsewhere, else that of a run begun here, else None."""
         return self._elsewhere() or (self.here if (self.here / runs.CONFIG).exists() else None)
 
     def finish(self, stop: threading.Event) -> Path:
         """Train the run and return its folder; once `stop` is set, do not begin it, or leave it to resume."""
-        folder = self.begun() or self.here
+        folder = self.existing_folder() or self.here
         self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)
@@ -330,9 +330,9 @@ class _Job:
                 if stop.wait(0.5):
                     process.terminate()
                 self.share = max(self.share, 0.01, _share(folder))
-            said = process.stderr.read().strip() if process.stderr else ""
+            message = process.stderr.read().strip() if process.stderr else ""
         if process.returncode and not stop.is_set():
-            reason = said.splitlines()[-1] if said else "the command gave no reason"
+            reason = message.splitlines()[-1] if message else "the command gave no reason"
             raise OSError(f"{self.name} was not trained: {reason}")
 
     def _check(self, folder: Path) -> None:
@@ -354,8 +354,7 @@ class _Job:
             config = configs.read(run)
             recipe = recipe_of(self.setting, self.network, self.seed)
             wanted = recipe, checksum(recipe.data, self.setting.data_dir), None
-            found = config.recipe, config.data_sha256, config.init_from
-            if found == wanted and run.result is not None:
+            if (config.recipe, config.data_sha256, config.init_from) == wanted and run.result is not None:
                 return folder
         return None
 
@@ -373,12 +372,12 @@ def _share(folder: Path) -> float:
 
 def runs_in(folders: Iterable[Path]) -> tuple[Path, ...]:
     """Return the run folders among these folders and their subfolders."""
-    found: list[Path] = []
+    runs_found: list[Path] = []
     for folder in folders:
         with refusing(f"--runs {folder}: cannot be read", "; give a folder of runs", OSError):
-            within = (folder, *sorted(folder.iterdir()))
-            found += [each for each in within if (each / runs.CONFIG).exists()]
-    return tuple(found)
+            candidates = (folder, *sorted(folder.iterdir()))
+            runs_found += [each for each in candidates if (each / runs.CONFIG).exists()]
+    return tuple(runs_found)
 
 
 def longest_path(out: Path) -> Path:
@@ -386,39 +385,39 @@ def longest_path(out: Path) -> Path:
     return out / "runs" / f"{max(NETWORKS, key=len)}-{10**9}" / f".{runs.CHECKPOINT}.new"
 
 
-def opened(
+def open_networks(
     setting: Setting, names: Sequence[str], tick: Tick
-) -> tuple[dict[str, Trainer], dict[str, Ended], Split]:
+) -> tuple[dict[str, Trainer], dict[str, Outcome], Split]:
     """Return trainers of finished networks with seed 0, the outcomes of their runs, and their test set."""
     folders = dict(zip(names, all_finished(setting, [(name, 0) for name in names], tick), strict=True))
     trainers = {
         name: load(folder).trainer(setting.backend, setting.device) for name, folder in folders.items()
     }
-    ended = {name: result(setting, name, folder) for name, folder in folders.items()}
-    return trainers, ended, data.load(NETWORKS[names[0]].data, setting.data_dir).test
+    outcomes = {name: result(setting, name, folder) for name, folder in folders.items()}
+    return trainers, outcomes, data.load(NETWORKS[names[0]].data, setting.data_dir).test
 
 
-def chance_notes(found: Mapping[str, Sequence[Ended]], examples: int) -> list[str]:
+def chance_notes(outcomes: Mapping[str, Sequence[Outcome]], examples: int) -> list[str]:
     """Return a note for each run whose error on so many examples is compatible with guessing."""
     return [
         f"{NETWORKS[name].label}, seed {run['seed']}, is at chance: its test error is {run['clean']:.2%}, so "
         "the numbers measured on it mean nothing."
-        for name, ended in found.items()
-        for run in ended
+        for name, seeds in outcomes.items()
+        for run in seeds
         if examples >= ENOUGH and is_chance(run["clean"], examples, data.source(NETWORKS[name].data).classes)
     ]
 
 
-def network_notes(setting: Setting, ended: Mapping[str, Ended]) -> list[str]:
+def network_notes(setting: Setting, outcomes: Mapping[str, Outcome]) -> list[str]:
     """Return notes on networks: seed, epochs, test error, and what the quick budget shortens."""
     each = "; ".join(
         f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"
-        for name, run in ended.items()
+        for name, run in outcomes.items()
     )
     notes = [f"The networks (seed 0): {each}."]
-    for name, run in ended.items():
+    for name, run in outcomes.items():
         # results of earlier versions have no number of test examples
         notes += chance_notes({name: [run]}, run.get("test_examples", 0))
     if setting.budget == "quick":
-        notes.append(cut(ended))
+        notes.append(budget_note(outcomes))
     return notes

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lpfamily.experiments.definitions import Json, Measurement, Setting
-from lpfamily.experiments.networks import checksum, flags, trained_by
+from lpfamily.experiments.networks import checksum, flags, training_backends
 from lpfamily.training import files
 from lpfamily.training.errors import BadInput
 
@@ -40,12 +40,12 @@ def path_of(setting: Setting, measurement: Measurement) -> Path:
 
 def depends(setting: Setting, measurement: Measurement) -> dict[str, object]:
     """Return everything that a result depends on; a record made with anything else is measured anew."""
-    found: dict[str, object] = {name: getattr(setting, name) for name in measurement.depends}
+    inputs: dict[str, object] = {name: getattr(setting, name) for name in measurement.depends}
     if measurement.seeds is not None:
-        found["seeds"] = measurement.seeds(setting)
+        inputs["seeds"] = measurement.seeds(setting)
     for name in measurement.networks:
-        found[name] = shlex.join(flags(name, setting.budget, 0))
-    return found | {name: checksum(name, setting.data_dir) for name in measurement.data}
+        inputs[name] = shlex.join(flags(name, setting.budget, 0))
+    return inputs | {name: checksum(name, setting.data_dir) for name in measurement.data}
 
 
 def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]) -> Record | None:
@@ -60,39 +60,39 @@ def read(setting: Setting, measurement: Measurement, note: Callable[[str], None]
     if not os.path.lexists(path):
         return None
     try:
-        found = files.read_json(path)
-        kind, sha256 = found.pop("format", None), found.pop("sha256", None)
+        content = files.read_json(path)
+        kind, sha256 = content.pop("format", None), content.pop("sha256", None)
         if isinstance(kind, int) and kind > FORMAT:
             raise BadInput(f"{path}: has format {kind}; this version reads formats up to {FORMAT}")
-        if (kind, sha256) not in ((None, None), (FORMAT, _checksum(found))):
+        if (kind, sha256) not in ((None, None), (FORMAT, _checksum(content))):
             raise ValueError("its checksum does not match")
-        kept = Record(found["setting"], found["seconds"], found["result"], path)
-        if not (type(kept.seconds) in (int, float) and 0 <= kept.seconds < math.inf):
-            raise ValueError(f"it took {kept.seconds!r} seconds")
-        trained_by([kept.result])
+        record = Record(content["setting"], content["seconds"], content["result"], path)
+        if not (type(record.seconds) in (int, float) and 0 <= record.seconds < math.inf):
+            raise ValueError(f"it took {record.seconds!r} seconds")
+        training_backends([record.result])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as cause:
         reason = str(cause) if isinstance(cause, BadInput) else f"{path}: cannot be read ({cause!r})"
         raise BadInput(f"{reason}; or remove it, to measure anew") from cause
     try:
-        if kept.setting != depends(setting, measurement):
+        if record.setting != depends(setting, measurement):
             return None
     except BadInput:  # its data are not there, and it was not asked for
         return None
     if sha256 is None:
         note(f"{path}: has no checksum, as an earlier version wrote it; it is used as it is")
-    return kept
+    return record
 
 
-def write(path: Path, kept: Record) -> None:
+def write(path: Path, record: Record) -> None:
     """Write a record; raise `ValueError` if a number in it is not finite."""
-    found = {"setting": kept.setting, "seconds": kept.seconds, "result": kept.result}
-    content = {"format": FORMAT, "sha256": _checksum(found)} | found
+    body = {"setting": record.setting, "seconds": record.seconds, "result": record.result}
+    content = {"format": FORMAT, "sha256": _checksum(body)} | body
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
-def _checksum(found: Mapping[str, object]) -> str:
-    read = json.loads(
-        json.dumps(found, allow_nan=False)
+def _checksum(body: Mapping[str, object]) -> str:
+    values = json.loads(
+        json.dumps(body, allow_nan=False)
     )  # JSON makes all keys strings, which are then sorted
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -18,10 +18,10 @@ def measurement(name: str, networks: tuple[str, ...], cost: float, *, slow: bool
 
     def measure(setting: Setting, tick: Tick) -> Json:
         wanted = [(network, seed) for network in networks for seed in range(seeds(setting))]
-        found: Json = {network: [] for network in networks}
+        outcomes: Json = {network: [] for network in networks}
         for (network, _), folder in zip(wanted, all_finished(setting, wanted, tick), strict=True):
-            found[network].append(result(setting, network, folder))
-        return found
+            outcomes[network].append(result(setting, network, folder))
+        return outcomes
 
     return Measurement(name, measure, cost, seeds, networks=networks, data=(NETWORKS[networks[0]].data,))
 

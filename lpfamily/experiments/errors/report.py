@@ -10,10 +10,10 @@ from scipy import stats
 
 from lpfamily.experiments.definitions import Chapter, Experiment, Measurement, Setting, Verdict
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
-from lpfamily.experiments.networks import NETWORKS, Ended, chance_notes, cut, tested
+from lpfamily.experiments.networks import NETWORKS, Outcome, budget_note, chance_notes, count_test_examples
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
-Runs = Mapping[str, Sequence[Ended]]
+Runs = Mapping[str, Sequence[Outcome]]
 """The runs of each network, one per seed."""
 
 STDS = ("0", "0.1", "0.3")
@@ -56,22 +56,22 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
         *((PERCENT, "the paper"), (TEXT, "against the paper")),
     )
 
-    def report(setting: Setting, found: Runs) -> Iterator[Item]:
-        rows, against = [], verdicts(setting, found) if setting.budget == "paper" else {}
+    def report(setting: Setting, outcomes: Runs) -> Iterator[Item]:
+        rows, against = [], verdicts(setting, outcomes) if setting.budget == "paper" else {}
         for network in measurement.networks:
-            errors, plain = (_clean(found[each]) for each in (network, NETWORKS[network].plain))
+            errors, plain = (_clean(outcomes[each]) for each in (network, NETWORKS[network].plain))
             label = NETWORKS[network].label
             row = label, *mean_and_deviation(errors), len(errors), paired_p_value(errors, plain)
             rows.append((*row, CLEAN.get(network), against.get(label)))
-        notes = COLUMNS, *remarks, *_notes(setting, found, measurement.networks)
+        notes = COLUMNS, *remarks, *_notes(setting, outcomes, measurement.networks)
         yield Table(name, title, heads, tuple(rows), notes)
 
-    def finding(setting: Setting, found: Runs) -> str:
-        return _clean_finding(found, measurement.networks[-1], _examples(setting, found))
+    def finding(setting: Setting, outcomes: Runs) -> str:
+        return _clean_finding(outcomes, measurement.networks[-1], _examples(setting, outcomes))
 
-    def verdicts(setting: Setting, found: Runs) -> dict[str, Verdict]:
+    def verdicts(setting: Setting, outcomes: Runs) -> dict[str, Verdict]:
         return {
-            NETWORKS[each].label: verdict(_clean(found[each]), CLEAN[each], _examples(setting, found))
+            NETWORKS[each].label: verdict(_clean(outcomes[each]), CLEAN[each], _examples(setting, outcomes))
             for each in measurement.networks
             if each in CLEAN
         }
@@ -79,20 +79,20 @@ def _clean_table(name: str, title: str, measurement: Measurement, *remarks: str)
     return Experiment(name, (measurement,), report, finding=finding, verdicts=verdicts)
 
 
-def _clean_finding(found: Runs, network: str, examples: int) -> str:
+def _clean_finding(outcomes: Runs, network: str, examples: int) -> str:
     """Compare the error of a network with that of the same network trained plain."""
     plain = NETWORKS[network].plain
     (ours, first), (other, second) = (
-        (mean_and_deviation(_clean(found[name]))[0], CLEAN[name]) for name in (network, plain)
+        (mean_and_deviation(_clean(outcomes[name]))[0], CLEAN[name]) for name in (network, plain)
     )
-    if notes := chance_notes({name: found[name] for name in (network, plain)}, examples):
+    if notes := chance_notes({name: outcomes[name] for name in (network, plain)}, examples):
         return notes[0]
-    p_value = paired_p_value(_clean(found[network]), _clean(found[plain]))
+    p_value = paired_p_value(_clean(outcomes[network]), _clean(outcomes[plain]))
     if p_value is None:
         noise = 2 * math.sqrt(2) * resolution(other, examples)
         significant, how = abs(ours - other) > noise, "by the size of the test set"
     else:
-        significant, how = p_value < SIGNIFICANT, f"p-value {p_value:.2g} over {len(found[network])} seeds"
+        significant, how = p_value < SIGNIFICANT, f"p-value {p_value:.2g} over {len(outcomes[network])} seeds"
     verdict = "no significant difference" if not significant else "a gain" if ours < other else "a loss"
     return (
         f"{NETWORKS[network].label} has a test error of {ours:.2%}, and {other:.2%} without the "
@@ -100,11 +100,11 @@ def _clean_finding(found: Runs, network: str, examples: int) -> str:
     )
 
 
-def _noise_finding(found: Runs, paper: Mapping[str, tuple[float, ...]], examples: int) -> str:
+def _noise_finding(outcomes: Runs, paper: Mapping[str, tuple[float, ...]], examples: int) -> str:
     """Compare the last network of a paper's table with the plain one, under the largest of `STDS`."""
     network, std = list(paper)[-1], STDS[-1]
     plain = NETWORKS[network].plain
-    ours, other = (noisy_error(found[name], std, examples)[0] for name in (network, plain))
+    ours, other = (noisy_error(outcomes[name], std, examples)[0] for name in (network, plain))
     return (
         f"Under Gaussian noise of std {std}, {NETWORKS[network].label} has a test error of {ours:.2%}, and "
         f"{other:.2%} without the perturbation in training. The paper reports {paper[network][-1]:.2%} and "
@@ -113,12 +113,12 @@ def _noise_finding(found: Runs, paper: Mapping[str, tuple[float, ...]], examples
 
 
 def _noise_table(
-    name: str, title: str, *parts: tuple[Measurement, Mapping[str, tuple[float, ...]]], within: str = ""
+    name: str, title: str, *sources: tuple[Measurement, Mapping[str, tuple[float, ...]]], within: str = ""
 ) -> Experiment:
     heads = columns((TEXT, "network"), *((PERCENT, f"std {s}", "standard error", "the paper") for s in STDS))
-    measurements, papers = zip(*parts, strict=True)
+    measurements, papers = zip(*sources, strict=True)
 
-    def report(setting: Setting, *found: Runs) -> Iterator[Item]:
+    def report(setting: Setting, *outcomes: Runs) -> Iterator[Item]:
         rows: list[tuple[Cell, ...]] = []
         notes = [
             "Columns: for each standard deviation (std) of the noise, in units of the inputs, the mean test "
@@ -126,7 +126,7 @@ def _noise_table(
             "drawn ten times for each network. With one seed the standard error is that of the mean over "
             "draws, or, at std 0, the one that the size of the test set gives."
         ]
-        for paper, measured in zip(papers, found, strict=True):
+        for paper, measured in zip(papers, outcomes, strict=True):
             examples = _examples(setting, measured)
             for network, published in paper.items():
                 row: list[Cell] = [NETWORKS[network].label]
@@ -136,15 +136,15 @@ def _noise_table(
             notes += _notes(setting, measured, paper)
         yield Table(name, title, heads, tuple(rows), tuple(dict.fromkeys(notes)))
 
-    def finding(setting: Setting, *found: Runs) -> str:
-        return _noise_finding(found[0], papers[0], _examples(setting, found[0]))
+    def finding(setting: Setting, *outcomes: Runs) -> str:
+        return _noise_finding(outcomes[0], papers[0], _examples(setting, outcomes[0]))
 
-    def verdicts(setting: Setting, *found: Runs) -> dict[str, Verdict]:
+    def verdicts(setting: Setting, *outcomes: Runs) -> dict[str, Verdict]:
         return {
             f"{NETWORKS[each].label}, noise {std}": verdict(
                 [run["noise"][std]["mean"] for run in measured[each]], number, _examples(setting, measured)
             )
-            for paper, measured in zip(papers, found, strict=True)
+            for paper, measured in zip(papers, outcomes, strict=True)
             for each, published in paper.items()
             for std, number in zip(STDS[1:], published[1:], strict=True)
         }
@@ -185,7 +185,7 @@ def verdict(errors: Sequence[float], published: float, examples: int) -> Verdict
     return "ahead of" if t < 0 else "behind"
 
 
-def noisy_error(runs: Sequence[Ended], std: str, examples: int) -> tuple[float, float]:
+def noisy_error(runs: Sequence[Outcome], std: str, examples: int) -> tuple[float, float]:
     """Return the mean error on `examples` under noise of standard deviation `std`, and its standard error."""
     if std == "0":
         means = _clean(runs)
@@ -202,19 +202,19 @@ def resolution(error: float, examples: int) -> float:
     return math.sqrt(error * (1 - error) / examples)
 
 
-def _clean(runs: Sequence[Ended]) -> list[float]:
+def _clean(runs: Sequence[Outcome]) -> list[float]:
     return [run["clean"] for run in runs]
 
 
-def _examples(setting: Setting, found: Runs) -> int:
+def _examples(setting: Setting, outcomes: Runs) -> int:
     """Return the number of test examples; results of earlier versions lack it, so it is counted anew."""
-    name, runs = next(iter(found.items()))
-    return runs[0].get("test_examples") or tested(setting, name)
+    name, runs = next(iter(outcomes.items()))
+    return runs[0].get("test_examples") or count_test_examples(setting, name)
 
 
-def _notes(setting: Setting, found: Runs, networks: Iterable[str]) -> list[str]:
-    first, count = next(iter(networks)), _examples(setting, found)
-    error = found[first][0]["clean"]
+def _notes(setting: Setting, outcomes: Runs, networks: Iterable[str]) -> list[str]:
+    first, count = next(iter(networks)), _examples(setting, outcomes)
+    error = outcomes[first][0]["clean"]
     deviation = resolution(error, count)
     notes = [
         f"Tested on {count:,} examples: a single run with {error * count:.0f} errors "
@@ -222,15 +222,15 @@ def _notes(setting: Setting, found: Runs, networks: Iterable[str]) -> list[str]:
         f"of the test set alone, so a difference below {2 * math.sqrt(2) * deviation:.2%} between two single "
         "runs is within noise."
     ]
-    notes += chance_notes({network: found[network] for network in networks}, count)
+    notes += chance_notes({network: outcomes[network] for network in networks}, count)
     if setting.budget == "quick":
-        notes.append(cut(networks))
-        if min(error for network in networks for error in _clean(found[network])) > 0.5:
+        notes.append(budget_note(networks))
+        if min(error for network in networks for error in _clean(outcomes[network])) > 0.5:
             notes.append(
                 "After so few steps these networks have learned almost nothing, so their errors say nothing "
                 "about the objectives."
             )
-    if len(found[first]) < 2:
+    if len(outcomes[first]) < 2:
         notes.append("With one seed there is no deviation over seeds, and no test against plain training.")
     return notes
 

@@ -32,7 +32,7 @@ def measurement(source: str, cost: float) -> Measurement:
         folders = all_finished(setting, wanted, lambda done, of, what="": tick(done, 2 * of, what))
         test = data.load(source, setting.data_dir).test.rows(slice(EXAMPLES[setting.budget]))
         radii = {p: (RADII[source][p],) for p in ATTACKED}
-        found: Json = {network: [] for network in networks}
+        results: Json = {network: [] for network in networks}
         for done, ((network, seed), folder) in enumerate(zip(wanted, folders, strict=True), len(wanted)):
             tick(done, 2 * len(wanted), f"{network}-{seed}, attacked")
             recipe = recipe_of(setting, network, seed)
@@ -42,8 +42,8 @@ def measurement(source: str, cost: float) -> Measurement:
             attacked = ensemble.measure(classifier, batches, *how)
             fooled = {f"{p:g}": attacked.error(p, radii[p][0]).value for p in ATTACKED}
             more = {"fooled": fooled, "attacked": len(test.x), "passes": recipe.passes}
-            found[network].append(result(setting, network, folder) | more)
-        return found
+            results[network].append(result(setting, network, folder) | more)
+        return results
 
     return Measurement(
         f"exponents-{source}", measure, cost, seeds, networks=networks, data=(NETWORKS[networks[0]].data,)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from lpfamily.experiments.definitions import Chapter, Experiment, Json, Measurement, Setting
 from lpfamily.experiments.errors.report import mean_and_deviation, resolution
 from lpfamily.experiments.exponents.measure import ATTACKED, CIFAR, EFFORT, MNIST
-from lpfamily.experiments.networks import NETWORKS, RADII, cut
+from lpfamily.experiments.networks import NETWORKS, RADII, budget_note
 from lpfamily.report.contents import PERCENT, TEXT, Cell, Item, Table, columns
 
 STD = "0.3"
@@ -38,18 +38,18 @@ def _table(name: str, data: str, source: str, measurement: Measurement) -> Exper
     sizes = ", ".join(f"{radii[p]:g} at p = {p:g}" for p in ATTACKED)
     heads = {"clean": "clean", **{p: f"p = {p}" for p in BALLS}, "worst": "worst ball", "noise": f"std {STD}"}
 
-    def report(setting: Setting, found: Json) -> Iterator[Item]:
+    def report(setting: Setting, results: Json) -> Iterator[Item]:
         shown = columns(
             (TEXT, "training"),
             *((PERCENT, head, "standard error") for head in heads.values()),
             ("{:.2g}", "passes of plain"),
         )
         rows: list[tuple[Cell, ...]] = []
-        for network, runs in found.items():
+        for network, runs in results.items():
             errors = [number for column in heads for number in _mean_and_error(runs, column)]
-            passes = runs[0]["passes"] / found[f"{source}-plain"][0]["passes"]
+            passes = runs[0]["passes"] / results[f"{source}-plain"][0]["passes"]
             rows.append((NETWORKS[network].label, *errors, passes))
-        first = next(iter(found.values()))
+        first = next(iter(results.values()))
         notes = [
             "Each row is a dense ReLU network of two layers of 400 units, trained for 15 epochs. Columns: "
             f"the clean test error; the error in the ball of p = 1, 2 and inf, of radius {sizes}; the error "
@@ -66,12 +66,12 @@ def _table(name: str, data: str, source: str, measurement: Measurement) -> Exper
             "training on 5 Frank-Wolfe steps.",
         ]
         if setting.budget == "quick":
-            notes.append(cut(found))
+            notes.append(budget_note(results))
         title = f"Which p to train with, on {data}. Test error of dense networks in Lp balls, by training"
         yield Table(name, title, shown, tuple(rows), tuple(notes))
 
-    def finding(setting: Setting, found: Json) -> str:
-        worst = {network: _mean_and_error(runs, "worst")[0] for network, runs in found.items()}
+    def finding(setting: Setting, results: Json) -> str:
+        worst = {network: _mean_and_error(runs, "worst")[0] for network, runs in results.items()}
         one_step = [f"{source}-p{p:g}" for p in radii]
         best, among = min(worst, key=worst.__getitem__), min(one_step, key=worst.__getitem__)
         plain = worst[f"{source}-plain"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lpfamily.experiments.definitions import Json, Measurement, Setting
-from lpfamily.experiments.networks import of_kinds, opened
+from lpfamily.experiments.networks import of_kinds, open_networks
 from lpfamily.step import epsilon
 from lpfamily.training.backends import Trainer
 from lpfamily.training.data.mnist import MNIST
@@ -55,12 +55,12 @@ def led_to(trainer: Trainer, x: Floats, labels: Ints) -> Json:
     """
     eps = epsilon(in_chunks(trainer.input_gradients, x, labels), 2.0, 1.0)
     confused = in_chunks(lambda *each: _runner_up(trainer, *each), x, labels)
-    found = {}
+    result = {}
     for sigma in SIGMAS:
         now = in_chunks(trainer.logits, x + sigma * eps).argmax(axis=1)
         right, led = float(np.mean(now == labels)), float(np.mean(now == confused))
-        found[f"{sigma:g}"] = {"right": right, "runner_up": led, "other": 1 - right - led}
-    return found
+        result[f"{sigma:g}"] = {"right": right, "runner_up": led, "other": 1 - right - led}
+    return result
 
 
 def matched_steps(trainer: Trainer, x: Floats, labels: Ints, p: float) -> tuple[Floats, Floats]:
@@ -131,7 +131,7 @@ def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.
     other classes, and its class is None.
     """
     coefficients, parts = contributions(trainer, x, labels, classes)
-    found = []
+    digits = []
     for image, label, coefficient, part in zip(x, labels.tolist(), coefficients, parts, strict=True):
         length = float(np.linalg.norm(part.sum(axis=0)))
         part = part / (length or 1.0)
@@ -140,7 +140,7 @@ def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.
         rest = [j for j in range(classes) if j not in shown]
         steps = np.stack([*part[shown], part[rest].sum(axis=0)])
         eps = steps.sum(axis=0)
-        found.append(
+        digits.append(
             {
                 "x": _rounded(image),
                 "label": label,
@@ -151,7 +151,7 @@ def class_parts(trainer: Trainer, x: Floats, labels: Ints, classes: int = MNIST.
                 "shares": _rounded(steps @ eps, 4),
             }
         )
-    return found
+    return digits
 
 
 def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) -> Json:
@@ -165,12 +165,12 @@ def transfer(trainers: dict[str, Trainer], x: Floats, labels: Ints, tick: Tick) 
     def errors(x: Floats) -> dict[str, float]:
         return {name: error(trainer, x, labels) for name, trainer in trainers.items()}
 
-    found: Json = {"clean": errors(x), "noise": errors(x + noise), "perturbed": {}}
+    result: Json = {"clean": errors(x), "noise": errors(x + noise), "perturbed": {}}
     for done, (source, trainer) in enumerate(trainers.items()):
         tick(done, len(trainers), f"perturbations of {source}")
         steps = epsilon(in_chunks(trainer.input_gradients, x, labels), 2.0, 1.0)
-        found["perturbed"][source] = errors(x + steps)
-    return found
+        result["perturbed"][source] = errors(x + steps)
+    return result
 
 
 def neighbours_agree(perturbations: Iterable[ArrayLike]) -> float:
@@ -200,10 +200,10 @@ def square(values: ArrayLike) -> Floats:
 
 def measure_digits(setting: Setting, tick: Tick) -> Json:
     """Return `perturbed_digits` of the first example of each class, and `led_to` of all, by network."""
-    trainers, ended, test = opened(setting, PICTURED, tick)
+    trainers, outcomes, test = open_networks(setting, PICTURED, tick)
     ten = test.first_of_each(range(MNIST.classes))
     return {
-        "runs": ended,
+        "runs": outcomes,
         "examples": len(test.x),
         "digits": {name: perturbed_digits(each, ten.x, ten.labels) for name, each in trainers.items()},
         "led_to": {name: led_to(each, test.x, test.labels) for name, each in trainers.items()},
@@ -212,7 +212,7 @@ def measure_digits(setting: Setting, tick: Tick) -> Json:
 
 def measure_exponents(setting: Setting, tick: Tick) -> Json:
     """Return by p `matched_steps` of the first example of each class; a radius not found is None."""
-    trainers, ended, test = opened(setting, PICTURED[:1], tick)
+    trainers, outcomes, test = open_networks(setting, PICTURED[:1], tick)
     ten = test.first_of_each(range(MNIST.classes))
     steps = {}
     for done, p in enumerate(EXPONENTS):
@@ -220,20 +220,20 @@ def measure_exponents(setting: Setting, tick: Tick) -> Json:
         sigma, eps = matched_steps(trainers[PICTURED[0]], ten.x, ten.labels, p)
         radii = [None if math.isnan(each) else each for each in sigma.tolist()]
         steps[f"{p:g}"] = {"sigma": radii, "eps": _rounded(eps)}
-    return {"runs": ended, "x": _rounded(ten.x), "steps": steps}
+    return {"runs": outcomes, "x": _rounded(ten.x), "steps": steps}
 
 
 def measure_classes(setting: Setting, tick: Tick) -> Json:
     """Return `class_parts` of the first example of each class of `CONFUSED`."""
-    trainers, ended, test = opened(setting, PICTURED[:1], tick)
+    trainers, outcomes, test = open_networks(setting, PICTURED[:1], tick)
     some = test.first_of_each(CONFUSED)
-    return {"runs": ended, "digits": class_parts(trainers[PICTURED[0]], some.x, some.labels)}
+    return {"runs": outcomes, "digits": class_parts(trainers[PICTURED[0]], some.x, some.labels)}
 
 
 def measure_transfer(setting: Setting, tick: Tick) -> Json:
     """Return `transfer` on all test examples."""
-    trainers, ended, test = opened(setting, TRANSFER, tick)
-    return transfer(trainers, test.x, test.labels, tick) | {"runs": ended, "examples": len(test.x)}
+    trainers, outcomes, test = open_networks(setting, TRANSFER, tick)
+    return transfer(trainers, test.x, test.labels, tick) | {"runs": outcomes, "examples": len(test.x)}
 
 
 DIGITS = Measurement("perturbed-digits", measure_digits, 0.2, networks=PICTURED)

@@ -39,12 +39,12 @@ def plain_axes(figure: Figure, rows: int, columns: int = MNIST.classes) -> Seque
 
 
 def _network_rows(
-    figure: Figure, found: Json, names: Sequence[str] = measure.PICTURED
+    figure: Figure, result: Json, names: Sequence[str] = measure.PICTURED
 ) -> Iterator[tuple[Sequence[Axes], Json]]:
     """Yield for each network a row of axes, one per digit, and its measurements."""
     for row, name in zip(plain_axes(figure, len(names)), names, strict=True):
         row[0].set_ylabel(SHORT[name], fontsize=8)
-        yield row, found["digits"][name]
+        yield row, result["digits"][name]
 
 
 def _grey(axes: Axes, values: ArrayLike, low: float = 0.0) -> None:
@@ -80,9 +80,9 @@ _INK = "Red adds ink and blue removes it; "
 def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks: str) -> Experiment:
     """Return the figure of x + sigma eps, with one row per network."""
 
-    def report(setting: Setting, found: Json) -> Iterator[Item]:
+    def report(setting: Setting, result: Json) -> Iterator[Item]:
         def draw(figure: Figure) -> None:
-            for row, each in _network_rows(figure, found, names):
+            for row, each in _network_rows(figure, result, names):
                 images = np.array(each["x"]) + sigma * np.array(each["eps"])
                 said = each["predicted"][f"{sigma:g}"]
                 shown = zip(row, images, said["label"], said["probability"], each["labels"], strict=True)
@@ -92,7 +92,7 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
 
         counts = []
         for network in names:
-            each = found["digits"][network]
+            each = result["digits"][network]
             right = np.sum(np.equal(each["predicted"][f"{sigma:g}"]["label"], each["labels"]))
             counts.append(f"{NETWORKS[network].label} predicts {right} of 10 right")
         alt = f"The digits 0 to 9 and the predictions for them: {', '.join(counts)}."
@@ -102,26 +102,26 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
             "Below each image: the network's prediction and its probability, coloured and bold if it is "
             "wrong.",
             *remarks,
-            *network_notes(setting, found["runs"]),
+            *network_notes(setting, result["runs"]),
         )
         yield Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)
 
     return Experiment(name, (measure.DIGITS,), report)
 
 
-def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
+def _figure3(setting: Setting, result: Json) -> Iterator[Item]:
     def draw(figure: Figure) -> None:
-        for row, each in _network_rows(figure, found):
+        for row, each in _network_rows(figure, result):
             for axes, eps in zip(row, each["eps"], strict=True):
                 _grey(axes, 10 * np.array(eps), -1)
 
     notes = (
         _PERTURBED[0],
         "One column per digit. After magnification, mid-grey is 0, white +1 and black -1.",
-        *network_notes(setting, found["runs"]),
+        *network_notes(setting, result["runs"]),
     )
     smooth = ", ".join(
-        f"{measure.neighbours_agree(found['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
+        f"{measure.neighbours_agree(result['digits'][name]['eps']):.2f} for {NETWORKS[name].label}"
         for name in measure.PICTURED
     )
     alt = (
@@ -132,16 +132,16 @@ def _figure3(setting: Setting, found: Json) -> Iterator[Item]:
     yield Plot("figure3", title, alt, draw, (7.0, 1.5), notes)
 
 
-def _figure4(setting: Setting, found: Json) -> Iterator[Item]:
-    yield from FIGURE_4.report(setting, found)
-    yield _turned(found)
-    yield _led(found)
+def _figure4(setting: Setting, result: Json) -> Iterator[Item]:
+    yield from FIGURE_4.report(setting, result)
+    yield _turned(result)
+    yield _led(result)
 
 
-def _turned(found: Json) -> Table:
+def _turned(result: Json) -> Table:
     heads = (f"{SHORT[name]}: {what}" for name in measure.PICTURED for what in ("runner-up", "becomes"))
     shown = columns((TEXT, "digit", "in the paper", *heads))
-    digits = [found["digits"][name] for name in measure.PICTURED]
+    digits = [result["digits"][name] for name in measure.PICTURED]
     pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
     rows = tuple(
         (str(k), said, *(str(label) for pair in labels for label in pair))
@@ -162,10 +162,10 @@ def _turned(found: Json) -> Table:
     )
 
 
-def _led(found: Json) -> Table:
+def _led(result: Json) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in measure.PICTURED:
-        for sigma, each in found["led_to"][name].items():
+        for sigma, each in result["led_to"][name].items():
             right, led, other = each["right"], each["runner_up"], each["other"]
             changed = led + other
             of_changed = led / changed if changed else None
@@ -173,7 +173,7 @@ def _led(found: Json) -> Table:
     shares = (PERCENT, "still right", "runner-up", "other class"), ("{:.1%}", "runner-up among the wrong")
     heads = columns((TEXT, "network", "sigma"), *shares)
     notes = (
-        f"Columns: the fraction of all {found['examples']:,} test examples that a sigmoid network still "
+        f"Columns: the fraction of all {result['examples']:,} test examples that a sigmoid network still "
         "predicts right after the step (eq. 12), predicts as the runner-up, which is the most probable wrong "
         "class before the step, or as another class; the last column is the share of the runner-up among "
         "those not right. The paper argues that a perturbation injects the class with which the network "
@@ -190,14 +190,14 @@ def _mean_radius(radii: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
-    means = {p: _mean_radius(each["sigma"]) for p, each in found["steps"].items()}
+def _exponents(setting: Setting, result: Json) -> Iterator[Item]:
+    means = {p: _mean_radius(each["sigma"]) for p, each in result["steps"].items()}
 
     def draw(figure: Figure) -> None:
         for row, (p, each) in zip(
-            plain_axes(figure, len(measure.EXPONENTS)), found["steps"].items(), strict=True
+            plain_axes(figure, len(measure.EXPONENTS)), result["steps"].items(), strict=True
         ):
-            for axes, x, eps, sigma in zip(row, found["x"], each["eps"], each["sigma"], strict=True):
+            for axes, x, eps, sigma in zip(row, result["x"], each["eps"], each["sigma"], strict=True):
                 _signed(axes, eps, float(np.max(np.abs(eps))), x)
                 if sigma is None:
                     axes.set_xlabel("none", fontsize=7)
@@ -211,7 +211,7 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
         "the loss itself. The label of a row gives the mean radius.",
         _INK + "each image has its own scale. The line is the outline of the digit.",
         "The paper shows p = 2 only.",
-        *network_notes(setting, found["runs"]),
+        *network_notes(setting, result["runs"]),
     )
     alt = (
         "Perturbations of ten digits for five p, from a single pixel at p = 1 to equal changes of all "
@@ -224,9 +224,9 @@ def _exponents(setting: Setting, found: Json) -> Iterator[Item]:
     yield Plot("figure-p", title, alt, draw, (7.0, 4.0), notes)
 
 
-def _draw_classes(found: Json, figure: Figure) -> None:
-    grid = plain_axes(figure, len(found["digits"]), measure.SHOWN + 3)
-    for row, each in zip(grid, found["digits"], strict=True):
+def _draw_classes(result: Json, figure: Figure) -> None:
+    grid = plain_axes(figure, len(result["digits"]), measure.SHOWN + 3)
+    for row, each in zip(grid, result["digits"], strict=True):
         most = max(float(np.max(np.abs(step))) for step in (each["eps"], *each["parts"]))
         _grey(row[0], each["x"])
         _signed(row[1], each["eps"], most, each["x"])
@@ -243,11 +243,11 @@ def _draw_classes(found: Json, figure: Figure) -> None:
             axes.annotate(sign, (-0.13, 0.5), xycoords="axes fraction", ha="center", va="center")
 
 
-def _classes(setting: Setting, found: Json) -> Iterator[Item]:
+def _classes(setting: Setting, result: Json) -> Iterator[Item]:
     said = "; ".join(
         f"for the {each['label']}, its own class contributes {each['shares'][0]:.0%} and class "
         f"{each['classes'][1]} contributes {each['shares'][1]:.0%}"
-        for each in found["digits"]
+        for each in result["digits"]
     )
     notes = (
         "One row per digit: the MNIST test image, with 1 - y, the probability that the sigmoid network "
@@ -258,21 +258,21 @@ def _classes(setting: Setting, found: Json) -> Iterator[Item]:
         "to 0.",
         "The paper calls y - t negative on a right prediction. Only the component of the true class is "
         "negative, and the components sum to 0.",
-        *network_notes(setting, found["runs"]),
+        *network_notes(setting, result["runs"]),
     )
     yield Plot(
         "figure-classes",
         "What each class contributes to a sigmoid network's perturbation of a digit (eq. 25, p = 2, sigma 1)",
         f"Digits, their perturbations, and the contributions of classes that sum to them: {said}.",
-        lambda figure: _draw_classes(found, figure),
+        lambda figure: _draw_classes(result, figure),
         (7.0, 4.3),
         notes,
     )
 
 
-def _averages(found: Json) -> dict[str, float]:
+def _averages(result: Json) -> dict[str, float]:
     """Return mean errors over the networks that have learned: clean, noise, foreign and own perturbations."""
-    clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
+    clean, noise, perturbed = result["clean"], result["noise"], result["perturbed"]
     learned = [name for name in perturbed if clean[name] < CHANCE / 2]
     errors = {
         "clean": [clean[name] for name in learned],
@@ -283,8 +283,8 @@ def _averages(found: Json) -> dict[str, float]:
     return {name: float(np.mean(each)) if each else math.nan for name, each in errors.items()}
 
 
-def _transfer_finding(_: Setting, found: Json) -> str:
-    means = _averages(found)
+def _transfer_finding(_: Setting, result: Json) -> str:
+    means = _averages(result)
     return (
         f"On average over networks the test error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
         f"noise, {means['foreign']:.2%} under perturbations of the same norm that were made for another "
@@ -292,15 +292,15 @@ def _transfer_finding(_: Setting, found: Json) -> str:
     )
 
 
-def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
-    clean, noise, perturbed = found["clean"], found["noise"], found["perturbed"]
+def _transfer(setting: Setting, result: Json) -> Iterator[Item]:
+    clean, noise, perturbed = result["clean"], result["noise"], result["perturbed"]
     rows = (
         ("none (clean)", *clean.values()),
         ("noise of the same norm", *noise.values()),
         *((NETWORKS[source].label, *each.values()) for source, each in perturbed.items()),
     )
     learned = [name for name in perturbed if clean[name] < CHANCE / 2]
-    means = _averages(found)
+    means = _averages(result)
     labels = {name: NETWORKS[name].label for name in perturbed}
     notes = (
         f"On average over networks the test error is {means['clean']:.2%} clean, {means['noise']:.2%} under "
@@ -311,10 +311,10 @@ def _transfer(setting: Setting, found: Json) -> Iterator[Item]:
             for name, label in labels.items()
             if name not in learned
         ),
-        f"All {found['examples']:,} test examples; p = 2, sigma 1 (eq. 12). Each row names the network that "
+        f"All {result['examples']:,} test examples; p = 2, sigma 1 (eq. 12). Each row names the network that "
         "the perturbations were made for, each column the network that is tested on them.",
         "The paper says that perturbations transfer (III-C) and gives no numbers.",
-        *network_notes(setting, found["runs"]),
+        *network_notes(setting, result["runs"]),
     )
     heads = columns((TEXT, "perturbation of"), (PERCENT, *labels.values()))
     title = "Section III-C. Test error on MNIST under perturbations made for another network (p = 2, sigma 1)"

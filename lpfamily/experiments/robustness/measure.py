@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpfamily.experiments.definitions import Json, Measurement, Setting
-from lpfamily.experiments.networks import of_kinds, opened, recipe_of
+from lpfamily.experiments.networks import of_kinds, open_networks, recipe_of
 from lpfamily.training import robustness
 from lpfamily.training.evaluation import ONE_STEP
 from lpfamily.training.progress import Tick, silent
@@ -16,9 +16,9 @@ STEPS = {"quick": 10, "paper": 20}
 
 def measure(setting: Setting, tick: Tick) -> Json:
     """Return the result of `robustness.measure` for each network."""
-    trainers, _, test = opened(setting, COMPARED, silent)
+    trainers, _, test = open_networks(setting, COMPARED, silent)
     first = slice(EXAMPLES[setting.budget])
-    found: Json = {}
+    results: Json = {}
     for index, (name, trainer) in enumerate(trainers.items()):
 
         def advance(done: float, of: float, what: str = "", before: int = index, name: str = name) -> None:
@@ -28,7 +28,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
         inputs = test.x.shape[1]
         matched = matched_radius(recipe, 2.0, inputs)  # the same radii for all networks
         multiples = [multiple / matched for multiple in robustness.MULTIPLES]
-        found[name] = robustness.measure(
+        results[name] = robustness.measure(
             trainer,
             test.x[first],
             test.labels[first],
@@ -38,7 +38,7 @@ def measure(setting: Setting, tick: Tick) -> Json:
             seed=recipe.seed,
             tick=advance,
         )
-    return found
+    return results
 
 
 ROBUSTNESS = Measurement("robustness", measure, 2.0, networks=COMPARED)

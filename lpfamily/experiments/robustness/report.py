@@ -15,17 +15,17 @@ from lpfamily.training.robustness import MULTIPLES, findings
 AT = MULTIPLES.index(1.0)
 
 
-def _report(_: Setting, found: Json) -> Iterator[Item]:
+def _report(_: Setting, results: Json) -> Iterator[Item]:
     heads = (f"p = {p}, {what}" for p in ("1", "2", "inf") for what in ("one step", "many steps", "noise"))
     shown = columns((TEXT, "network"), ("{:.1%}", "clean", *heads))
     rows = []
-    for name, result in found.items():
+    for name, result in results.items():
         errors = (
             (ball["one_step"][AT], ball["multi_step"][AT], ball["noise"][AT]["mean"])
             for ball in result["balls"].values()
         )
         rows.append((NETWORKS[name].label, result["clean"], *(error for each in errors for error in each)))
-    first = found[COMPARED[0]]
+    first = results[COMPARED[0]]
     sigmas = ", ".join(f"{ball['sigma'][AT]:.3g} at p = {p}" for p, ball in first["balls"].items())
     notes = (
         f"Columns: the error on the first {first['examples']} test examples, clean, and for each p in the "
@@ -40,16 +40,16 @@ def _report(_: Setting, found: Json) -> Iterator[Item]:
         "step, after many, and under noise of the same norm"
     )
     yield Table("table-robustness", title, shown, tuple(rows), notes)
-    yield from (_plot(name, result) for name, result in found.items())
+    yield from (_plot(name, result) for name, result in results.items())
 
 
-def _finding(_: Setting, found: Json) -> str:
+def _finding(_: Setting, results: Json) -> str:
     name = COMPARED[-1]
-    ours, plain = (found[each]["balls"]["2"] for each in (name, NETWORKS[name].plain))
+    ours, plain = (results[each]["balls"]["2"] for each in (name, NETWORKS[name].plain))
     return (
         f"In the L2 ball of radius {ours['sigma'][AT]:g}, the test error of {NETWORKS[name].label} is "
         f"{ours['one_step'][AT]:.1%} after one step and {ours['multi_step'][AT]:.1%} after up to "
-        f"{found[name]['steps']} steps; without the perturbation in training it is "
+        f"{results[name]['steps']} steps; without the perturbation in training it is "
         f"{plain['one_step'][AT]:.1%} and {plain['multi_step'][AT]:.1%}."
     )
 

@@ -122,14 +122,14 @@ def fit(x: Inputs, labels: Labels, decay: float, start: Fit, sizes: Floats, axes
         loss, slope, bias_slope = objective(*split(flat), x, labels, decay)
         return loss, np.concatenate([(axes.T @ slope / scale).ravel(), bias_slope])
 
-    found = minimize(
+    optimum = minimize(
         value,
         np.concatenate([(axes.T @ start.weights * scale).ravel(), start.bias]),
         jac=True,
         method="L-BFGS-B",
         options={"maxcor": 20, "gtol": GRADIENT_TOLERANCE, "ftol": 0.0, "maxiter": 5000, "maxfun": 10000},
     )
-    return Fit(*split(found.x), int(found.nit))
+    return Fit(*split(optimum.x), int(optimum.nit))
 
 
 def logits(model: Fit, x: Inputs) -> Floats:
@@ -263,11 +263,11 @@ def measure(setting: Setting, tick: Tick) -> Json:
     models: list[Json] = []
     for index, (name, decay) in enumerate(MODELS.items()):
         tick(index * share, of, f"training {name}")
-        found = fit(train.x, train.labels, decay, fits[-1], *curvature)
-        fits.append(found)
-        _, *slopes = objective(found.weights, found.bias, train.x, train.labels, decay)
+        fitted = fit(train.x, train.labels, decay, fits[-1], *curvature)
+        fits.append(fitted)
+        _, *slopes = objective(fitted.weights, fitted.bias, train.x, train.labels, decay)
         gradient = max(float(np.abs(slope).max()) for slope in slopes)
-        reached = {"iterations": found.iterations, "gradient": gradient}
+        reached = {"iterations": fitted.iterations, "gradient": gradient}
         models.append({"name": name, "decay": decay} | reached)
 
     def drawn() -> None:
@@ -277,8 +277,8 @@ def measure(setting: Setting, tick: Tick) -> Json:
 
     for seed, (name, split) in enumerate(sets.items()):
         noise = under_noise(fits[1:], split, seed, drawn)
-        for here, found, errors in zip(models, fits[1:], noise, strict=True):
-            here[name] = distances(found, split) | {"noise": errors}
+        for here, fitted, errors in zip(models, fits[1:], noise, strict=True):
+            here[name] = distances(fitted, split) | {"noise": errors}
     return {"examples": {name: len(split.x) for name, split in sets.items()}, "models": models}
 
 

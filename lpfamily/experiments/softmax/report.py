@@ -64,22 +64,22 @@ def _models(result: Json) -> list[tuple[Printed, Json]]:
 def _table6(_: Setting, result: Json) -> Iterator[Item]:
     models, counts = _models(result), result["examples"]
     *_, imitated, converged = result["models"]
-    worst = max(found["gradient"] for found in result["models"])
+    worst = max(model["gradient"] for model in result["models"])
     off = max(
-        abs(found["training"]["along"][what] / printed - 1)
-        for paper, found in models[:2]
+        abs(model["training"]["along"][what] / printed - 1)
+        for paper, model in models[:2]
         for what, printed in (("mean", paper.mean), ("std", paper.std))
         if printed
     )
 
-    def row(paper: Printed, found: Json) -> tuple[Cell, ...]:
-        means, stds = ([found[name]["along"][what] for name in BOTH] for what in MOMENTS.values())
-        return found["name"], found["decay"], paper.mean, *means, paper.std, *stds
+    def row(paper: Printed, model: Json) -> tuple[Cell, ...]:
+        means, stds = ([model[name]["along"][what] for name in BOTH] for what in MOMENTS.values())
+        return model["name"], model["decay"], paper.mean, *means, paper.std, *stds
 
-    def margins(name: str, found: Json) -> tuple[Cell, ...]:
-        here = found[name]
+    def margins(name: str, model: Json) -> tuple[Cell, ...]:
+        here = model[name]
         nearest = (here["nearest"][p][what] for p in ("2", "1", "inf") for what in MOMENTS.values())
-        return f"{found['name']}, {name}", here["along"]["mean"], *nearest
+        return f"{model['name']}, {name}", here["along"]["mean"], *nearest
 
     along = (f"{what}, {whose}" for what in MOMENTS for whose in ("paper", *BOTH))
     exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
@@ -106,7 +106,7 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
         "table6-margins",
         f"Distance to the nearest decision boundary in the L2, L1 and Linf norms, {OF_SOFTMAX}",
         [(LENGTH, "L2 along the gradient", *exact)],
-        (margins(name, found) for name in counts for found in result["models"]),
+        (margins(name, model) for name in counts for model in result["models"]),
         "Columns: the mean L2 distance along the gradient (Table VI), then the mean and the standard "
         "deviation of the distance to the nearest boundary in each norm, over the correctly classified "
         "images of the set that the row names.",
@@ -139,8 +139,8 @@ def _table7(_: Setting, result: Json) -> Iterator[Item]:
             *((PERCENT, "test"), (FINE, "standard error, test")),
         ),
         (
-            (found["name"], std, actual, *_noise(found["training"], std), *_noise(found["test"], std))
-            for paper, found in _models(result)
+            (model["name"], std, actual, *_noise(model["training"], std), *_noise(model["test"], std))
+            for paper, model in _models(result)
             for std, actual in zip(STDS, paper.actual, strict=True)
         ),
         "Columns: the standard deviation sigma of the noise, in units of the pixels; the paper's error; "
@@ -159,11 +159,11 @@ def _eq33(error: float | None, mean: float | None, std: float | None, sigma: flo
 
 
 def _table8(_: Setting, result: Json) -> Iterator[Item]:
-    def row(paper: Printed, found: Json, index: int, sigma: float) -> tuple[Cell, ...]:
-        here = found["training"]
+    def row(paper: Printed, model: Json, index: int, sigma: float) -> tuple[Cell, ...]:
+        here = model["training"]
         normal = here["error"], here["along"]["mean"], here["along"]["std"]
         return (
-            found["name"],
+            model["name"],
             sigma,
             paper.predicted[index],
             _eq33(paper.actual[0], paper.mean, paper.std, sigma),
@@ -199,11 +199,11 @@ def _table8(_: Setting, result: Json) -> Iterator[Item]:
 
 
 def _table9(_: Setting, result: Json) -> Iterator[Item]:
-    def row(name: str, paper: Printed, found: Json) -> tuple[Cell, ...]:
-        here = found[name]
+    def row(name: str, paper: Printed, model: Json) -> tuple[Cell, ...]:
+        here = model[name]
         error, line, drawn = here["error"], here["line"], here["noise"][f"{SMALL:g}"]
         return (
-            f"{found['name']}, {name}",
+            f"{model['name']}, {name}",
             paper.added,
             drawn["error"] - error,
             *(drawn[what] for what in ("standard_error", "spoiled", "corrected")),
@@ -240,7 +240,7 @@ def _bars(axes: Axes, histogram: Json, examples: int, colour: str, label: str) -
 
 def _as_printed(result: Json) -> list[Json]:
     """Return the models that the paper has, in its order."""
-    return [found for paper, found in _models(result) if paper.mean is not None][::-1]
+    return [model for paper, model in _models(result) if paper.mean is not None][::-1]
 
 
 def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Callable[[Figure], None]:
@@ -352,8 +352,8 @@ def _figure6(_: Setting, result: Json) -> Iterator[Item]:
 
 def _table6_finding(_: Setting, result: Json) -> str:
     said = (
-        f"{found['training']['along']['mean']:.4f} for {found['name']} (the paper: {paper.mean:.4f})"
-        for paper, found in _models(result)
+        f"{model['training']['along']['mean']:.4f} for {model['name']} (the paper: {paper.mean:.4f})"
+        for paper, model in _models(result)
         if paper.mean is not None
     )
     return (
@@ -365,10 +365,10 @@ def _table6_finding(_: Setting, result: Json) -> str:
 def _table8_finding(_: Setting, result: Json) -> str:
     largest = max(STDS)
     said = []
-    for found in result["models"]:
-        here = found["training"]
+    for model in result["models"]:
+        here = model["training"]
         predicted = _eq33(here["error"], here["along"]["mean"], here["along"]["std"], largest)
-        said.append(f"{predicted:.2%} for {found['name']} (measured: {_noise(here, largest)[0]:.2%})")
+        said.append(f"{predicted:.2%} for {model['name']} (measured: {_noise(here, largest)[0]:.2%})")
     return (
         f"Under Gaussian noise of sigma = {largest}, eq. 33 predicts from the distances alone a training "
         f"error of {', '.join(said)}."
@@ -376,12 +376,12 @@ def _table8_finding(_: Setting, result: Json) -> str:
 
 
 def _table9_finding(_: Setting, result: Json) -> str:
-    found = next(found for paper, found in _models(result) if paper.mean == PAPER[2].mean)
-    drawn, name = found["training"]["noise"][f"{SMALL:g}"], found["name"]
+    model = next(model for paper, model in _models(result) if paper.mean == PAPER[2].mean)
+    drawn, name = model["training"]["noise"][f"{SMALL:g}"], model["name"]
     return (
         f"Noise of sigma = {SMALL} turns {drawn['spoiled']:.3%} of the training images from right to wrong "
         f"and {drawn['corrected']:.3%} from wrong to right ({name}): the error grows by the difference, "
-        f"{drawn['error'] - found['training']['error']:.3%}."
+        f"{drawn['error'] - model['training']['error']:.3%}."
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lpfamily.curvature import Loss, hutchinson, loss_of, measure
 from lpfamily.experiments.definitions import Json, Measurement, Setting
-from lpfamily.experiments.networks import opened
+from lpfamily.experiments.networks import open_networks
 from lpfamily.training.networks import Floats
 from lpfamily.training.progress import Tick
 
@@ -46,11 +46,11 @@ def radii(p: float, inputs: int) -> list[float]:
 
 def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], probes: int) -> list[Increase]:
     """Return by sigma the increase of the loss after eq. 3's step, and the predictions of eq. 4 to 20."""
-    found: list[Increase] = []
+    increases: list[Increase] = []
     for each in measure(loss, x, [p], sigmas, probes=probes, draws=1):
         increase, gaps = each.perturbed - each.terms.loss, each.gaps()
         spread = np.sqrt(np.sum(np.square(each.terms.trace_error, dtype=np.float64))) / len(x)
-        found.append(
+        increases.append(
             {
                 "sigma": each.sigma,
                 "measured": _mean(increase),
@@ -59,7 +59,7 @@ def first_to_second(loss: Loss, x: Floats, p: float, sigmas: Sequence[float], pr
                 "trace_error": float(spread) if probes > 1 else None,
             }
         )
-    return found
+    return increases
 
 
 def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> list[Increase]:
@@ -72,24 +72,26 @@ def noise_to_trace(loss: Loss, x: Floats, stds: Sequence[float], draws: int) -> 
     eta = np.random.default_rng(0).standard_normal((draws, *x.shape)).astype(x.dtype)
     trace, _ = hutchinson(lambda v: loss.hessian_products(x, v), eta)
     clean = loss.losses(x)
-    found: list[Increase] = []
+    increases: list[Increase] = []
     for std in stds:
         pairs = [(loss.losses(x + std * each) + loss.losses(x - std * each)) / 2 for each in eta]
         measured = float(np.mean([_mean(pair - clean) for pair in pairs]))
         predicted = {"remark1": std**2 / 2 * _mean(trace)}
-        found.append({"sigma": std, "measured": measured, "predicted": predicted})
-    return found
+        increases.append({"sigma": std, "measured": measured, "predicted": predicted})
+    return increases
 
 
-def ratios(found: Sequence[Increase], model: str) -> list[float | None]:
+def ratios(increases: Sequence[Increase], model: str) -> list[float | None]:
     """Return the ratios predicted / measured of a model; None where the loss does not rise."""
-    return [each["predicted"][model] / each["measured"] if each["measured"] > 0 else None for each in found]
+    return [
+        each["predicted"][model] / each["measured"] if each["measured"] > 0 else None for each in increases
+    ]
 
 
-def holds_to(found: Sequence[Increase], model: str) -> float | None:
+def holds_to(increases: Sequence[Increase], model: str) -> float | None:
     """Return the largest sigma up to which all ratios are 1 to within `TOLERANCE`; None if there is none."""
     last = None
-    for each, ratio in zip(found, ratios(found, model), strict=True):
+    for each, ratio in zip(increases, ratios(increases, model), strict=True):
         if ratio is None or abs(ratio - 1) > TOLERANCE:
             break
         last = float(each["sigma"])
@@ -102,7 +104,7 @@ def _mean(values: Floats) -> float:
 
 def measure_theory(setting: Setting, tick: Tick) -> Json:
     """Return by network `first_to_second` of each p, and `noise_to_trace`."""
-    trainers, ended, test = opened(setting, NAMES, tick)
+    trainers, outcomes, test = open_networks(setting, NAMES, tick)
     examples, probes, draws = (300, 64, 16) if setting.budget == "quick" else (1000, 128, 32)
     x, labels = test.x[:examples], test.labels[:examples]
     steps, noise = {}, {}
@@ -115,7 +117,7 @@ def measure_theory(setting: Setting, tick: Tick) -> Json:
         }
         noise[name] = noise_to_trace(loss, x, STDS, draws)
     counts = {"examples": len(x), "probes": probes, "draws": draws}
-    return {"runs": ended, **counts, "steps": steps, "noise": noise}
+    return {"runs": outcomes, **counts, "steps": steps, "noise": noise}
 
 
 THEORY = Measurement("theory", measure_theory, 0.4, networks=NAMES)

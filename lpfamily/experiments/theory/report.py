@@ -28,17 +28,17 @@ LOOKS = {
 """The label, colour and marker of each of `MODELS`."""
 
 
-def _panels(found: Json, name: str) -> Iterator[tuple[str, list[Increase], Sequence[str]]]:
+def _panels(result: Json, name: str) -> Iterator[tuple[str, list[Increase], Sequence[str]]]:
     """Yield the panels of a network: a title, the measurements, and the models that predict them."""
-    for p, each in found["steps"][name].items():
+    for p, each in result["steps"][name].items():
         yield f"p = {p}", each, MODELS[:4] if p == "2" else MODELS[:3]
-    yield "noise", found["noise"][name], MODELS[4:]
+    yield "noise", result["noise"][name], MODELS[4:]
 
 
-def _draw(found: Json, figure: Figure) -> None:
+def _draw(result: Json, figure: Figure) -> None:
     grid = figure.subplots(len(NAMES), len(measure.EXPONENTS) + 1, sharey=True, sharex="col")
     for row, name in zip(grid, NAMES, strict=True):
-        for axes, (title, each, models) in zip(row, _panels(found, name), strict=True):
+        for axes, (title, each, models) in zip(row, _panels(result, name), strict=True):
             sigmas = [one["sigma"] for one in each]
             axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color=INK, alpha=0.12, linewidth=0)
             for model in models:
@@ -59,27 +59,27 @@ def _draw(found: Json, figure: Figure) -> None:
     legend_below(figure, 3, 8)
 
 
-def _limit(found: Sequence[Increase], model: str) -> str:
-    last = measure.holds_to(found, model)
+def _limit(increases: Sequence[Increase], model: str) -> str:
+    last = measure.holds_to(increases, model)
     return "nowhere" if last is None else f"to {last:.2g}"
 
 
-def _reach(found: Json, name: str) -> str:
+def _reach(result: Json, name: str) -> str:
     """Return up to which sigma the predictions hold for a network, in a sentence."""
     steps = [
         f"at p = {p} {_limit(each, 'eq4')} ({_limit(each, 'eq13')})"
-        for p, each in found["steps"][name].items()
+        for p, each in result["steps"][name].items()
     ]
-    noise = _limit(found["noise"][name], "remark1")
+    noise = _limit(result["noise"][name], "remark1")
     return (
         f"{NETWORKS[name].label}: range of sigma in which eq. 4 (eq. 13) is within {TOLERANCE:.0%} of the "
         f"measured increase: {'; '.join(steps)}. The trace of Remark 1 is, under noise: {noise}."
     )
 
 
-def _second(found: Json, name: str) -> str:
+def _second(result: Json, name: str) -> str:
     """Return what eq. 4, 13, 17 and 20 predict at the paper's sigma, in a sentence."""
-    each = next(one for one in found["steps"][name]["2"] if one["sigma"] == 1)
+    each = next(one for one in result["steps"][name]["2"] if one["sigma"] == 1)
     first, hessian, rank_one, trace = (each["predicted"][model] for model in MODELS[:4])
     shares = [f"{value / each['measured']:.0%}" for value in (first, hessian)]
     terms = [(value - first) / (hessian - first) for value in (rank_one, trace)]
@@ -91,10 +91,10 @@ def _second(found: Json, name: str) -> str:
     )
 
 
-def _finding(_: Setting, found: Json) -> str:
+def _finding(_: Setting, result: Json) -> str:
     shares = []
     for name in NAMES:
-        each = next(one for one in found["steps"][name]["2"] if one["sigma"] == 1)
+        each = next(one for one in result["steps"][name]["2"] if one["sigma"] == 1)
         shares.append(f"{each['predicted']['eq4'] / each['measured']:.0%} for {NETWORKS[name].label}")
     return (
         "The step maximises the linearised loss (eq. 4). At p = 2 and sigma 1, it predicts of the measured "
@@ -102,19 +102,19 @@ def _finding(_: Setting, found: Json) -> str:
     )
 
 
-def _report(setting: Setting, found: Json) -> Iterator[Item]:
-    said = [_reach(found, name) for name in NAMES]
+def _report(setting: Setting, result: Json) -> Iterator[Item]:
+    said = [_reach(result, name) for name in NAMES]
     method = (
-        f"Means over the first {found['examples']} MNIST test examples; eq. 20 takes {found['probes']} "
-        f"probes, and the noise {found['draws']} pairs of draws. Sigmas are those of the table: a prediction "
-        "that holds up to one of them fails at the next."
+        f"Means over the first {result['examples']} MNIST test examples; eq. 20 takes {result['probes']} "
+        f"probes, and the noise {result['draws']} pairs of draws. Sigmas are those of the table: a "
+        "prediction that holds up to one of them fails at the next."
     )
     numbers = "sigma", "L increases by", *(label for label, _, _ in LOOKS.values())
     shares = "{:.0%}", f"examples to {TOLERANCE:.0%}"
     heads = columns((TEXT, "network", "step"), ("{:.3g}", *numbers), shares)
     rows: list[tuple[Cell, ...]] = []
     for name in NAMES:
-        for title, measured, models in _panels(found, name):
+        for title, measured, models in _panels(result, name):
             for each in measured:
                 predicted = (each["predicted"][model] if model in models else None for model in MODELS)
                 row = NETWORKS[name].label, title, each["sigma"], each["measured"]
@@ -123,8 +123,8 @@ def _report(setting: Setting, found: Json) -> Iterator[Item]:
         "The paper does not measure its approximation. Eq. 14 replaces the Hessian by g g', of rank one; "
         "this holds on average over labels drawn from the model, and not for a single example."
     )
-    networks = network_notes(setting, found["runs"])
-    second = (_second(found, name) for name in NAMES)
+    networks = network_notes(setting, result["runs"])
+    second = (_second(result, name) for name in NAMES)
     band = (
         "One row per network, one panel per p and one for Gaussian noise, whose sigma is its standard "
         f"deviation. The grey band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
@@ -134,7 +134,7 @@ def _report(setting: Setting, found: Json) -> Iterator[Item]:
         "Ratio of the predicted (eq. 4 to 20) to the measured increase of the loss, of sigmoid networks on "
         "MNIST",
         f"Ratio of the predicted to the measured increase of the loss, by sigma. {' '.join(said)}",
-        lambda figure: _draw(found, figure),
+        lambda figure: _draw(result, figure),
         (7.0, 4.4),
         (*said, *second, paper, band, method, *networks),
     )
