@@ -117,7 +117,7 @@ def certify(
     p, box, coarsest = check_p(p), box_of(x, bounds), 0.0
     if is_tree(grad):
         joint = Joint.of("grad", grad, batch_ndim, scale=scale, box=box)
-        steps = joint.like("eps", eps, joint.parts[0].batch)
+        steps = joint.like("eps", eps, joint.leaves[0].batch)
         grad, eps, batch_ndim, box = joint.rows, steps.rows, joint.batch_ndim, joint.box_of_rows
         scale = joint.scale
         coarsest = max(joint.rounding, steps.rounding)

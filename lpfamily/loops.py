@@ -55,7 +55,7 @@ class Ball:
         box = () if self.bounds is None else box_of(x, self.bounds)
         joint = Joint.of("x", x, self.batch_ndim, self.mask, self.scale, box)
         if not random:
-            start = joint.like("start", start, joint.parts[0].batch).rows
+            start = joint.like("start", start, joint.leaves[0].batch).rows
         of_rows = joint.within
         within = {name: of_rows.get(name) for name in within}
         return joint.tree_of(starting_point(joint.rows, self.p, self.sigma, start, **within))

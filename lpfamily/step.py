@@ -32,31 +32,31 @@ def epsilon(
 
         eps = sigma * sign(grad) * (|grad| / ||grad||_{p*}) ** (1 / (p - 1))     (3)
 
-    p = inf is sigma * sign(grad), the fast gradient sign method (eq. 8); p = 2 is sigma * grad /
-    ||grad||_2 (eq. 12); p = 1 puts the budget on the largest |grad|, shared equally by ties (eq. 11,
-    corrected), which is the limit of eq. 3.
+    p = inf gives sigma * sign(grad), the fast gradient sign method (eq. 8); p = 2 gives sigma * grad /
+    ||grad||_2 (eq. 12); p = 1 gives the whole budget to the largest |grad|, shared equally by ties
+    (eq. 11, corrected), the limit of eq. 3.
 
-    The step depends on the direction of grad alone, from subnormal to the largest finite entries.
-    sign(0) = 0, so that a zero entry, and a zero example, stays zero. Infinite entries share the
-    budget of their example for p < inf. A NaN makes its example NaN; at p = inf, where coordinates
-    do not depend on each other, its entry. Derivatives are those of eq. 3 where it has them, and 0
-    where it has none (p = 1 and inf; zero examples; zero entries for p > 2).
+    The step depends only on the direction of grad, at every scale from subnormal to the largest finite
+    entries. sign(0) = 0, so zero entries and zero examples stay zero. For p < inf, infinite entries
+    share the budget of their example. A NaN makes its whole example NaN; at p = inf, where coordinates
+    are independent, only its entry. Derivatives are those of eq. 3 where it is differentiable, and 0
+    elsewhere (p = 1 and inf; zero examples; zero entries for p > 2).
 
-    With `x` and `bounds` it is the maximiser subject to low <= x + eps <= high as well, to one unit
-    in the last place of these: for some t, every entry is the smaller of t * |grad| ** (1 / (p - 1))
-    and the way to its wall (p = 1: the largest |grad| go to their walls until the budget is spent;
-    p = inf: eq. 8 and clipping). Budget that the walls save goes to other entries, so this gains more
-    than clipping eq. 3 afterwards; without finite bounds it is eq. 3.
+    With `x` and `bounds`, eps also satisfies low <= x + eps <= high, to one unit in the last place of
+    these. For some t, the size of every entry is the smaller of t * |grad| ** (1 / (p - 1)) and the
+    distance to its bound (p = 1: entries move to their bounds from the largest |grad| down, until the
+    budget is spent; p = inf: eq. 8, clipped). Budget that an entry at its bound cannot spend goes to the
+    others, so this step gains more than eq. 3 clipped afterwards. Without finite bounds it is eq. 3.
 
     With `scale` the ball is ||eps / scale||_p <= sigma, and the maximiser scale * epsilon(scale * grad).
 
     Parameters
     ----------
     grad
-        The gradient of the loss with respect to the input, a floating array of any library; its
-        first `batch_ndim` axes index examples, each of which has its own ball. Or a tree of such arrays, of
-        one library and of the same examples: a dict, list or tuple, nested as one likes, or what is
-        registered with JAX. The entries of all its leaves are one point of one ball per example.
+        The gradient of the loss with respect to the input: a floating array of any library, whose first
+        `batch_ndim` axes index examples. Each example has its own ball. Or a tree of such arrays, all of
+        one library and of the same examples: dicts, lists and tuples, nested in any way, or types that are
+        registered with JAX. The entries of all its leaves together are one point per example, in one ball.
     p
         A number in [1, inf].
     sigma
@@ -64,46 +64,46 @@ def epsilon(
         `grad.shape[:batch_ndim]`.
     batch_ndim
         None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
-        treats each token of a sequence as an example. It is the same for all leaves of a tree, where None
-        is 0 if all are 1-D; 0 has one ball over everything.
+        treats each token of a sequence as an example. All leaves of a tree share it; there None means 0 if
+        all leaves are 1-D, and 0 puts one ball around everything.
     mask
-        Boolean, broadcastable to grad: where it is False, eps is zero and spends no budget, and x may
-        be anything. With a tree mask, scale, x, low and high are each a tree like it, or one value for all
-        leaves.
+        Boolean, broadcastable to grad. Where it is False, eps is zero and spends no budget, and x may have
+        any value. If grad is a tree, then mask, scale, x, low and high are each a tree like it, or one value
+        for all leaves.
     scale
-        What an entry's share of the budget is measured in, at least 0, a number or an array that broadcasts
-        to grad's shape: an entry of twice the scale may move twice as far for it, one of scale 0 stays, as
-        where the mask is False. None is 1 everywhere. 1 / std is the ball of inputs before they were divided
-        by std.
+        The unit of each entry, at least 0: a number, or an array that broadcasts to grad's shape. At twice
+        the scale an entry moves twice as far for the same share of the budget; at scale 0 it stays, as where
+        the mask is False. None means 1 everywhere. For inputs that were divided by std, 1 / std gives the
+        ball of the original inputs.
     x
         The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
     bounds
-        (low, high), the box that x + eps stays in: each a number, infinity included, or an array that
-        broadcasts to grad's shape. They round to grad's dtype, and so does x. Where x is outside by
-        rounding, at most 4 eps (the largest `finfo(...).eps` of grad, x and bounds) times the larger
-        finite |bound|, it stands at its wall: it moves inwards only, and nothing is spent to bring it back,
-        so that x + eps is outside by no more than x was. Clip x + eps where that is too much.
+        (low, high), the box of x + eps: each a number, infinity included, or an array that broadcasts to
+        grad's shape. They are rounded to grad's dtype, and so is x. An x outside the box by rounding is
+        treated as at its bound. Rounding here is at most 4 eps times the larger finite |bound|, with the
+        largest `finfo(...).eps` of grad, x and bounds. Such an x moves inwards only, and no budget is spent
+        to bring it back, so x + eps is outside by no more than x was. Clip x + eps if that is too much.
 
     Returns
     -------
     Array
-        eps, in grad's namespace, shape, dtype and device, or a tree like it of such leaves: they are computed
-        together, in a dtype that holds all, and each returns to its own. Half precision is computed in
-        float32, in NumPy also the bfloat16 of ml_dtypes. How a NumPy array lies in memory changes nothing:
-        whatever the byte order and strides of the arguments, eps is that of native arrays, and native as
-        NumPy's results are.
+        eps, in grad's namespace, shape, dtype and device, or a tree of such arrays like grad. Leaves are
+        computed together, in a dtype that holds them all, and each returns in its own. Half precision is
+        computed in float32; for NumPy that includes the bfloat16 of ml_dtypes. The memory layout of a NumPy
+        array changes nothing: eps has native byte order, and is the same for arguments of any byte order
+        and strides.
 
     Raises
     ------
     TypeError
         If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, one of
-        the arrays not dense (sparse, nested or quantised), or leaves are of several libraries.
+        the arrays not dense (sparse, nested or quantised), or the leaves are from different libraries.
     ValueError
         If p < 1 or NaN, a shape does not fit, a tree has no leaves, leaves of different examples or another
-        structure than grad, x comes without bounds or they without x, or if sigma is visibly outside
-        [0, inf), scale visibly below 0 or not finite, or x visibly outside its bounds by more than rounding:
-        numbers, NumPy arrays and, for x and bounds, eager torch tensors of the CPU are seen. What else there
-        is (JAX, devices, traces) is not looked at, and a bad value makes its example NaN.
+        structure than grad, or only one of x and bounds is given. Also if sigma is outside [0, inf), scale
+        is below 0 or not finite, or x is outside its bounds by more than rounding, where these values can be
+        seen: in numbers, NumPy arrays and, for x and bounds, eager torch tensors on the CPU. Other values
+        (JAX, devices, traces) are not looked at; a bad one makes its example NaN.
 
     References
     ----------
@@ -138,12 +138,12 @@ def epsilon(
 
 
 def _by_leaves(p: float, joint: Joint, sigma: Numbers) -> Sequence[Array] | None:
-    """Return the step of each leaf by itself where that is exact, or None; its entries need not be joined."""
-    parts = joint.parts
-    if joint.box or joint.is_scaled or not joint.is_even or len(parts) == 1:
+    """Return the step of each leaf without joining the leaves, or None where that is not exact."""
+    leaves = joint.leaves
+    if joint.box or joint.is_scaled or not joint.is_even or len(leaves) == 1:
         return None
-    rows, radius = [part.values for part in parts], parts[0].radius(sigma)
+    rows, radius = [leaf.values for leaf in leaves], leaves[0].radius(sigma)
     steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)
     if steps is None and p == math.inf:
         steps = [steepest(p, each, radius) for each in rows]
-    return steps and [part.shaped(step) for part, step in zip(parts, steps, strict=True)]
+    return steps and [leaf.shaped(step) for leaf, step in zip(leaves, steps, strict=True)]

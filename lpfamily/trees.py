@@ -1,9 +1,9 @@
-"""Trees of arrays: the leaves of an example are one point, and it has one ball.
+"""Trees of arrays: all leaves of an example together are one point, in one ball.
 
-A tree is a dict, a list or a tuple, nested as one likes, or what is registered with JAX. `Joint` puts the
-entries of all leaves beside each other, a row per example, for a function of arrays, and splits its result.
-Where the dtypes of leaves differ, rows have one that holds them all; each leaf comes back in its own. A tree
-of one leaf is that leaf. None holds no leaf, and stays.
+A tree is a dict, a list or a tuple, nested in any way, or a type that is registered with JAX. `Joint` joins
+the entries of all leaves into one row per example, for a function of arrays, and splits its result again.
+Where the dtypes of leaves differ, rows have a dtype that holds them all; each leaf comes back in its own. A
+tree of one leaf is that leaf. None is a tree without leaves and stays None.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from lpfamily.libraries import detoured
 from lpfamily.weighted import weights
 
 Node = tuple[list[str], list[Any], Callable[[list[Any]], Any]]
-"""One level of a tree: the ends of paths, what is there, and what makes the like of others."""
+"""One level of a tree: the path suffix of each child, the children, and a function that rebuilds the level
+from other children."""
 
 Box: TypeAlias = tuple[Any, ...]
-"""x, low and high, each a tree or a value for all; or nothing."""
+"""x, low and high, each a tree or one value for all leaves; empty without a box."""
 
 
 def is_tree(x: object) -> bool:
-    """Whether x is no array but a tree of them."""
+    """Whether x is a tree of arrays, not an array."""
     if _is_array(x):  # every call of every function comes here
         return False
     return x is not None and _node(x) is not None
 
 
 def _is_array(x: Any) -> bool:
-    """Whether x looks like an array; a module's parameter may too, which JAX knows as the node that it is."""
+    """Whether x is an array; a module's parameter may look like one, but JAX knows it as a node."""
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
         return False
     if type(x).__module__.partition(".")[0] in ("numpy", "torch", "jax", "jaxlib"):
@@ -56,7 +57,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _node(x: Any) -> Node | None:
-    """Return what a tree holds, or None for a leaf."""
+    """Return the top level of a tree, or None for a leaf."""
     if _is_array(x):
         return None
     if x is None:
@@ -67,13 +68,13 @@ def _node(x: Any) -> Node | None:
         return [f".{name}" for name in x._fields], list(x), lambda made: type(x)(*made)
     if isinstance(x, list | tuple):
         return [f"[{index}]" for index in range(len(x))], list(x), type(x)
-    jax: Any = sys.modules.get("jax")  # with which nothing is registered before it is loaded
+    jax: Any = sys.modules.get("jax")  # nothing is registered with JAX before it is loaded
     if jax is None or type(x).__module__ == "builtins" or jax.tree_util.all_leaves([x]):
         return None
-    below, definition = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda each: each is not x)
+    children, definition = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda each: each is not x)
     return (
-        [jax.tree_util.keystr(path) for path, _ in below],
-        [each for _, each in below],
+        [jax.tree_util.keystr(path) for path, _ in children],
+        [child for _, child in children],
         definition.unflatten,
     )
 
@@ -84,36 +85,36 @@ def named_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     if node is None:
         yield path, tree
         return
-    for end, below in zip(*node[:2], strict=True):
-        yield from named_leaves(below, path + end)
+    for suffix, child in zip(*node[:2], strict=True):
+        yield from named_leaves(child, path + suffix)
 
 
 def rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
-    """Return the like of a tree with other leaves."""
+    """Return a tree of the same structure with other leaves."""
     node = _node(tree)
-    return next(leaves) if node is None else node[2]([rebuilt(below, leaves) for below in node[1]])
+    return next(leaves) if node is None else node[2]([rebuilt(child, leaves) for child in node[1]])
 
 
 def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the like of a tree, or of a leaf, with what a function makes of its leaves, and of others'."""
+    """Return a tree, or a leaf, with `function` applied to its leaves and those of `others`."""
     columns = (matched("x", tree, "what goes with it", each) for each in others)
     return rebuilt(tree, map(function, (leaf for _, leaf in named_leaves(tree, "")), *columns))
 
 
 def matched(name: str, tree: Any, of: str, value: Any) -> list[Any]:
-    """Return for each leaf of a tree that at its place in `value`, or `value` itself if that is no tree."""
-    ends = _paths("", tree)
+    """Return for each leaf of a tree the leaf of `value` at its path, or `value` where that is no tree."""
+    paths = _paths("", tree)
     if not is_tree(value):
-        return [value] * len(ends)
-    found = dict(named_leaves(value, ""))
-    for end in [*ends, *found]:
-        if (end in found) != (end in ends):
-            have, lacks = (of, name) if end in found else (name, of)
+        return [value] * len(paths)
+    values = dict(named_leaves(value, ""))
+    for path in [*paths, *values]:
+        if (path in values) != (path in paths):
+            have, lacks = (of, name) if path in values else (name, of)
             raise ValueError(
-                f"{of} must be one value for all leaves, or a tree like {name}; {have} has the leaf "
-                f"{have}{end}, and {lacks} none there"
+                f"{of} must be one value for all leaves, or a tree like {name}; {have} has a leaf "
+                f"{have}{path}, {lacks} has none there"
             )
-    return [found[end] for end in ends]
+    return [values[path] for path in paths]
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ class Joint:
 
     name: str
     tree: Any
-    parts: Sequence[Given[Array]]
-    """The leaves, with entries of 0 where they are masked."""
+    leaves: Sequence[Given[Array]]
+    """The leaves; masked entries are 0."""
     batch_ndim: int
     scales: Sequence[Numbers | None]
     box: Sequence[Sequence[Numbers]]
-    """x, low and high, of each leaf."""
+    """x, low and high, each one value per leaf; empty without a box."""
 
     @classmethod
     def of(
@@ -139,7 +140,7 @@ class Joint:
         scale: Any = None,
         box: Box = (),
     ) -> Joint:
-        """Return a tree, and what belongs to its leaves."""
+        """Return a tree with the mask, scale and box of its leaves."""
         return cls.made(name, tree, batch_ndim, *_columns(name, tree, mask, scale, box))
 
     @classmethod
@@ -153,87 +154,87 @@ class Joint:
         scales: Sequence[Numbers | None],
         *box: Sequence[Numbers],
     ) -> Joint:
-        """Return leaves, in the order of a tree; raise if they are not of the same examples."""
+        """Return leaves in the order of a tree; raise if they are not of the same examples."""
         paths = _paths(name, tree)
         if batch_ndim is None:
             batch_ndim = 0 if all(len(leaf.shape) < 2 for leaf in leaves) else 1
-        parts = [
+        given = [
             examples(leaf, path, batch_ndim, mask)
             for path, leaf, mask in zip(paths, leaves, masks, strict=True)
         ]
-        for path, part in zip(paths, parts, strict=True):
-            if part.batch != parts[0].batch:
+        for path, leaf in zip(paths, given, strict=True):
+            if leaf.batch != given[0].batch:
                 raise ValueError(
-                    f"the leaves of {name} must be of the same examples; by their first {batch_ndim} axes "
-                    f"{paths[0]} is of {parts[0].batch}, {path} of {part.batch}: with batch_ndim=0 all is "
-                    "one example"
+                    f"the leaves of {name} must be of the same examples; the first {batch_ndim} axes of "
+                    f"{paths[0]} have shape {given[0].batch}, those of {path} {leaf.batch}: with "
+                    f"batch_ndim=0 all leaves are one example"
                 )
-        return cls(name, tree, parts, batch_ndim, scales, box)
+        return cls(name, tree, given, batch_ndim, scales, box)
 
     def like(self, name: str, tree: Any, batch: tuple[int, ...]) -> Joint:
-        """Return a tree of this structure and of leaves like these, of some examples; raise if it is none."""
+        """Return a tree of the same structure and leaf shapes, for this batch shape; raise for any other."""
         if not is_tree(tree):
             raise TypeError(f"{name} must be a tree like {self.name}; got {type(tree).__name__}")
         ordered = rebuilt(self.tree, iter(matched(self.name, self.tree, name, tree)))
-        found = Joint.of(name, ordered, self.batch_ndim)
-        for path, part, other in zip(_paths("", self.tree), self.parts, found.parts, strict=True):
-            shape, expected = tuple(other.array.shape), batch + self._inner(part)
+        joint = Joint.of(name, ordered, self.batch_ndim)
+        for path, leaf, other in zip(_paths("", self.tree), self.leaves, joint.leaves, strict=True):
+            shape, expected = tuple(other.array.shape), batch + self._example_shape(leaf)
             if shape != expected:
                 raise ValueError(
                     f"{name}{path} must have the shape of {self.name}{path}, {expected}; got {shape}"
                 )
-        return found
+        return joint
 
-    def _inner(self, part: Given[Array]) -> tuple[int, ...]:
-        return tuple(part.array.shape[self.batch_ndim :])
+    def _example_shape(self, leaf: Given[Array]) -> tuple[int, ...]:
+        return tuple(leaf.array.shape[self.batch_ndim :])
 
     @property
     def rounding(self) -> float:
         """The largest eps of a leaf's dtype."""
-        return max(float(finfo(part.xp, part.array.dtype).eps) for part in self.parts)
+        return max(float(finfo(leaf.xp, leaf.array.dtype).eps) for leaf in self.leaves)
 
     @property
     def is_even(self) -> bool:
         """Whether all leaves have one dtype."""
-        return all(part.array.dtype == self.parts[0].array.dtype for part in self.parts)
+        return all(leaf.array.dtype == self.leaves[0].array.dtype for leaf in self.leaves)
 
     def beside(self, rows: Sequence[Array]) -> Array:
-        """Return rows of each leaf beside each other, in a dtype that holds all leaves."""
-        xp = self.parts[0].xp
-        dtype = self.parts[0].array.dtype
+        """Return the rows of all leaves joined, in a dtype that holds all leaves."""
+        xp = self.leaves[0].xp
+        dtype = self.leaves[0].array.dtype
         if not self.is_even:
-            dtype = xp.result_type(*(part.values.dtype for part in self.parts))
+            dtype = xp.result_type(*(leaf.values.dtype for leaf in self.leaves))
         return xp.concat([as_dtype(xp, each, dtype) for each in rows], axis=-1)
 
     @property
     def rows(self) -> Array:
-        """All entries; of a tree of one leaf the leaf."""
-        if len(self.parts) == 1:
-            return self.parts[0].array
-        return self.beside([part.rows(part.array) for part in self.parts])
+        """All entries as rows; for a tree of one leaf, that leaf."""
+        if len(self.leaves) == 1:
+            return self.leaves[0].array
+        return self.beside([leaf.rows(leaf.array) for leaf in self.leaves])
 
     def split(self, rows: Array) -> list[Array]:
-        """Return rows, of any examples, as leaves."""
-        if len(self.parts) == 1:
+        """Return rows, of any number of examples, as leaves."""
+        if len(self.leaves) == 1:
             return [rows]
-        batch, leaves, at = tuple(rows.shape[:-1]), [], 0
-        for part in self.parts:
-            end = at + part.values.shape[-1]
-            leaves.append(part.back(reshape(rows[..., at:end], batch + self._inner(part))))
+        batch, arrays, at = tuple(rows.shape[:-1]), [], 0
+        for leaf in self.leaves:
+            end = at + leaf.values.shape[-1]
+            arrays.append(leaf.back(reshape(rows[..., at:end], batch + self._example_shape(leaf))))
             at = end
-        return leaves
+        return arrays
 
     def tree_of(self, rows: Array) -> Any:
-        """Return rows, of any examples, as a tree."""
+        """Return rows, of any number of examples, as a tree."""
         return rebuilt(self.tree, iter(self.split(rows)))
 
     @property
     def mask(self) -> Array | None:
-        """What may move, of the rows."""
-        if len(self.parts) == 1 or self.parts[0].mask is None:
-            return self.parts[0].mask
-        masks = [part.rows(broadcast_mask(part.array, part.mask, self.name)) for part in self.parts]
-        return self.parts[0].xp.concat(masks, axis=-1)
+        """The mask of the rows."""
+        if len(self.leaves) == 1 or self.leaves[0].mask is None:
+            return self.leaves[0].mask
+        masks = [leaf.rows(broadcast_mask(leaf.array, leaf.mask, self.name)) for leaf in self.leaves]
+        return self.leaves[0].xp.concat(masks, axis=-1)
 
     @property
     def is_scaled(self) -> bool:
@@ -242,50 +243,50 @@ class Joint:
 
     @property
     def scale(self) -> Numbers | None:
-        """That of the rows."""
-        if len(self.parts) == 1 or not self.is_scaled:
+        """The scale of the rows."""
+        if len(self.leaves) == 1 or not self.is_scaled:
             return self.scales[0]
-        found = map(_scale_of_leaf, _paths(self.name, self.tree), self.parts, self.scales)
-        return self.beside(list(found))
+        scales = map(_scale_of_leaf, _paths(self.name, self.tree), self.leaves, self.scales)
+        return self.beside(list(scales))
 
     @property
     def box_of_rows(self) -> Box:
-        """x, low and high of the rows, or nothing where there are none."""
-        if not self.box or len(self.parts) == 1:
+        """x, low and high of the rows; empty without a box."""
+        if not self.box or len(self.leaves) == 1:
             return tuple(each for (each,) in self.box)
-        found = map(_box_of_leaf, _paths(self.name, self.tree), self.parts, *self.box)
-        return tuple(map(self.beside, zip(*found, strict=True)))
+        boxes = map(_box_of_leaf, _paths(self.name, self.tree), self.leaves, *self.box)
+        return tuple(map(self.beside, zip(*boxes, strict=True)))
 
     @property
     def within(self) -> dict[str, Any]:
-        """What a function of the rows is told: `batch_ndim`, `mask`, `scale`; in a box `x` and `bounds`."""
+        """Keyword arguments for a function of the rows: `batch_ndim`, `mask`, `scale`; `x` and `bounds`."""
         ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
-        box_of_rows = self.box_of_rows
-        return ball | {"x": box_of_rows[0], "bounds": box_of_rows[1:]} if box_of_rows else ball
+        box = self.box_of_rows
+        return ball | {"x": box[0], "bounds": box[1:]} if box else ball
 
 
-def _scale_of_leaf(path: str, part: Given[Array], scale: Numbers) -> Array:
-    """Return the scale of a leaf as rows; what is bad in it is NaN."""
+def _scale_of_leaf(path: str, leaf: Given[Array], scale: Numbers) -> Array:
+    """Return the scale of a leaf as rows, all NaN for an example with a bad scale."""
     try:
-        radius, found = weights(part, part.xp.zeros_like(part.values[..., :1]), scale)
-        return part.xp.where(radius == radius, found, radius)
+        radius, rows = weights(leaf, leaf.xp.zeros_like(leaf.values[..., :1]), scale)
+        return leaf.xp.where(radius == radius, rows, radius)
     except (TypeError, ValueError) as cause:
-        raise type(cause)(f"{cause}; this is of {path}") from cause
+        raise type(cause)(f"{cause}; the leaf is {path}") from cause
 
 
-def _box_of_leaf(path: str, part: Given[Array], *box: Numbers) -> tuple[Array, ...]:
-    """Return x, low and high as rows, rounded as the leaf is.
+def _box_of_leaf(path: str, leaf: Given[Array], *box: Numbers) -> tuple[Array, ...]:
+    """Return x, low and high as rows, rounded to the leaf's dtype.
 
-    Where x is outside by the rounding of the leaf, which may be coarser than that of the rows, or does not
-    move, it is its own bound.
+    An entry that is masked, or outside the box by the leaf's rounding, becomes its own bound. The leaf's
+    rounding may be coarser than that of the rows.
     """
-    xp = part.xp
+    xp = leaf.xp
     try:
-        down, up = room_down_and_up(part, *box)
-        x, low, high = map(partial(entries, part), ("x", "low", "high"), box)
+        down, up = room_down_and_up(leaf, *box)
+        x, low, high = map(partial(entries, leaf), ("x", "low", "high"), box)
     except (TypeError, ValueError) as cause:
-        raise type(cause)(f"{cause}; this is of {path}") from cause
-    x, low, high = map(part.rows, (x, low, high))
+        raise type(cause)(f"{cause}; the leaf is {path}") from cause
+    x, low, high = map(leaf.rows, (x, low, high))
     return x, xp.where(down == 0, x, low), xp.where(up == 0, x, high)
 
 
@@ -302,9 +303,9 @@ def over_leaves(
     by_leaves: Callable[[Joint, Numbers], Sequence[Array] | None] = lambda *_: None,
     reduces: bool = False,
 ) -> Any:
-    """Return what function(rows, sigma, **within) makes of a tree: its like, or an array where it `reduces`.
+    """Apply function(rows, sigma, **within) to a tree; return a tree like it, or an array if it `reduces`.
 
-    `by_leaves` may make the leaves without joining them.
+    `by_leaves` may return the result's leaves without joining the tree's, or None.
     """
     columns = _columns(name, tree, mask, scale, box)
     n = len(columns[0])
@@ -323,7 +324,7 @@ def over_leaves(
 
 
 def _columns(name: str, tree: Any, mask: Any, scale: Any, box: Box) -> list[list[Any]]:
-    """Return the leaves of a tree, and for each its mask, scale, x, low and high."""
+    """Return the leaves of a tree, and the masks, scales, x, low and high of these leaves."""
     leaves = list(named_leaves(tree, name))
     if not leaves:
         raise ValueError(f"{name} must hold at least one array; got {tree!r}, a tree without leaves")

@@ -134,7 +134,7 @@ def ascend(
         box = () if bounds is None else box_of(x, bounds)
         within = Joint.of("x", x, batch_ndim, mask, scale, box).within
         if is_tree(start) or not (start is None or is_random(start)):
-            start = joint.like("start", start, joint.parts[0].batch).rows
+            start = joint.like("start", start, joint.leaves[0].batch).rows
 
         def on_rows(rows: Array, *indices: Any) -> tuple[Array, Array]:
             value, grad = value_and_grad(joint.tree_of(rows), *indices)
