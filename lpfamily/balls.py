@@ -1,4 +1,4 @@
-"""The Lp ball itself: its nearest point to any other, and points drawn uniformly from it."""
+"""The Lp ball itself: projection onto it, and points drawn uniformly from it."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def project(
     x: Numbers | None = None,
     bounds: Bounds | None = None,
 ) -> A:
-    """Return the point of the Lp ball that is nearest to `v`, in the Euclidean sense, for each example.
+    """Project `v` onto the Lp ball: return the nearest point, in the Euclidean sense, for each example.
 
-    The minimiser of ||y - v||_2 subject to ||y||_p <= sigma: v itself where that is in the ball. p = 1
-    lowers every |v_i| by the same, to 0 at most; p = 2 scales; p = inf clips; for any other p a
-    safeguarded Newton's method on the multiplier (`lpfamily.nearest` says how). With `x` and `bounds` the
-    minimiser subject to low <= x + y <= high as well; with `scale` that subject to ||y / scale||_p <= sigma,
-    which is nearest in the units of v, not in those of scale.
+    This is the minimiser of ||y - v||_2 subject to ||y||_p <= sigma, so a v in the ball stays. p = 1
+    lowers every |v_i| by the same amount, down to 0; p = 2 scales v; p = inf clips it. For any other p a
+    safeguarded Newton's method finds the multiplier (see `lpfamily.nearest`). With `x` and `bounds` the
+    minimiser also satisfies low <= x + y <= high. With `scale` the constraint is ||y / scale||_p <= sigma;
+    the distance is still in the units of v, not in those of scale.
 
-    Up to scale it depends on the direction of v and on sigma / ||v|| alone. Far from the ball it tends
-    to `lpfamily.epsilon(v, p, sigma)`, which is the result where v has infinite entries. Its derivative
-    is that of the active constraints, and 0 where it has none.
+    Up to scale the result depends only on the direction of v and on sigma / ||v||. Far from the ball it
+    tends to `lpfamily.epsilon(v, p, sigma)`, which is the result where v has infinite entries. The
+    derivative is that of the active constraints, and 0 where there is none.
 
     Parameters
     ----------
@@ -57,13 +57,13 @@ def project(
         A floating array of any library, or a tree of them as in `lpfamily.epsilon`; the first `batch_ndim`
         axes index examples.
     p, sigma, batch_ndim, mask, scale, x, bounds
-        As in `lpfamily.epsilon`: where the mask is False the result is zero, and x may be anything.
+        As in `lpfamily.epsilon`. Where the mask is False the result is zero, and x may have any value.
 
     Returns
     -------
     Array
-        Of v's namespace, shape, dtype and device, or a tree like v. A NaN makes its example NaN; at p = inf
-        without a box, where coordinates do not depend on each other, its entry.
+        Of v's namespace, shape, dtype and device, or a tree like v. A NaN makes its whole example NaN; at
+        p = inf without a box, where coordinates are independent, only its entry.
 
     Raises
     ------
@@ -76,9 +76,9 @@ def project(
     """
     p = check_p(p)
     if is_tree(v):
-        within = "v", v, sigma, batch_ndim, mask, scale, box_of(x, bounds)
-        made: A = over_leaves(lambda rows, sigma, **ball: project(rows, p, sigma, **ball), *within)
-        return made
+        arguments = "v", v, sigma, batch_ndim, mask, scale, box_of(x, bounds)
+        result: A = over_leaves(lambda rows, sigma, **ball: project(rows, p, sigma, **ball), *arguments)
+        return result
 
     def point(v: A, sigma: Numbers, mask: Array | None, scale: Numbers | None, *box: Numbers) -> A:
         given = examples(v, "v", batch_ndim, mask)
@@ -95,7 +95,7 @@ def _nearest_weighted(p: float, v: Array, radius: Array, scale: Array, *room: Ar
     xp, v = namespace_of(v), moving(v, scale)
     if p <= 2.0**60:
         return weighted_nearest(p, v, radius, xp.broadcast_to(scale, v.shape), *room)
-    # every entry has an interval of its own
+    # at p = inf each entry has its interval, independent of the others
     reach = radius * scale
     for each in room:
         reach = xp.where((each < reach) | (each != each), each, reach)
@@ -114,38 +114,38 @@ def sample(
 ) -> Array:
     """Return points drawn uniformly from the Lp ball, one for each example.
 
-    With G_i of the Gamma distribution of shape 1 + 1/p, U_i uniform in (-1, 1), and E exponential,
+    Let G_i be Gamma distributed with shape 1 + 1/p, U_i uniform in (-1, 1), and E exponential. Then
     g_i = G_i^(1/p) U_i has the density exp(-|g|^p) up to a constant, and::
 
         sigma * g / (sum_i |g_i|^p + E) ** (1/p)
 
-    is uniform in the ball; at p = inf it is sigma * U. With `scale` it is uniform in ||eps / scale||_p <=
-    sigma: scale times this, in which an entry whose scale is zero counts for nothing.
+    is uniform in the ball; at p = inf it is sigma * U. With `scale` the result is scale times this and
+    uniform in ||eps / scale||_p <= sigma; entries of scale zero are left out of the sum.
 
     Parameters
     ----------
     shape
-        Of the result; its first `batch_ndim` axes index examples.
+        The shape of the result; its first `batch_ndim` axes index examples.
     p, sigma, batch_ndim
         As in `lpfamily.epsilon`.
     rng
-        A `numpy.random.Generator`, a `torch.Generator` or a JAX key: it decides the library of the
-        result, and with torch its device. A generator moves on; a key gives the same points again,
-        and may be traced. torch.compile has no generators in its graphs, so it breaks there.
+        A `numpy.random.Generator`, a `torch.Generator` or a JAX key. It decides the library of the result,
+        and for torch the device. A generator advances; a key gives the same points again, and may be traced.
+        torch.compile cannot hold generators in its graphs, so its graph breaks here.
     dtype
-        A floating dtype of that library; None means its default.
+        A floating dtype of that library; None means the library's default.
     scale
         As in `lpfamily.epsilon`, broadcastable to `shape`.
 
     Returns
     -------
     Array
-        Of that library and of `shape`. Half precision is drawn in float32.
+        Of rng's library and of `shape`. Half precision is drawn in float32.
 
     Raises
     ------
     TypeError, ValueError
-        If rng is none of the three, and as in `lpfamily.epsilon`.
+        If rng is of no kind above, and as in `lpfamily.epsilon`.
 
     References
     ----------

@@ -1,19 +1,21 @@
-"""The steepest step inside a ball and a box, which a step that is clipped afterwards is not.
+"""The steepest step inside a ball and a box. Clipping eq. 3 afterwards does not give it.
 
-Maximise <grad, eps> subject to ||eps||_p <= sigma and low <= x + eps <= high. Every coordinate that
-helps moves with the sign of grad, towards a wall at distance b >= 0, and the maximiser is
+Maximise <grad, eps> subject to ||eps||_p <= sigma and low <= x + eps <= high. Every coordinate with a
+nonzero gradient moves with the sign of grad, towards a bound at distance b >= 0, its room. The maximiser is
 
     |eps| = min(t * u, b),    u = |grad| ** (1 / (p - 1)),
 
-with the t that spends the budget, or b everywhere if that costs no more than sigma. What the walls
-save goes to the coordinates that are free: clipping eq. 3 afterwards throws it away.
+with the t that spends the budget, or b everywhere if that costs no more than sigma. The budget that
+coordinates at their bounds cannot spend goes to the free ones. Clipping eq. 3 would throw it away.
 
-Coordinate i meets its wall at t = b_i / u_i, and what all of them spend, sum min(t u, b)^p, grows
-with t. So: sort these t, and search the last that the budget affords; the coordinates up to it stand
-at their walls, and the others share what is left as in eq. 3. In floating point u does not exist for
-p near 1 (it underflows for all but the largest entries, and these are just the ones that meet their
-walls), so the t are kept as logarithms relative to the largest free entry, and the search is done
-again with what it left free: what was too small to be told apart then stands next to 1.
+Coordinate i reaches its bound at t = b_i / u_i, and the total cost, sum min(t u, b)^p, grows with t. So
+sort these t and search for the last one that the budget affords. The coordinates up to it are at their
+bounds; the others share the rest of the budget as in eq. 3.
+
+In floating point u is useless for p near 1: it underflows for all but the largest entries, which are just
+those that reach their bounds. So the t are kept as logarithms relative to the largest free entry, and the
+search is repeated on the entries that it left free. Entries too small to tell apart in one search are near
+1 in the next.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ from lpfamily.libraries import Primitive, constant, library_of
 from lpfamily.steepest import ratio_scale, steepest
 
 ROUNDINGS = 4
-"""By how many units in the last place of the larger bound x may be outside: it was scaled, as they were."""
+"""How far x may be outside, in units in the last place of the larger bound: scaling rounds x and bounds."""
 
 
 def box_of(x: Numbers | None, bounds: Bounds | None) -> tuple[()] | tuple[Numbers, Numbers, Numbers]:
-    """Return x and its bounds, or nothing where there are none; raise where one is missing."""
+    """Return (x, low, high), or () if neither x nor bounds are given; raise if only one is."""
     if x is None and bounds is None:
         return ()
     if x is None or bounds is None:
@@ -66,9 +68,10 @@ def box_of(x: Numbers | None, bounds: Bounds | None) -> tuple[()] | tuple[Number
 
 
 def room_to_move(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> Array:
-    """Return how far entries may move along the signs of the rows: not at all where x is outside by rounding.
+    """Return as rows how far each entry may move in the direction of grad's sign.
 
-    What is further outside is an error where values can be looked at, and NaN elsewhere.
+    It is 0 where x is outside by rounding. An x further outside is an error where its value can be looked
+    at, and NaN elsewhere.
     """
     xp, grad, mask = given.xp, given.array, given.mask
     library, info = library_of(grad), finfo(xp, grad.dtype)
@@ -98,7 +101,7 @@ def room_down_and_up(given: Given[Array], x: Numbers, low: Numbers, high: Number
 
 
 def entries(given: Given[Array], name: str, value: Numbers) -> Array:
-    """Return a number or an array as entries beside those of grad, rounded as grad is."""
+    """Return a number or an array in grad's shape and the dtype to compute in, rounded to grad's dtype."""
     xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):
         number = _in_range(value, finfo(xp, grad.dtype))
@@ -108,7 +111,7 @@ def entries(given: Given[Array], name: str, value: Numbers) -> Array:
 
 
 def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
-    """Return a number, or an array that broadcasts to the entries of grad, rounded as grad is."""
+    """Return a number, or an array that broadcasts to grad's shape, rounded to grad's dtype."""
     xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):
         info = finfo(xp, grad.dtype)
@@ -129,13 +132,13 @@ def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
 
 
 def _in_range(number: float, info: FInfo) -> float:
-    """Return a number as a float, infinite where the dtype has none as large: that is no bound."""
+    """Return a number as a float; beyond the dtype's largest number it is infinite, which is no bound."""
     value = as_float(number)
     return math.copysign(math.inf, value) if abs(value) > float(info.max) else value
 
 
 def _rounded(number: float, info: FInfo) -> float:
-    """Return a number as a dtype holds it."""
+    """Return a number rounded to the dtype."""
     if not math.isfinite(number):
         return number
     unit = float(info.eps) * max(2.0 ** (math.frexp(number)[1] - 1), float(info.smallest_normal))
@@ -143,7 +146,7 @@ def _rounded(number: float, info: FInfo) -> float:
 
 
 def _coarsest(xp: ModuleType, grad: Array, named: Mapping[str, Numbers]) -> float:
-    """Return the largest eps of grad, x and bounds: any of their dtypes may have rounded x."""
+    """Return the largest machine epsilon of grad, x and bounds: any of their dtypes may have rounded x."""
     of_numpy = [v for v in named.values() if isinstance(v, np.ndarray)]
     others = [v for v in named.values() if not isinstance(v, np.ndarray) and not is_number(v)]
     infos = [finfo(np, v.dtype) for v in of_numpy if is_dtype(np, v.dtype, "real floating")]
@@ -152,7 +155,7 @@ def _coarsest(xp: ModuleType, grad: Array, named: Mapping[str, Numbers]) -> floa
 
 
 def _slack(xp: ModuleType, low: Numbers, high: Numbers, info: FInfo, eps: float) -> Numbers:
-    """Return how far outside x may be by rounding, from the larger of the bounds that are finite."""
+    """Return how far outside x may be by rounding, in proportion to the larger finite bound."""
     least, arrays = float(info.smallest_normal), []
     for bound in low, high:
         if not isinstance(bound, float):
@@ -168,7 +171,7 @@ def _slack(xp: ModuleType, low: Numbers, high: Numbers, info: FInfo, eps: float)
 def _check_seen(
     named: dict[str, Numbers], grad: Array, mask: Array | None, info: FInfo, *, arrays: bool
 ) -> None:
-    """Raise where numbers, or `arrays` of NumPy beside what cannot be looked at, are out of order."""
+    """Raise if x is outside its bounds, as far as Python numbers show it, and NumPy arrays if `arrays`."""
     seen: dict[str, Numbers] = {name: as_float(value) for name, value in named.items() if is_number(value)}
     given = {name: value for name, value in named.items() if arrays and isinstance(value, np.ndarray)}
     if given and (mask is None or isinstance(mask, np.ndarray)):
@@ -192,7 +195,7 @@ def _check_seen(
 
 
 def _raise_outside(named: dict[str, Numbers], shape: tuple[int, ...], index: Array | None) -> NoReturn:
-    """Raise with the values that can be looked at, those of arrays at this index of their entries."""
+    """Raise with the values that can be looked at; of arrays the values at this flat index."""
     at = () if index is None else tuple(map(int, np.unravel_index(int(index), shape)))
     given = []
     for name, value in named.items():
@@ -207,7 +210,7 @@ def _raise_outside(named: dict[str, Numbers], shape: tuple[int, ...], index: Arr
     )
 
 
-# The definitions. `x` and `wall` hold examples as rows, (..., d); `sigma` is (..., 1).
+# The definition. `x` and `room` hold examples as rows, (..., d); `sigma` is (..., 1).
 
 
 def _definition(p: float, x: Array, sigma: Array, room: Array) -> Array:
@@ -220,13 +223,13 @@ def _definition(p: float, x: Array, sigma: Array, room: Array) -> Array:
         eps = xp.minimum(xp.abs(steepest.value(p, x, sigma)), room)
         return xp.where(bad, math.nan, xp.copysign(eps, x))
     bad = bad | xp.any(x != x, axis=-1, keepdims=True) | (sigma != sigma)
-    # A wall that the whole budget cannot pass is none. All below is in units of sigma.
+    # A bound beyond the reach of the whole budget does not count. All below is in units of sigma.
     limited = room < sigma
     share = xp.where(limited, room, 0.0) / xp.where(sigma > 0, sigma, 1.0)
     power = xp.where(limited, share**p, math.inf)
     useful = (size > 0) & (room > 0)
     infinite = useful & (size == math.inf)
-    # Infinite entries come first: finite ones get what these cannot spend.
+    # Infinite entries come first; finite ones get the budget that these cannot spend.
     left = _left(xp, infinite, power)
     useful = useful & (infinite | (left >= 0))
     free = useful & ~(infinite & (left >= 0))
@@ -240,49 +243,49 @@ def _definition(p: float, x: Array, sigma: Array, room: Array) -> Array:
 
 
 def _left(xp: ModuleType, spending: Array, power: Array) -> Array:
-    """Return 1 - (what `spending` entries cost at their walls), of the budget's p-th power."""
+    """Return 1 minus the cost of the `spending` entries at their bounds, in units of sigma^p."""
     return 1 - xp.sum(xp.where(spending, power, 0.0), axis=-1, keepdims=True)
 
 
 def _exponent(p: float) -> float:
-    """Return 1 / (p - 1), and at p = 1 an exponent that tells any two numbers apart."""
+    """Return 1 / (p - 1); at p = 1 an exponent so large that it separates any two numbers."""
     return 2.0**60 if p == 1 else 1 / (p - 1)
 
 
 def _search(
     xp: ModuleType, p: float, size: Array, share: Array, power: Array, free: Array, left: Array
 ) -> Array:
-    """Return which of the `free` entries stay free of their walls when they spend what is `left`."""
+    """Return which of the `free` entries do not reach their bounds when they spend the budget `left`."""
     e = _exponent(p)
     log_r = _log_ratio(xp, xp.where(free, size, 0.0))
-    # log t where an entry meets its wall; free of walls, or never to move, are at infinity
+    # log t at which an entry reaches its bound: infinite without a bound, and for an entry that never moves
     never = (log_r == -math.inf) | (power == math.inf)
-    meets = xp.where(never, math.inf, xp.log(share) - e * xp.where(never, 0.0, log_r))
+    reaches = xp.where(never, math.inf, xp.log(share) - e * xp.where(never, 0.0, log_r))
 
     def spent(log_t: Array) -> Array:
-        cost = xp.where(meets <= log_t, power, xp.exp(p * (log_t + e * log_r)))
+        cost = xp.where(reaches <= log_t, power, xp.exp(p * (log_t + e * log_r)))
         return xp.sum(xp.where(free, cost, 0.0), axis=-1, keepdims=True)
 
-    met = last_affordable(xp, xp.sort(meets, axis=-1), spent, left)
-    return free & ~(meets <= met)
+    last = last_affordable(xp, xp.sort(reaches, axis=-1), spent, left)
+    return free & ~(reaches <= last)
 
 
 def last_affordable(xp: ModuleType, values: Array, spent: Callable[[Array], Array], budget: Array) -> Array:
-    """Return the last of the sorted `values` at which `spent`, increasing, is within the budget, or -inf."""
-    count = xp.argmax(budget, axis=-1, keepdims=True)  # 0, of the library's type for indices
-    found = xp.full_like(budget, -math.inf)
+    """Return the last of the sorted `values` where the increasing `spent` is within the budget, or -inf."""
+    count = xp.argmax(budget, axis=-1, keepdims=True)  # 0, in the library's index dtype
+    last = xp.full_like(budget, -math.inf)
     d = values.shape[-1]
     for bit in reversed(range(d.bit_length())):
         more = count + 2**bit
         value = xp.take_along_axis(values, xp.clip(more - 1, 0, d - 1), axis=-1)
         affordable = (more <= d) & (spent(value) <= budget)
         count = xp.where(affordable, more, count)
-        found = xp.where(affordable, value, found)
-    return found
+        last = xp.where(affordable, value, last)
+    return last
 
 
 def _log_ratio(xp: ModuleType, size: Array) -> Array:
-    """Return log(size / max size), to full accuracy where it is near 0; -inf where all are 0."""
+    """Return log(size / max size), to full relative accuracy near 0; -inf where all sizes are 0."""
     top = xp.max(size, axis=-1, keepdims=True)
     infinite, scale = top == math.inf, ratio_scale(xp, top)
     scaled = xp.where(infinite, xp.astype(size == top, size.dtype), size * scale)
@@ -290,17 +293,17 @@ def _log_ratio(xp: ModuleType, size: Array) -> Array:
     r = scaled / unit
     tiny = xp.minimum(r, scaled) < float(xp.finfo(size.dtype).smallest_normal)
     tiny = tiny & ~infinite & (top > 0)
-    near = r > 0.5  # where the difference is exact
+    near = r > 0.5  # there scaled - unit is exact
     log = xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)
     return xp.where(near, xp.log1p(xp.where(near, (scaled - unit) / unit, 0.0)), log)
 
 
-# The derivatives. Entries at their walls follow these, and the others are the steepest step of radius
-# tau = (sigma^p - sum of wall^p)^(1/p): d tau = (sigma/tau)^(p-1) dsigma - sum (wall/tau)^(p-1) dwall.
+# The derivatives. An entry at its bound moves with its room. The free entries are the steepest step of radius
+# tau = (sigma^p - sum of room^p)^(1/p): d tau = (sigma/tau)^(p-1) dsigma - sum (room/tau)^(p-1) droom.
 
 
-def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, tuple[Array, Array], Array, Array]:
-    """Return which entries stand at their walls, which are free, these' steepest step, and d tau."""
+def _terms(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, tuple[Array, Array], Array, Array]:
+    """Return the entries at their bounds, the free ones and their step's operands, and dtau's factors."""
     x, sigma, room = operands
     xp = namespace_of(x)
     size = xp.abs(step_in_box(p, x, sigma, room))
@@ -317,34 +320,34 @@ def _parts(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, tuple[A
     some = left > 0
     root = xp.where(some, left, 1.0) ** (1 / p)
     most = float(xp.finfo(x.dtype).max) ** 0.48
-    by_sigma = xp.clip(root ** (1 - p), 0.0, most)
-    by_room = xp.clip(xp.where(at_bound, xp.where(at_bound, share, 1.0) / root, 0.0) ** (p - 1), 0.0, most)
-    by_room = xp.where(some & at_bound, by_room, 0.0)
+    tau_by_sigma = xp.clip(root ** (1 - p), 0.0, most)
+    ratio = xp.where(at_bound, xp.where(at_bound, share, 1.0) / root, 0.0)
+    tau_by_room = xp.where(some & at_bound, xp.clip(ratio ** (p - 1), 0.0, most), 0.0)
     return (
         at_bound,
         free,
         (inside, xp.where(some, sigma * root, 0.0)),
-        xp.where(some, by_sigma, 0.0),
-        by_room,
+        xp.where(some, tau_by_sigma, 0.0),
+        tau_by_room,
     )
 
 
 def _jvp(p: float, operands: tuple[Array, ...], tangents: tuple[Array, ...]) -> Array:
     dx, dsigma, droom = tangents
     xp = namespace_of(dx)
-    at_bound, free, step, by_sigma, by_room = _parts(p, operands)
-    dtau = by_sigma * dsigma - xp.sum(by_room * droom, axis=-1, keepdims=True)
+    at_bound, free, step, tau_by_sigma, tau_by_room = _terms(p, operands)
+    dtau = tau_by_sigma * dsigma - xp.sum(tau_by_room * droom, axis=-1, keepdims=True)
     moved = steepest.jvp(p, step, (xp.where(free, dx, 0.0), dtau))
     return xp.where(free, moved, xp.where(at_bound, sign(operands[0]) * droom, 0.0))
 
 
 def _vjp(p: float, operands: tuple[Array, ...], v: Array) -> tuple[Array, ...]:
     xp = namespace_of(v)
-    at_bound, free, step, by_sigma, by_room = _parts(p, operands)
+    at_bound, free, step, tau_by_sigma, tau_by_room = _terms(p, operands)
     dx, dtau = steepest.vjp(p, step, xp.where(free, v, 0.0))
-    droom = xp.where(at_bound, sign(operands[0]) * v, 0.0) - dtau * by_room
-    return xp.where(free, dx, 0.0), dtau * by_sigma, droom
+    droom = xp.where(at_bound, sign(operands[0]) * v, 0.0) - dtau * tau_by_room
+    return xp.where(free, dx, 0.0), dtau * tau_by_sigma, droom
 
 
 step_in_box = Primitive("step_in_box", _definition, _jvp, _vjp, "(n),(1),(n)->(n)", whole=True)
-"""step_in_box(p, x, sigma, room): the maximiser on examples as rows, `room` how far each entry may move."""
+"""step_in_box(p, x, sigma, room): the maximiser on examples as rows; `room` is how far entries may move."""

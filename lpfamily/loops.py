@@ -1,4 +1,4 @@
-"""The perturbation that a training loop takes: of an array, or of a tree in one ball or in several."""
+"""The perturbation in a training loop: of an array, or of a tree in one ball or one ball per leaf."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lpfamily.trees import Joint, is_tree, matched, named_leaves, rebuilt
 
 @dataclass(frozen=True)
 class Ball:
-    """Where eps may lie, in the words of `lpfamily.epsilon`."""
+    """The set that eps must stay in, with the arguments of `lpfamily.epsilon`."""
 
     p: float
     sigma: Any
@@ -26,19 +26,20 @@ class Ball:
     batch_ndim: int
     scale: Any = None
     joint: bool = True
-    """Whether the leaves of a tree have one ball together, or each its own; then sigma may be a tree too."""
+    """Whether the leaves of a tree share one ball. If each has its own, sigma may be a tree too."""
 
     def step(self, grad: Any, x: Any) -> Any:
         """Return the steepest step at a gradient (eq. 3)."""
         if not self.joint and is_tree(x):
-            parts = zip(self._of_leaves(x), matched("x", x, "grad", grad), _leaves(x), strict=True)
-            return rebuilt(x, (ball.step(*part) for ball, *part in parts))
+            balls, grads = self._of_leaves(x), matched("x", x, "grad", grad)
+            triples = zip(balls, grads, _leaves(x), strict=True)
+            return rebuilt(x, (ball.step(grad, leaf) for ball, grad, leaf in triples))
         box: dict[str, Any] = {} if self.bounds is None else {"x": x, "bounds": self.bounds}
         ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
         return epsilon(grad, self.p, self.sigma, **ball, **box)
 
     def begin(self, x: Any, start: Any) -> Any:
-        """Return where an ascent begins, in ball and box: `start` as `lpfamily.ascend` takes it."""
+        """Return the starting point of an ascent, in ball and box, from `start` of `lpfamily.ascend`."""
         random = not is_tree(start) and is_random(start)
         names = "bounds", "mask", "batch_ndim", "scale"
         within: dict[str, Any] = {name: getattr(self, name) for name in names}
@@ -50,8 +51,8 @@ class Ball:
                 starts = library_of_generator(start).generators(start, len(balls))
             else:
                 starts = matched("x", x, "start", start)
-            parts = zip(balls, _leaves(x), starts, strict=True)
-            return rebuilt(x, (ball.begin(*part) for ball, *part in parts))
+            triples = zip(balls, _leaves(x), starts, strict=True)
+            return rebuilt(x, (ball.begin(leaf, start) for ball, leaf, start in triples))
         box = () if self.bounds is None else box_of(x, self.bounds)
         joint = Joint.of("x", x, self.batch_ndim, self.mask, self.scale, box)
         if not random:
@@ -61,7 +62,7 @@ class Ball:
         return joint.tree_of(starting_point(joint.rows, self.p, self.sigma, start, **within))
 
     def ascended(self, gradient: Callable[[Any], Any], x: Any, steps: int, start: Any = None) -> Any:
-        """Return the last iterate of Frank-Wolfe's method, from a point that `begin` has returned, or x."""
+        """Return the last iterate of Frank-Wolfe's method, from the result of `begin` or from x."""
         return towards_vertices(lambda at: self.step(gradient(at), x), x, steps, start)
 
     def _of_leaves(self, x: Any) -> list[Ball]:

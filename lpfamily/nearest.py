@@ -1,22 +1,23 @@
-"""The nearest point of the Lp ball, plain, in a box, and weighted.
+"""The nearest point of the Lp ball: unweighted, in a box, and weighted.
 
-The nearest point y to v in ||y||_p <= sigma has, for some mu >= 0 (stationarity of the Lagrangian),
+The nearest point y to v in ||y||_p <= sigma is v if that is in the ball. Otherwise it satisfies, for some
+mu >= 0 (stationarity of the Lagrangian),
 
-    |y| + mu * |y| ** (p - 1) = |v|,
+    |y| + mu * |y| ** (p - 1) = |v|.
 
-or y = v if that is in the ball. p = inf clips, p = 2 scales, p = 1 takes the same from every entry. For
-other p this is one equation an entry inside one for mu. With v in units of its largest entry, y = sigma z,
-tau = sigma / max|v| and nu the multiplier in these units, it reads A + B = r for A = tau z and B = nu
-z^(p-1): of r in [0, 1] two shares, which are straight lines in log z. So log z is where the larger share
-alone would be r, to within log 2, and Newton's method needs a few steps from there, at any scale; the
-outer equation, ||z||_p = 1, is kept between bounds. Scaling y down, which is often called projection, is
-not the nearest point unless p = 2.
+p = inf clips, p = 2 scales, p = 1 subtracts the same from every |v_i|. For other p, this is one equation
+per entry, nested in one equation for mu. Measure v in units of its largest entry, with y = sigma z, tau =
+sigma / max|v| and nu the multiplier in these units. Then the equation reads A + B = r for A = tau z and B =
+nu z^(p-1): two shares of an r in [0, 1], whose logarithms are straight lines in log z. So the log z at which
+the larger share alone equals r is right to within log 2, and from there Newton's method needs a few steps,
+at any scale. The root of the outer equation, ||z||_p = 1, is kept between two bounds. Scaling v down, which
+is often called projection, gives the nearest point only for p = 2.
 
-Inside a box too, entry i stands at the smaller of z_i and its wall, with the same multiplier.
+In a box, entry i is the smaller of z_i and its room, with the same multiplier.
 
-In the ball ||y / scale||_p <= sigma the equation is |y| + mu * |y| ** (p - 1) / scale ** p = |v|. Times
-scale, and with y = scale * u, it reads scale^2 u + mu u^(p-1) = scale |v|: the same two shares, of which the
-first has a factor for each entry. p = 1 fills a vessel whose width is 1 / scale^2 there.
+In the ball ||y / scale||_p <= sigma the equation is |y| + mu * |y| ** (p - 1) / scale ** p = |v|. Multiplied
+by scale, and with y = scale * u, it reads scale^2 u + mu u^(p-1) = scale |v|: the same two shares, where the
+first has a factor per entry. At p = 1 this fills a vessel of width 1 / scale^2.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from lpfamily.libraries import Primitive, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, ratio_scale, steepest
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
-"""Newton's steps at most; 26 and 16 are the most that a test over scales, p and distances needs."""
+"""Most steps of Newton's method; a test over scales, p and distances needs at most 26 and 16."""
 
 
-# The definition. `v`, `wall` and `scale` hold examples as rows, (..., d); `sigma` is (..., 1).
+# The definition. `v`, `room` and `scale` hold examples as rows, (..., d); `sigma` is (..., 1).
 
 
 def _nearest(p: float, v: Array, sigma: Array, room: Array | None = None) -> Array:
@@ -49,7 +50,7 @@ def _weighted(p: float, v: Array, sigma: Array, scale: Array, room: Array | None
     xp = namespace_of(v)
     most = xp.max(scale, axis=-1, keepdims=True)
     scale = scale / xp.where(most > 0, most, 1.0)
-    # one whose square underflows adds nothing to a distance, and stays
+    # a scale whose square underflows adds nothing to a distance: its entry stays
     scale = xp.where(scale * scale >= float(xp.finfo(v.dtype).smallest_normal), scale, 0.0)
     return _definition(p, v, sigma * most, room, scale)
 
@@ -60,12 +61,12 @@ def _definition(p: float, v: Array, sigma: Array, room: Array | None, weights: A
         return v
     size = xp.abs(v)
     if room is not None:
-        size = xp.where((room == 0) & (size == size), 0.0, size)  # what cannot move sets no scale
+        size = xp.where((room == 0) & (size == size), 0.0, size)  # entries without room set no scale
     if weights is not None:
         size = xp.where((weights == 0) & (size == size), 0.0, size)
     within = size if room is None else xp.minimum(size, room)
-    reach = sigma if weights is None else sigma * weights  # of one entry that has the whole budget
-    if p > 2.0**60:  # where the norm is the largest entry, to rounding
+    reach = sigma if weights is None else sigma * weights  # of an entry with the whole budget
+    if p > 2.0**60:  # then the norm is the largest entry, to rounding
         bad = sigma != sigma
         if room is not None or p < math.inf:
             bad = bad | _any_nan(xp, within)
@@ -88,7 +89,7 @@ def _definition(p: float, v: Array, sigma: Array, room: Array | None, weights: A
         tau = xp.where(outside & finite, sigma * scale / unit, 0.0)
         tau = tau if weights is None else tau * weights * weights
         share = None
-        if room is not None:  # a wall that the whole budget cannot pass is none
+        if room is not None:  # a bound beyond the reach of the whole budget does not count
             share = xp.where(room < reach, room / xp.where(reach > 0, reach, 1.0), math.inf)
         y = _shares(xp, p, r, tau, share)
         y = reach * y if share is None else xp.where(y < share, xp.minimum(reach * y, within), within)
@@ -101,11 +102,12 @@ def _any_nan(xp: ModuleType, x: Array) -> Array:
 
 
 def _level(xp: ModuleType, size: Array, sigma: Array, room: Array | None, weights: Array | None) -> Array:
-    """Return |y| at p = 1: what fills a vessel of bottom -|v| up to one level, with sigma, walls on top.
+    """Return |y| at p = 1: the depths when the volume sigma fills a vessel with bottom -|v| to one level.
 
-    Depths are differences from the largest entry, which are exact next to it. Far from the ball entries
-    at their walls are far above the level, so that the search is done again with what they leave.
-    In a weighted ball the bottom is -scale |v|, the width 1 / scale^2, and |y| is depth / scale.
+    The room of an entry caps its depth. Depths are differences from the largest entry, which are exact near
+    it. Far from the ball, entries at their bounds are far above the level, so the search is repeated with
+    the budget that they leave. In a weighted ball the bottom is -scale |v|, the width 1 / scale^2, and |y|
+    is depth / scale.
     """
     pull, weight, width = size, 1.0, 1.0
     if weights is not None:
@@ -121,9 +123,9 @@ def _level(xp: ModuleType, size: Array, sigma: Array, room: Array | None, weight
         low = xp.where(finite, (unit - reach * scale) / unit, xp.astype(reach < top, size.dtype))
         low = xp.where(free, low, math.inf)
         budget = xp.where(finite, left * scale / unit, 0.0)
-        # differences are multiples of their rounding: less depth than this makes none
+        # differences are multiples of their rounding unit: a smaller depth than this would change none
         budget = xp.maximum(budget, xp.full_like(budget, float(xp.finfo(size.dtype).eps) ** 4))
-        # with nothing left no entry rises to its wall
+        # with no budget left, no entry reaches its bound
         some, unit = left > 0, xp.where(left > 0, left, 1.0)
         cap = math.inf if room is None else xp.where(some, budget * (room * weight / unit), math.inf)
         full = low + cap
@@ -160,7 +162,10 @@ def _level(xp: ModuleType, size: Array, sigma: Array, room: Array | None, weight
 
 
 def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None) -> Array:
-    """Return z, at most its wall's `share`, with tau z + nu z^(p-1) = r where it is less, and ||z||_p = 1."""
+    """Return z <= share, with tau z + nu z^(p-1) = r where z < share, and ||z||_p = 1.
+
+    `share` is the room of each entry in units of its reach, infinite without a bound.
+    """
     repeat = library_of(r).repeat
     positive = r > 0
     log_r, log_tau = xp.log(xp.where(positive, r, 1.0)), xp.log(tau)
@@ -172,7 +177,7 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
         def step(w: Array) -> tuple[Array]:
             return (_nearer(xp, p, w, log_r, log_tau + w, log_nu + (p - 1) * w),)
 
-        # not less than the solution, and neither share alone is more than r
+        # an upper bound of the solution: neither share alone exceeds r
         start = xp.minimum(log_r - log_tau, (log_r - log_nu) / (p - 1))
         (w,) = repeat(step, (start,), ENTRY_STEPS)
         return xp.where(positive, xp.exp(w), 0.0)
@@ -184,21 +189,21 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
         power = z**p
         total = xp.sum(power, axis=-1, keepdims=True)
         norm = total ** (1 / p)
-        # -d log ||z|| / d log nu: a free entry's is B / (A + (p - 1) B)
+        # -d log ||z|| / d log nu; the term of a free entry is B / (A + (p - 1) B)
         a = tau * z / xp.where(positive, r, 1.0)
         slope = xp.where(free, power * ((1 - a) / (a + (p - 1) * (1 - a))), 0.0)
         slope = xp.sum(slope, axis=-1, keepdims=True) / xp.where(total > 0, total, 1.0)
         above = norm > 1 + rounding
         low, high = xp.where(above, nu, low), xp.where(above, high, nu)
-        # 1 / ||z|| is nearly straight in nu for a large p, ||z|| for a small one, and log ||z|| in log nu far
-        # from the ball
+        # 1 / ||z|| is nearly linear in nu for large p, ||z|| for small p; far from the ball log ||z|| is
+        # nearly linear in log nu
         straight = nu * (1 + (norm - 1 if p > 1.4 else 1 - 1 / norm) / slope)
         new = xp.where((straight > low) & (straight < high), straight, nu * norm ** (1 / slope))
-        floor = xp.maximum(low, xp.full_like(low, least))  # 0 would stay 0
+        floor = xp.maximum(low, xp.full_like(low, least))  # the geometric mean with 0 would stay 0
         new = xp.where((new >= floor) & (new <= high), new, xp.sqrt(floor * high))
         return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
 
-    # what nu is far from the ball, where tau is 0, and z the steepest step
+    # an upper bound of nu: its value far from the ball, where tau is 0 and z is the steepest step
     if share is None:
         high = dual_norm(p, r, xp.ones_like(tau))[..., None]
     else:
@@ -208,25 +213,25 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
         high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))
     _, _, nu = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
     z = entries(nu)
-    # the rounding of nu, which 1 / (p - 1) magnifies, is common to the free entries
+    # 1 / (p - 1) magnifies the rounding of nu, by one factor for all free entries: it is divided out
     free = positive if share is None else positive & (z < share)
-    held = 0.0 if share is None else xp.sum(xp.where(positive & ~free, share**p, 0.0), axis=-1, keepdims=True)
+    paid = 0.0 if share is None else xp.sum(xp.where(positive & ~free, share**p, 0.0), axis=-1, keepdims=True)
     spent = xp.sum(xp.where(free, z**p, 0.0), axis=-1, keepdims=True)
-    left = xp.maximum(1 - held * xp.ones_like(spent), xp.zeros_like(spent))
+    left = xp.maximum(1 - paid * xp.ones_like(spent), xp.zeros_like(spent))
     z = z * (left / xp.where(spent > 0, spent, 1.0)) ** (1 / p)
     return z if share is None else xp.where(free, z, xp.where(positive, share, 0.0))
 
 
 def _nearer(xp: ModuleType, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:
-    """Return an upper bound of log z that is nearer to it, from one, w, at which the shares are a and b.
+    """Return a closer upper bound of log z than w, at which the shares are a and b.
 
-    log(a + b) is convex in w: Newton's method for log(a + b) = log r descends to the solution, but slowly
-    where the flatter share fills r nearly. There log a = log(r - b), for a the steeper one, is convex too.
+    log(a + b) is convex in w, so Newton's method for log(a + b) = log r descends to the solution. It is slow
+    where the flatter share b nearly equals r. There the form log a = log(r - b) is convex too, and faster.
     """
     larger = xp.maximum(log_a, log_b)
     log_sum = larger + xp.log1p(xp.exp(xp.minimum(log_a, log_b) - larger))
-    part = xp.exp(log_a - log_sum)
-    new = w - (log_sum - log_r) / (part + (p - 1) * (1 - part))
+    fraction = xp.exp(log_a - log_sum)
+    new = w - (log_sum - log_r) / (fraction + (p - 1) * (1 - fraction))
     (steep, n), (flat, m) = sorted([(log_a, 1.0), (log_b, p - 1)], key=lambda share: -share[1])
     fills = xp.exp(flat - log_r)
     apart = fills < 0.999
@@ -236,28 +241,29 @@ def _nearer(xp: ModuleType, p: float, w: Array, log_r: Array, log_a: Array, log_
     return xp.minimum(w, xp.where(apart, xp.minimum(new, other), new))
 
 
-# The derivatives. With c = (y / scale)^(p-1) / scale, the gradient of the constraint up to a factor, and
-# D = A / (A + (p-1) B) on the free entries, moving v by dv, the radius by dsigma, the scale by ds and the
-# walls that hold by dwall moves y by D (dv + p B ds / scale - c k), k such that c'dy over the free entries is
-# dsigma + c'(y ds / scale) over all, less c'dwall over the others.
+# The derivatives. Let c = (y / scale)^(p-1) / scale, the gradient of the constraint up to a factor, and
+# D = A / (A + (p-1) B) on the free entries. Let v change by dv, the radius by dsigma, the scale by ds, and
+# the room of entries at their bounds by droom. Then free entries of y change by
+# D (dv + p B ds / scale - c k), where k makes c'dy, over the free entries, equal to dsigma +
+# c'(y ds / scale), over all entries, minus c'droom, over the entries at their bounds.
 
 
 Ball = tuple[Array, Array, Array | None, Array | None]
-"""v, sigma, scale and wall, or what belongs to them."""
+"""v, sigma, scale and room, or their tangents."""
 
 
-def _plain(operands: tuple[Array, ...]) -> Ball:
+def _unweighted_ball(operands: tuple[Array, ...]) -> Ball:
     v, sigma, *room = operands
     return v, sigma, None, room[0] if room else None
 
 
-def _scaled(operands: tuple[Array, ...]) -> Ball:
+def _weighted_ball(operands: tuple[Array, ...]) -> Ball:
     v, sigma, scale, *room = operands
     return v, sigma, scale, room[0] if room else None
 
 
-def _parts(p: float, y: Array, ball: Ball) -> tuple[Array, Array, Array, Array, Array]:
-    """Return which rows are outside the ball, D, c, which entries stand at walls, and B."""
+def _terms(p: float, y: Array, ball: Ball) -> tuple[Array, Array, Array, Array, Array]:
+    """Return the rows outside the ball, D, c, the entries at their bounds, and B."""
     v, sigma, scale, room = ball
     xp = namespace_of(v)
     size, kept = xp.abs(v), xp.abs(y)
@@ -269,7 +275,7 @@ def _parts(p: float, y: Array, ball: Ball) -> tuple[Array, Array, Array, Array, 
         return outside, follows, xp.astype(lost > 0, v.dtype), at_bound, lost
     total = kept + (p - 1) * lost
     d = xp.where(total > 0, kept / xp.where(total > 0, total, 1.0), 1.0 if p > 2 else 0.0)
-    if p == 2 and scale is None:  # alike, also where v is 0
+    if p == 2 and scale is None:  # D is the same for all free entries, also where v is 0
         d = xp.where(size > 0, d, xp.max(xp.where(at_bound, 0.0, d), axis=-1, keepdims=True))
     d = xp.where(at_bound, 0.0, xp.where(outside, d, 1.0))
     weight = 1.0 if scale is None else xp.where(scale > 0, scale, 1.0)
@@ -291,16 +297,16 @@ def _apply(p: float, v: Array, signs: Array, outside: Array, d: Array, c: Array)
 
 
 def _jvp(
-    of: Callable[[tuple[Array, ...]], Ball],
+    ball_of: Callable[[tuple[Array, ...]], Ball],
     p: float,
     operands: tuple[Array, ...],
     tangents: tuple[Array, ...],
 ) -> Array:
-    ball = v, _, scale, _ = of(operands)
-    dv, dsigma, dscale, droom = of(tangents)
+    ball = v, _, scale, _ = ball_of(operands)
+    dv, dsigma, dscale, droom = ball_of(tangents)
     xp, signs = namespace_of(v), sign(v)
     y = (nearest if scale is None else weighted_nearest)(p, *operands)
-    outside, d, c, at_bound, lost = _parts(p, y, ball)
+    outside, d, c, at_bound, lost = _terms(p, y, ball)
     if scale is not None:
         change = xp.where(scale > 0, dscale / xp.where(scale > 0, scale, 1.0), 0.0)
         dv = dv + signs * p * lost * change
@@ -313,34 +319,39 @@ def _jvp(
 
 
 def _vjp(
-    of: Callable[[tuple[Array, ...]], Ball], p: float, operands: tuple[Array, ...], u: Array
+    ball_of: Callable[[tuple[Array, ...]], Ball], p: float, operands: tuple[Array, ...], u: Array
 ) -> tuple[Array, ...]:
-    ball = v, _, scale, room = of(operands)
+    ball = v, _, scale, room = ball_of(operands)
     xp, signs = namespace_of(v), sign(v)
     y = (nearest if scale is None else weighted_nearest)(p, *operands)
-    outside, d, c, at_bound, lost = _parts(p, y, ball)
+    outside, d, c, at_bound, lost = _terms(p, y, ball)
     moved, by_radius = _apply(p, u, signs, outside, d, c)
     dsigma = xp.sum(by_radius * u, axis=-1, keepdims=True)
-    found = [moved, dsigma]
+    cotangents = [moved, dsigma]
     if scale is not None:
         change = signs * p * lost * moved + c * xp.abs(y) * dsigma
-        found.append(xp.where(scale > 0, change / xp.where(scale > 0, scale, 1.0), 0.0))
+        cotangents.append(xp.where(scale > 0, change / xp.where(scale > 0, scale, 1.0), 0.0))
     if room is not None:
-        found.append(xp.where(at_bound, signs * u - c * dsigma, 0.0))
-    return tuple(found)
+        cotangents.append(xp.where(at_bound, signs * u - c * dsigma, 0.0))
+    return tuple(cotangents)
 
 
 nearest = Primitive(
-    "nearest", _nearest, partial(_jvp, _plain), partial(_vjp, _plain), "(n),(1),(n)->(n)", whole=True
+    "nearest",
+    _nearest,
+    partial(_jvp, _unweighted_ball),
+    partial(_vjp, _unweighted_ball),
+    "(n),(1),(n)->(n)",
+    whole=True,
 )
-"""nearest(p, v, sigma[, wall]): the projection on examples as rows, `wall` how far each entry may move."""
+"""nearest(p, v, sigma[, room]): the projection on examples as rows; `room` is how far entries may move."""
 
 weighted_nearest = Primitive(
     "weighted_nearest",
     _weighted,
-    partial(_jvp, _scaled),
-    partial(_vjp, _scaled),
+    partial(_jvp, _weighted_ball),
+    partial(_vjp, _weighted_ball),
     "(n),(1),(n),(n)->(n)",
     whole=True,
 )
-"""weighted_nearest(p, v, sigma, scale[, wall]): the same onto ||y / scale||_p <= sigma, for p up to 2^60."""
+"""weighted_nearest(p, v, sigma, scale[, room]): projection onto ||y / scale||_p <= sigma, p up to 2^60."""

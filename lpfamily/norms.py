@@ -12,9 +12,9 @@ from lpfamily.trees import is_tree, over_leaves
 
 
 def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None = None) -> A:
-    """Return the Lp norm of each example: max|x| for p = inf, sum|x| for p = 1; with a scale, of x / scale.
+    """Return the Lp norm of each example: sum|x| for p = 1, max|x| for p = inf; with a scale, of x / scale.
 
-    The largest entry is divided out first, so that no power overflows or underflows; the derivative
+    The largest entry is divided out first, so that no power overflows or underflows. The derivative
     is the unit vector that attains the norm, and 0 at x = 0.
 
     Parameters
@@ -27,25 +27,25 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None
     batch_ndim
         None means 1, or 0 for a 1-D array; 0 takes the whole array, or tree, as one example.
     scale
-        As in `lpfamily.epsilon`: the radius of the smallest weighted ball that x is in. An entry of scale 0
-        that is not 0 makes it infinite.
+        As in `lpfamily.epsilon`. The norm is then the radius of the smallest weighted ball that contains x.
+        It is infinite if an entry of scale 0 is not 0.
 
     Returns
     -------
     Array
-        Of shape `x.shape[:batch_ndim]` and of x's dtype, or one that holds all leaves' numbers; NaN for an
-        example that holds a NaN.
+        One value per example, of shape `x.shape[:batch_ndim]` and x's dtype, or a dtype that holds those of
+        all leaves. NaN for an example that contains a NaN.
 
     Raises
     ------
     TypeError, ValueError
-        For a p below 1, an x that is not a real floating array, an impossible `batch_ndim`, and for a scale
-        as in `lpfamily.epsilon`.
+        If p is below 1, x is not a real floating array, or `batch_ndim` is impossible; for a scale as in
+        `lpfamily.epsilon`.
     """
-    # The primitive is keyed by the ball's exponent, in which it is exact for p near 1; the norm's
-    # own exponent is the dual of that.
-    of = weighted.dual_norm_of_quotient
-    return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, scale, "x", of)
+    # The primitive takes the ball's exponent, for which it is exact at p near 1. The norm's exponent is
+    # the dual of that.
+    weighted_norm = weighted.dual_norm_of_quotient
+    return _of_examples(x, dual_exponent(p), 1.0, batch_ndim, scale, "x", weighted_norm)
 
 
 def penalty(
@@ -53,8 +53,8 @@ def penalty(
 ) -> A:
     """Return sigma * ||grad||_{p*} for each example, the second term of eq. 4; with a scale, of scale * grad.
 
-    It is what the linearised loss gains from `epsilon(grad, p, sigma)`, and by Hölder's equality
-    its derivative with respect to grad is that epsilon; 0 at a zero gradient.
+    It is the gain of the linearised loss from `epsilon(grad, p, sigma)`. By Hölder's equality its
+    derivative with respect to grad is that epsilon; it is 0 at a zero gradient.
 
     Parameters
     ----------
@@ -64,16 +64,16 @@ def penalty(
     Returns
     -------
     Array
-        Of shape `grad.shape[:batch_ndim]` and of grad's dtype, or one that holds all leaves' numbers, in
-        units of the loss.
+        One value per example, in units of the loss, of shape `grad.shape[:batch_ndim]` and grad's dtype, or
+        a dtype that holds those of all leaves.
 
     Raises
     ------
     TypeError, ValueError
         As in `lpfamily.epsilon`.
     """
-    of = weighted.dual_norm_of_product
-    return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", of)
+    weighted_norm = weighted.dual_norm_of_product
+    return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", weighted_norm)
 
 
 def _of_examples(
@@ -83,12 +83,12 @@ def _of_examples(
     batch_ndim: int | None,
     scale: Numbers | None,
     name: str,
-    of: Callable[..., Array],
+    weighted_norm: Callable[..., Array],
 ) -> A:
     if is_tree(x):
-        made: A = over_leaves(
+        result: A = over_leaves(
             lambda rows, sigma, batch_ndim, mask, scale: _of_examples(
-                rows, p, sigma, batch_ndim, scale, name, of
+                rows, p, sigma, batch_ndim, scale, name, weighted_norm
             ),
             name,
             x,
@@ -97,10 +97,10 @@ def _of_examples(
             scale=scale,
             reduces=True,
         )
-        return made
+        return result
     given = examples(x, name, batch_ndim)
     radius = given.radius(sigma)
     if scale is not None:
         ball = weighted.weights(given, radius, scale)
-        return given.back(weighted.per_row(partial(of, p), given.values, *ball, reduces=True))
+        return given.back(weighted.per_row(partial(weighted_norm, p), given.values, *ball, reduces=True))
     return given.back(dual_norm(p, given.values, radius))

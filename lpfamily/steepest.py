@@ -1,10 +1,11 @@
 """The closed form of the steepest step in an Lp ball (eq. 3) and its limits p = 1, 2, inf.
 
-Written as the paper has it, eq. 3 fails in floating point: the sum inside ||g||_{p*} underflows or
-overflows for gradients that networks really have, r ** (1/(p-1)) needs log r to full relative
-accuracy when p is near 1, and a small r underflows where its small power would not when p is large.
-So: divide by the largest entry first, take one power u = r ** (1/(p-1)) of each entry, and use that
-||g||_{p*}^{p*} is then the sum of u * r, and the step u * sum(u * r) ** (-1/p).
+Computed as the paper writes it, eq. 3 fails in floating point. The sum inside ||g||_{p*} underflows or
+overflows for gradients that real networks have. For p near 1, r ** (1/(p-1)) needs log r to full
+relative accuracy. For large p, a small r underflows although its small power would not.
+
+So this module divides by the largest entry first and takes one power u = r ** (1/(p-1)) of each entry.
+Then ||g||_{p*}^{p*} is the sum of u * r, and the step is u * sum(u * r) ** (-1/p).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lpfamily.libraries import Primitive
 
 
 def dual_exponent(p: float) -> float:
-    """Return p* with 1/p + 1/p* = 1 (below eq. 3): inf for p = 1, 2 for 2, 1 for inf.
+    """Return p* with 1/p + 1/p* = 1 (below eq. 3): inf for p = 1, 2 for p = 2, 1 for p = inf.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def dual_exponent(p: float) -> float:
 
 
 def is_close(exponent: float, target: float, dtype: DType) -> bool:
-    """Whether x**target is x**exponent to rounding in `dtype`, for 1/(p-1) with a rounded p."""
+    """Whether x**target equals x**exponent to rounding in `dtype`, for 1/(p-1) with a rounded p."""
     rounding = 2.0**-52 if "64" in str(dtype) else 2.0**-30
     return abs(exponent - target) <= 1.5 * rounding * target
 
@@ -67,13 +68,13 @@ def _dual_norm(p: float, x: Array, sigma: Array) -> Array:
         result = sigma * xp.max(size, axis=-1, keepdims=True)
     elif p == math.inf or x.shape[-1] == 0:
         norm = xp.sum(size, axis=-1, keepdims=True)
-        # sigma may bring back what the sum takes beyond the largest number
+        # where the sum overflows, sigma may bring the product back into the range
         shrunk = xp.sum(size * 2.0**-40, axis=-1, keepdims=True)
         result = xp.where(norm == math.inf, sigma * shrunk * 2.0**40, sigma * norm)
     else:
         _, total, top = _powers(xp, p, x)
         root = total ** ((p - 1) / p)
-        # in the order that neither overflows on the way nor rounds a subnormal number twice
+        # this order of the products neither overflows on the way nor rounds a subnormal number twice
         first = (top * root == math.inf) | (sigma > 1)
         result = xp.where(first, sigma * top * root, sigma * (top * root))
     return result[..., 0]
@@ -97,14 +98,14 @@ def _powers(xp: ModuleType, p: float, x: Array) -> tuple[Array, Array, Array]:
     elif is_close(exponent, 3, x.dtype):  # p = 4/3
         u = r * r * r
     elif exponent > 2:
-        # r is rounded, and the power magnifies that where r is near 1: x - max x and r - 1 are
-        # exact there, and their difference is what the rounding took.
+        # The power magnifies the rounding of r where r is near 1. There x - max x and r - 1 are exact,
+        # and their difference is the rounding error.
         lost = ((scaled - unit) - (r - 1) * unit) / unit
         u = xp.exp(exponent * xp.where(top == math.inf, xp.log(r), xp.log(r) + lost))
     elif exponent > 0.25:
         u = xp.exp(exponent * xp.log(r))
     else:
-        # the power of an r that underflows, or loses bits on the way, may still be large
+        # where r underflows or is subnormal, its power may still be large
         tiny = xp.minimum(r, scaled) < float(xp.finfo(x.dtype).smallest_normal)
         tiny = tiny & (top > 0) & (top < math.inf)
         u = xp.exp(exponent * (xp.log(xp.where(tiny, size, r)) - xp.where(tiny, xp.log(top), 0.0)))
@@ -112,7 +113,7 @@ def _powers(xp: ModuleType, p: float, x: Array) -> tuple[Array, Array, Array]:
 
 
 def ratio_scale(xp: ModuleType, top: Array) -> Array:
-    """Return powers of two c, 1 for ordinary rows, so that 1 / (c * top) is a normal number."""
+    """Return a power of two c per row, 1 for ordinary rows, such that 1 / (c * top) is a normal number."""
     info = xp.finfo(top.dtype)
     bits = math.frexp(float(info.max))[1]
     up, down = 2.0 ** (bits * 3 // 4), 2.0 ** (-bits * 3 // 4)
@@ -148,8 +149,8 @@ def _hessian_product(p: float, x: Array, sigma: Array, v: Array) -> Array:
     ratio = xp.clip(xp.where(nonzero, d / xp.where(nonzero, b, 1.0), 0.0), 0.0, largest)
     if p == 2:
         ratio = xp.where(nonzero, ratio, 1 / n)
-    # The factor sigma / (p - 1) / max|x|, its root before the product and its root after: the
-    # transpose that reverse mode makes of this must not subtract inf from inf, so it is bounded too.
+    # The factor is sigma / (p - 1) / max|x|. Its root is applied before the product and again after,
+    # and bounded: the transpose of this in reverse mode must not subtract inf from inf.
     root = xp.sqrt(xp.where(sigma > 0, sigma, 1.0))
     side = xp.sqrt(scale) / xp.sqrt(unit) * (root * (p - 1) ** -0.5)
     side = xp.where(smooth, xp.minimum(side, xp.full_like(side, largest**0.48)), 0.0)

@@ -112,13 +112,13 @@ def epsilon(
     """
     p = check_p(p)
     if is_tree(grad):
-        within = "grad", grad, sigma, batch_ndim, mask, scale, box_of(x, bounds)
-        made: A = over_leaves(
+        arguments = "grad", grad, sigma, batch_ndim, mask, scale, box_of(x, bounds)
+        result: A = over_leaves(
             lambda rows, sigma, **ball: epsilon(rows, p, sigma, **ball),
-            *within,
+            *arguments,
             by_leaves=partial(_by_leaves, p),
         )
-        return made
+        return result
 
     def step(grad: A, sigma: Numbers, mask: Array | None, scale: Numbers | None, *box: Numbers) -> A:
         given = examples(grad, "grad", batch_ndim, mask)
