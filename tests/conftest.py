@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from libraries import LIBRARIES, TestLibrary
 
-NAMES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").split(",")
-UNDER_TEST = [LIBRARIES[name]() for name in NAMES]  # one that cannot be imported stops the run
-KERAS = next((name for name in ("torch", "jax") if name in NAMES), None)  # it has one backend per process
-DIFFERENTIABLE = [library for library in UNDER_TEST if library.derivative is not None]
+pytest.register_assert_rewrite("helpers")  # so that its assertions say what they compared
+
+from helpers.libraries import LIBRARIES, TestLibrary  # noqa: E402 - after it is registered
+from helpers.libraries_under_test import DIFFERENTIABLE, KERAS, NAMES, UNDER_TEST  # noqa: E402
 
 # NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
 EXAMPLES = min(

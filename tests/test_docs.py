@@ -4,15 +4,14 @@ import contextlib
 import io
 import re
 import runpy
-from pathlib import Path
 
 import pytest
-from conftest import KERAS, NAMES, UNDER_TEST
 from PIL import Image
 
 import lpfamily
+from helpers import ROOT
+from helpers.libraries_under_test import KERAS, NAMES, UNDER_TEST
 
-ROOT = Path(__file__).parent.parent
 LIBRARIES = {
     name: re.compile(rf"^(?:import|from) {name}\b", re.MULTILINE) for name in ("torch", "jax", "dask")
 }

@@ -12,9 +12,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from backends_under_test import NAMES
 
 import lpfamily
+from helpers import ROOT
+from helpers.backends_under_test import NAMES
 from lpfamily._packages import needs
 from lpfamily.training import commands, data, recipes, runs
 from lpfamily.training.commands import options
@@ -226,8 +227,7 @@ def test_arrows_between_the_rooms_of_training_point_one_way():
 
 
 def test_the_lowest_environment_installs_the_lowest_versions():
-    root = Path(__file__).parent.parent
-    pyproject = tomllib.loads((root / "pyproject.toml").read_text())
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
     asked = [
         *project["dependencies"],
@@ -235,5 +235,5 @@ def test_the_lowest_environment_installs_the_lowest_versions():
         *pyproject["dependency-groups"]["test"],
     ]
     lowest = [re.sub(r"(\[\w+\])?>=", "==", requirement) for requirement in asked]
-    _, *given = (root / "constraints-lowest.txt").read_text().splitlines()
+    _, *given = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     assert given == lowest

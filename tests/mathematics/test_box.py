@@ -1,0 +1,822 @@
+"""The laws of the step in a ball and a box, and that each has teeth."""
+
+import functools
+import math
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.optimize import linprog, minimize
+
+from helpers.boxes import (
+    Box,
+    attains_the_most,
+    boxes,
+    loses_nothing_to_clipping,
+    maximiser,
+    stays_in_ball_and_box,
+)
+from helpers.laws import Case, closed_form, norms
+from helpers.libraries import P, numpy_readonly
+from helpers.libraries_under_test import NAMES
+from helpers.mutants import check as check_law
+from lpfamily import ascend, certify, epsilon, project
+from lpfamily._arrays import namespace_of
+from lpfamily.box import step_in_box
+from lpfamily.libraries import multipliers, threads
+from lpfamily.libraries import rows as rows_of_numpy
+from lpfamily.nearest import nearest
+
+needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test")
+
+
+# The laws.
+
+
+def moves_nothing_further_outside(epsilon, box):
+    seen = box.case.floats.seen
+    sides = (seen(box.x), seen(box.low), seen(box.high), box.ulp)
+    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in sides)
+    reached = x + box.step(epsilon)
+    assert np.all(reached >= np.minimum(x, low - ulp)), box
+    assert np.all(reached <= np.maximum(x, high + ulp)), box
+
+
+def is_unbounded_where_the_box_is(epsilon, box):
+    open_box = replace(box, low=np.full_like(box.x, -math.inf), high=np.full_like(box.x, math.inf))
+    expected, case = closed_form(box.case.rows, box.case.p, box.case.radii), box.case
+    error = norms(open_box.step(epsilon) - expected, case.p)
+    assert np.all(error <= case.tolerance * case.radii + case.underflow), box
+
+
+def hands_on_what_infinite_entries_leave(epsilon, box):
+    # infinite entries with walls that cost up to half of the budget: they go there, finite ones follow
+    case = box.case
+    if case.p == math.inf:
+        return
+    infinite = case.rng.random(case.grad.shape) < 0.2
+    share = (0.5 / infinite[0].size) ** (1 / case.p) * case.rng.random(case.grad.shape)
+    with np.errstate(under="ignore"):
+        near = case.floats.round(share * case.radii.reshape(-1, *[1] * (case.grad.ndim - 1)))
+    other = Box(
+        replace(case, grad=np.where(infinite, np.copysign(math.inf, case.grad), case.grad)),
+        *(np.where(infinite, at, side) for at, side in ((0, box.x), (-near, box.low), (near, box.high))),
+    )
+    step, flat, rest = (
+        other.step(epsilon),
+        infinite.reshape(case.rows.shape),
+        np.where(infinite, 0, case.grad),
+    )
+    wall = other.wall
+    assert_array_equal(np.abs(step[flat]), np.where(case.radii[:, None] < case.floats.least, 0, wall)[flat])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        paid = np.where(flat & (wall > 0), wall / case.radii[:, None].astype(np.longdouble), 0)
+    left = case.radii * (1 - np.sum(paid ** np.longdouble(case.p), axis=1)) ** (1 / np.longdouble(case.p))
+    finite = replace(other, case=replace(case, grad=rest))
+    rows = zip(finite.case.rows, left, wall, strict=True)
+    most = finite.gain(np.stack([maximiser(row, case.p, radius, near) for row, radius, near in rows]))
+    got = finite.gain(np.where(flat, 0, step))
+    assert np.all(got >= most * (1 - 2 * case.tolerance) - finite.slack), other
+
+
+def spends_nothing_outside_the_mask(epsilon, box):
+    # whatever stands there, x out of its bounds included
+    mask = box.case.rng.random(box.case.grad.shape) < 0.6
+    noise = box.case.rng.choice([math.nan, math.inf, 1.0], mask.shape)
+    inside = replace(box, case=replace(box.case, grad=np.where(mask, box.case.grad, 0)))
+    outside = replace(
+        box,
+        case=replace(box.case, grad=np.where(mask, box.case.grad, noise)),
+        x=np.where(mask, box.x, 7),
+    )
+    step = outside.step(epsilon, mask=box.case.lib.from_numpy(mask))
+    assert_array_equal(step, inside.step(epsilon))
+
+
+def keeps_nan_in_its_row(epsilon, box):
+    case = box.case
+    hit = case.rng.random(len(case.grad)) < 0.5
+    grad = case.grad.copy().reshape(case.rows.shape)
+    grad[hit, 0] = math.nan
+    step = replace(box, case=replace(case, grad=grad.reshape(case.grad.shape))).step(epsilon)
+    nan = np.isnan(step)
+    assert_array_equal(nan[:, 0], hit)
+    if case.p < math.inf:
+        assert_array_equal(nan.all(axis=1), hit)
+    assert not nan[~hit].any()
+
+
+def is_scale_free(epsilon, box):
+    # powers of two are exact where they lose no bit
+    factor, seen = 2.0 ** box.case.rng.integers(-8, 9), box.case.floats.seen
+    with np.errstate(over="ignore", under="ignore"):
+        grad = box.case.floats.round(box.case.grad * factor)
+    if np.array_equal(seen(grad) / factor, seen(box.case.grad)):
+        other = replace(box, case=replace(box.case, grad=grad))
+        got, expected = (b.gain(b.step(epsilon)) for b in (other, box))
+        assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * np.abs(expected) + box.slack)), box
+
+
+LAWS = [
+    stays_in_ball_and_box,
+    moves_nothing_further_outside,
+    attains_the_most,
+    loses_nothing_to_clipping,
+    is_unbounded_where_the_box_is,
+    hands_on_what_infinite_entries_leave,
+    spends_nothing_outside_the_mask,
+    keeps_nan_in_its_row,
+    is_scale_free,
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@given(data=st.data())
+def test_epsilon_in_a_box(data, lib, law):
+    law(epsilon, data.draw(boxes(lib)))
+
+
+# Others' answers.
+
+
+@pytest.mark.parametrize("p", [1, 1.05, 1.2, 1.5, 2, 3, 10, math.inf])
+def test_a_constrained_optimiser_gains_no_more(lib, p):
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        grad, x, radius = rng.standard_normal(6), rng.random(6).round(1), rng.uniform(0.1, 2)
+        with lib.scope():
+            args = (lib.from_numpy(a, "float64") for a in (grad, x))
+            step = lib.to_numpy(epsilon(next(args), p, radius, x=next(args), bounds=(0, 1)))
+        sides = np.stack([-x, 1 - x], axis=1)
+        if p == 1:
+            both = np.concatenate([sides[:, 1], -sides[:, 0]])
+            best = -linprog(
+                np.concatenate([-grad, grad]),
+                A_ub=np.ones((1, 12)),
+                b_ub=[radius],
+                bounds=[(0, side) for side in both],
+            ).fun
+        elif p == math.inf:
+            best = -linprog(-grad, bounds=np.clip(sides, -radius, radius)).fun
+        else:
+            best = -minimize(
+                lambda e, grad=grad: -grad @ e,
+                np.zeros(6),
+                jac=lambda e, grad=grad: -grad,
+                method="SLSQP",
+                bounds=sides,
+                constraints={
+                    "type": "ineq",
+                    "fun": lambda e, r=radius: 1 - np.sum(np.abs(e / r) ** p),
+                    "jac": lambda e, r=radius: -p * np.abs(e / r) ** (p - 1) * np.sign(e) / r,
+                },
+                options={"ftol": 1e-13, "maxiter": 500},
+            ).fun
+        assert step @ grad >= best * (1 - 1e-6)
+        assert step @ grad <= best * (1 + 1e-4)  # the optimiser itself may stop short
+
+
+def by_sorting(row, p, radius, wall):
+    """Solve in float64 by sorting the t where entries meet their walls."""
+    size, order = np.abs(row), np.argsort(wall ** (p - 1) / np.abs(row))
+    cost, weight = wall[order] ** p, size[order] ** (p / (p - 1))
+    before = np.concatenate([[0], np.cumsum(cost)[:-1]])
+    after = np.cumsum(weight[::-1])[::-1]
+    t = (np.maximum(radius**p - before, 0) / after) ** (1 / p)
+    ends = np.flatnonzero(t * size[order] ** (1 / (p - 1)) <= wall[order])
+    if not ends.size:
+        return np.sign(row) * wall
+    return np.sign(row) * np.minimum(t[ends[0]] * size ** (1 / (p - 1)), wall)
+
+
+@pytest.mark.parametrize("p", [1.2, 1.5, 2, 3, 4, 10])
+@pytest.mark.parametrize("radius", [0.05, 1.0, 5.0, 1000.0])
+def test_sorting_in_float64_agrees(lib, p, radius):
+    rng = np.random.default_rng(2)
+    grad = rng.standard_normal((20, 784)).astype(np.float32)
+    x = np.where(rng.random(grad.shape) < 0.7, rng.integers(0, 2, grad.shape), rng.random(grad.shape))
+    x = x.astype(np.float32)
+    step = lib.to_numpy(epsilon(lib.from_numpy(grad), p, radius, x=lib.from_numpy(x), bounds=(0, 1)))
+    wall = np.where(grad < 0, x, 1 - x).astype(float)
+    for g, w, got in zip(grad.astype(float), wall, step, strict=True):
+        # the gain is known to rounding; entries to what rounding of the budget makes of them
+        best = by_sorting(g, p, radius, w)
+        assert_allclose(got @ g, best @ g, rtol=3e-6)
+        assert_allclose(got, best, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.05, 1.1, 1.3, 1.49, 1.8, 2, 2.7, 3.5, 5, 12, 40])
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_what_is_pressed_against_its_wall_sets_no_scale(lib, name, p):
+    # not of the powers of the rest, however much smaller that is
+    rng, floats = np.random.default_rng(6), lib.floats[name]
+    for span in np.log(floats.largest) * np.array([0.01, 0.1, 0.45]):
+        grad = floats.round(np.exp(rng.uniform(-span, span, (8, 33))))
+        pressed = rng.random(grad.shape) < 0.5
+        rest, radii = np.where(pressed, 0, grad), np.full((8, 1), 0.25)
+        wall = np.where(pressed, 0.0, 1.0)
+        with lib.scope():
+            options = {"x": lib.from_numpy(1 - wall, name), "bounds": (0, 1)}
+            step, near = (
+                lib.to_numpy(f(lib.from_numpy(grad, name), p, 0.25, **options)) for f in (epsilon, project)
+            )
+        tolerance = 40 * floats.eps
+        assert_allclose(norms(step, p), 0.25, rtol=tolerance)
+        assert np.all(norms(step - closed_form(rest, p, radii[:, 0]), p) <= 0.25 * max(1, span) * tolerance)
+        assert_allclose(near, nearest.value(p, rest, radii, wall), rtol=0, atol=tolerance)
+
+
+@given(data=st.data(), p=st.floats(1.2, 5), seed=st.integers(0, 2**32 - 1))
+def test_the_optimality_conditions_hold(data, lib, p, seed):
+    p = data.draw(st.sampled_from([1.2, 1.5, 2, 3, 5])) if lib.compiles else p
+    rng = np.random.default_rng(seed)
+    grad, x, radius = rng.standard_normal((2, 8)), rng.random((2, 8)), np.exp2(rng.uniform(-4, 2, 2))
+    with lib.scope():
+        args = (lib.from_numpy(a, "float64") for a in (grad, x, radius))
+        step = np.abs(lib.to_numpy((lambda g, x, s: epsilon(g, p, s, x=x, bounds=(0.0, 1.0)))(*args)))
+    wall = np.where(grad < 0, x, 1 - x)
+    for g, e, w, s in zip(np.abs(grad), step, wall, radius, strict=True):
+        multiplier = g / (e / s) ** (p - 1)
+        free = e < w
+        spent = np.sum((e / s) ** p)
+        assert spent <= 1 + 1e-12
+        if free.any():
+            assert_allclose(spent, 1, rtol=1e-12)
+            assert_allclose(multiplier[free], multiplier[free][0], rtol=1e-8)
+            assert np.all(multiplier[~free] >= multiplier[free][0] * (1 - 1e-8))
+
+
+def test_the_example_of_the_docs(lib):
+    grad, x = (lib.from_numpy(np.array(a), "float32") for a in ([[3.0, 2.0, 1.0]], [[0.9, 0.5, 0.5]]))
+    step = lib.to_numpy(epsilon(grad, 1, 0.5, x=x, bounds=(0, 1)))
+    assert_allclose(step, [[0.1, 0.4, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize("p", P)
+def test_walls_at_which_nothing_is_left(lib, p):
+    grad = lib.from_numpy(np.array([[3.0, -2.0, 1.0, 0.0]]), "float32")
+    x = lib.from_numpy(np.array([[1.0, 0.0, 1.0, 0.5]]), "float32")
+    assert_array_equal(lib.to_numpy(epsilon(grad, p, 0.5, x=x, bounds=(0, 1))), 0.0)
+    x = lib.from_numpy(np.array([[0.75, 0.5, 1.0, 0.5]]), "float32")
+    step = lib.to_numpy(epsilon(grad, p, 50.0, x=x, bounds=(0, 1)))
+    assert_array_equal(step, [[0.25, -0.5, 0, 0]])
+
+
+@pytest.mark.parametrize("p", [3.5e38, 1e39, 1e300])
+def test_a_p_beyond_the_dtype_is_a_large_p(lib, p):
+    grad, x = np.array([[-1.0, -2.0, 0.5]]), np.array([[0.98, 0.0, 0.875]])
+    step = epsilon(lib.from_numpy(grad, "float32"), p, 0.25, x=x, bounds=(0, 1))
+    assert_allclose(lib.to_numpy(step), [[-0.25, 0, 0.125]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_ndim", [None, 0, 1, 2])
+def test_shapes_and_numbers(lib, batch_ndim):
+    rng = np.random.default_rng(3)
+    grad, high = rng.standard_normal((2, 3, 5)), rng.uniform(0.1, 1, 5)
+    grad, high = (lib.floats["float32"].round(a) for a in (grad, high))
+    options = {"batch_ndim": batch_ndim, "x": 0.0, "bounds": (-math.inf, lib.from_numpy(high, "float32"))}
+    step = lib.to_numpy(epsilon(lib.from_numpy(grad, "float32"), 1.5, 1.0, **options))
+    split = grad.reshape(*{None: (2, 15), 0: (1, 30), 1: (2, 15), 2: (6, 5)}[batch_ndim])
+    wall = np.where(grad < 0, math.inf, high).reshape(split.shape)
+    expected = [maximiser(row, 1.5, 1.0, w) for row, w in zip(split, wall, strict=True)]
+    assert_allclose(step.reshape(split.shape), np.array(expected, float), atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
+def test_nothing_in_gives_nothing_out(lib, p):
+    for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
+        grad = lib.from_numpy(np.zeros(shape), "float32")
+        assert tuple(epsilon(grad, p, 1.0, x=grad, bounds=(0, 1)).shape) == shape
+
+
+def certified(grad, p, sigma, *, x, bounds):
+    return certify(grad, grad, p, sigma, x, bounds).gain
+
+
+def ascended(grad, p, sigma, *, x, bounds):
+    def value_and_grad(at):
+        products = namespace_of(grad).reshape(at * grad, (grad.shape[0], -1))
+        return namespace_of(grad).sum(products, axis=-1), grad
+
+    return ascend(value_and_grad, x, p, sigma, 2, bounds=bounds)
+
+
+FUNCTIONS = [epsilon, project, ascended, certified]
+functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+FURTHER = 12
+"""Units in the last place that are not rounding any more."""
+
+
+@functions
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_what_is_outside_by_more_than_rounding(lib, p, function):
+    """It is an error that names it where it can be seen, and elsewhere spoils its example alone."""
+    x, grad = np.full((4, 2), 0.5), np.ones((4, 2))
+    grad[1, 1] = 0  # nor is it hidden by a gradient that asks for nothing
+    for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
+        floats = lib.floats[name]
+        for bad, (low, high) in (
+            (1 + FURTHER * floats.eps, (0, 1)),
+            (-3 - FURTHER * 2 * floats.eps, (-3.0, math.inf)),
+            (FURTHER * floats.eps, (-1, np.zeros(2))),
+            (math.nan, (0, np.ones((4, 1)))),
+            (math.inf, (0, math.inf)),
+        ):
+            at = np.minimum(x, high).astype(float)
+            at[1, 1] = bad
+            with lib.scope():
+                g, at = (lib.from_numpy(a, name) for a in (grad, at))
+                sides = [
+                    lib.from_numpy(side, name) if isinstance(side, np.ndarray) else side
+                    for side in (low, high)
+                ]
+                if lib.name in ("numpy", "torch"):
+                    with pytest.raises(ValueError, match=r"low = .*, x = .*, high = .* at \(1, 1\): clip x"):
+                        function(g, p, 0.25, x=at, bounds=tuple(sides))
+                    continue
+                with np.errstate(invalid="ignore"):  # dask computes inf - inf in its caller's error state
+                    found = lib.to_numpy(function(g, p, 0.25, x=at, bounds=tuple(sides)))
+            spoilt = np.isnan(found).reshape(4, -1)
+            assert_array_equal(spoilt, np.broadcast_to([[False], [True], [False], [False]], spoilt.shape))
+
+
+@functions
+@pytest.mark.parametrize("p", [1.5, math.inf])
+def test_pixels_scaled_by_mean_and_deviation(lib, p, function):
+    """In every dtype, as it is done everywhere: the result is that of the pixels that are clipped."""
+    mean, deviation = (np.array(a)[:, None] for a in ([0.1307, 0.485, 0.406], [0.3081, 0.229, 0.225]))
+    low, high = -mean / deviation, (1 - mean) / deviation
+    pixels = np.random.default_rng(0).integers(0, 2, (2, 3, 20)) * 1.0
+    grad = np.where(pixels > 0, -1.0, 1.0)
+    grad[0] *= -1  # all that is outside is pressed against its wall in one, and leaves it in the other
+    outside = 0
+    for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
+        floats = lib.floats[name]
+        m, s = (floats.round(a) for a in (mean, deviation))
+        x = floats.round(floats.round(pixels - m) / s)
+        clipped = np.clip(x, floats.round(low), floats.round(high))
+        outside += np.sum(x != clipped)
+        results = []
+        for at in x, clipped:
+            with lib.scope():
+                g, at = (lib.from_numpy(a, name) for a in (grad, at))
+                sides = tuple(lib.from_numpy(a, name) for a in (low, high))
+                results.append(lib.to_numpy(function(g, p, 0.25, x=at, bounds=sides)))
+        assert_allclose(*results, atol=8 * floats.eps, err_msg=name)
+    assert outside > 0
+
+
+HALF = np.full((2, 2), 0.5)
+BAD_CALLS = [
+    ({"x": 0.5}, ValueError, "x and bounds.*belong together"),
+    ({"bounds": (0, 1)}, ValueError, "x and bounds.*belong together"),
+    ({"x": 0.5, "bounds": 1.0}, ValueError, "bounds must be a pair.*got 1.0"),
+    ({"x": 0.5, "bounds": (0, 0.5, 1)}, ValueError, "bounds must be a pair"),
+    ({"x": 2.0, "bounds": (0, 1)}, ValueError, "x must lie within its bounds.*x = 2.0, high = 1"),
+    ({"x": HALF - 1, "bounds": (0, 1)}, ValueError, r"low = 0, x = -0.5, high = 1 at \(0, 0\): clip x first"),
+    ({"x": HALF * math.nan, "bounds": (0, 1)}, ValueError, "x = nan"),
+    ({"x": HALF, "bounds": (0, HALF / 2)}, ValueError, "high = 0.25 at"),
+    ({"x": 0.5, "bounds": (1, 0)}, ValueError, "low = 1, x = 0.5"),
+    ({"x": True, "bounds": (0, 1)}, TypeError, "x must be an array.*got bool"),
+    ({"x": [0.5], "bounds": (0, 1)}, TypeError, "x must be an array.*got list"),
+    ({"x": HALF, "bounds": ("0", 1)}, TypeError, "low must be an array.*got str"),
+    ({"x": HALF * 1j, "bounds": (0, 1)}, TypeError, "x must be real; got complex128"),
+    ({"x": np.complex64(0.5), "bounds": (0, 1)}, TypeError, "x must be real; got complex64"),
+    (
+        {"x": np.ones(3), "bounds": (0, 1)},
+        ValueError,
+        r"x must be a number or broadcast.*\(2, 2\); got \(3,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_CALLS, ids=[m for *_, m in BAD_CALLS])
+def test_an_error_says_what_was_given(lib, options, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        epsilon(lib.from_numpy(np.ones((2, 2)), "float32"), 2, 1.0, **options)
+
+
+def test_bounds_beyond_the_largest_number_are_none(lib):
+    for name in lib.dtypes:
+        with lib.scope():
+            ones = lib.from_numpy(np.ones((2, 3)), name)
+            free = lib.to_numpy(epsilon(ones, 2, 1.0))
+            for bound in 2 * lib.floats[name].largest, 10**400:
+                for x in 0.0, np.zeros((2, 3)):
+                    assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(-bound, bound))), free)
+
+
+def test_bounds_round_as_x_does(lib):
+    for name in lib.dtypes:
+        with lib.scope():
+            ones = lib.from_numpy(np.ones(2), name)
+            x = lib.from_numpy(np.full(2, 0.3), name)
+            assert_array_equal(lib.to_numpy(epsilon(ones, 2, 1.0, x=x, bounds=(0, 0.3))), 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypatch):
+    rng, sorted_ = np.random.default_rng(0), []
+    grad, wall = rng.standard_normal((60, 4000)), np.clip(rng.normal(0.3, 0.5, (60, 4000)), 0, 1)
+    grad[1::3] = np.round(2 * grad[1::3])
+    grad[2::3] *= 10 ** rng.uniform(-12, 0, (20, 4000))
+    operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), wall)]
+    in_order = multipliers._in_order
+    monkeypatch.setattr(multipliers, "_in_order", lambda *a: sorted_.append(a[0].size) or in_order(*a))
+    step = step_in_box(1, *operands)
+    with np.errstate(all="ignore"):
+        definition = step_in_box.value(1, *(a.astype("f8") for a in operands))
+    assert np.all(np.abs(step - definition) <= 4 * np.finfo(dtype).eps * operands[1])
+    assert sum(sorted_) < grad.size
+
+
+@st.composite
+def boxed_points(draw, lib):
+    """Draw a box and the point that is projected: far from the ball, or near it."""
+    box = draw(boxes(lib))
+    size = np.minimum(norms(box.case.rows, box.case.p), box.case.floats.largest / 4).astype(float)
+    share = np.array([draw(st.sampled_from([0.5, 1 - 1e-4, 0.01, 2.0])) for _ in size])
+    near = lib.floats[box.case.floats.compute].round(share * size)
+    return replace(box, case=replace(box.case, sigma=near)) if draw(st.booleans()) else box
+
+
+def nothing_in_ball_and_box_is_nearer(project, box):
+    """<v - y, z - y> <= 0 for every z of ball and box; the most of <v - y, z> is known."""
+    case, y = box.case, box.step(project).astype(np.longdouble)
+    rest = case.rows - y
+    rows = zip(rest.astype(float), case.radii, box.wall, strict=True)
+    if case.p == math.inf:
+        best = np.sign(rest) * np.minimum(case.radii[:, None], box.wall)
+    else:
+        best = np.stack([maximiser(row, case.p, radius, wall) for row, radius, wall in rows])
+    unit = np.maximum(np.abs(case.rows).max(axis=1, keepdims=True), case.floats.least)
+    gap = np.sum(rest / unit * (best - y), axis=1)
+    parts = (np.abs(rest) + np.abs(case.rows)) / unit * (np.abs(y) + np.abs(best))
+    bad = ~(gap <= 16 * case.tolerance * np.sum(parts, axis=1) + box.slack)
+    assert not bad.any(), f"nearer by {gap[bad]} of {np.sum(parts, axis=1)[bad]}\n{box}"
+
+
+PROJECT_LAWS = [
+    stays_in_ball_and_box,
+    moves_nothing_further_outside,
+    nothing_in_ball_and_box_is_nearer,
+    spends_nothing_outside_the_mask,
+    keeps_nan_in_its_row,
+]
+
+
+@pytest.mark.parametrize("law", PROJECT_LAWS, ids=lambda law: law.__name__)
+@given(data=st.data())
+def test_project_in_a_box(data, lib, law):
+    law(project, data.draw(boxed_points(lib)))
+
+
+@pytest.mark.parametrize("p", [1, 1.05, 1.5, 2, 2.7, 5, 20, math.inf])
+def test_walls_as_far_as_the_radius(lib, p):
+    rng, floats = np.random.default_rng(4), lib.floats["float32"]
+    grad = floats.round(rng.standard_normal((200, 6)))
+    wall = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
+    box = Box(Case(lib, floats, grad, p, 1.0, 0), np.zeros_like(wall), -wall, wall)
+    attains_the_most(epsilon, box)
+    stays_in_ball_and_box(project, box)
+    nothing_in_ball_and_box_is_nearer(project, box)
+
+
+@pytest.mark.parametrize("p", [1.5, 2, 3])
+def test_projecting_leaves_zero_entries_where_they_are(lib, p):
+    """A wall that underflows in units of sigma is no further than a zero entry may go."""
+    v, high = (lib.from_numpy(np.asarray([row], "f4")) for row in ([3e24, 0, 1e24], [1e30, 1e-37, 1e30]))
+    assert lib.to_numpy(project(v, p, 3e9, x=0.0, bounds=(-1e30, high)))[0, 1] == 0
+
+
+@pytest.mark.parametrize("walled", [False, True])
+@given(data=st.data(), per_block=st.integers(1, 4))
+def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
+    box = data.draw(boxed_points(numpy_readonly()))
+    case, compute = box.case, box.case.floats.compute
+    operands = [case.rows.astype(compute), case.radii.astype(compute)[:, None], box.wall.astype(compute)]
+    operands = operands if walled else operands[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_of_numpy, "CACHE_BYTES", per_block * operands[0][0].nbytes)
+        blocks = nearest(case.p, *operands).astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        definition = nearest.value(case.p, *operands).astype(np.longdouble)
+    size, underflow = norms(definition, 2), 4 * case.underflow
+    assert np.all(norms(blocks - definition, 2) <= 64 * case.tolerance * size + underflow), box
+    longest = norms(definition, case.p) * (1 + case.tolerance) + underflow
+    assert np.all(norms(blocks, case.p) <= np.maximum(longest, case.radii)), box
+
+
+def hard_rows(p, d):
+    """Return operands with zeros, twelve decades, ties, and walls of which many are 0 or 1."""
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((60, d))
+    grad[::4] *= rng.random((15, d)) < 0.23
+    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, d))
+    grad[2::4] = np.round(grad[2::4])
+    wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
+    return [a.astype(np.float32) for a in (grad, np.full((60, 1), d ** (1 / p) / 32), wall)]
+
+
+@pytest.mark.parametrize(
+    ("p", "d"),
+    [(1, 7), *((p, 600) for p in (1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf))],
+)
+def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, d, monkeypatch):
+    operands, left = hard_rows(p, d), []
+    fill_blocks = multipliers.fill_blocks
+
+    def counted(primitive, fill, p, *operands):
+        def counting(*arguments):
+            valid = fill(*arguments)
+            left.append(np.count_nonzero(~valid))
+            return valid
+
+        return fill_blocks(primitive, counting, p, *operands)
+
+    monkeypatch.setattr(multipliers, "fill_blocks", counted)
+    for primitive, few in (step_in_box, operands), (nearest, operands[:2]), (nearest, operands):
+        left.clear()
+        primitive(p, *few)
+        assert sum(left) <= (20 if p < 1.1 else 0), primitive.name
+
+
+@pytest.mark.jax
+@needs_jax
+@pytest.mark.parametrize("exponent", [1, 1.3, 2, 4])
+def test_jax_leaves_no_row_to_the_definition(exponent, monkeypatch):
+    from lpfamily_jax import multipliers as kernels
+
+    def checked(primitive, kernel, p, *operands):
+        size, valid = kernel(*operands)
+        assert valid.all(), primitive.name
+        with np.errstate(all="ignore"):
+            definition = primitive.value(p, *(a.astype(float) for a in operands))
+        error = norms(np.copysign(size, operands[0]) - definition, p)
+        assert np.all(error <= 64 * (16 + d**0.5) * np.finfo("f4").eps * operands[1][:, 0])
+
+    monkeypatch.setattr(kernels, "_where_exact", checked)
+    for d in 7, 600:
+        v, *rest = hard_rows(exponent, d)
+        if exponent == 1.3 and d == 7:  # some of whose rows have one entry of any size, which is at its wall
+            v[1::4] = v[3::4]
+        kernels.step_in_box_rows(exponent, v, *rest)
+        kernels.nearest_rows(exponent, v, *rest)
+        if exponent != 2:
+            kernels.nearest_rows(exponent, v, rest[0])
+
+
+def test_many_entries_that_are_alike_spend_the_budget(lib):
+    """A sum that adds one after another loses d / 8 units in the last place."""
+    d = 1 << 15
+    grad, x = np.full((2, d), 0.1), np.random.default_rng(0).random((2, d)).astype("f4")
+    for p, function in (1, epsilon), (1, project), (3, project):
+        arrays = (lib.from_numpy(a, "float32") for a in (grad, x))
+        step = lib.to_numpy(function(next(arrays), p, d ** (1 / p) / 32, x=next(arrays), bounds=(0, 1)))
+        assert_allclose(norms(step, p).astype(float), d ** (1 / p) / 32, rtol=(16 + d**0.5) * 2.0**-23)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 2.7, math.inf])
+def test_threads_change_no_byte(p, monkeypatch):
+    rng = np.random.default_rng(1)
+    grad, x = rng.standard_normal((50, 300)).astype("f4"), rng.random((50, 300)).astype("f4")
+    grad[7, 3], grad[8, 0], grad[9] = math.nan, math.inf, 0
+    monkeypatch.setattr(rows_of_numpy, "CACHE_BYTES", 5 * grad[0].nbytes)
+    monkeypatch.setattr(rows_of_numpy, "THREADS_FROM", 0)
+    box = {"x": x, "bounds": (0, 1)}
+    results = []
+    for count in 1, 3:
+        with threads(count):
+            steps = epsilon(grad, p, 0.5), epsilon(grad, p, 0.5, **box), project(grad, p, 0.5, **box)
+            results.append([step.tobytes() for step in (*steps, project(grad, p, 0.5))])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "several"), [(1, 1 << 30, False), (3, 1 << 30, True), (3, 1, False)]
+)
+def test_as_many_threads_as_are_allowed(count, size, several):
+    workers, together = set(), threading.Barrier(count if several else 1, timeout=30)
+
+    def work(blocks):
+        workers.add(threading.get_ident())
+        together.wait()
+        assert len(blocks) == 6 / together.parties
+
+    with threads(count):
+        rows_of_numpy.share_out(work, range(6), size)
+    assert len(workers) == together.parties
+
+
+def test_what_goes_wrong_in_a_thread_is_raised():
+    def work(blocks):
+        raise MemoryError
+
+    with pytest.raises(MemoryError), threads(2):
+        rows_of_numpy.share_out(work, range(4), 1 << 30)
+
+
+@given(data=st.data(), per_block=st.integers(1, 4), sampled_from=st.sampled_from([1, 512]))
+def test_numpy_blocks_agree_with_the_definition(data, per_block, sampled_from):
+    box = data.draw(boxes(numpy_readonly()))
+    rows = box.case.rows.astype(box.case.floats.compute)
+    sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
+        patch.setattr(multipliers, "SAMPLED_FROM", sampled_from)
+        blocks = step_in_box(box.case.p, rows, sigma, wall)
+    with np.errstate(all="ignore"):
+        definition = step_in_box.value(box.case.p, rows, sigma, wall)
+    got, expected = box.gain(blocks.astype(float)), box.gain(definition.astype(float))
+    assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * expected + box.slack)), box
+
+
+# Derivatives.
+
+
+@functools.cache
+def slopes(lib, p):
+    """Return the derivatives of the sum of the step with respect to grad, radii and x."""
+
+    def total(operands, low, high):
+        grad, radii, x = operands
+        return lib.xp.sum(epsilon(grad, p, radii, x=x, bounds=(low, high)))
+
+    return lib.jit(lib.derivative(total))
+
+
+@given(data=st.data())
+def test_derivatives_are_never_nan(data, autodiff):
+    box = data.draw(boxes(autodiff))
+    name = box.case.floats.name
+    with autodiff.scope():
+        arrays = (autodiff.from_numpy(a, name) for a in (box.case.grad, box.x, box.low, box.high))
+        grad, x, low, high = arrays
+        radii = autodiff.from_numpy(box.case.radii, box.case.floats.compute)
+        found = slopes(autodiff, box.case.p)((grad, radii, x), low, high)
+    for slope in found:
+        assert not np.isnan(autodiff.to_numpy(slope)).any(), box
+
+
+# The laws have teeth.
+
+
+def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill=True):
+    """Solve in long floats, handing on the budget of those at their walls `spills` times."""
+    kept = grad if mask is None else np.where(mask, grad, 0)
+    wall = np.maximum(np.where(grad < 0, x - bounds[0], bounds[1] - x), 0)
+    out = np.zeros(grad.shape)
+    for i, radius in enumerate(np.broadcast_to(sigma, len(grad))):
+        row, limit = kept[i].ravel().astype(float), wall[i].ravel().astype(float)
+        if np.isnan(row).any():
+            out[i] = np.where(np.isnan(kept[i]), math.nan, 0) if p == math.inf else math.nan
+            continue
+        out[i] = _spill(row, p, float(radius), limit, spills, infinite_spill).reshape(grad.shape[1:])
+    return out.astype(grad.dtype)
+
+
+def _spill(row, p, radius, wall, spills, infinite_spill):
+    if p == math.inf:
+        return np.sign(row) * np.minimum(radius, wall)
+    wall = np.where(row == 0, 0, wall)
+    done, left = np.zeros(row.shape), radius
+    rest = row
+    for _ in range(spills + 1):
+        infinite = np.isinf(rest)
+        now = np.where(infinite, np.sign(rest), 0) if infinite.any() else rest
+        step = closed_form(now[None], p, [left])[0].astype(float)
+        passed = np.abs(step) > wall
+        if not passed.any():
+            break
+        done = np.where(passed, np.copysign(wall, row), done)
+        rest = np.where(passed | (np.isinf(rest) & (wall == 0)), 0, rest)
+        if infinite.any() and not infinite_spill:
+            rest = np.where(infinite, rest, 0)
+        spent = np.sum((np.abs(done).astype(np.longdouble) / radius) ** np.longdouble(p))
+        left = radius * max(1 - spent, 0) ** (1 / np.longdouble(p))
+        step = np.zeros(row.shape)
+    return np.where(rest == 0, done, step)
+
+
+def clip_afterwards(grad, p, sigma, *, x, bounds, mask=None):
+    step = epsilon(grad, p, sigma, mask=mask)
+    return np.clip(step, bounds[0] - x, bounds[1] - x)
+
+
+def saturated_budget_is_lost(grad, p, sigma, **options):
+    return maximum(grad, p, sigma, spills=1, **options)
+
+
+def infinite_budget_is_lost(grad, p, sigma, **options):
+    return maximum(grad, p, sigma, infinite_spill=False, **options)
+
+
+def masked_entries_spend(grad, p, sigma, *, x, bounds, mask=None):
+    if mask is None:
+        return epsilon(grad, p, sigma, x=x, bounds=bounds)
+    step = epsilon(np.nan_to_num(grad), p, sigma, x=np.clip(x, *bounds), bounds=bounds)
+    return np.where(mask, step, np.zeros_like(step))
+
+
+def walls_of_the_other_side(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, sigma, x=-x, bounds=(-bounds[1], -bounds[0]), mask=mask)
+
+
+def nothing_is_outside_by_rounding(grad, p, sigma, *, x, bounds, mask=None):
+    outside = (x < bounds[0]) | (x > bounds[1])
+    outside = (outside if mask is None else outside & mask).any(
+        axis=tuple(range(1, grad.ndim)), keepdims=True
+    )
+    return np.where(outside, math.nan, epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask))
+
+
+def back_to_the_wall(grad, p, sigma, *, x, bounds, mask=None):
+    step = epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask)
+    return np.where((x < bounds[0]) | (x > bounds[1]), np.clip(x, *bounds) - x, step)
+
+
+def beyond_the_ball(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, 1.01 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
+    return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+def projection_scaled_and_clipped(v, p, sigma, *, x, bounds, mask=None):
+    rows = v.reshape(len(v), -1)
+    size = np.maximum(norms(rows, p), 1e-300)
+    factor = np.minimum(1, np.broadcast_to(sigma, len(v)) / size).reshape(-1, *[1] * (v.ndim - 1))
+    return np.clip((v * factor).astype(v.dtype), bounds[0] - x, bounds[1] - x)
+
+
+def projection_without_walls(v, p, sigma, *, x, bounds, mask=None):
+    return project(v, p, sigma, mask=mask)
+
+
+def projection_short_of_the_ball(v, p, sigma, *, x, bounds, mask=None):
+    return project(v, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
+
+
+PROJECTION_MUTANTS = [
+    (projection_scaled_and_clipped, nothing_in_ball_and_box_is_nearer),
+    (projection_without_walls, stays_in_ball_and_box),
+    (projection_short_of_the_ball, nothing_in_ball_and_box_is_nearer),
+]
+
+
+@pytest.mark.parametrize(("mutant", "law"), PROJECTION_MUTANTS, ids=lambda function: function.__name__)
+def test_a_mistake_in_projecting_breaks_its_law(mutant, law):
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        check_law(law, mutant, boxed_points(numpy_readonly()))
+
+
+def walls_ignored(x, wall, t):
+    """Stand for `multipliers.within`."""
+
+
+def numpys_kernels_are_right_on_ordinary_rows():
+    rng = np.random.default_rng(0)
+    v, wall = rng.standard_normal((4, 50)).astype("f4"), rng.random((4, 50)).astype("f4")
+    for p in 1, 1.5, 2, 2.7, 6:
+        for primitive in step_in_box, nearest:
+            operands = v, np.full((4, 1), 50 ** (1 / p) / 4, "f4"), wall
+            with np.errstate(all="ignore"):
+                definition = primitive.value(p, *operands)
+            assert_allclose(primitive(p, *operands), definition, rtol=1e-5, atol=1e-6)
+
+
+KERNEL_MUTANTS = [("within", walls_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_END", 2.0**22)]
+
+
+@pytest.mark.parametrize(("name", "mutant"), KERNEL_MUTANTS, ids=[name for name, _ in KERNEL_MUTANTS])
+def test_a_mistake_in_numpys_kernels_shows(name, mutant, monkeypatch):
+    """Walls ignored, a budget that is not spent, Newton's method stopped early."""
+    numpys_kernels_are_right_on_ordinary_rows()
+    monkeypatch.setattr(multipliers, name, mutant)
+    with pytest.raises(AssertionError):
+        numpys_kernels_are_right_on_ordinary_rows()
+
+
+MUTANTS = [
+    (clip_afterwards, attains_the_most),
+    (saturated_budget_is_lost, attains_the_most),
+    (short_of_the_ball, loses_nothing_to_clipping),
+    (infinite_budget_is_lost, hands_on_what_infinite_entries_leave),
+    (walls_of_the_other_side, stays_in_ball_and_box),
+    (walls_of_the_other_side, moves_nothing_further_outside),
+    (nothing_is_outside_by_rounding, attains_the_most),
+    (back_to_the_wall, stays_in_ball_and_box),
+    (beyond_the_ball, stays_in_ball_and_box),
+    (masked_entries_spend, spends_nothing_outside_the_mask),
+]
+
+
+@pytest.mark.parametrize(("mutant", "law"), MUTANTS, ids=lambda function: function.__name__)
+def test_a_mistake_breaks_its_law(mutant, law):
+    with pytest.raises(AssertionError):
+        check_law(law, mutant, boxes(numpy_readonly()))
