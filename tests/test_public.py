@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lpfamily
-from helpers import ROOT
+from helpers import ROOT, TESTS
 from helpers.backends_under_test import NAMES
 from lpfamily._packages import needs
 from lpfamily.training import commands, data, recipes, runs
@@ -224,6 +224,27 @@ def test_arrows_between_the_rooms_of_training_point_one_way():
             rooms.setdefault(room, set()).update(others)
     assert "lpfamily.training.runs" in rooms["lpfamily.training.protocol"]
     TopologicalSorter({room: others & rooms.keys() - {room} for room, others in rooms.items()}).prepare()
+
+
+def test_no_test_module_imports_another():
+    """A program in a string, which a test runs in another process, does not either."""
+    importing = re.compile(r"\b(?:from|import)\s[\w., ]*?\b(?:test_\w+|conftest)\b")
+    sources = {path: path.read_text() for path in TESTS.rglob("*.py")}
+    assert len(sources) > 50
+    found = {str(path): match[0] for path, text in sources.items() if (match := importing.search(text))}
+    assert found == {}
+    name = "test_noise"
+    assert importing.search(f'CODE = "import sys, {name}"')
+    assert importing.search(f"    from {name} import means")
+
+
+def test_each_folder_of_tests_is_about_a_folder_of_the_project():
+    """Mathematics and commands are modules at the top of the package."""
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    folders -= {Path(), Path("mathematics"), Path("commands")}
+    assert Path("training/runs") in folders
+    for folder in folders:
+        assert any((root / folder).is_dir() for root in (ROOT, ROOT / "lpfamily")), folder
 
 
 def test_the_lowest_environment_installs_the_lowest_versions():
