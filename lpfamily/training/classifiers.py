@@ -1,4 +1,4 @@
-"""A classifier and its examples as a command names them: any torch module, JAX or NumPy function."""
+"""A classifier and examples named on the command line: any torch module, JAX or NumPy function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from lpfamily.ensemble import robustness
 from lpfamily.measured import Robustness
-from lpfamily.training.data import npz, own
+from lpfamily.training.data import custom, npz
 from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.networks import Floats, Ints
 
@@ -23,20 +23,20 @@ RETURNS = "a torch module, a JAX function of x, or a NumPy one that returns logi
 
 
 def examples(path: Path) -> tuple[Floats, Ints]:
-    """Return `x` and `y` of an .npz file, checked; nothing in it is unpickled."""
-    found = npz.read(path, ("x", "y"), f"--data {path}")
-    x, y = found["x"], found["y"]
+    """Return `x` and `y` of an .npz file after checks; nothing is unpickled."""
+    arrays = npz.read(path, ("x", "y"), f"--data {path}")
+    x, y = arrays["x"], arrays["y"]
     if x.dtype.kind != "f":
         hint = "; divide by 255 for pixels from 0 to 1" if x.dtype == np.uint8 else ""
         raise BadInput(f"--data {path}: x must be floating; got {x.dtype}{hint}")
-    own.check_labelled(x, y, (f"--data {path}: x", f"--data {path}: y"))
+    custom.check_labelled(x, y, (f"--data {path}: x", f"--data {path}: y"))
     if bad := np.count_nonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1)):
         raise BadInput(f"--data {path}: x is not finite in {bad} of {len(x)} examples")
     return x, y.astype(np.int64)
 
 
 def measured(name: str, x: Floats, y: Ints, device: str | None, **options: Any) -> Robustness:
-    """Return the robustness of the classifier that the function `name`, package.module:function, returns.
+    """Return the robustness of a classifier: the result of the function `name`, package.module:function.
 
     `options` are those of `lpfamily.robustness`.
     """
@@ -58,15 +58,15 @@ def _made(name: str) -> Any:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise BadInput(f"--model {name}: must be package.module:function")
-    # the script `lpfamily` has its own folder there, where `python -m` has the current one
+    # the path begins with the folder of the script `lpfamily`, and for `python -m` with the current folder
     if not sys.flags.safe_path and not {"", here := str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, here)
     with _blaming(name, f"importing {module}"):
         try:
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
         except ModuleNotFoundError as cause:
             raise BadInput(f"--model {name}: there is no module {cause.name!r} here") from cause
-    if not callable(make := getattr(found, function, None)):
+    if not callable(make := getattr(imported, function, None)):
         raise BadInput(f"--model {name}: {module} has no function {function!r}")
     with _blaming(name, f"{function}()"):
         return make()
@@ -74,7 +74,7 @@ def _made(name: str) -> Any:
 
 @contextmanager
 def _blaming(name: str, what: str) -> Iterator[None]:
-    """Answer what goes wrong in the user's function with one line that says where."""
+    """Turn an exception in the user's code into a `BadInput` that says where it was raised."""
     try:
         yield
     except BadInput:
@@ -90,7 +90,7 @@ def _blaming(name: str, what: str) -> Iterator[None]:
 def _of_library(
     name: str, model: Any, one: Floats, device: str | None
 ) -> tuple[int, Callable[..., Robustness]]:
-    """Return how many classes it tells apart, and what measures it on arrays of NumPy."""
+    """Return the number of classes, and a function that measures the classifier on NumPy arrays."""
     if (torch := sys.modules.get("torch")) is not None and isinstance(model, torch.nn.Module):
         return _of_torch(model, one, device)
     if device is not None:

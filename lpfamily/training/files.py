@@ -1,4 +1,4 @@
-"""Files that somebody else may have put there: read within bounds, written whole, and not through links."""
+"""Files that others may have changed: read within limits, written atomically, and never through links."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Json = dict[str, Any]
 REMEDY = "restore it from a copy"
 
 LARGEST_TEXT = 1 << 28
-"""The bytes of the largest text that is read; metrics of half a million epochs are smaller."""
+"""The largest text file that is read, in bytes; the metrics of half a million epochs are smaller."""
 
 LONGEST_NAME = 255
-"""The bytes that a file system allows in a name."""
+"""The largest number of bytes in the name of a file."""
 
-# What Windows does not have.
+# missing on Windows
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """Open a regular file and give it with its size in bytes.
+    """Open a regular file, and yield it with its size in bytes.
 
     Raises
     ------
     BadInput
-        There is no such file, or it is a folder, a pipe or a device; or the system does not let it be read,
-        now or then: the message says why, and the cause is that `OSError`.
+        There is no such file, or it is a folder, a pipe or a device; or the system cannot read it, at the
+        start or later. Then the message says why, and the cause is the `OSError`.
     """
     try:
-        # Opening a pipe would wait for its writer.
+        # opening a pipe would block until a writer opens it
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -53,13 +53,13 @@ def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
         raise BadInput(f"{path}: is a folder, not a file; {REMEDY}") from cause
     except OSError as cause:
         raise BadInput(
-            f"{path}: cannot be read ({cause.strerror or cause}); remove that cause and try again"
+            f"{path}: cannot be read ({cause.strerror or cause}); remove the cause and try again"
         ) from cause
 
 
 @contextmanager
 def understanding(path: Path, problem: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Make `BadInput` of what Python raises where values from a file are not what they must be."""
+    """Turn exceptions that unexpected values from a file cause into `BadInput`."""
     try:
         yield
     except BadInput:
@@ -69,15 +69,15 @@ def understanding(path: Path, problem: str, remedy: str = REMEDY) -> Iterator[No
 
 
 def read(path: Path) -> bytes:
-    """Return a text file's bytes, which are `LARGEST_TEXT` at most; raise `BadInput` as `reading` does."""
+    """Return the bytes of a text file, at most `LARGEST_TEXT`; raise `BadInput` as `reading` does."""
     with reading(path) as (stream, size):
         if size > LARGEST_TEXT:
-            raise BadInput(f"{path}: has {size} bytes, too many for what it is; {REMEDY}")
+            raise BadInput(f"{path}: has {size} bytes, too many for such a file; {REMEDY}")
         return stream.read(size)
 
 
 def read_json(path: Path) -> Json:
-    """Return the JSON object in a file; raise `BadInput` if there is none, or a number is not finite."""
+    """Return the JSON object of a file; raise `BadInput` if there is none, or a number is not finite."""
     with refusing(f"{path}: cannot be read as JSON", f"; {REMEDY}", ValueError):
         values = parse_json(read(path))
     if not isinstance(values, dict):
@@ -86,7 +86,7 @@ def read_json(path: Path) -> Json:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return a JSON value; raise `ValueError` if it is none, too deep, or has numbers beyond floats."""
+    """Return the JSON value of a text; raise `ValueError` for other text, deep nesting and infinities."""
     try:
         return json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     except RecursionError as cause:
@@ -106,7 +106,7 @@ def _finite(text: str) -> float:
 
 
 def sha256(blocks: Iterable[bytes | memoryview]) -> hashlib._Hash:
-    """Return the hash of blocks, one after another."""
+    """Return the hash of the concatenated blocks."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
@@ -114,15 +114,15 @@ def sha256(blocks: Iterable[bytes | memoryview]) -> hashlib._Hash:
 
 
 def replace(path: Path, *blocks: bytes | memoryview, new: Path | None = None) -> None:
-    """Write blocks to a file so that at every instant its old or its new content is there, whole.
+    """Replace a file by blocks atomically: at every instant it has its old or its new content, complete.
 
-    What is at the path is replaced, be it a link: what that points to stays as it is. The blocks are first
-    written to `new`, by default `beside(path)`: several writers of one path need one each.
+    A link at the path is replaced, and its target is not touched. The blocks are first written to `new`, by
+    default `beside(path)`. Processes that write the same path at the same time need different `new`.
     """
     new = new or beside(path)
     new.unlink(missing_ok=True)
     try:
-        with new.open("xb") as file:  # that is, with O_EXCL: a link that appears meanwhile is not followed
+        with new.open("xb") as file:  # with O_EXCL, so a link that appears meanwhile is not followed
             for block in blocks:
                 file.write(block)
             file.flush()
@@ -134,7 +134,7 @@ def replace(path: Path, *blocks: bytes | memoryview, new: Path | None = None) ->
 
 
 def append(path: Path, content: bytes) -> None:
-    """Write at the end of a file, which is made if it is not there; one that is a link is refused."""
+    """Append to a file, which is made if it does not exist; a link is refused."""
     with open(path, "ab", opener=lambda name, flags: os.open(name, flags | _NO_LINK, 0o666)) as file:
         file.write(content)
         file.flush()
@@ -142,5 +142,5 @@ def append(path: Path, content: bytes) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return where a file is written before it takes its place; a kill may leave it there."""
+    """Return the path at which `replace` first writes a file; a kill may leave a file there."""
     return path.with_name(f".{path.name}.new")

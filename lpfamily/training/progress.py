@@ -1,4 +1,4 @@
-"""What a long command shows: bars on a terminal, and lines elsewhere."""
+"""Progress of long commands: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ Metrics = dict[str, float]
 
 
 class Tick(Protocol):
-    """What a part of the work says of its progress."""
+    """A function that reports progress."""
 
     def __call__(self, done: float, of: float, what: str = "") -> None:
-        """Say that so much of the whole is done, in any unit."""
+        """Report that `done` of `of` is done, in any unit."""
 
 
 Part = Callable[[str], AbstractContextManager[Tick]]
-"""part(name) is the time that a part of the work takes, and gives its tick."""
+"""part(name) is a context for one part of the work, and yields its tick."""
 
 HALF_A_MINUTE = 30.0
 
 
 class Epochs:
-    """What shows nothing of epochs; others show them."""
+    """A display of epochs that shows nothing; subclasses show them."""
 
     def tick(self, done: float, of: float, what: str = "") -> None:
-        """Say how much of an epoch is done: a `Tick`."""
+        """Report the progress within an epoch: a `Tick`."""
 
     def report(self, metrics: Metrics, examples: int, fewest: float, most: float) -> None:
-        """Say that an epoch of so many examples is done, and how many are still to come."""
+        """Report that an epoch of `examples` examples has ended, and `fewest` to `most` are to come."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress on stderr, or warnings alone if quiet."""
+    """Progress on stderr; if quiet, only warnings."""
 
     quiet: bool = False
 
     def note(self, line: str) -> None:
-        """Say something once."""
+        """Print a line, unless quiet."""
         if not self.quiet:
             sys.stderr.write(line + "\n")
 
     def warn(self, line: str) -> None:
-        """Say what must not be missed, also if quiet, and without breaking the bar."""
+        """Print a warning, even if quiet, without breaking the bar."""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -59,7 +59,7 @@ class Progress:
 
     @contextmanager
     def epochs(self, total: int, done: int, stage: str = "") -> Iterator[Epochs]:
-        """Show at most `total` epochs of a stage, of which `done` were there before."""
+        """Show the epochs of a stage, at most `total`, of which `done` were trained before."""
         if self.quiet:
             yield Epochs()
         elif sys.stderr.isatty():
@@ -75,7 +75,7 @@ class Progress:
 
     @contextmanager
     def parts(self, costs: Mapping[str, float]) -> Iterator[Part]:
-        """Show the parts of some work, one after another, by name; their costs tell what is left of all."""
+        """Show the parts of the work by name, one after another; their costs give the time left of all."""
         if self.quiet or not costs:
             yield lambda name: nullcontext(silent)
         elif sys.stderr.isatty():
@@ -86,12 +86,12 @@ class Progress:
 
 
 def silent(done: float, of: float, what: str = "") -> None:
-    """Show nothing: the tick of what is quiet."""
+    """Show nothing: the tick of a quiet `Progress`."""
 
 
 @contextmanager
 def _bars(costs: Mapping[str, float]) -> Iterator[Part]:
-    """Give parts that share a bar, below the bar of all of them if there are several."""
+    """Yield parts that share a bar; if there are several, a bar above it shows the whole."""
     from tqdm import tqdm
 
     form = "{desc:24.24} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
@@ -124,15 +124,15 @@ def _bars(costs: Mapping[str, float]) -> Iterator[Part]:
 
 @contextmanager
 def _lines(name: str) -> Iterator[Tick]:
-    """Give a part that says a line when it begins, every half minute at most, and when it ends."""
-    begun = said = time.monotonic()
+    """Yield a part that prints a line when it begins, at most every half minute, and when it ends."""
+    begun = printed = time.monotonic()
     sys.stderr.write(f"{name}: begun\n")
 
     def tick(done: float, of: float, what: str = "") -> None:
-        nonlocal said
+        nonlocal printed
         now = time.monotonic()
-        if now - said >= HALF_A_MINUTE:
-            said, share = now, done / of if of else 1.0
+        if now - printed >= HALF_A_MINUTE:
+            printed, share = now, done / of if of else 1.0
             left = f", {(now - begun) * (1 - share) / share:.0f} s left" if share else ""
             sys.stderr.write(f"{name}: {share:.0%}{left}{what and ', ' + what}\n")
 
@@ -142,34 +142,34 @@ def _lines(name: str) -> Iterator[Tick]:
 
 @dataclass(eq=False)
 class _ShownEpochs(Epochs, ABC):
-    """Epochs whose time is known: by the clock, with all that is done between them."""
+    """A display of epochs that times them by the clock, including the work between them."""
 
     total: int
     done: int
     stage: str
     pause: ClassVar[float]
-    """Seconds between what is said within an epoch."""
+    """The seconds between updates within an epoch."""
 
     def __post_init__(self) -> None:
-        self.begun = self.said = time.monotonic()
+        self.begun = self.shown = time.monotonic()
         self.seconds: list[float] = []
 
     def tick(self, done: float, of: float, what: str = "") -> None:
-        if (now := time.monotonic()) - self.said >= self.pause:
-            self.said = now
+        if (now := time.monotonic()) - self.shown >= self.pause:
+            self.shown = now
             self._within(done / of, (now - self.begun) * (of / done - 1))
 
     def report(self, metrics: Metrics, examples: int, fewest: float, most: float) -> None:
         now = time.monotonic()
         self.seconds.append(now - self.begun)
-        self.begun = self.said = now
+        self.begun = self.shown = now
         self.done += 1
-        each = statistics.median(self.seconds)  # compiling, in the first, is not what is to come
+        each = statistics.median(self.seconds)  # the first epoch includes compilation, later ones do not
         self._ended(f"{_summary(metrics, examples)}, {_left(fewest * each, most * each)}")
 
     @abstractmethod
     def _within(self, share: float, left: float) -> None:
-        """Show how much of an epoch is done, and the seconds that it still takes."""
+        """Show the finished share of an epoch, and the seconds left in it."""
 
     @abstractmethod
     def _ended(self, summary: str) -> None:
@@ -180,12 +180,12 @@ class _EpochsInLines(_ShownEpochs):
     pause = HALF_A_MINUTE
 
     def _within(self, share: float, left: float) -> None:
-        self._say(self.done + 1, f"{share:.0%}, {_duration(left)} of it left")
+        self._print(self.done + 1, f"{share:.0%}, {_duration(left)} of it left")
 
     def _ended(self, summary: str) -> None:
-        self._say(self.done, summary)
+        self._print(self.done, summary)
 
-    def _say(self, epoch: int, what: str) -> None:
+    def _print(self, epoch: int, what: str) -> None:
         sys.stderr.write(f"{self.stage and self.stage + ', '}epoch {epoch}/{self.total}: {what}\n")
 
 
@@ -204,7 +204,7 @@ class _EpochsInABar(_ShownEpochs):
 
 
 def _left(fewest: float, most: float) -> str:
-    """Return how long it still takes, from two numbers of seconds."""
+    """Return the time left in words, from the least and the largest number of seconds."""
     least, longest = map(_duration, (fewest, most))
     if not fewest < most:
         return f"{longest} left"
@@ -227,5 +227,5 @@ def _summary(metrics: Metrics, examples: int) -> str:
         judged = f"training error {metrics['error']:.2%}"
     else:
         judged = ""
-    said = f"loss {metrics['loss']:.4g}", judged, f"{examples / metrics['seconds']:,.0f} examples/s"
-    return ", ".join(filter(None, said))
+    items = f"loss {metrics['loss']:.4g}", judged, f"{examples / metrics['seconds']:,.0f} examples/s"
+    return ", ".join(filter(None, items))

@@ -11,7 +11,7 @@ from lpfamily.training.backends import names
 from lpfamily.training.choices import PATH, SWITCH, TEXT, Names, Option, in_group, option, options
 from lpfamily.training.commands import Given
 from lpfamily.training.commands.combinations import combinations
-from lpfamily.training.data import SOURCES, Dataset, own
+from lpfamily.training.data import SOURCES, Dataset, custom
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes import Recipe
 from lpfamily.training.recipes.recipe import RELU_LR
@@ -112,7 +112,7 @@ def _default(each: Option) -> str | None:
         return each.default_text or None
     default = _text(each.default)
     others: dict[str, list[str]] = {}
-    of_data = {name: source.recipe for name, source in SOURCES.items()} | {"own data": own.RECIPE}
+    of_data = {name: source.recipe for name, source in SOURCES.items()} | {"own data": custom.RECIPE}
     of_both = {
         f"{model} on {name}": numbers
         for name, source in SOURCES.items()

@@ -1,7 +1,7 @@
 """CIFAR-10 from the six files of its binary version, whitened as in the maxout paper.
 
-A file is a sequence of records: a byte for the label, then 32 x 32 bytes for each of red, green and
-blue, row by row.
+A file is a sequence of records: one byte for the label, then 32 x 32 bytes each for red, green and blue, row
+by row.
 """
 
 import gzip
@@ -23,14 +23,14 @@ from lpfamily.training.data.preprocessing import NORM, REGULARISER, global_contr
 from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.files import sha256
 
-# Both are the publisher's: the old address redirects to the new one.
+# Both addresses are the publisher's; the old one redirects to the new one.
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 ARCHIVE = files.Remote(
     "cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 )
 FOLDER = "cifar-10-batches-bin"
 PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1")
-"""The folder of the version for Python, its archive, and a file in it."""
+"""Names of the Python version: its folder, its archive, and one of its files."""
 SHAPE = (3, 32, 32)
 INPUTS = math.prod(SHAPE)
 CLASSES = 10
@@ -49,17 +49,17 @@ PREPROCESSING = f"norm {NORM}, ZCA + {REGULARISER}".encode()
 
 
 def load(data_dir: Path | None) -> Dataset:
-    """Load CIFAR-10, x of shape (n, 3072): contrast normalised, then ZCA fitted to all training images.
+    """Load CIFAR-10, x of shape (n, 3072): contrast normalised, then whitened by ZCA.
 
-    The fit, of seconds to a minute, is kept in the user's cache; where that cannot be written, it is
-    made anew every time.
+    ZCA is fitted to all training images, which takes seconds to a minute. The fit is saved in the user's
+    cache. If the cache cannot be written, it is fitted every time.
 
     Parameters
     ----------
     data_dir
-        Folder with the six files, in it or in its sub-folder cifar10 or cifar-10-batches-bin, as they
-        are or with .gz. They are judged by their structure alone, so subsets of any size will do. None
-        downloads the official ones, which must have the official checksums.
+        Folder with the six files, in it or in its subfolder cifar10 or cifar-10-batches-bin, with or without
+        .gz. Only their structure is checked, so subsets of any size are accepted. None downloads the official
+        files and checks their checksums.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def load(data_dir: Path | None) -> Dataset:
 def images(
     data_dir: Path | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the pixels, (n, 3072), and classes of the training images, then of the test images."""
+    """Return the pixels, (n, 3072), and classes of the training images, then those of the test images."""
     if data_dir is None:
         paths = _official(files.cache_folder() / "cifar10")
     else:
@@ -95,7 +95,7 @@ def images(
 
 
 def refuse_pickles(path: Path) -> None:
-    """Raise `BadInput` if a folder has, or a file is, the version of CIFAR-10 that only pickle reads."""
+    """Raise `BadInput` for a folder or file with the Python version of CIFAR-10, which only pickle reads."""
     for each in path, *(path / name for name in PICKLED):
         if each.name in PICKLED and each.exists():
             raise BadInput(
@@ -108,7 +108,7 @@ CIFAR10 = Source("cifar10", SHAPE, CLASSES, load, radius=2.0, refuse=refuse_pick
 
 
 def _official(folder: Path) -> list[Path]:
-    """Return the paths of the official files: unpacked, and before that downloaded, if need be."""
+    """Return the paths of the official files, after downloading and unpacking them if necessary."""
     paths = [folder / remote.name for remote in FILES]
     remedy = f": make the folder writable, or {OTHER_SOURCE}"
     with refusing(f"{ARCHIVE.name} cannot be unpacked in {folder}", remedy, OSError):
@@ -118,9 +118,10 @@ def _official(folder: Path) -> list[Path]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Move the six files, and no others, out of the archive into the folder.
+    """Unpack the six files, and no others, from the archive into the folder.
 
-    It may be killed at any instant: a file is moved whole, and what lies there is used by its checksum.
+    A kill does no harm at any instant: files are moved atomically, and existing ones are used only if their
+    checksum is right.
     """
     inside = [f"{FOLDER}/{remote.name}" for remote in FILES]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -139,7 +140,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _read(paths: Sequence[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the labels and the images, as rows, of all files together."""
+    """Return the labels and the images, one row per image, of all files."""
     records = np.concatenate([_records(path) for path in paths])
     return records[:, 0].astype(np.int64), np.ascontiguousarray(records[:, 1:])
 
@@ -158,9 +159,9 @@ def _records(path: Path) -> NDArray[np.uint8]:
 
 
 def _whitening(images: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ZCA's mean, as the first row, and matrix for x, the normalised images.
+    """Return the ZCA of x, the normalised images: its mean as the first row, then its matrix.
 
-    They are kept in a file of their SHA-256, which covers the images too, and their float32 values.
+    The cache file has a SHA-256, which also covers the images, and then the float32 values.
     """
     key = sha256([PREPROCESSING, images.data]).digest()
     try:

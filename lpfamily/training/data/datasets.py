@@ -1,4 +1,4 @@
-"""A data set: its examples, and what is known of it before they are read."""
+"""A data set: its examples (`Dataset`), and its description before they are read (`Source`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Split:
     Attributes
     ----------
     x
-        float32 of shape (n, inputs), unless it was given another dtype.
+        Inputs of shape (n, inputs), float32 unless they were given in another dtype.
     labels
         int64 of shape (n,), values in [0, classes).
     """
@@ -34,35 +34,35 @@ class Split:
     labels: NDArray[np.int64]
 
     def rows(self, which: slice | list[int]) -> Split:
-        """Return some of the examples."""
+        """Return a subset of the examples."""
         return Split(self.x[which], self.labels[which])
 
     def astype(self, dtype: str) -> Split:
-        """Return the examples with x in a dtype; what has it already is not copied."""
+        """Return the examples with x in a dtype, without a copy if x has it already."""
         return Split(self.x.astype(dtype, copy=False), self.labels)
 
     def first_of_each(self, classes: Iterable[int]) -> Split:
-        """Return the first example of each of some classes, in their order."""
+        """Return the first example of each given class, in the given order."""
         return self.rows([int(np.flatnonzero(self.labels == each)[0]) for each in classes])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set by the name it is loaded with.
+    """A data set with the name by which it is loaded.
 
     Attributes
     ----------
     classes
-        How many there are.
+        The number of classes.
     shape
-        Of an example, channels first where it is an image; their product is the number of inputs.
+        The shape of an example, channels first for an image. The number of inputs is the product.
     source_sha256
-        The checksum of what the examples were computed from, where they are not the same on every
-        machine to the last bit, or are scaled.
+        The checksum of the data from which the examples were computed, if the examples are scaled or can
+        differ between machines by rounding.
     recipe
-        What differs in its recipes from the published ones, where it is no `Source` that says it.
+        The values by which its recipes differ from the published ones, for a set without a `Source`.
     scaling
-        What `scaled` has done to all x.
+        The scaling that `scaled` has applied to all x.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Dataset:
     scaling: Scaling | None = None
 
     def scaled(self, by: Scale | Scaling | None) -> Dataset:
-        """Return the data set with x scaled, as computed from all its training examples, or as given.
+        """Return the data set with x scaled. The scaling is given, or computed from the training examples.
 
-        Its checksum is that of the examples before.
+        The checksum stays that of the unscaled examples.
         """
         if isinstance(by, str):
             by = scaling.fit(by, self.train.x, self.shape[0])
@@ -89,7 +89,7 @@ class Dataset:
         return replace(self, train=train, test=test, source_sha256=self.sha256(), scaling=by)
 
     def first(self, train: int, test: int) -> Dataset:
-        """Return the data set of so many examples of each split, the first ones; 0 is all."""
+        """Return the data set of the first `train` and `test` examples; 0 keeps all."""
         for flag, count, split in ("--examples", train, self.train), ("--test-examples", test, self.test):
             if count > len(split.x):
                 raise BadInput(f"{flag} {count}: {self.name} has {len(split.x)}; give less, or 0 for all")
@@ -97,7 +97,7 @@ class Dataset:
         return replace(self, train=self.train.rows(first_train), test=self.test.rows(first_test))
 
     def sha256(self) -> str:
-        """Return the checksum of everything in it, by which a run knows its data again."""
+        """Return the checksum of all examples, by which a run recognises its data."""
         if self.source_sha256 is not None:
             return self.source_sha256
         arrays = (each for split in (self.train, self.test) for each in (split.x, split.labels))
@@ -106,30 +106,30 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set without its examples, and what reads them.
+    """The description of a data set, and the function that reads its examples.
 
     Attributes
     ----------
     name
-        The name to load it with.
+        The name by which it is loaded.
     shape
-        Of an example, channels first where it is an image.
+        The shape of an example, channels first for an image.
     classes
-        How many there are.
+        The number of classes.
     radius
-        The published sigma at p = 2, in units of the input; None takes that of MNIST in proportion to the
-        square root of the number of coordinates (section IV-B of the paper).
+        The published sigma at p = 2, in units of the input; None scales that of MNIST with the square root of
+        the number of inputs (section IV-B of the paper).
     read
-        read(folder) returns the examples, from local files in the folder, or for None from official files
+        read(folder) returns the examples, from local files in the folder or, for None, from official files
         that are downloaded once.
     has_files
         Whether it needs files.
     recipe
-        What differs in its recipes from those of other sets.
+        The values by which its recipes differ from those of other sets.
     of_models
-        What differs beside it, by model.
+        Further such values, by model.
     refuse
-        refuse(path) raises `BadInput` for a folder or file that is a version of it which cannot be read.
+        refuse(path) raises `BadInput` for a folder or file with a version of the set that cannot be read.
     """
 
     name: str
@@ -144,28 +144,28 @@ class Source:
 
     @property
     def inputs(self) -> int:
-        """The number of coordinates of an example."""
+        """The number of inputs of an example."""
         return math.prod(self.shape)
 
     def dataset(self, train: Split, test: Split, source_sha256: str | None = None) -> Dataset:
-        """Return examples as those of this set."""
+        """Return the `Dataset` of these examples."""
         return Dataset(self.name, train, test, self.classes, self.shape, source_sha256)
 
 
-def check_source(name: str, found: Any) -> None:
-    """Raise unless it is the `Source` of a data set of this name."""
-    if not isinstance(found, Source) or found.name != name:
+def check_source(name: str, registered: Any) -> None:
+    """Raise TypeError unless the registered object is the `Source` of this name."""
+    if not isinstance(registered, Source) or registered.name != name:
         raise TypeError(f"it is no lpfamily.training.data.Source named {name!r}")
 
 
-def read_strange(source: Source, folder: Path | None) -> Dataset:
-    """Return what a `Source` of another distribution reads; raise `BadInput` if it cannot be used."""
+def read_checked(source: Source, folder: Path | None) -> Dataset:
+    """Return the data set of a third-party `Source`; raise `BadInput` if it cannot be used."""
     try:
-        found = source.read(folder)
+        result = source.read(folder)
         for name in "name", "shape", "classes":
-            if getattr(found, name) != getattr(source, name):
-                raise ValueError(f"its {name} is {getattr(found, name)!r}")
-        for name, split in ("train", found.train), ("test", found.test):
+            if getattr(result, name) != getattr(source, name):
+                raise ValueError(f"its {name} is {getattr(result, name)!r}")
+        for name, split in ("train", result.train), ("test", result.test):
             x, labels, n = split.x, split.labels, len(split.x)
             if x.shape != (n, source.inputs) or x.dtype not in (np.float32, np.float64) or not n:
                 raise ValueError(
@@ -179,18 +179,16 @@ def read_strange(source: Source, folder: Path | None) -> Dataset:
                 raise ValueError(f"{name}.x is not finite in {bad} of {n} examples, or beyond float32")
     except BadInput:
         raise
-    except Exception as cause:  # a stranger's module may fail in any way
-        raise BadInput(
-            f"data set {source.name!r} cannot be used ({cause!r}); tell those who made it"
-        ) from cause
-    return found
+    except Exception as cause:  # a third-party module may fail in any way
+        raise BadInput(f"data set {source.name!r} cannot be used ({cause!r}); tell its authors") from cause
+    return result
 
 
 def unusable(x: NDArray[np.floating]) -> int:
-    """Return how many examples, (n, inputs), have a number that float32 has not: NaN, or too large."""
+    """Return the number of examples, (n, inputs), with a NaN or a number beyond the range of float32."""
     return int(np.count_nonzero(~(np.abs(x) <= np.finfo(np.float32).max).all(axis=1)))
 
 
 def published_radius(radius: float | None, inputs: int) -> float:
-    """Return the radius at p = 2: the published one, or that of MNIST for so many coordinates."""
+    """Return the radius at p = 2: the published one, or that of MNIST scaled to the number of inputs."""
     return math.sqrt(inputs) / 28 if radius is None else radius

@@ -1,4 +1,4 @@
-"""The 8x8 handwritten digits that come with scikit-learn: real images, and no download."""
+"""The 8x8 handwritten digits of scikit-learn: real images, without a download."""
 
 import importlib
 from pathlib import Path
@@ -13,9 +13,9 @@ SPLIT_SEED = 0
 
 
 def load(data_dir: Path | None = None) -> Dataset:
-    """Load the 1,797 digits, x = pixel / 16 of shape (n, 64); always the same 300 are the test set.
+    """Load the 1,797 digits, x = pixel / 16 of shape (n, 64). The test set is always the same 300.
 
-    They come with scikit-learn and need no folder.
+    They come with scikit-learn, so `data_dir` is ignored.
 
     Raises
     ------
@@ -39,7 +39,7 @@ DIGITS = Source(
     10,
     load,
     has_files=False,
-    # they are not in the paper: one stage, that takes seconds
+    # the paper has no digits: a single stage, which takes seconds
     recipe={"epochs": 100, "validation": 197, "patience": 0, "second_stage": "none"},
     of_models={"sigmoid-mlp": {"units": (300, 300)}},
 )

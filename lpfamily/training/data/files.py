@@ -1,4 +1,4 @@
-"""Files of data: where they lie, how they are downloaded, and reading them without trusting them."""
+"""Data files: where they are, how they are downloaded, and how they are read without trusting them."""
 
 import errno
 import gzip
@@ -29,7 +29,7 @@ SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
 LONGEST_REASON = 200
 HIDDEN = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
-"""What systems leave in folders: names begin so."""
+"""The beginnings of the names of files that operating systems leave in folders."""
 
 REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"
@@ -45,7 +45,7 @@ class Remote:
 
 
 def cache_folder() -> Path:
-    """Return the folder in which this user's platform keeps what can be downloaded again.
+    """Return the user's cache folder on this platform.
 
     Raises
     ------
@@ -60,19 +60,20 @@ def cache_folder() -> Path:
             base, usual = None, Path.home() / "Library" / "Caches"
         else:
             base, usual = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache"
-    # The XDG specification has relative paths ignored.
+    # the XDG specification says that relative paths must be ignored
     return (Path(base) if base and Path(base).is_absolute() else usual) / "lpfamily"
 
 
 def find(name: str, folders: Sequence[Path], *other_names: str) -> Path:
     """Return the first of folder/name and folder/name.gz that exists, folder by folder.
 
-    So it is with the other names of the file. Some archives unpack it into a folder of its name.
+    The other names of the file are tried in the same way. If the path is a folder, the file of the same name
+    in it is returned, as some archives unpack so.
 
     Raises
     ------
     BadInput
-        There is none, or a folder does not let itself be searched.
+        There is no such file, or a folder cannot be searched.
     """
     names = [each + suffix for each in (name, *other_names) for suffix in ("", ".gz")]
     for path in (folder / each for folder in folders for each in names):
@@ -91,39 +92,39 @@ def find(name: str, folders: Sequence[Path], *other_names: str) -> Path:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Return the files at any depth of a folder in the order of their names, hidden ones left out.
+    """Yield the files at any depth of a folder in the order of their names, without hidden ones.
 
-    A folder that is not there has none.
+    A folder that does not exist has none.
 
     Raises
     ------
     BadInput
-        A folder does not let itself be searched.
+        A folder cannot be searched.
     """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise _unreadable(Path(error.filename), error) from error
 
-    for where, below, names in os.walk(folder, onerror=refuse):
-        below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
-        yield from (Path(where, name) for name in sorted(names) if not name.startswith(HIDDEN))
+    for parent, subfolders, names in os.walk(folder, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(HIDDEN))
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith(HIDDEN))
 
 
 def check_memory(what: str, size: int) -> None:
-    """Raise `BadInput` for data of more bytes than this machine has memory, where that is known."""
+    """Raise `BadInput` for data with more bytes than this machine's memory, where its size is known."""
     if not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise BadInput(
-            f"{what} would take {size / 1e9:.1f} GB, and this machine has a memory of {memory / 1e9:.1f} GB: "
+            f"{what} would take {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB of memory: "
             "give less"
         )
 
 
 def check_labels(path: Path, labels: NDArray[np.integer], classes: int) -> None:
-    """Raise `BadInput` for a file with a label that is no class."""
+    """Raise `BadInput` if a label of a file is not a class."""
     wrong = np.flatnonzero(labels >= classes)
     if wrong.size:
         label = f"the label {labels[wrong[0]]} at index {wrong[0]}"
@@ -137,10 +138,10 @@ def reading(path: Path) -> Iterator[BufferedIOBase]:
     Raises
     ------
     BadInput
-        When it is opened or while it is read: no regular file, no permission, damaged gzip data.
+        At the start or while reading: not a regular file, no permission, damaged gzip data.
     """
     try:
-        # Opening a pipe would wait for its writer.
+        # opening a pipe would block until a writer opens it
         if path.exists() and not path.is_file():
             raise BadInput(f"{path} is a folder or a device, expected a file: put the file in its place")
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
@@ -152,10 +153,10 @@ def reading(path: Path) -> Iterator[BufferedIOBase]:
 
 
 def read_at_most(stream: BufferedIOBase, size: int) -> bytes:
-    """Read `size` bytes, fewer where the stream ends before.
+    """Read `size` bytes, or fewer if the stream ends before.
 
-    By blocks, so that memory grows with what the stream holds: one call of read(size) sets aside all
-    of `size`, which a header may put at terabytes.
+    It reads blocks, so that memory grows with the content of the stream: a single read(size) would allocate
+    all of `size`, which a wrong header may put at terabytes.
     """
     blocks = []
     while block := stream.read(min(size, BLOCK_BYTES)):
@@ -165,12 +166,12 @@ def read_at_most(stream: BufferedIOBase, size: int) -> bytes:
 
 
 def read_sized(path: Path, size: int) -> bytes:
-    """Return the content of a file, or none of it if its size is not `size`.
+    """Return the content of a file, or b"" if its size is not `size`.
 
     Raises
     ------
     OSError
-        There is none, it is not a regular file (a pipe, a device), or it cannot be read.
+        The file does not exist, is not a regular file (a pipe, a device), or cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -186,13 +187,13 @@ def matches(path: Path, remote: Remote) -> bool:
 def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
     """Return folder/name, downloaded from the first mirror that serves the right bytes.
 
-    A file already there is used if its size and checksum are right, and replaced if not. The new one
-    appears whole or not at all.
+    An existing file is used if its size and checksum are right, and replaced otherwise. The new file is
+    written atomically.
 
     Parameters
     ----------
     mirrors
-        What precedes the name in a URL, the preferred one first.
+        The URLs to put before the name, the preferred one first.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def fetch(remote: Remote, mirrors: Sequence[str], folder: Path) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole, whatever other processes write to it meanwhile; one already there is replaced."""
+    """Write or replace a file atomically, even if other processes write it at the same time."""
     replace(path, content, new=path.with_name(f".{path.name}.{secrets.token_hex(4)}.new"))
 
 
@@ -230,7 +231,7 @@ def _download(remote: Remote, mirrors: Sequence[str]) -> bytes:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect without reading the page that comes with it, which may have no end."""
+    """Follow redirects without reading their pages, which may never end."""
 
     def redirect_request(self, req: Any, fp: Any, *rest: Any) -> Any:
         fp.close()
@@ -238,10 +239,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _get(url: str, limit: int) -> bytes:
-    """Return what a URL serves, in SECONDS_IN_ALL for everything from the host's address to the last byte.
+    """Return the content of a URL, within SECONDS_IN_ALL from the address look-up to the last byte.
 
-    A thread receives it and is abandoned when its time is up: the timeout of a socket starts anew with
-    every byte, and that of the address does not exist.
+    A thread receives it and is abandoned when the time is up, because the timeout of a socket restarts with
+    every byte, and the address look-up has none.
     """
     outcome: list[bytes | Exception] = []
     abandoned = threading.Event()
@@ -270,7 +271,7 @@ def _receive(url: str, limit: int, abandoned: threading.Event) -> bytes:
     opener = urllib.request.build_opener(_Redirects)
     try:
         with opener.open(url, timeout=SECONDS_OF_SILENCE) as response:
-            # read1 returns what has arrived; read would wait for a whole block, abandoned or not.
+            # read1 returns what has arrived; read would wait for a whole block, even when abandoned
             while not abandoned.is_set() and (block := response.read1(BLOCK_BYTES)):
                 content += block
                 if len(content) > limit:

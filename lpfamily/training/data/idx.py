@@ -1,7 +1,7 @@
-"""IDX files, the format of MNIST, whose headers are checked before anything is read by their word.
+"""IDX files, the format of MNIST. Headers are checked before the data are read.
 
-An IDX file is: two zero bytes, the type of an entry (8 = unsigned byte), the number of dimensions, each
-dimension as a big-endian 32-bit integer, then the entries with the last dimension varying fastest.
+An IDX file has two zero bytes, the type of an entry (8 = unsigned byte), the number of dimensions, each
+dimension as a big-endian 32-bit integer, and then the entries, with the last dimension varying fastest.
 """
 
 import itertools
@@ -26,33 +26,33 @@ _NAME = re.compile(r"(.*-)?(train|t10k|test)-(images|labels)[.-]idx[13]-ubyte(\.
 def find(folder: Path) -> dict[tuple[str, str], Path]:
     """Return the IDX files at any depth of a folder, by "train" or "test" and by "images" or "labels".
 
-    They are known by the names that people have them by. None is an empty dictionary.
+    Files are recognised by their usual names. Without any the result is empty.
 
     Raises
     ------
     BadInput
-        There are the files of several sets, or not all of one.
+        The folder has the files of several sets, or only some of one set.
     """
-    found: dict[tuple[str, str], Path] = {}
+    result: dict[tuple[str, str], Path] = {}
     for path in files.walk(folder):
         if (match := _NAME.fullmatch(path.name)) is None:
             continue
         key = "train" if match[2].lower() == "train" else "test", match[3].lower()
-        other = found.setdefault(key, path)
+        other = result.setdefault(key, path)
         if path not in (other, other.with_name(f"{other.name}.gz")):
             raise BadInput(f"{folder} has {other} and {path}: give the folder of one set alone")
-    if found and len(found) < 4:
+    if result and len(result) < 4:
         lacking = next(
-            key for key in itertools.product(("train", "test"), ("images", "labels")) if key not in found
+            key for key in itertools.product(("train", "test"), ("images", "labels")) if key not in result
         )
         raise BadInput(
-            f"{folder} has {next(iter(found.values()))}, and lacks an IDX file of {' '.join(lacking)}"
+            f"{folder} has {next(iter(result.values()))}, and lacks an IDX file of {' '.join(lacking)}"
         )
-    return found
+    return result
 
 
 def pair(images_path: Path, labels_path: Path, image: Sequence[int] | None = None) -> tuple[Bytes, Bytes]:
-    """Return images, (n, height, width), and as many labels; `image` is the size that they must have."""
+    """Return n images, (n, height, width), and n labels; `image` is the expected size."""
     labels = read(labels_path, 0)
     images = read(images_path, 2, image)
     if len(images) != len(labels):
@@ -64,7 +64,7 @@ def pair(images_path: Path, labels_path: Path, image: Sequence[int] | None = Non
 
 
 def read(path: Path, axes: int, example: Sequence[int] | None = None) -> Bytes:
-    """Return the file's array, of shape (n, *example) with n >= 1, where an example has so many axes."""
+    """Return the array of a file, (n, ...) with n >= 1; an example has `axes` axes and shape `example`."""
     magic = bytes((0, 0, 8, 1 + axes))
     header_size = len(magic) + 4 * magic[3]
     with files.reading(path) as stream:
@@ -86,13 +86,13 @@ def read(path: Path, axes: int, example: Sequence[int] | None = None) -> Bytes:
         size = math.prod(shape)
         if size == 0:
             raise BadInput(f"{path} holds no examples, expected at least one: {REMEDY}")
-        # One byte more than announced, no more: it shows a file that is too long, and reaching the end
-        # makes gzip compare its checksum.
+        # One byte more than announced: it reveals a file that is too long, and reaching the end makes gzip
+        # compare its checksum.
         content = files.read_at_most(stream, size + 1)
     if len(content) != size:
-        found = f"only {len(content)}" if len(content) < size else "more"
+        count = f"only {len(content)}" if len(content) < size else "more"
         raise BadInput(
-            f"{path} has {found} bytes after its header, expected {size} ({_times(shape)}, as the header "
+            f"{path} has {count} bytes after its header, expected {size} ({_times(shape)}, as the header "
             f"says): {REMEDY}"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)

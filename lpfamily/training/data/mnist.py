@@ -30,10 +30,10 @@ def load(data_dir: Path | None) -> Dataset:
     Parameters
     ----------
     data_dir
-        Folder with the four files, in it or at any depth of its sub-folder mnist or MNIST (torchvision's
-        MNIST/raw), as they are or with .gz, named as published or as in train-images.idx3-ubyte. They are
-        judged by their structure alone, so subsets of any size will do. None downloads the official
-        ones, which must have the official checksums.
+        Folder with the four files, in it or at any depth of its subfolder mnist or MNIST (torchvision has
+        MNIST/raw), with or without .gz, named as published or as in train-images.idx3-ubyte. Only their
+        structure is checked, so subsets of any size are accepted. None downloads the official files and
+        checks their checksums.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def _split(images_path: Path, labels_path: Path) -> Split:
 
 
 def _folders(data_dir: Path) -> list[Path]:
-    """Return where the files may be: first the usual folders, then any depth of one named mnist."""
+    """Return the folders to search: first the usual ones, then all below a folder named mnist."""
     named = [data_dir / "mnist", data_dir / "MNIST"] + [data_dir] * (data_dir.name.lower() == "mnist")
     below = {path.parent: None for folder in named for path in files.walk(folder)}
     return list(dict.fromkeys([data_dir / "mnist", data_dir / "MNIST" / "raw", data_dir, *below]))

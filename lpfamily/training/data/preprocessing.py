@@ -1,6 +1,6 @@
 """Whitening of images as in the maxout paper: contrast normalisation, then ZCA (Krizhevsky 2009, appendix A).
 
-Examples go through in blocks, so that no float64 copy of a whole data set is ever made.
+Examples are processed in blocks, so that there is never a float64 copy of a whole data set.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BLOCK = 1000
 def global_contrast_normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return each image with mean 0 and Euclidean norm 55.
 
-    A constant image has no contrast to normalise and becomes 0.
+    A constant image has no contrast and becomes 0.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def global_contrast_normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     result = np.empty(images.shape, np.float32)
     for rows in blocks(len(images)):
         x = images[rows].astype(np.float64)
-        # The mean of equal integers is exact, so that the norm of a constant image is 0, not rounding.
+        # the mean of equal integers is exact, so the norm of a constant image is exactly 0
         x -= x.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(x, axis=1, keepdims=True)
         result[rows] = x * (NORM / np.where(norm == 0, 1, norm))
@@ -35,16 +35,16 @@ def global_contrast_normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def zca(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit ZCA: return the mean m and the symmetric matrix P, so that (x - m) P is whitened.
+    """Fit ZCA: return the mean m and the symmetric matrix P such that (x - m) P is whitened.
 
     With the covariance X'X / n = V diag(e) V' of the centred examples, P = V diag((e + 0.1)^-1/2) V'.
-    The covariance of the whitened examples is then V diag(e / (e + 0.1)) V': directions of little
-    variance, which hold mostly noise, stay small. None is dropped.
+    The covariance of the whitened examples is then V diag(e / (e + 0.1)) V'. Directions of little variance,
+    which are mostly noise, stay small. No direction is dropped.
 
     Parameters
     ----------
     x
-        The examples to fit to, of shape (n, d). There may be fewer than d.
+        The examples to fit, of shape (n, d); n may be less than d.
     """
     n, d = x.shape
     mean = x.mean(axis=0, dtype=np.float64)
@@ -63,5 +63,5 @@ def whiten(x: NDArray[np.float32], mean: NDArray[np.float32], matrix: NDArray[np
 
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
-    """Return slices of n examples, so many at a time."""
+    """Return slices that divide n examples into blocks of `size`."""
     return (slice(start, start + size) for start in range(0, n, size))

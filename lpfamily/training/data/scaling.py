@@ -1,7 +1,7 @@
-"""The scaling of inputs: what it computes from the training examples, and how it is applied to any.
+"""The scaling of inputs: it is computed from the training examples and applied to any examples.
 
-An example of one axis is scaled number by number, one of several axes by its first axis: an image by its
-channels. A number or channel that is constant in the training examples becomes 0.
+An example with one axis has a scale per input. An example with several axes has one per index of the first
+axis: an image has one per channel. An input or channel that is constant in the training examples becomes 0.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats
 
 AT_ONCE = 1 << 22
-"""So many numbers, about, are in float64 at a time."""
+"""About how many numbers are held in float64 at a time."""
 
 Scale = Literal["none", "unit", "standard"]
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """x becomes (x - subtract) / divide, with a pair of numbers per number of an example, or per channel."""
+    """The scaling (x - subtract) / divide, with a pair of numbers per input or per channel."""
 
     subtract: tuple[float, ...]
     divide: tuple[float, ...]
@@ -38,7 +38,9 @@ class Scaling:
             raise ValueError(f"a scaling has {len(self.subtract)} numbers and {len(self.divide)}")
 
     def __call__(self, x: Floats) -> Floats:
-        """Return scaled examples, of the dtype of x, (n, inputs), channels first; computed in float64.
+        """Return scaled examples, (n, inputs), in the dtype of x; images are channels first.
+
+        The computation is in float64.
 
         Raises
         ------
@@ -47,23 +49,23 @@ class Scaling:
         """
         result, subtract, divide = np.empty_like(x), np.array(self.subtract)[:, None], np.array(self.divide)
         for rows in _blocks(x):
-            some = x[rows].reshape(len(x[rows]), len(divide), -1)
+            block = x[rows].reshape(len(x[rows]), len(divide), -1)
             with np.errstate(over="ignore"):
-                scaled = (some.astype(np.float64) - subtract) / divide[:, None]
+                scaled = (block.astype(np.float64) - subtract) / divide[:, None]
             if not np.abs(scaled).max() <= np.finfo(np.float32).max:
                 raise BadInput(
-                    "--scale: an example is so far from the others that its numbers are beyond the range of "
-                    "float32; look at the data"
+                    "--scale: an example is so far from the others that its scaled inputs are beyond the "
+                    "range of float32; look at the data"
                 )
-            result[rows] = scaled.reshape(len(some), -1)
+            result[rows] = scaled.reshape(len(block), -1)
         return result
 
 
 def fit(scale: Scale, x: Floats, groups: int) -> Scaling | None:
-    """Return the scaling of training examples, (n, inputs), whose inputs are so many equal groups in a row.
+    """Return the scaling of training examples, (n, inputs), whose inputs form `groups` consecutive groups.
 
-    `unit` makes the least number of a group 0 and the largest 1; `standard` makes its mean 0 and its standard
-    deviation, the root of the mean square, 1. `none` is None.
+    `unit` maps the least value of a group to 0 and the largest to 1. `standard` makes its mean 0 and its
+    standard deviation, the root of the mean square, 1. `none` returns None.
     """
     if scale == "none":
         return None
@@ -72,7 +74,7 @@ def fit(scale: Scale, x: Floats, groups: int) -> Scaling | None:
     if scale == "unit":
         subtract, divide = low, span
     else:
-        # the mean of equal numbers is one of them to rounding only
+        # the mean of equal numbers may differ from them by rounding
         subtract = np.where(low == high, low, _by_group(x.mean(axis=0, dtype=np.float64), groups, np.mean))
         centre, unit = (np.repeat(each, x.shape[1] // groups) for each in (subtract, span))
         squares = np.zeros(x.shape[1])

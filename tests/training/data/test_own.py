@@ -311,7 +311,7 @@ def test_files_that_are_no_plain_archive_are_one_line_and_nothing_is_unpickled(f
             other.writestr(name, archive.read(name))
     os.mkfifo("pipe.npz")
     for name, part in {
-        "bz2.npz": "is not compressed as numpy.savez_compressed does it",
+        "bz2.npz": "is not compressed as by numpy.savez_compressed",
         "pipe.npz": "is a pipe or a device",
         "none.npz": "there is no such file or folder",
         "one.npy": "is neither an .npz file nor a folder",
@@ -355,7 +355,7 @@ def test_an_archive_that_expands_beyond_reason_is_not_read(folder, monkeypatch):
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1}
     with monkeypatch.context() as patch:
         patch.setattr(os, "sysconf", pages.__getitem__)
-        assert_refused(in_process("--data", "mine.npz"), "GB, and this machine has a memory of 0.0 GB")
+        assert_refused(in_process("--data", "mine.npz"), "GB, and this machine has 0.0 GB of memory")
     liar = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**6)}
     with zipfile.ZipFile("mine.npz") as whole, zipfile.ZipFile("liar.npz", "w") as archive:
         for name in whole.namelist():
@@ -468,7 +468,7 @@ def test_what_is_no_folder_of_images_is_one_line(tmp_path, monkeypatch):
         (whole[: len(whole) // 2], "cannot be read as an image"),
         (b"", "cannot be read as an image (none that Pillow knows)"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n", "none that Pillow knows"),
-        (Path("deep.png").read_bytes(), "mode I;16, and has not 8 bits per number"),
+        (Path("deep.png").read_bytes(), "mode I;16, which does not have 8 bits per number"),
         (Path("bomb.png").read_bytes(), "decompression bomb"),
     ):
         (tmp_path / "pets/b/1.png").write_bytes(content)
