@@ -10,16 +10,16 @@ from lpfamily import _interrupts
 
 NAME = "lpfamily"
 COMMANDS = {
-    "train": "train a network, and keep the run",
-    "evaluate": "test how robust runs or any model are",
-    "reproduce": "measure the paper's tables anew",
+    "train": "train a network and save the run",
+    "evaluate": "measure how robust the networks of runs or any model are",
+    "reproduce": "measure the paper's tables and figures anew",
     "runs": "list the runs of a folder",
 }
-"""What each does; `python -m lpfamily.COMMAND` is the same command."""
+"""The purpose of each command; `python -m lpfamily.COMMAND` is the same command."""
 
 
 def _program(argv: list[str]) -> str:
-    """Return by which name the command that is asked for speaks."""
+    """Return the name that the requested command has in its messages."""
     return f"python -m lpfamily.{argv[0]}" if argv and argv[0] in COMMANDS else NAME
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start() -> NoReturn:
-    """Be the program: what the console script calls."""
+    """Run as the program `lpfamily`; the console script calls this."""
     _interrupts.take_over(_program(sys.argv[1:]))
     from lpfamily.training import commands
 
@@ -47,7 +47,7 @@ def start() -> NoReturn:
 
 
 def _answer(given: list[str]) -> int:
-    """Answer what names no command: with the help, the version, or what may have been meant."""
+    """Answer arguments without a command: with the help, the version, or a suggestion."""
     import argparse
 
     from lpfamily.training import commands
@@ -59,7 +59,7 @@ def _answer(given: list[str]) -> int:
         usage="%(prog)s COMMAND ...",
         description="Train networks with the Lp family, and measure them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"commands:\n{listed}\n\n'{NAME} COMMAND --help' lists the options of one.",
+        epilog=f"commands:\n{listed}\n\n'{NAME} COMMAND --help' lists the options of a command.",
     )
     if not given:
         parser.print_help(sys.stderr)

@@ -1,10 +1,10 @@
 """Ctrl-C in a command: exit code 130 and one line, from the command's first line to the end of its process.
 
-A kill does a run no harm at any instant, so Ctrl-C ends the process at once: an exception would get lost in
-callbacks, be turned into another by the imports of compiled modules, or end in a traceback. Where a command
-has something to stop or to say first, it asks for `KeyboardInterrupt` by `interruptible`.
+A run survives a kill at any instant, so Ctrl-C ends the process at once. An exception instead could get lost
+in callbacks, be turned into another one by the imports of compiled modules, or end in a traceback. A command
+that has something to stop or to print first asks for `KeyboardInterrupt` with `interruptible`.
 
-The commands import this before anything that takes its time.
+The commands import this module before any slow import.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _program = ""
 
 
 def take_over(program: str) -> None:
-    """Let Ctrl-C end this process from now on, which is the program's own, unless Ctrl-C is ignored in it."""
+    """Let Ctrl-C end this process from now on, unless the process ignores Ctrl-C or handles it itself."""
     global _program
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _program = program
         signal.signal(signal.SIGINT, end)
         sys.unraisablehook = _unraisable
-        # what is registered first is called last: then Python itself takes its handlers away
+        # functions registered first are called last, just before Python removes its own handlers
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def end(signum: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
-    """End the process: what handles the signal, so that it must not use what the signal may have stopped."""
+    """End the process. As a signal handler, it must not use anything that the signal may have interrupted."""
     with suppress(OSError):
         os.write(2, f"{_program}: interrupted\n".encode())
     os._exit(EXIT_CODE)
@@ -43,7 +43,7 @@ def end(signum: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the first Ctrl-C raise `KeyboardInterrupt`; a second one does not wait for what it stops."""
+    """Let the first Ctrl-C raise `KeyboardInterrupt`; a second one ends the process at once."""
     if signal.getsignal(signal.SIGINT) is not end:
         yield
         return
@@ -51,7 +51,9 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception as cause:
-        if signal.getsignal(signal.SIGINT) is end:  # compiled code has made it of the KeyboardInterrupt
+        if (
+            signal.getsignal(signal.SIGINT) is end
+        ):  # compiled code turned the KeyboardInterrupt into this exception
             raise KeyboardInterrupt from cause
         raise
     finally:
@@ -64,7 +66,7 @@ def _raise(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unraisable(problem: sys.UnraisableHookArgs) -> None:
-    """End the process where Python would print a KeyboardInterrupt and go on."""
+    """End the process where Python would only print a KeyboardInterrupt and continue."""
     if isinstance(problem.exc_value, KeyboardInterrupt):
         end()
     sys.__unraisablehook__(problem)

@@ -1,4 +1,4 @@
-"""`python -m lpfamily.evaluate`: how robust runs' networks, or any model, are in Lp balls."""
+"""`python -m lpfamily.evaluate`: measure how robust the networks of runs, or any model, are in Lp balls."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from lpfamily.training.runs.trained import Trained
 NAME = "python -m lpfamily.evaluate"
 EXAMPLES = 1000
 STEPS = 20
-OF_RUNS, OF_MODELS = ("multiples", "steps", "data_dir", "backend"), ("data", "bounds", "effort")
-"""Options that have no effect with --model, and without it."""
+FOR_RUNS, FOR_MODELS = ("multiples", "steps", "data_dir", "backend"), ("data", "bounds", "effort")
+"""Options for runs alone, and options that need --model."""
 BOUND = Ratio("a number", lambda v: not math.isnan(v))
 RESULT, PAGE = "robustness.json", "robustness"
-"""The file of numbers, and the folder of a page where no --out names one."""
+"""The default names of the file of numbers and of the folder of a page."""
 
 Radii = Mapping[float, tuple[float, ...]]
-"""By p."""
+"""The radii of the balls, by p."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,58 +70,70 @@ def _parser() -> commands.Parser:
 
     result = commands.Parser(
         prog=NAME,
-        description="Test the networks of runs, or any model, in Lp balls: error against sigma by one step "
-        "and many, the smallest sigma that changes predictions, and warnings of what one step would hide.",
+        description="Measure how robust networks of runs, or any model, are in Lp balls: the error against "
+        "sigma after one step and after many, the smallest sigma that changes predictions, and warnings "
+        "about weaknesses that an attack of one step hides.",
         epilog=f"examples: {NAME} runs/mine --p 2 --multiples 0.5,1,2; {NAME} runs/mine runs/other --p inf "
         f"--sigma 2/255,8/255; {NAME} --model mine:load --data test.npz --p inf --sigma 8/255 --bounds 0,1",
     )
     result.add_argument(
-        "run", type=Path, metavar="RUN", nargs="*", default=[], help="folders of runs, finished or not"
+        "run", type=Path, metavar="RUN", nargs="*", default=[], help="run folders, finished or not"
     )
-    add = result.group("what is tested")
-    add("--p", "exponents of balls, from 1 to inf", Numbers(EXPONENT), default="1,2,inf")
-    add("--sigma", "radii of all balls, in units of x: numbers or fractions", Numbers(RADIUS))
+    add = result.group("the measurement")
+    add("--p", "exponents of the balls, from 1 to inf", Numbers(EXPONENT), default="1,2,inf")
+    add("--sigma", "radii of the balls, in units of x: numbers or fractions", Numbers(RADIUS))
     add(
         "--multiples",
-        "instead, radii in units of the one whose strength matches that of the run; 0 is always there",
+        "instead of --sigma, multiples of the radius that matches the perturbation of the run; 0 is always "
+        "included",
         Numbers(NOT_NEGATIVE),
         default=",".join(f"{multiple:g}" for multiple in robustness.MULTIPLES),
         old="--sigmas",
     )
-    add("--steps", "gradients that the ascent takes in each ball", COUNT, default=STEPS)
-    add("--examples", "use the first N test examples; 0 is all", COUNT_OR_NONE, default=EXAMPLES)
-    add("--seed", "of what is random", COUNT_OR_NONE, default="that of the run; 0 with --model")
+    add("--steps", "gradients of the ascent in each ball", COUNT, default=STEPS)
+    add("--examples", "test on the first N test examples only; 0: on all", COUNT_OR_NONE, default=EXAMPLES)
+    add(
+        "--seed",
+        "seed of the attacks and the noise",
+        COUNT_OR_NONE,
+        default="that of the run; 0 with --model",
+    )
     add("--data-dir", "local data files, as in lpfamily.train", PATH, default="that of the run")
-    add = result.group("any model, in the place of runs")
-    add("--model", "package.module:function, which returns a torch module, a JAX or a NumPy function", TEXT)
-    add("--data", "an .npz file with its inputs x, floating, and classes y, integers", PATH)
-    add("--bounds", "low,high of x, which no attack leaves: numbers or fractions", Numbers(BOUND))
-    add("--effort", "of lpfamily.robustness", Names(tuple(EFFORTS)), default="standard")
+    add = result.group("any model, instead of runs")
+    add(
+        "--model",
+        "package.module:function; it returns a torch module, a JAX function or a NumPy function",
+        TEXT,
+    )
+    add("--data", "an .npz file with inputs x (floating-point) and classes y (integers)", PATH)
+    add("--bounds", "low,high: limits of x that every attack keeps, numbers or fractions", Numbers(BOUND))
+    add("--effort", "effort of lpfamily.robustness", Names(tuple(EFFORTS)), default="standard")
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="that of the run")
     add("--device", "as in lpfamily.train", TEXT, default="that of the run; cpu with --backend")
     add(
         "--out",
-        "the JSON file of a run, with its curves beside it as PNG; of several runs or a model, a folder",
+        "for one run, the JSON file, with the curves next to it as PNG; for several runs or a model, the "
+        "folder of a page",
         PATH,
         default=f"RUN/robustness.json; ./{PAGE}",
     )
     add("--force", "replace an earlier result")
-    add("--quiet", "no progress, only the table at the end")
+    add("--quiet", "show no progress, only the table at the end")
     return result
 
 
 def _evaluate(argv: list[str]) -> int:
     given = _parser().parse(argv)
     commands.check_extra()
-    without = OF_RUNS if "model" in given else OF_MODELS
+    without = FOR_RUNS if "model" in given else FOR_MODELS
     if useless := [name for name in without if name in given]:
-        kind = "of a run" if "model" in given else "with --model"
+        kind = "for runs" if "model" in given else "with --model"
         raise BadInput(f"--{useless[0].replace('_', '-')} has an effect only {kind}; leave it out")
     if "model" in given:
         return _evaluate_model(given)
     if not given["run"]:
-        raise BadInput("give the folder of a run, or --model with --data")
+        raise BadInput("give a run folder, or --model with --data")
     return _evaluate_runs(given, argv)
 
 
@@ -141,15 +153,15 @@ def _evaluate_model(given: Given) -> int:
     options |= {"p": _ps(given), "sigma": _sigmas(given), "progress": not quiet}
     out = _folder(given)
     with _interrupts.interruptible():
-        found = classifiers.measured(given["model"], x[first], y[first], given.get("device"), **options)
-    print(found.table(), flush=True)
-    found.save(out, Progress(quiet).warn)
+        result = classifiers.measured(given["model"], x[first], y[first], given.get("device"), **options)
+    print(result.table(), flush=True)
+    result.save(out, Progress(quiet).warn)
     return 0
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A run, and what is to be measured of it."""
+    """A run opened for measurement."""
 
     trained: Trained
     trainer: backends.Trainer
@@ -161,7 +173,7 @@ class _Opened:
 
     @classmethod
     def of(cls, folder: Path, given: Given) -> _Opened:
-        """Return the run in a folder, with the backend, device and data that the options name."""
+        """Open the run in a folder with the backend, device and data of the options."""
         from lpfamily.training import load
 
         config, trained = configs.read(runs.find(folder, option="")), load(folder)
@@ -171,18 +183,18 @@ class _Opened:
         device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
         trainer = trained.trainer(backend, device)
         recipe, inputs = trained.recipe, trained.network.inputs
-        if not recipe.sigma:  # which has no multiples
+        if not recipe.sigma:  # multiples need a radius above 0
             published = recipes.default(recipe.model, recipe.data, recipe.objective, recipe.p, inputs)
             recipe = replace(recipe, sigma=published.sigma)
         return cls(trained, trainer, dataset, config.data_sha256, recipe, backend, device)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What its sigma is in units of."""
+        """Everything that decides the units of sigma."""
         return self.recipe.inputs, self.data_sha256, self.dataset.scaling
 
     def measured(self, radii: Radii, given: Given, argv: list[str], tick: Tick) -> Json:
-        """Return what `lpfamily.training.robustness` finds, and how it was made."""
+        """Return the result of `lpfamily.training.robustness`, its findings, and how it was made."""
         from lpfamily.training import robustness
 
         test = self.dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
@@ -208,7 +220,7 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
 
     names = [str(folder) for folder in given["run"]]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"{twice[0]}: is there twice; leave one out")
+        raise BadInput(f"{twice[0]}: is given twice; leave one out")
     several = len(names) > 1
     opened = {name: _Opened.of(Path(name), given) for name in names}
     first = opened[names[0]]
@@ -217,8 +229,8 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
         if run.inputs != first.inputs:
             other = "" if run.recipe.inputs != first.recipe.inputs else "other "
             raise BadInput(
-                f"{name}: of {other}{run.recipe.inputs}, and {names[0]} of {first.recipe.inputs}; runs of "
-                "the same data can be compared"
+                f"{name} was trained on {other}{run.recipe.inputs}; {names[0]} on {first.recipe.inputs}; "
+                "only runs on the same data can be compared"
             )
     radii = _radii(given, first.recipe, first.dataset.train.x.shape[1])
     out = _folder(given) if several else _file(given)
@@ -248,27 +260,27 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
 
 
 def _file(given: Given) -> Path:
-    """Return where the result of one run goes, after a look at whether it can, before the work is done."""
+    """Return the file for the result of one run; raise `BadInput` if it cannot be written."""
     out: Path = given.get("out", given["run"][0] / RESULT)
     if out.suffix != ".json":
-        raise BadInput(f"--out {out}: must end in .json; the curves are beside it, in .png")
+        raise BadInput(f"--out {out}: must end in .json; the curves are written next to it, as .png")
     commands.check_out(out, out.with_name(f".{out.name}.new"))
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise BadInput(f"--out {out}: cannot be written; give a file in a folder that can")
-    own = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
-    if own & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
+    run_files = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
+    if run_files & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
         raise BadInput(f"--out {out}: would replace a file of the run in that folder; give another name")
     _check_new(given, out, out)
     return out
 
 
 def _folder(given: Given) -> Path:
-    """Return the folder where a page goes, after the same look."""
+    """Return the folder for a page; raise `BadInput` if it cannot be written."""
     out: Path = given.get("out", Path(PAGE))
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out}: is a file; give a folder")
     if (out / runs.CONFIG).exists():
-        raise BadInput(f"--out {out}: is the folder of a run; give another")
+        raise BadInput(f"--out {out}: is a run folder; give another folder")
     commands.check_out(out, out / f".{RESULT}.new")
     _check_new(given, out / RESULT, out)
     return out
@@ -279,13 +291,15 @@ def _check_new(given: Given, result: Path, out: Path) -> None:
         raise BadInput(f"{out}: has an earlier result; give --force to replace it, or another --out")
 
 
-def _check_examples(given: Given, there: int, what: str) -> None:
-    if (wanted := given.get("examples", 0)) > there:
-        raise BadInput(f"--examples {wanted}: {what} has {there} test examples; give less, or 0 for all")
+def _check_examples(given: Given, available: int, source: str) -> None:
+    if (wanted := given.get("examples", 0)) > available:
+        raise BadInput(
+            f"--examples {wanted}: {source} has {available} test examples; give fewer, or 0 for all"
+        )
 
 
 def _radii(given: Given, recipe: Recipe, inputs: int) -> Radii:
-    """Return by p the radii that are tested, all in the range of the dtype."""
+    """Return the radii to test by p, after a check that the dtype can represent them."""
     from lpfamily.training import robustness
 
     ps, sigmas = _ps(given), _sigmas(given)
@@ -310,7 +324,7 @@ def _ps(given: Given) -> tuple[float, ...]:
         raise BadInput("--p none: give an exponent, such as 2")
     names = [f"{p:g}" for p in ps]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"--p: {twice[0]} is there twice, in six digits; leave one out")
+        raise BadInput(f"--p: {twice[0]} is given twice, in six digits; leave one out")
     return ps
 
 
@@ -319,7 +333,7 @@ def _sigmas(given: Given) -> tuple[float, ...] | None:
     if sigmas is None:
         return None
     if "multiples" in given:
-        raise BadInput("--sigma and --multiples: give one of them")
+        raise BadInput("--sigma and --multiples: give only one of them")
     if not max(sigmas, default=0.0) > 0:
         raise BadInput(f"--sigma {','.join(map(str, sigmas)) or 'none'}: one must be above 0")
     return sigmas

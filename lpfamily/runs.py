@@ -1,4 +1,4 @@
-"""`python -m lpfamily.runs`: which runs a folder has, and how far they are."""
+"""`python -m lpfamily.runs`: list the runs of a folder, and how far they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lpfamily.training.runs import configs
 
 NAME = "python -m lpfamily.runs"
 FILES = (runs.CONFIG, runs.CHECKPOINT, runs.METRICS, runs.RESULT)
-"""A folder with one of them is that of a run."""
+"""A folder with any of these files is a run folder."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> commands.Parser:
     result = commands.Parser(
         prog=NAME,
-        description="List runs by name: what is trained, how far, the errors, and whether the run is "
-        "finished, unfinished, being trained or damaged.",
+        description="List runs by name: model, data and objective, the last epoch, the errors, and whether "
+        "the run is finished, unfinished, being trained or damaged.",
         epilog=f"example: {NAME} runs --json",
     )
     result.add_argument(
@@ -44,10 +44,10 @@ def _parser() -> commands.Parser:
         metavar="FOLDER",
         nargs="?",
         default=Path("runs"),
-        help="a folder of runs, or a run (default: runs)",
+        help="a folder of run folders, or one run folder (default: runs)",
     )
     add = result.group("the list")
-    add("--json", "JSON in the place of the table; errors are fractions")
+    add("--json", "print JSON instead of the table; errors are fractions")
     return result
 
 
@@ -55,9 +55,9 @@ def _list(given: Given) -> int:
     commands.check_extra()
     folder: Path = given["folder"]
     if not folder.is_dir():
-        raise BadInput(f"{folder}: is no folder; give one of runs")
-    there = [folder] if _is_run(folder) else sorted(each for each in folder.iterdir() if _is_run(each))
-    lines = [_described(each) for each in there]
+        raise BadInput(f"{folder}: is not a folder; give a folder of runs")
+    folders = [folder] if _is_run(folder) else sorted(each for each in folder.iterdir() if _is_run(each))
+    lines = [_described(each) for each in folders]
     print(json.dumps(lines, indent=2, allow_nan=False) if "json" in given else runs_table(lines), flush=True)
     return 0
 
@@ -67,14 +67,14 @@ def _is_run(folder: Path) -> bool:
 
 
 def _described(folder: Path) -> Json:
-    """Return what is known of a run; None stands for what is not, or has no one value."""
+    """Return the description of a run; None stands for an unknown value, or for several values of a grid."""
     names = ("model", "data", "objective", "p", "sigma", "epoch", "validation_error", "test_error")
     line: Json = {"run": str(folder), **dict.fromkeys(names), "state": "damaged"}
     try:
         run = runs.find(folder, option="")
         config, metrics, result = configs.read(run), run.metrics(), run.result
         if run.has(runs.CHECKPOINT):
-            _ = run.kept  # raises for one that is damaged
+            _ = run.kept  # raises if the checkpoint is damaged
         for name in ("model", "data", "objective", "p", "sigma"):
             values = {getattr(recipe, name) for recipe in (config.recipe, *config.grid.values())}
             line[name] = _shown(values.pop()) if len(values) == 1 else None

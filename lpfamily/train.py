@@ -1,4 +1,4 @@
-"""`python -m lpfamily.train`: train a network with the Lp family, test it, and keep the run."""
+"""`python -m lpfamily.train`: train a network with the Lp family, test it, and save the run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lpfamily.training.tasks import Machine
 from lpfamily.training.teams import Lost, Team
 
 LARGE = 10.0
-"""The standard deviation of inputs from which a warning says so; that of pixels from 0 to 255 is some 80."""
+"""Inputs with a larger standard deviation cause a warning; pixels from 0 to 255 have about 80."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,8 +75,8 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     with run.locked():
         if dataset.name not in data.SOURCES and dataset.train.x.std() > LARGE:
             Progress().warn(
-                f"{dataset.name} has inputs up to {abs(dataset.train.x).max():.4g}, from which networks "
-                "learn badly; --scale standard or unit makes them small"
+                f"{dataset.name} has inputs up to {abs(dataset.train.x).max():.4g}, on which networks learn "
+                "badly; scale them with --scale standard or --scale unit"
             )
         return _go(run, config, dataset, backend, given)
 
@@ -86,7 +86,7 @@ def _resume(given: Given) -> int:
         raise BadInput(
             f"{flag(fixed[0])} cannot be changed in a run that has begun; leave it out, or start a new run"
         )
-    if not {"backend", "device"} <= given.keys():  # all that those who follow must know
+    if not {"backend", "device"} <= given.keys():  # processes that follow need these two alone
         run = runs.find(given["resume"])
         if run.has(runs.CURVES) and _is_finished(run, given):
             return 0
@@ -135,7 +135,7 @@ def _is_finished(run: runs.Run, given: Given) -> bool:
 
 
 def _say(run: runs.Run, result: Json, given: Given, text: str) -> None:
-    """Print how a run has ended: as JSON, as the folder alone, or in words."""
+    """Print the outcome of a run: as JSON, as its folder alone, or as text."""
     if "json" in given:
         text = json.dumps({"run": str(run.folder)} | result, indent=2, allow_nan=False)
     elif "quiet" in given:
@@ -144,16 +144,16 @@ def _say(run: runs.Run, result: Json, given: Given, text: str) -> None:
 
 
 def _machine(machine: Machine, given: Given) -> Machine:
-    """Return a machine with what was given in the place of its choices."""
+    """Return a machine with the given options replaced."""
     return replace(machine, **{name: given[name] for name in choices.options(Machine) if name in given})
 
 
 def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
-    """Join the other processes of the run, if there are any; lead them, or follow the one that does."""
+    """Join the other processes of the run, if there are any, and lead them or follow their leader."""
     backend = backends.find(name)
     team = backend.join(device)
     if team.size == 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
-        raise BadInput(f"--backend {name} is not for torchrun; start it as python -m lpfamily.train")
+        raise BadInput(f"--backend {name} cannot be used with torchrun; start it as python -m lpfamily.train")
     try:
         backend.check_device(device)
         if team.rank:
@@ -211,7 +211,7 @@ def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
 def _check(
     candidates: dict[str, Recipe], dataset: data.Dataset, name: str, backend: backends.Backend
 ) -> None:
-    """Raise `BadInput` for what can be known to fail before a folder is made."""
+    """Raise `BadInput` for errors that can be found before a folder is created."""
     for combination, recipe in candidates.items():
         try:
             fitting.check(recipe, dataset, name, backend)

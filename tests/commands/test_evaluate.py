@@ -472,7 +472,7 @@ def test_runs_of_other_data_are_not_compared(run, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(evaluate._Opened, "of", of)
     capsys.readouterr()
     assert evaluate.main([str(run), str(other), "--out", str(tmp_path / "page")]) == 2
-    assert "runs of the same data can be compared" in capsys.readouterr().err
+    assert "only runs on the same data can be compared" in capsys.readouterr().err
 
 
 def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys):
@@ -492,7 +492,7 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("RUN", "--step", "3"), ("unknown option --step; did you mean --steps?",)),
         (("RUN", "--p", "0.5"), ("--p: must be a number of at least 1, or inf", "got 0.5")),
         (("RUN", "--p", "none"), ("--p none: give an exponent",)),
-        (("RUN", "--p", "2,2.0000001,3"), ("--p: 2 is there twice", "leave one out")),
+        (("RUN", "--p", "2,2.0000001,3"), ("--p: 2 is given twice", "leave one out")),
         (("RUN", "--examples", "301"), ("--examples 301: the run has 300 test examples", "0 for all")),
         (("RUN", "--sigmas", "0"), ("--multiples 0", "one must be above 0")),
         (("RUN", "--sigmas", "1,-1"), ("--multiples/--sigmas: must be a finite number, 0 or more; got -1",)),
@@ -510,11 +510,11 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("nothing",), ("nothing: holds no config.json, so it is not a run",)),
         (("RUN", "--sigma", "1/0"), ("--sigma: must be a finite number or fraction, 0 or more; got 1/0",)),
         (("RUN", "--sigma", "0"), ("--sigma 0", "one must be above 0")),
-        (("RUN", "--sigma", "1", "--multiples", "1"), ("--sigma and --multiples: give one of them",)),
+        (("RUN", "--sigma", "1", "--multiples", "1"), ("--sigma and --multiples: give only one of them",)),
         (("RUN", "--effort", "quick"), ("--effort has an effect only with --model; leave it out",)),
-        (("RUN", "RUN"), ("is there twice; leave one out",)),
+        (("RUN", "RUN"), ("is given twice; leave one out",)),
         (("RUN", "--model", "mine:load"), ("give runs or --model, not both",)),
-        ((), ("give the folder of a run, or --model with --data",)),
+        ((), ("give a run folder, or --model with --data",)),
     ],
     ids=lambda value: str(value)[:80],
 )

@@ -211,4 +211,4 @@ def test_a_backend_of_one_process_refuses_torchrun(tmp_path):
         lambda: train("--backend", "numpy", cwd=tmp_path, TORCHELASTIC_RUN_ID="1", WORLD_SIZE="2", RANK="0"),
     )
     assert result.returncode == 2
-    assert "--backend numpy is not for torchrun" in result.stderr
+    assert "--backend numpy cannot be used with torchrun" in result.stderr

@@ -198,9 +198,7 @@ def test_a_file_that_has_changed_is_refused_and_one_packed_anew_is_not(folder):
     name = f"{'n' * 200}.npz"
     Path("mine.npz").rename(name)
     begun = in_process("--data", name, *SHORT, "--quiet")
-    assert begun.stderr.startswith(
-        f"warning: {name} has inputs up to 129.8, from which networks learn badly;"
-    )
+    assert begun.stderr.startswith(f"warning: {name} has inputs up to 129.8, on which networks learn badly;")
     run = Path(begun.stdout.strip())
     assert run.name.startswith(f"sigmoid-mlp-{'n' * 40}-perturb-p2-sigma0.1237-")
     (run / "result.json").unlink()
@@ -241,8 +239,8 @@ def test_runs_of_other_data_or_another_scale_are_not_compared(folder):
         np.savez(f"{name}/mine.npz", **given)
         trained(folder / f"{name}/run", "--data", f"{name}/mine.npz", "--scale", scale, *SHORT)
     for other, said in (
-        ("two", "of other mine.npz scaled to standard"),
-        ("scaled", "of mine.npz scaled to unit"),
+        ("two", "on other mine.npz scaled to standard"),
+        ("scaled", "on mine.npz scaled to unit"),
     ):
         refused = in_process("one/run", f"{other}/run", "--sigma", "1", command=evaluate.main)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
