@@ -1,4 +1,4 @@
-"""The laws that every backend must obey, as a pytest class to subclass.
+"""The tests that every backend must pass, as a pytest class to subclass.
 
 A backend's whole conformance test is::
 
@@ -7,9 +7,9 @@ A backend's whole conformance test is::
     class TestMine(BackendTests):
         backend = "mine"
 
-The laws compare with `lpfamily.training.testing.oracle`, in NumPy float64, on small networks of the layers
-that the backend trains: gradients with respect to inputs by the complex step, which is exact to
-rounding, and with respect to parameters by central differences.
+The tests use small networks of the layers that the backend supports. They compare with
+`lpfamily.training.testing.oracle`, in NumPy float64: gradients with respect to inputs are computed by the
+complex step, which is exact to rounding, and gradients with respect to parameters by central differences.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ NETWORKS = {
     ),
     "regression": Network(6, (Dense(5, "sigmoid", **FIRST), Dense(2, dropout=HALF)), loss="squared-error"),
 }
-"""With windows that reach over the end, images that are not square, and every option of a layer."""
+"""They have windows that extend past the edge, images that are not square, and every option of a layer."""
 
 OBJECTIVES = [
     Objective("plain"),
@@ -110,11 +110,15 @@ OPTIONAL = {
         for p, start in ((1.0, True), (1.5, False), (2.0, True), (math.inf, False))
     ],
 }
-"""By options that a backend need not know, objectives of classifiers with them."""
+"""Objectives of classifiers, by the option that they need and that a backend need not support."""
 
 
 class BackendTests:
-    """The laws. Set `backend` to the name that the backend is registered under."""
+    """Conformance tests of a backend. Set `backend` to the name under which it is registered.
+
+    `device` is the device to test. Override `called` if the backend's models do not take and return arrays
+    that NumPy can read. A test is skipped if it needs something that the backend need not support.
+    """
 
     backend: ClassVar[str]
     device: ClassVar[str] = "cpu"
@@ -124,7 +128,7 @@ class BackendTests:
         return backends.find(self.backend)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run a law on every network whose layers and loss the backend trains, with noise if it adds any."""
+        """Run each test on every network that the backend supports, with layer noise if it supports that."""
         backend = self.find()
         layers, losses, options = backend.layers, backends.losses_of(backend), backends.options_of(backend)
         networks = {
@@ -143,7 +147,7 @@ class BackendTests:
                     *(optional if name in ("sigmoid", "maxout") else ()),
                 )
             ]
-            if "layer_noise" in options:  # where the activation is curved, too
+            if "layer_noise" in options:  # also with a curved activation
                 noisy = _changed(NETWORKS["sigmoid"], noise=0.3)
                 cases.append(pytest.param(noisy, Objective("penalty", 2.0), id="noisy-penalty"))
             metafunc.parametrize(("network", "objective"), cases)
@@ -153,7 +157,7 @@ class BackendTests:
                 metafunc.parametrize(argument, list(of_loss.values()), ids=list(of_loss))
         if "objective" not in metafunc.fixturenames and "network" in metafunc.fixturenames:
             if metafunc.function.__name__ == "test_a_compiled_step_is_the_same" and "convolutions" in names:
-                names.remove("maxout")  # which is their last layers, and takes half a minute
+                names.remove("maxout")  # "convolutions" ends with such layers, and this takes half a minute
             metafunc.parametrize("network", [networks[name] for name in names], ids=names)
 
     def test_logits_are_the_networks(self, network: Network) -> None:
@@ -162,7 +166,7 @@ class BackendTests:
         assert_allclose(trainer.logits(task.x), expected, rtol=1e-12)
 
     def test_losses_are_the_cross_entropy(self, classifier: Network) -> None:
-        """Of confident networks too, right or wrong: as log(1 + exp(odds)), where logsumexp - z_y cancels."""
+        """For confident networks too, right or wrong: as log(1 + exp(odds)); logsumexp - z_y cancels."""
         network, task, state = classifier, _task(classifier), _state(classifier)
         for scale in 1, 30:
             loud = _louder(network, state, scale)
@@ -176,11 +180,11 @@ class BackendTests:
         assert_allclose(trainer.losses(task.x, task.labels), expected, rtol=1e-12)
 
     def test_input_gradients_are_those_of_the_inner_function(self, network: Network) -> None:
-        """Of the error log-odds, or of the distance from the targets."""
+        """The inner function is the error log-odds, or the distance from the targets."""
         task, state, trainer = self._made(network)
         expected = oracle.input_gradient(_loss(network).inner, network, state, task.x, task.labels)
-        found = trainer.input_gradients(task.x, task.labels)
-        assert_allclose(found, expected, rtol=1e-10)
+        actual = trainer.input_gradients(task.x, task.labels)
+        assert_allclose(actual, expected, rtol=1e-10)
 
     def test_the_direction_of_a_confident_network_does_not_round_away(self, classifier: Network) -> None:
         network, task = classifier, _task(classifier, "float32")
@@ -188,22 +192,22 @@ class BackendTests:
         x = task.x.astype(np.float64)
         labels = oracle.logits(network, state, x).argmax(axis=1)
         gradients = self._trainer(task, state).input_gradients(task.x, labels)
-        found = epsilon(gradients.astype(np.float64), 2, 1.0)
+        actual = epsilon(gradients.astype(np.float64), 2, 1.0)
         expected = epsilon(oracle.input_gradient(oracle.error_log_odds, network, state, x, labels), 2, 1.0)
-        assert_allclose(found, expected, atol=1e-4)
+        assert_allclose(actual, expected, atol=1e-4)
 
     def test_the_direction_of_a_close_prediction_does_not_round_away(self, regression: Network) -> None:
-        """Nor where the square of its distance underflows."""
+        """Not even where the square of its distance underflows."""
         network, task = regression, _task(regression, "float32")
         state = _louder(network, _state(network, "float32"), np.float32(1e-25))
         targets = np.zeros_like(task.labels)
-        found = self._trainer(task, state).input_gradients(task.x, targets).astype(np.float64)
+        actual = self._trainer(task, state).input_gradients(task.x, targets).astype(np.float64)
         x = task.x.astype(np.float64)
         expected = oracle.input_gradient(oracle.distance, network, state, x, targets)
-        assert_allclose(epsilon(found, 2, 1.0), epsilon(expected, 2, 1.0), atol=1e-4)
+        assert_allclose(epsilon(actual, 2, 1.0), epsilon(expected, 2, 1.0), atol=1e-4)
 
     def test_exact_predictions_have_no_direction_and_stay(self, regression: Network) -> None:
-        """Here in numbers that nothing rounds; the loss is curved there by J'J v / outputs."""
+        """The numbers here are exact; the Hessian product of the loss there is J'J v / outputs."""
         layers = tuple(Dense(2) for _ in range(2))
         network, rng = replace(regression, layers=layers), np.random.default_rng(4)
         before: State = {
@@ -223,8 +227,8 @@ class BackendTests:
             _assert_close(trainer.state(), before)
         assert not trainer.input_gradients(x, targets).any()
         v = rng.standard_normal(x.shape)
-        found = trainer.hessian_products(x, targets, v)
-        assert_allclose(found, v @ jacobian @ jacobian.T / 2, rtol=1e-12, atol=1e-12)
+        actual = trainer.hessian_products(x, targets, v)
+        assert_allclose(actual, v @ jacobian @ jacobian.T / 2, rtol=1e-12, atol=1e-12)
 
     def test_hessian_products_are_derivatives_of_the_gradient(self, network: Network) -> None:
         task, state, trainer = self._made(network)
@@ -234,11 +238,11 @@ class BackendTests:
             return oracle.input_gradient(_loss(network).value, network, state, x, task.labels)
 
         expected = (gradient(task.x + 1e-5 * v) - gradient(task.x - 1e-5 * v)) / 2e-5
-        found = trainer.hessian_products(task.x, task.labels, v)
-        assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+        actual = trainer.hessian_products(task.x, task.labels, v)
+        assert_allclose(actual, expected, rtol=1e-6, atol=1e-9)
 
     def test_hessian_products_of_a_confident_network_do_not_round_away(self, classifier: Network) -> None:
-        """They are s ((1 - s) <g, v> g + Hv), s the sigmoid of the odds, g and H their derivatives."""
+        """They are s ((1 - s) <g, v> g + H v), with s the sigmoid of the odds, g and H their derivatives."""
         network = classifier
         task, state = _task(network, "float32"), _state(network, "float32")
         x, v = task.x.astype(np.float64), np.random.default_rng(3).standard_normal(task.x.shape)
@@ -253,12 +257,12 @@ class BackendTests:
         s = 1 / (1 + np.exp(-oracle.error_log_odds(oracle.logits(network, state, x), labels)))[:, None]
         g, along = gradient(x), (gradient(x + 1e-6 * v) - gradient(x - 1e-6 * v)) / 2e-6
         expected = (1 - s) * (g * v).sum(axis=1, keepdims=True) * g + along
-        found = self._trainer(task, state).hessian_products(task.x, labels, v.astype(np.float32)) / s
+        actual = self._trainer(task, state).hessian_products(task.x, labels, v.astype(np.float32)) / s
         size = np.abs(expected).max(axis=1, keepdims=True)
-        assert_allclose(found / size, expected / size, atol=1e-3)
+        assert_allclose(actual / size, expected / size, atol=1e-3)
 
     def test_no_examples_give_no_rows(self, network: Network) -> None:
-        """A process may have none of a small last batch."""
+        """In a small last batch, one of several processes may have no examples."""
         task, _, trainer = self._made(network)
         x, labels = task.x[:0], task.labels[:0]
         assert trainer.logits(x).shape == (0, network.classes)
@@ -267,17 +271,17 @@ class BackendTests:
         assert trainer.hessian_products(x, labels, x).shape == x.shape
 
     def test_a_step_descends_the_objective(self, network: Network, objective: Objective) -> None:
-        """With the dropout and the noise of the draws, wherever the objective has them."""
+        """The dropout and noise are those of the draws, wherever the objective uses them."""
         network, draws = _changed(network, max_norm=None), Draws(5, 2)
         task, before, trainer = self._made(network, objective=objective)
         metrics = trainer.epoch(np.arange(len(task.x)), _rates(1, lr=0.5, momentum=0.0), draws)
         value, gradients = oracle.objective_and_gradient(task, before, np.arange(len(task.x)), 0.4, 0, draws)
-        expected, found = oracle.updated(task, before, gradients, 0.5, 0.0), trainer.state()
-        _assert_close(found, {name: expected[name] for name in gradients}, rtol=2e-5, atol=2e-8)
+        expected, actual = oracle.updated(task, before, gradients, 0.5, 0.0), trainer.state()
+        _assert_close(actual, {name: expected[name] for name in gradients}, rtol=2e-5, atol=2e-8)
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
     def test_the_direction_of_a_divergence_does_not_round_away(self, classifier: Network) -> None:
-        """Where x and x + eps are of one class for sure: f(x + eps) - f(x) of this class is 0 in float64."""
+        """Not where x and x + eps surely have one class, whose f(x + eps) - f(x) is 0 in float64."""
         if "trades" not in backends.options_of(self.find()):
             pytest.skip("it does not train with trades")
         network = _changed(classifier, max_norm=None, dropout=None, noise=None)
@@ -288,14 +292,14 @@ class BackendTests:
         labels = oracle.logits(network, state, task.x).argmax(axis=1)
         task, order = replace(task, labels=labels, batch_size=1), np.array([surest])
         rates = Rates(*(np.array([each]) for each in (0.0, 0.0, 0.05)))
-        found = self._trainer(task, state).epoch(order, rates, draws)
+        actual = self._trainer(task, state).epoch(order, rates, draws)
         expected = oracle.objective(task, state, order, 0.05, 0, draws)(state)
-        assert found["loss"] == pytest.approx(expected, rel=1e-6)
+        assert actual["loss"] == pytest.approx(expected, rel=1e-6)
         assert 0 < expected < 1e-6
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
-        """To the second order of its rounding: the loss is stationary on the sphere at its steepest point."""
+        """Up to the square of its rounding, as the loss is stationary on the sphere at its steepest point."""
         network = _changed(network, dropout=None, noise=None)
 
         def loss(objective: Objective) -> float:
@@ -303,14 +307,14 @@ class BackendTests:
             return trainer.epoch(np.arange(7), _rates(1, lr=0.0, momentum=0.0), Draws(5, 2))["loss"]
 
         clean, perturbed = loss(Objective("plain")), loss(Objective("perturb"))
-        found = {
-            of: (loss(Objective("perturb", direction_dtype=of)) - clean) / (perturbed - clean)  # type: ignore[arg-type]
-            for of in self.find().direction_dtypes
+        shares = {
+            kind: (loss(Objective("perturb", direction_dtype=kind)) - clean) / (perturbed - clean)  # type: ignore[arg-type]
+            for kind in self.find().direction_dtypes
         }
-        assert found.pop("same") == 1
-        for of, share in found.items():
-            assert share == pytest.approx(1, abs=0.01), of
-            assert share != 1, of
+        assert shares.pop("same") == 1
+        for kind, share in shares.items():
+            assert share == pytest.approx(1, abs=0.01), kind
+            assert share != 1, kind
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Rates, momentum, weight decay, norm constraints, dropout, noise, average, a smaller last batch."""
@@ -341,7 +345,7 @@ class BackendTests:
         }
 
     def test_dropout_keeps_what_the_draws_say(self, network: Network) -> None:
-        """Injected: with everything kept there is only the scale, with nothing kept only the biases."""
+        """Masks that keep everything leave only the scale, and masks that keep nothing only the biases."""
         network = _changed(network, noise=None)
         if network == NETWORKS["sigmoid"]:
             network = _changed(network, dropout=HALF)
@@ -370,7 +374,7 @@ class BackendTests:
         assert abs(np.mean(losses) - mean) < 4 * spread < abs(without - mean) / 2
 
     def test_ties_give_their_gradient_to_the_first(self, network: Network) -> None:
-        """Without biases a blank input ties all pieces, and in a convolution all positions."""
+        """With zero biases, a zero input ties all pieces, and in a convolution all positions."""
         network = _changed(network, dropout=None, noise=None)
         task = replace(_task(network), objective=Objective("plain"), x=np.zeros((7, network.inputs)))
         state = initial_state(network, 0, "float64")
@@ -378,14 +382,14 @@ class BackendTests:
         expected = oracle.input_gradient(inner, network, state, task.x, task.labels)
         beside = oracle.input_gradient(inner, network, state, task.x + 1e-9, task.labels)
         trainer = self._trainer(task, state)
-        found = trainer.input_gradients(task.x, task.labels)
-        assert_allclose(found, expected, rtol=1e-11, atol=1e-14)
+        actual = trainer.input_gradients(task.x, task.labels)
+        assert_allclose(actual, expected, rtol=1e-11, atol=1e-14)
         assert np.any(beside != 0)
         trainer.epoch(np.arange(7), _rates(1, lr=1.0, momentum=0.0), Draws(5, 2))
         for index, layer in enumerate(network.layers):
             name = f"layers.{index}.bias"
             step = -layer.lr_scale * _bias_gradient(network, state, name, task)
-            # losers stay where they are to the bit
+            # those that are not first stay unchanged, to the bit
             assert_allclose(trainer.state()[name], step, rtol=1e-9, atol=0, err_msg=name)
 
     def test_the_norm_constraint_holds_after_every_epoch(self, network: Network) -> None:
@@ -398,7 +402,7 @@ class BackendTests:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_state_continues_as_if_nothing_had_happened(self, network: Network, dtype: str) -> None:
-        """To the bit: what a resumed run stands on."""
+        """To the bit: resumed runs rely on it."""
         objective = Objective("perturb", 2.0, random_start=True)
         task, begin, first = self._made(
             network, dtype, objective=objective, batch_size=3, optimiser=self._optimiser()
@@ -414,7 +418,7 @@ class BackendTests:
 
     @pytest.mark.parametrize("objective_name", ["plain", "noise", "perturb", "penalty"])
     def test_the_average_follows_the_parameters_and_changes_nothing(self, objective_name: Any) -> None:
-        """Step by step, those of a trainer without an average: its gradients are taken at the parameters."""
+        """After each step the parameters are those of a trainer without an average, and give the average."""
         self._skip_without_averages()
         network, order, draws = NETWORKS["sigmoid"], np.arange(7), Draws(5, 2)
         rates = Rates(np.full(4, 0.5), np.full(4, 0.5), np.full(4, 0.4), np.array([0.9, 0.5, 0.2, 0.01]))
@@ -440,8 +444,8 @@ class BackendTests:
         given = task.x, task.labels, task.x[::-1].copy()
         counts = {"logits": 1, "losses": 2, "input_gradients": 2, "hessian_products": 3}
         for name, count in counts.items():
-            found, expected = (getattr(each, name)(*given[:count]) for each in (trainer, other))
-            assert_allclose(found, expected, rtol=1e-12, err_msg=name)
+            actual, expected = (getattr(each, name)(*given[:count]) for each in (trainer, other))
+            assert_allclose(actual, expected, rtol=1e-12, err_msg=name)
         _assert_close(trainer.state(), state)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -500,17 +504,15 @@ class BackendTests:
         objective = Objective("perturb", 1.5, direction_dropout="independent")
         if isinstance(network.layers[0], Dense):
             objective = Objective("penalty", 2.0)
-        if isinstance(
-            network.layers[0], Rectifier
-        ):  # a compiler takes a minute for several passes of convolutions
+        if isinstance(network.layers[0], Rectifier):  # for convolutions this takes a minute to compile
             objective = Objective("perturb", 1.5, clean_weight=0.3, direction_dropout="same", steps=2)
-        found = []
+        results = []
         for machine in Machine(), Machine(compile=True):
             decay = self._optimiser()
             _, _, trainer = self._made(network, objective=objective, optimiser=decay, machine=machine)
             metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
-            found.append((metrics, trainer.state()))
-        (metrics, state), (compiled_metrics, compiled_state) = found
+            results.append((metrics, trainer.state()))
+        (metrics, state), (compiled_metrics, compiled_state) = results
         assert compiled_metrics == pytest.approx(metrics, rel=1e-9)
         _assert_close(compiled_state, state, rtol=1e-9, atol=1e-12)
 
@@ -537,7 +539,7 @@ class BackendTests:
             self.find().check_device("abacus")
 
     def called(self, model: Callable[[Any], Any], x: Floats) -> Floats:
-        """Return model(x); override it where models take, or give, no arrays that NumPy reads."""
+        """Return model(x). Override it if models do not take and return arrays that NumPy can read."""
         return np.asarray(model(x))
 
     def test_a_model_has_the_trainers_logits(self, network: Network) -> None:
@@ -546,19 +548,19 @@ class BackendTests:
         model = self.find().model(network, parameters)
         expected = trainer.logits(task.x)
         for array in parameters.values():
-            array[...] = 0  # it holds copies
+            array[...] = 0  # the model must hold copies
         assert_allclose(self.called(model, task.x), expected, rtol=1e-4, atol=1e-6)
         with pytest.raises(ValueError, match=f"must have shape .n, {network.inputs}"):
             self.called(model, task.x[:, 1:])
 
     def _made(self, network: Network, dtype: str = "float64", **changes: Any) -> tuple[Task, State, Trainer]:
-        """Return a task with some changes, a state, and the trainer that starts from it."""
+        """Return a task with changes, a state, and the trainer that starts from it."""
         task = replace(_task(network, dtype), **changes)
         state = _state(network, dtype, task.optimiser.ema > 0)
         return task, state, self._trainer(task, state)
 
     def _optimiser(self) -> Optimiser:
-        """Return one that does all that the backend's trainers do."""
+        """Return an optimiser with every option that the backend supports."""
         return Optimiser(0.01, ema=0.9 if "ema" in backends.options_of(self.find()) else 0.0)
 
     def _skip_without_averages(self) -> None:
@@ -570,7 +572,7 @@ class BackendTests:
 
 
 class _Strange(Dense):
-    """A layer that no backend knows."""
+    """A layer that no backend supports."""
 
 
 _Strange.__name__ = "Strange"
@@ -578,7 +580,7 @@ _Strange.__name__ = "Strange"
 
 @dataclass(frozen=True)
 class _Injected(Draws):
-    """Draws whose dropout keeps everything, or nothing."""
+    """Draws whose dropout masks keep everything, or nothing."""
 
     keeps: bool = True
 
@@ -586,10 +588,10 @@ class _Injected(Draws):
         return np.full(shape, self.keeps)
 
 
-def _assert_close(found: State, expected: State, rtol: float = 0.0, atol: float = 0.0) -> None:
-    """Compare states array by array, by default to the bit."""
+def _assert_close(actual: State, expected: State, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Compare states array by array, by default for equality."""
     for name, array in expected.items():
-        assert_allclose(found[name], array, rtol=rtol, atol=atol, err_msg=name)
+        assert_allclose(actual[name], array, rtol=rtol, atol=atol, err_msg=name)
 
 
 def _task(network: Network, dtype: str = "float64") -> Task:
@@ -606,7 +608,7 @@ def _loss(network: Network) -> oracle.Loss:
 
 
 def _state(network: Network, dtype: str = "float64", averaged: bool = False) -> State:
-    """Return a state whose biases and averages are none that training begins with."""
+    """Return a state whose biases and averages differ from those at the start of training."""
     rng = np.random.default_rng(2)
     state = initial_state(network, 0, dtype, averaged)
     return {
@@ -618,7 +620,7 @@ def _state(network: Network, dtype: str = "float64", averaged: bool = False) -> 
 
 
 def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Floats:
-    """Return the gradient of the mean loss in a bias, by complex steps."""
+    """Return the gradient of the mean loss with respect to a bias, by complex steps."""
     gradient = np.zeros_like(state[name])
     for index in np.ndindex(gradient.shape):
         moved = state[name].astype(complex)
@@ -630,13 +632,13 @@ def _bias_gradient(network: Network, state: State, name: str, task: Task) -> Flo
 
 
 def _louder(network: Network, state: State, scale: float | np.float32) -> State:
-    """Return a state whose logits are so many times as large."""
+    """Return a state whose logits are `scale` times as large."""
     last = f"layers.{len(network.layers) - 1}."
     return {name: scale * array if name.startswith(last) else array for name, array in state.items()}
 
 
 def _changed(network: Network, **changes: Any) -> Network:
-    """Return a network with changes of all its layers."""
+    """Return a network with changes in all its layers."""
     return replace(network, layers=tuple(replace(layer, **changes) for layer in network.layers))
 
 

@@ -1,7 +1,7 @@
-"""What a trainer computes, from the definitions: slow, by complex steps and central differences.
+"""All that a trainer computes, straight from the definitions: slow, by complex steps and central differences.
 
-The forward passes are those of `lpfamily_reference.networks`. `lpfamily.training.testing` holds backends
-against this.
+The forward passes are those of `lpfamily_reference.networks`. `lpfamily.training.testing` compares backends
+with this.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Array = NDArray[np.inexact]
 """Real, or complex for derivatives by complex steps."""
 
 Targets = NDArray[Any]
-"""Labels, or of squared errors targets."""
+"""Labels or, for squared errors, targets."""
 
 Function = Callable[[Array, Targets], Array]
-"""Of the outputs and targets of some examples, a number for each."""
+"""A function of outputs and targets, with one value per example."""
 
 
 def _dense(layer: Dense, x: Array, weight: Array, bias: Array) -> Array:
@@ -61,18 +61,18 @@ LAYERS: dict[type[Layer], Callable[..., Array]] = {
     Maxout: lambda layer, x, weight, bias: maxout(dense(x, weight, bias), layer.pieces),
     ConvMaxout: _conv_maxout,
 }
-"""By layer type, its outputs as a function of the layer, its inputs, weight and bias."""
+"""For each layer type, its outputs as a function of the layer, its inputs, weight and bias."""
 
 
 def logits(network: Network, state: State, x: Array, random: list[Random] | None = None) -> Array:
-    """Return the network's logits, for real or complex x, with what is random in each layer."""
+    """Return the network's logits for real or complex x, with the random arrays of each layer."""
     for index, (layer, entering) in enumerate(zip(network.layers, shapes(network), strict=False)):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
         x = x.reshape(len(x), *entering)
         mask, noise = random[index] if random else Random()
         if mask is not None and layer.dropout:
             x = x * mask * layer.dropout.scale
-        if noise is not None:  # as each example's own bias
+        if noise is not None:  # like a bias that differs between examples
             bias = bias.reshape(*bias.shape, *[1] * (noise.ndim - 1 - bias.ndim)) + noise
         x = LAYERS[type(layer)](layer, x, weight, bias)
     return x
@@ -84,7 +84,7 @@ def cross_entropy(logits: Array, labels: Targets) -> Array:
 
 
 def error_log_odds(logits: Array, labels: Targets) -> Array:
-    """Return logsumexp over the wrong classes - z_y."""
+    """Return logsumexp(z over the wrong classes) - z_y."""
     wrong = np.arange(logits.shape[1]) != labels[:, None]
     rest = logits[wrong].reshape(len(labels), -1)
     return np.asarray(_logsumexp(rest) - logits[~wrong])
@@ -96,13 +96,13 @@ def distance(outputs: Array, targets: Targets) -> Array:
 
 
 def divergence(logits: Array, log_probabilities: Targets) -> Array:
-    """Return KL(f || g), log f and the logits of g given."""
+    """Return KL(f || g) for log f and the logits of g."""
     terms = np.exp(log_probabilities) * (log_probabilities - _log_softmax(logits))
     return np.asarray(terms.sum(axis=1))
 
 
 def _slope(logits: Array, log_probabilities: Targets) -> Array:
-    """Return the divergence's gradient in the logits: of the likely class minus the sum of the others."""
+    """Return the divergence's gradient in the logits; for the likely class, minus the sum of the others."""
     slope, rows = np.exp(_log_softmax(logits)) - np.exp(log_probabilities), np.arange(len(logits))
     likely = log_probabilities.argmax(axis=1)
     slope[rows, likely] = 0
@@ -115,13 +115,13 @@ def _along(logits: Array, slope: Targets) -> Array:
 
 
 def _log_softmax(logits: Array) -> Array:
-    """Return the logarithms of the probabilities; that of the likely class is log1p of minus the others."""
-    found, rows = np.asarray(logits - _logsumexp(logits)[:, None]), np.arange(len(logits))
+    """Return log-probabilities; that of the likely class is log1p(-the sum of the other probabilities)."""
+    result, rows = np.asarray(logits - _logsumexp(logits)[:, None]), np.arange(len(logits))
     likely = logits.real.argmax(axis=1)
-    others = np.exp(found)
+    others = np.exp(result)
     others[rows, likely] = 0
-    found[rows, likely] = np.log1p(-others.sum(axis=1))
-    return found
+    result[rows, likely] = np.log1p(-others.sum(axis=1))
+    return result
 
 
 class Loss(NamedTuple):
@@ -151,7 +151,7 @@ def input_gradient(
     labels: Targets,
     random: list[Random] | None = None,
 ) -> Floats:
-    """Return the gradient of each example's function in its input, by a complex step: Im f(x + ih) / h."""
+    """Return the gradient of a function of each example in its input, by a complex step: Im f(x + ih) / h."""
     h, inputs = 1e-30, x.shape[1]
     at = (x + 1j * h * np.eye(inputs)[:, None, :]).reshape(-1, inputs)
     many = random and [
@@ -171,7 +171,7 @@ def perturbation(
     start: Floats,
     passes: list[list[Random]] | None = None,
 ) -> Floats:
-    """Return eps: the steps of the objective's method from x + start, with the dropout of each pass."""
+    """Return eps after the steps of the objective's method from x + start; gradient k uses `passes[k]`."""
     p, steps, eps, inner = task.objective.p, task.objective.steps, start, LOSSES[task.network.loss].inner
     for k in range(steps):
         random = passes[k] if passes else None
@@ -189,7 +189,7 @@ def perturbation(
 def objective_and_gradient(
     task: Task, state: State, batch: Ints, sigma: float, step: int, draws: Draws
 ) -> tuple[float, State]:
-    """Return the mean objective of a batch and its gradient by central differences, eps held constant."""
+    """Return the mean objective of a batch and its gradient by central differences, with eps constant."""
     mean = objective(task, state, batch, sigma, step, draws)
     return mean(state), central_differences(mean, state, list(parameter_shapes(task.network)))
 
@@ -197,7 +197,7 @@ def objective_and_gradient(
 def objective(
     task: Task, state: State, batch: Ints, sigma: float, step: int, draws: Draws
 ) -> Callable[[State], float]:
-    """Return the mean objective of a batch as a function of the parameters, with the eps of some state."""
+    """Return the mean objective of a batch as a function of the parameters, with the eps of `state`."""
     kind, network, x, labels = task.objective, task.network, task.x[batch], task.labels[batch]
     masks, noises = (
         draws.masks(step, network, len(x)),
@@ -245,7 +245,7 @@ def objective(
 
 
 def _smoothing(z: Array, labels: Targets) -> Array:
-    """Return how much more the mean cross-entropy over all classes is than that of the label."""
+    """Return the mean cross-entropy over all classes minus that of the label."""
     classes = range(z.shape[1])
     of_each = [cross_entropy(z, np.full(len(z), label)) for label in classes]
     return np.asarray(np.mean(of_each, axis=0) - cross_entropy(z, labels))
