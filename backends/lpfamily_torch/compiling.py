@@ -1,4 +1,4 @@
-"""A step as compiled programs, on a CUDA device many of them as one graph."""
+"""Steps as compiled programs, and on a CUDA device many steps as one graph."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ R = TypeVar("R")
 
 @functools.cache
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function, compiled when it is called first, and for every shape of its tensors.
+    """Return the function, compiled at its first call with every combination of tensor shapes.
 
-    It is called inside of `tracing_gradients`.
+    Call it inside of `tracing_gradients`.
     """
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class Steps(NamedTuple):
-    """What steps take, each a row of every tensor."""
+    """The inputs of several steps, one row of every tensor per step."""
 
     batches: Tensor
     rates: Tensor
-    """Learning rate, momentum and sigma, each twice: a program wants all that it is given 16 bytes apart."""
+    """Learning rate, momentum, sigma and mixing, each twice: a program needs its inputs 16 bytes apart."""
     drawn: Drawn
     examples: int
-    """Of a step, those of the whole team."""
+    """The number of examples of a step, over the whole team."""
 
     def arrays(self) -> list[Tensor]:
         """Return all tensors."""
         return [self.batches, self.rates, *self.drawn.arrays()]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Steps:
-        """Return the function of each tensor."""
+        """Return these steps with `function` applied to each tensor."""
         drawn = self.drawn.map(function)
         return Steps(function(self.batches), function(self.rates), drawn, self.examples)
 
@@ -50,10 +50,11 @@ Owner = TypeVar("Owner")
 
 
 class Recorded(Generic[Owner]):
-    """A method that takes steps on a CUDA device, launched as one once it has run.
+    """A method that takes steps on a CUDA device, recorded as a CUDA graph and launched as one.
 
-    What it changes must stay where it is. For new shapes it is called as it is, since what is compiled or
-    loaded must be so before it is recorded; then recorded, as a CUDA graph, and from there on replayed.
+    The tensors that it changes must stay in place. The first call with new shapes runs the method itself, as
+    everything must be compiled and loaded before it is recorded. The second call records it; this one and all
+    later calls replay the graph.
     """
 
     def __init__(self, method: Callable[[Owner, Steps], None]) -> None:
@@ -61,45 +62,45 @@ class Recorded(Generic[Owner]):
         self._graphs: dict[tuple[torch.Size, ...], tuple[Steps, torch.cuda.CUDAGraph] | None] = {}
 
     def __call__(self, owner: Owner, steps: Steps) -> None:
-        """Call, or record and replay; the owner is not kept, so that it can go, and its memory."""
+        """Call the method, or record and replay it; the owner is not referenced, so its memory can go."""
         shapes = tuple(tensor.shape for tensor in steps.arrays())
         if shapes not in self._graphs:
             self._graphs[shapes] = None
             self._method(owner, steps)
             return
-        kept, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(owner, steps)
-        for own, given in zip(kept.arrays(), steps.arrays(), strict=True):
-            own.copy_(given)
+        inputs, graph = self._graphs[shapes] = self._graphs[shapes] or self._record(owner, steps)
+        for graph_input, value in zip(inputs.arrays(), steps.arrays(), strict=True):
+            graph_input.copy_(value)
         graph.replay()
 
     def _record(self, owner: Owner, steps: Steps) -> tuple[Steps, torch.cuda.CUDAGraph]:
-        kept, graph = steps.map(torch.clone), torch.cuda.CUDAGraph()
+        inputs, graph = steps.map(torch.clone), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._method(owner, kept)
-        return kept, graph
+            self._method(owner, inputs)
+        return inputs, graph
 
 
 @contextmanager
 def tracing_gradients() -> Iterator[None]:
-    """Let a program hold `torch.autograd.grad`, and functions have programs for any number of trainers."""
-    import torch._dynamo  # not before it is needed, as it takes a second
+    """Allow `torch.autograd.grad` in programs, and any number of programs per function, one per trainer."""
+    import torch._dynamo  # imported only when needed, as it takes a second
 
     changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
     with torch._dynamo.config.patch(changes | {"trace_autograd_ops": True}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # --tf32 is who decides
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # --tf32 decides
         yield
 
 
 def problem(device: str) -> str:
-    """Return why steps cannot be compiled for a device, or nothing.
+    """Return why steps cannot be compiled for a device, or an empty string.
 
-    A C++ compiler or Triton may be missing, or torch too old to have gradients in a program.
+    A C++ compiler or Triton may be missing, or torch may be too old for gradients in a program.
     """
     try:
         with tracing_gradients():
             compiled(_slope)(torch.ones(8, device=device, requires_grad=True))
-    except Exception as cause:  # whatever compilers and their tool chains raise
-        text = str(cause).partition("\n\nSet TORCH")[0]  # what follows is for torch's developers
+    except Exception as cause:  # compilers and their tool chains raise anything
+        text = str(cause).partition("\n\nSet TORCH")[0]  # the rest is for torch's developers
         return f"torch.compile fails ({' '.join(text.split())})"
     return ""
 

@@ -1,4 +1,4 @@
-"""The network as a function, and as a module."""
+"""A network of the project as a function of torch tensors, and as a module."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from lpfamily.training.networks import (
 )
 
 Largest = Callable[[Tensor, int], Tensor]
-"""largest(z, pieces) is the largest of the pieces of each unit along axis 1, its gradient to the first."""
+"""largest(z, pieces) is the maximum over the pieces of each unit along axis 1; the first largest has its gradient."""
 
 
 class TorchModel(Module):
     """A network that maps inputs (n, inputs) to logits (n, classes), its parameters named as in a run.
 
-    It never drops anything: `train` and `eval` change nothing.
+    It has no dropout: `train` and `eval` change nothing.
     """
 
     def __init__(self, network: Network, parameters: State) -> None:
@@ -54,25 +54,25 @@ class TorchModel(Module):
 
 
 class Function(NamedTuple):
-    """What torch computes for a layer: activation(layer, product(layer, x, weight, bias), largest)."""
+    """The computation of a layer: activation(layer, product(layer, x, weight, bias), largest)."""
 
     product: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     activation: Callable[[Any, Tensor, Largest], Tensor]
     pieces_axis: int | None = None
-    """The axis of weight and bias along which a unit's pieces lie, one after another."""
+    """The axis of weight and bias along which the pieces of a unit are adjacent; None without pieces."""
 
     @property
     def tapped(self) -> bool:
-        """Whether the weight's gradient is a product of matrices, which a `Tap` knows."""
+        """Whether the weight's gradient is a matrix product, whose factors a `Tap` has."""
         return self.product is _matrix_product
 
 
 Resolved = tuple[tuple[Layer, Shape, Function], ...]
-"""For each layer the shape of an example that enters it, and its function."""
+"""For each layer: the layer, the shape of an example at its input, and its function."""
 
 
 def resolved(network: Network) -> Resolved:
-    """Return the layers of a network with their functions."""
+    """Return the layers of a network with their input shapes and functions."""
     return tuple(
         (layer, entering, LAYERS[type(layer)])
         for layer, entering in zip(network.layers, shapes(network), strict=False)
@@ -81,12 +81,12 @@ def resolved(network: Network) -> Resolved:
 
 @dataclass(frozen=True)
 class Tap:
-    """A dense layer that a batch has passed; its weight's gradient is inputs' @ that of `entering`."""
+    """A dense layer in a forward pass; its weight's gradient is inputs.T @ (gradient of `entering`)."""
 
     layer: int
     inputs: Tensor
     entering: Tensor
-    """What enters the activation, inputs @ weight + bias."""
+    """The input of the activation, inputs @ weight + bias."""
 
 
 def logits(
@@ -97,9 +97,9 @@ def logits(
     taps: list[Tap] | None = None,
     largest: Largest | None = None,
 ) -> Tensor:
-    """Return the logits of inputs (n, inputs); `random` is what `multiplied` makes of what is drawn.
+    """Return the logits of inputs (n, inputs); `random` has the draws of each layer, by `scaled_draws`.
 
-    `taps` collects the dense layers that are passed; `largest` takes the place of `first_largest`.
+    A tap of each dense layer is appended to `taps`; `largest` replaces `first_largest`.
     """
     for index, (layer, entering, function) in enumerate(layers):
         weight, bias = state[f"layers.{index}.weight"], state[f"layers.{index}.bias"]
@@ -116,21 +116,21 @@ def logits(
     return x
 
 
-def multiplied(layer: Layer, random: Random, dtype: torch.dtype) -> Random:
-    """Return what a layer's inputs are multiplied by, and its noise laid out as `by_piece` has its bias."""
-    kept, noise = random
-    if kept is not None and layer.dropout is not None:
-        kept = kept.to(dtype) * layer.dropout.scale
+def scaled_draws(layer: Layer, random: Random, dtype: torch.dtype) -> Random:
+    """Return the factors of a layer's inputs, and its noise in the layout that `by_piece` gives the bias."""
+    factor, noise = random
+    if factor is not None and layer.dropout is not None:
+        factor = factor.to(dtype) * layer.dropout.scale
     if noise is not None:
         noise = noise.to(dtype)
         if LAYERS[type(layer)].pieces_axis is not None:
             pieces: int = layer.pieces  # type: ignore[attr-defined]
             noise = noise.unflatten(1, (-1, pieces)).transpose(1, 2).flatten(1, 2)
-    return Random(kept, noise)
+    return Random(factor, noise)
 
 
 def _matrix_product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, x, weight).to(bias.dtype)  # only products are of autocast's dtype
+    return torch.addmm(bias, x, weight).to(bias.dtype)  # products alone have autocast's dtype
 
 
 def _convolution(layer: ConvMaxout, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,42 +152,43 @@ LAYERS: dict[type[Layer], Function] = {
     Maxout: Function(_matrix_product, lambda layer, z, largest: largest(z, layer.pieces), pieces_axis=-1),
     ConvMaxout: Function(_convolution, _conv_maxout, pieces_axis=0),
 }
-"""By layer type, what torch computes."""
+"""The function of each layer type."""
 
 
 def first_largest(z: Tensor, pieces: int) -> Tensor:
-    """Return the largest of each `pieces` along axis 1; max, unlike amax, gives the gradient to the first."""
+    """Return the maximum of every `pieces` entries along axis 1, whose gradient goes to the first maximum."""
+    # amax would divide the gradient among equal entries
     return z.reshape(len(z), z.shape[1] // pieces, pieces, *z.shape[2:]).max(dim=2).values
 
 
 def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
-    """Return the same of layers whose first pieces all come first, then the second ones, and so on.
+    """Return the same for the layout in which the first pieces of all units come first, then the second ones.
 
-    So laid out, a CPU compares whole vectors; max, which also says where, takes four times as long as amax
-    and the arithmetic that tells the first of the largest.
+    In this layout a CPU compares whole vectors. max, which also returns indices, takes four times as long as
+    amax and the arithmetic below, which finds the first of the largest.
     """
     z = z.reshape(len(z), pieces, z.shape[1] // pieces, *z.shape[2:])
-    if torch.compiler.is_compiling():  # one loop
+    if torch.compiler.is_compiling():  # it becomes one loop
         return functools.reduce(lambda a, b: torch.where((b > a) | (b != b), b, a), z.unbind(dim=1))
     if z.device.type != "cpu":
         return z.max(dim=1).values
     with torch.no_grad():
-        wins = z - z.amax(dim=1, keepdim=True)
-        wins.sign_().add_(1)
-        if not torch.all(wins.sum(dim=1) <= 1):  # ties
-            left = 1 - wins[:, 0]
-            for others in wins.unbind(dim=1)[1:]:
-                left -= others.mul_(left)
-    return (z * wins).sum(dim=1)
+        is_largest = z - z.amax(dim=1, keepdim=True)
+        is_largest.sign_().add_(1)
+        if not torch.all(is_largest.sum(dim=1) <= 1):  # ties
+            not_yet = 1 - is_largest[:, 0]
+            for piece in is_largest.unbind(dim=1)[1:]:
+                not_yet -= piece.mul_(not_yet)
+    return (z * is_largest).sum(dim=1)
 
 
 def by_piece(network: Network, name: str, array: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
-    """Return a maxout layer's array laid out as `largest_by_piece` takes it, or back; others as they are."""
+    """Return a maxout layer's array in the layout of `largest_by_piece`, or `back`; others unchanged."""
     layer: Any = layer_of(network, name)
     axis = LAYERS[type(layer)].pieces_axis
     if axis is None:
         return array
     axis %= array.ndim
     before, after = array.shape[:axis], array.shape[axis + 1 :]
-    inner = (layer.pieces, -1) if back else (-1, layer.pieces)
-    return array.reshape(*before, *inner, *after).swapaxes(axis, axis + 1).reshape(array.shape)
+    units_and_pieces = (layer.pieces, -1) if back else (-1, layer.pieces)
+    return array.reshape(*before, *units_and_pieces, *after).swapaxes(axis, axis + 1).reshape(array.shape)

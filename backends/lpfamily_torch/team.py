@@ -1,4 +1,4 @@
-"""Processes that torchrun starts, on one machine or many: gloo between CPUs, NCCL between CUDA devices."""
+"""A team of processes started by torchrun, on one machine or many: gloo for CPUs, NCCL for CUDA devices."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lpfamily.training.errors import BadInput, refusing
 from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered, number
 
 Gradients = dict[str, Tensor | tuple[Tensor, Tensor]]
-"""By parameter, its gradient, or two matrices whose product is."""
+"""The gradient of each parameter, or two matrices whose product is the gradient."""
 
 
 def join(device: str) -> Team:
-    """Return the team of the processes that torchrun has started, or of this one alone."""
+    """Return the team of the processes that torchrun has started, or `ALONE`."""
     if not dist.is_torchelastic_launched() or "WORLD_SIZE" not in os.environ:
         return ALONE
     size = number("WORLD_SIZE", 1, 10**9, _REMEDY)
@@ -38,9 +38,9 @@ def join(device: str) -> Team:
             torch.cuda.set_device(local)
     number("MASTER_PORT", 0, 1 << 16, _REMEDY)
     where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR', '')} and MASTER_PORT={os.environ['MASTER_PORT']}"
-    how = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
+    collectives = "cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo"
     with refusing(f"torch cannot join the processes of {where}", f"; {_REMEDY}", RuntimeError, ValueError):
-        dist.init_process_group(how, timeout=timedelta(seconds=TIMEOUT))
+        dist.init_process_group(collectives, timeout=timedelta(seconds=TIMEOUT))
     return TorchTeam()
 
 
@@ -48,21 +48,21 @@ _REMEDY = "torchrun sets it, so start the command by torchrun"
 
 
 def usable(device: str) -> AbstractContextManager[None]:
-    """Say in our words that torch cannot use a device."""
-    # whatever a build raises that lacks the device, or its module
+    """Raise BadInput where torch cannot use a device."""
+    # a build without the device, or without its module, raises anything
     return refusing(f"--device {device}: torch cannot use it", "; cpu always works", Exception)
 
 
 class TorchTeam:
-    """The processes of torch.distributed's default group."""
+    """The processes of the default group of torch.distributed."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def share(self, content: bytes) -> bytes:
-        """Return what the leader gives."""
+        """Return the content that the leader gives."""
         length = torch.tensor([len(content)])
-        with _noticing():
+        with _raising_lost():
             dist.broadcast(length, 0)
             if not length:
                 return b""
@@ -77,51 +77,51 @@ class TorchTeam:
         return gathered(rows, self._exchange)
 
     def add(self, tensor: Tensor) -> None:
-        """Replace a tensor by the sum of all processes' ones."""
-        with _noticing():
+        """Replace a tensor by its sum over all processes."""
+        with _raising_lost():
             dist.all_reduce(tensor)
 
     def leave(self) -> None:
         """Leave the group."""
         dist.destroy_process_group()
 
-    def _exchange(self, mine: NDArray[Any]) -> list[NDArray[Any]]:
-        sent = torch.from_numpy(mine)
+    def _exchange(self, local: NDArray[Any]) -> list[NDArray[Any]]:
+        sent = torch.from_numpy(local)
         received = [torch.empty_like(sent) for _ in range(self.size)]
-        with _noticing():
+        with _raising_lost():
             dist.all_gather(received, sent)
         return [each.numpy() for each in received]
 
 
 class Sums:
-    """The gradients of all processes, added up in one exchange."""
+    """Sums the gradients of all processes, in one exchange."""
 
     def __init__(self, team: TorchTeam, parameters: dict[str, Tensor]) -> None:
         self._team = team
         first, *_ = parameters.values()
-        self._exchanged = first.new_empty(sum(map(torch.numel, parameters.values())), requires_grad=False)
-        self._parts: dict[str, Tensor] = {}
+        self._buffer = first.new_empty(sum(map(torch.numel, parameters.values())), requires_grad=False)
+        self._views: dict[str, Tensor] = {}
         begin = 0
         for name, parameter in parameters.items():
-            self._parts[name] = self._exchanged.as_strided(parameter.shape, parameter.stride(), begin)
+            self._views[name] = self._buffer.as_strided(parameter.shape, parameter.stride(), begin)
             begin += parameter.numel()
 
     @torch.no_grad()
     def of(self, gradients: Gradients) -> Gradients:
-        """Return the sums; they are overwritten by the next ones."""
-        for name, part in self._parts.items():
+        """Return the sums; the next call overwrites them."""
+        for name, view in self._views.items():
             gradient = gradients[name]
             if isinstance(gradient, tuple):
-                torch.mm(*gradient, out=part)
+                torch.mm(*gradient, out=view)
             else:
-                part.copy_(gradient)
-        self._team.add(self._exchanged)
-        return dict(self._parts)
+                view.copy_(gradient)
+        self._team.add(self._buffer)
+        return dict(self._views)
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
-    """Say in our words that a process is lost: where one ends, torch raises RuntimeError in the others."""
+def _raising_lost() -> Iterator[None]:
+    """Raise Lost where a process is lost: when one ends, torch raises RuntimeError in the others."""
     try:
         yield
     except RuntimeError as cause:

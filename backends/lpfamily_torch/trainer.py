@@ -1,4 +1,4 @@
-"""Networks in torch, on the CPU or a CUDA device, with nothing read back inside an epoch."""
+"""Training of networks in torch, on the CPU or a CUDA device; an epoch reads nothing back from the device."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from lpfamily_torch.model import (
     by_piece,
     largest_by_piece,
     logits,
-    multiplied,
     resolved,
+    scaled_draws,
 )
 from lpfamily_torch.team import Gradients, Sums, TorchTeam, join, usable
 
 
 @dataclass(frozen=True)
 class TorchBackend:
-    """Trains every network on any device of torch's."""
+    """Trains every network on any device of torch."""
 
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
@@ -74,7 +74,7 @@ class TorchBackend:
 
     def trainer(self, task: Task, state: State) -> TorchTrainer:
         """Return a trainer for `task` that starts from `state`."""
-        with _noticing_memory():
+        with _raising_memory_error():
             return TorchTrainer(task, state)
 
     def model(self, network: Network, parameters: State) -> TorchModel:
@@ -86,10 +86,10 @@ backend = TorchBackend()
 
 
 RECORDED = 64
-"""The most steps that a CUDA device launches as one."""
+"""The maximal number of steps that a CUDA device launches as one graph."""
 
 Rate = float | Tensor
-"""A number, or where a step is compiled or recorded a tensor without axes: a number would be a part of it."""
+"""A number; a 0-d tensor where steps are compiled or recorded, as a number would be constant there."""
 
 
 class TorchTrainer:
@@ -118,13 +118,13 @@ class TorchTrainer:
             name: self._laid_out(by_piece(self.task.network, name, array)).to(dtype)
             for name, array in state.items()
         }
-        twice = objective.name == "penalty" and objective.penalty_by == "gradient"
-        # the others' gradients are products that the velocity takes up itself, if its rates are numbers
-        all_ = twice or self.task.compiled or self._records
+        differentiates_twice = objective.name == "penalty" and objective.penalty_by == "gradient"
+        # the other gradients are matrix products, which addmm_ adds to the velocity if the rates are numbers
+        all_differentiated = differentiates_twice or self.task.compiled or self._records
         self._differentiated = [
             name
             for name in parameter_shapes(self.task.network)
-            if all_ or not LAYERS[type(layer_of(self.task.network, name))].tapped
+            if all_differentiated or not LAYERS[type(layer_of(self.task.network, name))].tapped
         ]
         for name in self._differentiated:
             self._state[name].requires_grad_()
@@ -148,10 +148,10 @@ class TorchTrainer:
                 local_draws = draws if team.size == 1 else draws.part(examples, rows)
                 drawn = local_draws.steps(steps, task, rows.stop - rows.start, mapped, self._empty)
                 pairs = np.repeat(table[steps, :, None], 2, axis=2)
-                taken = Steps(
+                inputs = Steps(
                     self._tensor(batches[:, rows]), self._tensor(pairs), drawn.map(self._sent), examples
                 )
-                (self._recorded or TorchTrainer._take)(self, taken)
+                (self._recorded or TorchTrainer._take)(self, inputs)
         if isinstance(team, TorchTeam):
             team.add(total)
         loss, error = (total / len(order)).tolist()
@@ -174,19 +174,19 @@ class TorchTrainer:
             at = self._tensor(x).requires_grad_()
             loss = self._loss.value(self._evaluated._logits(at), self._tensor(labels)).sum()
             (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
-            # of no examples, convolutions leave a gradient that depends on nothing
+            # the gradient of convolutions of no examples has no graph, hence materialize_grads
             (product,) = torch.autograd.grad(gradient, at, self._tensor(v), materialize_grads=True)
             return product.cpu().numpy()
 
     @property
     def _evaluated(self) -> TorchTrainer:
-        """The trainer of the averages, where there are any."""
+        """The trainer with the averages of the parameters in their place, if it keeps averages."""
         other = copy.copy(self)
         other._state = evaluated(self.task.network, self._state)
         return other
 
     def _take(self, steps: Steps) -> None:
-        """Take some steps, one after the other."""
+        """Take the steps, one after the other."""
         find_gradients, update = TorchTrainer._gradients, TorchTrainer._update
         if self.task.compiled:
             find_gradients, update = compiled(find_gradients), compiled(update)
@@ -202,43 +202,43 @@ class TorchTrainer:
     def _objective(
         self, x: Tensor, labels: Tensor, sigma: Rate, drawn: Drawn, taps: list[Tap] | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the objective of each example and the logits it saw."""
+        """Return the objective of each example, and the logits that it was computed from."""
         objective = self.task.objective
-        random = self._multiplied(drawn.layers)
+        random = self._scaled_draws(drawn.layers)
         if objective.name == "penalty":
             return self._penalised(x, labels, sigma, random, taps)
         shift = None if drawn.shift is None else sigma * drawn.shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
         clean = x
-        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
+        ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
         if objective.name == "perturb":
             passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
-            x = x + ascent(lambda at: direction(at, labels, self._multiplied(next(passes))), x, *how)
+            x = x + ascent(lambda at: direction(at, labels, self._scaled_draws(next(passes))), x, *arguments)
         if objective.name == "trades":
-            each = [self._multiplied(layers) for layers in drawn.passes]
+            draws = [self._scaled_draws(layers) for layers in drawn.passes]
             with torch.no_grad():
-                fixed = log_softmax(self._logits(x, each[0]), dim=1)
-            passes = iter(each)
-            x = x + ascent(lambda at: self._direction(at, fixed, next(passes), divergence), x, *how)
+                targets = log_softmax(self._logits(x, draws[0]), dim=1)
+            passes = iter(draws)
+            x = x + ascent(lambda at: self._direction(at, targets, next(passes), divergence), x, *arguments)
             logits = self._logits(clean, random, taps)
-            apart = divergence(self._logits(x, random, taps), log_softmax(logits, dim=1))
-            return self._trained(logits, labels) + objective.beta * apart, logits
+            divergences = divergence(self._logits(x, random, taps), log_softmax(logits, dim=1))
+            return self._trained_losses(logits, labels) + objective.beta * divergences, logits
         logits = self._logits(x, random, taps)
-        losses = self._trained(logits, labels)
+        losses = self._trained_losses(logits, labels)
         if objective.name == "perturb" and (weight := objective.clean_weight):
-            beside = self._trained(self._logits(clean, random, taps), labels)
-            losses = weight * beside + (1 - weight) * losses
+            clean_losses = self._trained_losses(self._logits(clean, random, taps), labels)
+            losses = weight * clean_losses + (1 - weight) * losses
         return losses, logits
 
-    def _trained(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example that weights are trained with."""
+    def _trained_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example that trains the weights, with smoothed labels."""
         losses: Tensor = self._loss.outer(self._loss.inner(logits, labels))
         return losses + self._smoothing(logits, labels) if self.task.objective.label_smoothing else losses
 
     def _smoothing(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what smoothed labels add to the loss of each example."""
+        """Return the term that smoothed labels add to the loss of each example."""
         right = logits.gather(1, labels[:, None])[:, 0]
         return self.task.objective.label_smoothing * (right - logits.mean(dim=1))
 
@@ -254,27 +254,27 @@ class TorchTrainer:
         losses = self._loss.outer(inner)
         if by_difference:
             eps = frank_wolfe(lambda _: gradient, x.detach(), p, sigma, 1)
-            ahead = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, random, taps)
-            added = (ahead - losses) / DIFFERENCE_STEP
+            perturbed = self._losses(x.detach() + DIFFERENCE_STEP * eps, labels, random, taps)
+            penalties = (perturbed - losses) / DIFFERENCE_STEP
         else:
-            added = self._loss.slope(inner) * penalty(gradient, p, sigma)
+            penalties = self._loss.slope(inner) * penalty(gradient, p, sigma)
         if self.task.objective.label_smoothing:
-            added = added + self._smoothing(logits, labels)
-        return losses + added, logits
+            penalties = penalties + self._smoothing(logits, labels)
+        return losses + penalties, logits
 
     def _direction(
         self,
         x: Tensor,
         targets: Tensor,
         random: list[Random] | None = None,
-        of: Callable[[Tensor, Tensor], Tensor] | None = None,
+        function: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return the input gradient of the loss's inner function, or of another; none of a weight."""
-        at = self._differentiable(x)
-        return torch.autograd.grad((of or self._loss.inner)(self._logits(at, random), targets).sum(), at)[0]
+        """Return the input gradient of the loss's inner function, or of another; no gradient of a weight."""
+        at, function = self._differentiable(x), function or self._loss.inner
+        return torch.autograd.grad(function(self._logits(at, random), targets).sum(), at)[0]
 
     def _rounded_direction(self, x: Tensor, labels: Tensor, random: list[Random]) -> Tensor:
-        """Return the same by products of bfloat16, which autocast has in place of float32's alone."""
+        """Return the same with bfloat16 products; autocast computes these in place of float32 ones alone."""
         at = self._differentiable(x)
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
         single = [Random(*(each if each is None else each.float() for each in both)) for both in random]
@@ -283,8 +283,8 @@ class TorchTrainer:
             return torch.autograd.grad(self._loss.inner(z, labels).sum(), at)[0]
 
     def _differentiable(self, x: Tensor) -> Tensor:
-        """Return x without its history, for a gradient to be taken there."""
-        # in a program, tensors come to need one by what they are made of alone, before torch 2.13
+        """Return x without its graph, requiring a gradient."""
+        # in a program, before torch 2.13, a tensor requires one only if it is computed from one that does
         return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
     def _losses(
@@ -296,25 +296,27 @@ class TorchTrainer:
     def _logits(self, x: Tensor, random: list[Random] | None = None, taps: list[Tap] | None = None) -> Tensor:
         return logits(self._layers, self._state, x, random, taps, largest_by_piece)
 
-    def _multiplied(self, drawn: list[Random]) -> list[Random]:
+    def _scaled_draws(self, drawn: list[Random]) -> list[Random]:
         dtype = getattr(torch, self.task.dtype)
         return [
-            multiplied(layer, random, dtype)
+            scaled_draws(layer, random, dtype)
             for layer, random in zip(self.task.network.layers, drawn, strict=True)
         ]
 
     def _gradients(self, batch: Tensor, examples: int, sigma: Rate, drawn: Drawn) -> Gradients:
-        """Return the gradients of all parameters; add up the losses and the errors."""
+        """Return the gradients of all parameters; add the losses and the errors to the totals."""
         x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
         taps: list[Tap] = []
         all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
         losses, logits = self._objective(x, labels, sigma, drawn, None if all_differentiated else taps)
         leaves = [tap.entering for tap in taps] + [self._state[name] for name in self._differentiated]
-        found = torch.autograd.grad(losses.sum() / examples, leaves)
-        gradients: Gradients = dict(zip(self._differentiated, found[len(taps) :], strict=True))
+        leaf_gradients = torch.autograd.grad(losses.sum() / examples, leaves)
+        gradients: Gradients = dict(zip(self._differentiated, leaf_gradients[len(taps) :], strict=True))
         for index in {tap.layer for tap in taps}:
             passes = [
-                (tap.inputs, delta) for tap, delta in zip(taps, found, strict=False) if tap.layer == index
+                (tap.inputs, delta)
+                for tap, delta in zip(taps, leaf_gradients, strict=False)
+                if tap.layer == index
             ]
             inputs, delta = (
                 torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*passes, strict=True)
@@ -344,7 +346,7 @@ class TorchTrainer:
 
     @torch.no_grad()
     def _average(self, mixing: Rate) -> None:
-        # not in the program of a step, which torch 2.13 fails to compile for convolutions
+        # outside of a step's program, as torch 2.13 fails to compile it there for convolutions
         weight = mixing.to(self._x.dtype) if isinstance(mixing, Tensor) else mixing
         for name in parameter_shapes(self.task.network):
             self._state[AVERAGE + name].lerp_(self._state[name], weight)
@@ -355,11 +357,11 @@ class TorchTrainer:
 
     @property
     def _records(self) -> bool:
-        """Whether steps are launched many at a time: nothing of them may then be seen or exchanged."""
+        """Whether CUDA graphs launch many steps; their results may then be neither read nor exchanged."""
         return self._on_cuda and not isinstance(self.task.team, TorchTeam)
 
     def _laid_out(self, array: NDArray[np.generic]) -> Tensor:
-        # matrices by columns: the norm over a unit's weights, side by side, takes a third of the time
+        # column-major matrices: the norm over a unit's weights, then contiguous, takes a third of the time
         tensor = self._tensor(array)
         return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
 
@@ -368,23 +370,23 @@ class TorchTrainer:
         return self._sent(tensor.pin_memory() if self._on_cuda else tensor)
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-        """Return a tensor of this computer's memory."""
+        """Return an empty tensor in this computer's memory, pinned for CUDA."""
         like = torch.from_numpy(np.empty(0, dtype))
         return like.new_empty(shape, pin_memory=self._on_cuda)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        # only from pinned memory does a copy not wait for the device
+        # copies from pinned memory alone do not wait for the device
         return tensor.to(self.task.device, non_blocking=True)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Set the policy on TF32 for a while: the process may have its own."""
-        policies: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn  # of convolutions
+        """Set the task's policy on TF32, and restore that of the process at the end."""
+        policies: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn  # products, convolutions
         before = [policy.allow_tf32 for policy in policies]
         try:
             for policy in policies:
                 policy.allow_tf32 = self.task.tf32
-            with _noticing_memory():
+            with _raising_memory_error():
                 yield
         finally:
             for policy, allowed in zip(policies, before, strict=True):
@@ -392,8 +394,8 @@ class TorchTrainer:
 
 
 @contextmanager
-def _noticing_memory() -> Iterator[None]:
-    """Say in Python's words that memory is out: torch raises RuntimeError, as it does for much else."""
+def _raising_memory_error() -> Iterator[None]:
+    """Raise MemoryError where memory runs out: torch raises RuntimeError, as it does for much else."""
     try:
         yield
     except RuntimeError as cause:
@@ -407,16 +409,16 @@ def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:
     if isinstance(rate, Tensor):
         velocity.sub_(rate * gradient)
     else:
-        velocity.sub_(gradient, alpha=rate)  # without room for the product
+        velocity.sub_(gradient, alpha=rate)  # without memory for the product
 
 
 def _softplus(odds: Tensor) -> Tensor:
-    """Return log(1 + exp(odds)) in one step, to be differentiated once; torch's softplus leaves out the 1."""
+    """Return log(1 + exp(odds)) in one step, for one differentiation; torch's softplus leaves out the 1."""
     return -logsigmoid(-odds)
 
 
 def _error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `lpfamily.error_log_odds` of labels that are known to be classes, in a third of its steps."""
+    """Return `lpfamily.error_log_odds` for labels that are known to be classes, in a third of its steps."""
     right = labels[:, None]
     wrong = logits.scatter(1, right, -math.inf)
     return torch.logsumexp(wrong, dim=1) - logits.gather(1, right)[:, 0]
