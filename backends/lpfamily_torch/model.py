@@ -29,7 +29,7 @@ from lpfamily.training.networks import (
 )
 
 Largest = Callable[[Tensor, int], Tensor]
-"""largest(z, pieces) is the maximum over the pieces of each unit along axis 1; the first largest has its gradient."""
+"""largest(z, pieces) is the maximum of each unit's pieces along axis 1; its gradient is that of the first."""
 
 
 class TorchModel(Module):
