@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 else:  # hidden from type checkers, which would let any name pass
 
     def __getattr__(name):
-        # A backend imports its contract from this package, and needs none of what reads a run.
+        # imported on first use: a backend imports its contract from this package, and reads no runs
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "fitting" if name == "fit" else "runs.trained"

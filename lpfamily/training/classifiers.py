@@ -104,7 +104,9 @@ def _of_library(
         from lpfamily_jax import robustness as of_jax
 
         return _classes(name, returned), partial(of_jax, model)
-    raise BadInput(f"--model {name}: must return {RETURNS}; what it returns gives {_kind(returned)} of x")
+    raise BadInput(
+        f"--model {name}: must return {RETURNS}; it returns a function from x to {_kind(returned)}"
+    )
 
 
 def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callable[..., Robustness]]:

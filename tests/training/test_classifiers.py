@@ -138,7 +138,7 @@ def test_a_model_is_measured_as_its_librarys_robustness_does(name, folder, capsy
         ("nothing", "--model mine:nothing: must return a torch module, a JAX function of x, or a NumPy one"),
         ("breaks", "--model mine:breaks: breaks() raised RuntimeError in mine.py, line 30: no weights here"),
         ("one_logit", "must map examples to logits, (n, classes); for one it gives shape (1, 1)"),
-        ("alone", "what it returns gives numpy.ndarray of x"),
+        ("alone", "it returns a function from x to numpy.ndarray"),
         ("fails_inside", "calling it on one example raised ValueError in mine.py"),
         ("missing", "--model mine:missing: mine has no function 'missing'"),
     ],

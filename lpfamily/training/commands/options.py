@@ -20,7 +20,7 @@ from lpfamily.training.tasks import Machine, of_machine
 NAME = "python -m lpfamily.train"
 
 GROUPS = {
-    "data": "what is trained",
+    "data": "the model and the data",
     "network": "the network: lists have one number per layer, separated by commas, or one number for all",
     "objective": "the objective",
     "optimiser": "the optimiser: SGD, v <- m v - lr g, w <- w + v",
@@ -171,5 +171,5 @@ def recipe_of(given: Given, dataset: Dataset) -> Recipe:
         recipe = replace(recipe, lr=RELU_LR)
     if given.get("validation") == 0:  # nothing to stop by; an explicit --patience is refused later
         recipe = replace(recipe, patience=0, second_stage="none")
-    told = {name: given[name] for name in options(Recipe) if name in given} | {"data": dataset.name}
-    return replace(recipe, **told)
+    chosen = {name: given[name] for name in options(Recipe) if name in given} | {"data": dataset.name}
+    return replace(recipe, **chosen)

@@ -29,7 +29,7 @@ SECONDS_IN_ALL = 600.0
 BLOCK_BYTES = 1 << 20
 LONGEST_REASON = 200
 HIDDEN = (".", "__MACOSX", "Thumbs.db", "desktop.ini")
-"""The beginnings of the names of files that operating systems leave in folders."""
+"""Prefixes of the names of hidden files, and of files that operating systems leave in folders."""
 
 REMEDY = "copy or download it again"
 OTHER_SOURCE = "name a folder that holds the files with --data-dir"

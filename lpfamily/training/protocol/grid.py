@@ -72,7 +72,7 @@ def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
     folder = parent / name
     for each in (parent, folder):
         if each.is_symlink():
-            raise BadInput(f"{each}: is a link, by which a run would be written elsewhere; remove it")
+            raise BadInput(f"{each}: is a link, so a run would be written elsewhere; remove it")
     without_grid = {name: value for name, value in config.items() if name != "grid"}
     if not (folder / runs.CONFIG).exists():
         return runs.create(folder, without_grid | {"recipe": choices.to_json(recipe)})

@@ -98,8 +98,8 @@ def read(run: Run) -> Config:
             tuple(values.get("raised", ())),
         )
         begun = {path.parent.name for path in (run.folder / "grid").glob(f"*/{runs.CONFIG}")}
-        if strange := begun - config.grid.keys():
-            raise ValueError(f"it has no combination {min(strange)!r}, which is in the folder grid")
+        if unknown := begun - config.grid.keys():
+            raise ValueError(f"it has no combination {min(unknown)!r}, which is in the folder grid")
         if not all(type(side) is int and side > 0 for side in (*(config.shape or ()), config.classes or 1)):
             raise ValueError(f"examples of shape {config.shape!r}, {config.classes} classes")
         if (config.recipe.scale == "none") != (config.scaling is None):
