@@ -25,7 +25,7 @@ from lpfamily.box import box_of, room_to_move
 from lpfamily.libraries import detoured, library_of_generator
 from lpfamily.nearest import nearest, weighted_nearest
 from lpfamily.trees import is_tree, over_leaves
-from lpfamily.weighted import moving, weights
+from lpfamily.weighted import radius_and_scale, zero_where_fixed
 
 
 def project(
@@ -86,13 +86,15 @@ def project(
         room = [room_to_move(given, *box)] if box else []
         if scale is None:
             return given.shaped(nearest(p, given.values, radius, *room))
-        return given.shaped(_nearest_weighted(p, given.values, *weights(given, radius, scale), *room))
+        return given.shaped(
+            _nearest_weighted(p, given.values, *radius_and_scale(given, radius, scale), *room)
+        )
 
     return detoured(point, "v", v, sigma, mask, scale, *box_of(x, bounds))
 
 
 def _nearest_weighted(p: float, v: Array, radius: Array, scale: Array, *room: Array) -> Array:
-    xp, v = namespace_of(v), moving(v, scale)
+    xp, v = namespace_of(v), zero_where_fixed(v, scale)
     if p <= 2.0**60:
         return weighted_nearest(p, v, radius, xp.broadcast_to(scale, v.shape), *room)
     # at p = inf each entry has its interval, independent of the others
@@ -166,7 +168,7 @@ def sample(
     radius, cost = floating(uniform, "rng").radius(sigma), gamma * u**p
     if scale is not None:
         given: Given[Array] = Given(xp, reshape(uniform, shape), uniform, None)
-        radius, scale = weights(given, radius, scale)
+        radius, scale = radius_and_scale(given, radius, scale)
         radius, cost = radius * scale, xp.where(scale > 0, cost, 0.0)
     total = xp.sum(cost, axis=-1, keepdims=True) + exponential
     points = radius * (xp.copysign(gamma ** (1 / p) * u, uniform) / total ** (1 / p))

@@ -13,7 +13,7 @@ from lpfamily.libraries import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
-from lpfamily.weighted import along, over, per_row, weights
+from lpfamily.weighted import divided, per_row, radius_and_scale, scaled_direction
 
 HALVINGS = 64
 """The number of bisections of an interval of logarithms; after these its ends are the same number."""
@@ -138,8 +138,12 @@ def certify(
     radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < room - 4 * rounding * magnitude
     finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
     if scale is not None:
-        radius, scale = weights(given, radius, scale)
-        rows, eps, room = per_row(along, rows, scale), per_row(over, eps, scale), per_row(over, room, scale)
+        radius, scale = radius_and_scale(given, radius, scale)
+        rows, eps, room = (
+            per_row(scaled_direction, rows, scale),
+            per_row(divided, eps, scale),
+            per_row(divided, room, scale),
+        )
     could_move = xp.any(could_move & (rows != 0), axis=-1)
     judged = library_of(rows).per_example(
         functools.partial(_judge, p, rounding, bool(box)),

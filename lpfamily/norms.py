@@ -101,6 +101,6 @@ def _of_examples(
     given = examples(x, name, batch_ndim)
     radius = given.radius(sigma)
     if scale is not None:
-        ball = weighted.weights(given, radius, scale)
+        ball = weighted.radius_and_scale(given, radius, scale)
         return given.back(weighted.per_row(partial(weighted_norm, p), given.values, *ball, reduces=True))
     return given.back(dual_norm(p, given.values, radius))

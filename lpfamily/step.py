@@ -124,7 +124,7 @@ def epsilon(
         given = examples(grad, "grad", batch_ndim, mask)
         radius = given.radius(sigma)
         if scale is not None:
-            ball = given.values, *weighted.weights(given, radius, scale)
+            ball = given.values, *weighted.radius_and_scale(given, radius, scale)
             if not box:
                 return given.shaped(weighted.per_row(partial(weighted.step, p), *ball))
             return given.shaped(

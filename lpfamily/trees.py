@@ -29,7 +29,7 @@ from lpfamily._arrays import (
 )
 from lpfamily.box import entries, room_down_and_up
 from lpfamily.libraries import detoured
-from lpfamily.weighted import weights
+from lpfamily.weighted import radius_and_scale
 
 Node = tuple[list[str], list[Any], Callable[[list[Any]], Any]]
 """One level of a tree: the path suffix of each child, the children, and a function that rebuilds the level
@@ -268,7 +268,7 @@ class Joint:
 def _scale_of_leaf(path: str, leaf: Given[Array], scale: Numbers) -> Array:
     """Return the scale of a leaf as rows, all NaN for an example with a bad scale."""
     try:
-        radius, rows = weights(leaf, leaf.xp.zeros_like(leaf.values[..., :1]), scale)
+        radius, rows = radius_and_scale(leaf, leaf.xp.zeros_like(leaf.values[..., :1]), scale)
         return leaf.xp.where(radius == radius, rows, radius)
     except (TypeError, ValueError) as cause:
         raise type(cause)(f"{cause}; the leaf is {path}") from cause

@@ -1,4 +1,4 @@
-"""The inputs of a weighted ball in its own units, in which it is plain."""
+"""The inputs of a weighted ball in units of its scale, in which it is an ordinary ball."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.box import box_of, room_down_and_up
-from lpfamily.weighted import along, over, per_row, weights
+from lpfamily.weighted import divided, per_row, radius_and_scale, scaled_direction
 
 
 @dataclass(frozen=True)
 class Units:
-    """Inputs x + scale * u of weighted balls, in which u has plain ones."""
+    """Inputs x + scale * u, where x + eps lies in weighted balls and u in ordinary ones."""
 
     x: Array
     radius: Array
-    """Of each example, in the dtype that is computed in."""
+    """One value per example, in the dtype to compute in."""
     scale: Array
-    """Of each entry, broadcastable to x."""
+    """One value per entry, broadcastable to x."""
     mask: Array
     room: tuple[Array, ...]
-    """How far entries may move down and up, if there are bounds."""
+    """How far entries may move down and up; empty without bounds."""
 
     @classmethod
     def of(
@@ -47,10 +47,10 @@ class Units:
         mask: Array | None,
         scale: Numbers,
     ) -> Units:
-        """Return inputs; an entry whose scale is zero stays, as one that is masked."""
+        """Return inputs in these units. Entries of scale zero stay, as masked entries do."""
         given, inside = (examples(x, "x", batch_ndim, each) for each in (None, mask))
         xp, shape = given.xp, tuple(given.array.shape)
-        radius, scale = weights(given, given.radius(sigma), scale)
+        radius, scale = radius_and_scale(given, given.radius(sigma), scale)
         scale = reshape(scale, (*scale.shape[:-1], *shape[len(given.batch) :]))
         moves = xp.broadcast_to(scale > 0, shape)
         if mask is not None:
@@ -66,22 +66,22 @@ class Units:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Those of u."""
+        """The bounds of u."""
         if not self.room:
             return None
-        down, up = (over(each, self.scale) for each in self.room)
+        down, up = (divided(each, self.scale) for each in self.room)
         return -down, up
 
     def inverse(self, eps: Array) -> Array:
-        """Return the u of a perturbation; one that has another shape than x is refused where it is used."""
+        """Return the u of a perturbation; the caller refuses one whose shape is not x's."""
         _, eps = admit(eps, "start")
         if tuple(eps.shape) != tuple(self.x.shape):
             return eps
         xp, like = namespace_of(self.x), self.scale
-        return over(xp.asarray(carried(eps), dtype=like.dtype, device=device_of(like)), like)
+        return divided(xp.asarray(carried(eps), dtype=like.dtype, device=device_of(like)), like)
 
     def eps(self, u: Array) -> Array:
-        """Return the perturbation that u is, in the box also where u is not by rounding."""
+        """Return the perturbation of u, inside the box even where rounding puts u outside."""
         xp, eps = namespace_of(u), self.scale * u
         if self.room:
             down, up = self.room
@@ -92,18 +92,18 @@ class Units:
         self, of_x: Callable[..., tuple[Array, Array]], u: Array, *rows: Any
     ) -> tuple[Array, Array]:
         """Return the value at u, and its gradient there, up to a positive factor per example."""
-        some = self._at(*rows) if rows else self
-        xp, x, scale = namespace_of(u), some.x, some.scale
-        value, grad = of_x(x + as_dtype(xp, some.eps(u), x.dtype), *rows)
-        if tuple(grad.shape) == tuple(x.shape):  # others are refused where they are used
+        inputs = self._at(*rows) if rows else self
+        xp, x, scale = namespace_of(u), inputs.x, inputs.scale
+        value, grad = of_x(x + as_dtype(xp, inputs.eps(u), x.dtype), *rows)
+        if tuple(grad.shape) == tuple(x.shape):  # the caller refuses other shapes
             batch = tuple(x.shape[: self.radius.ndim])
             flat = reshape(as_dtype(xp, grad, scale.dtype), (*batch, math.prod(x.shape[len(batch) :])))
-            by_row = reshape(scale, (*scale.shape[: len(batch)], flat.shape[-1]))
-            grad = reshape(per_row(along, flat, by_row), tuple(x.shape))
+            scales = reshape(scale, (*scale.shape[: len(batch)], flat.shape[-1]))
+            grad = reshape(per_row(scaled_direction, flat, scales), tuple(x.shape))
         return value, grad
 
     def _at(self, rows: Any) -> Units:
-        """Return some of the inputs."""
+        """Return the inputs of some examples."""
         if isinstance(rows, slice):
             return self
         one_for_all = self.scale.shape[0] == 1 < self.x.shape[0]

@@ -1,8 +1,8 @@
-"""Weighted balls, ||eps / scale||_p <= sigma: in units of scale they are plain.
+"""Weighted balls, ||eps / scale||_p <= sigma: in units of scale they are ordinary balls.
 
-With eps = scale * u, <grad, eps> is <scale * grad, u>, so that the problem of eq. 2 is that of scale * grad
-and u. Where scale is zero the entry does not move. The product may leave the range of the dtype where neither
-factor does; the product of their roots does not, and the powers of eq. 3 are powers of that too.
+With eps = scale * u, <grad, eps> is <scale * grad, u>, so eq. 2 is solved for scale * grad and u. Where scale
+is zero the entry does not move. The product may leave the range of the dtype although neither factor does.
+The product of their square roots does not leave it, and the powers of eq. 3 are powers of these roots too.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from lpfamily._arrays import (
 from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
-# `rows` are examples, (..., d), `radius` is (..., 1), and `scale` broadcasts to the rows.
+# `rows` are examples, (..., d); `radius` is (..., 1); `scale` broadcasts to the rows.
 
 
-def weights(given: Given[A], radius: Array, scale: Numbers) -> tuple[Array, Array]:
-    """Return the radius and the scale of examples, a radius of NaN where the scale is bad, and not seen."""
+def radius_and_scale(given: Given[A], radius: Array, scale: Numbers) -> tuple[Array, Array]:
+    """Return the radius and the scale of examples; where the scale is bad and unseen, the radius is NaN."""
     xp, scale = given.xp, _scale_of(given, scale)
     good = (scale >= 0) & (scale < math.inf)
     return xp.where(xp.all(good, axis=-1, keepdims=True), radius, math.nan), xp.where(good, scale, 0.0)
 
 
 def _scale_of(given: Given[A], scale: Numbers) -> Array:
-    """Return a scale in the dtype of the rows, one row for all examples where it is the same for all."""
+    """Return a scale in the dtype of the rows: one row if it is the same for all examples."""
     xp, values = given.xp, given.values
     if is_number(scale):
         number = as_float(scale)
@@ -72,20 +72,20 @@ def _check(fits: bool | np.bool_, given: object) -> None:
 
 
 def per_row(function: Callable[..., Array], *rows: Array, reduces: bool = False) -> Array:
-    """Return a function of rows, which may meet numbers that leave the range of the dtype."""
+    """Evaluate a function of rows row by row; its intermediate results may leave the dtype's range."""
     return library_of(rows[0]).per_row(function, reduces, *rows)
 
 
-def moving(rows: Array, scale: Array) -> Array:
-    """Return rows with 0 where the scale is."""
+def zero_where_fixed(rows: Array, scale: Array) -> Array:
+    """Return rows with 0 where the scale is 0, so that the entry is fixed."""
     xp = namespace_of(rows)
     if library_of(scale).visible(scale) and bool(xp.all(constant(scale) > 0)):
         return rows
     return xp.where(scale > 0, rows, 0.0)
 
 
-def over(rows: Array, scale: Array) -> Array:
-    """Return rows over the scale: where that is 0, 0 of 0, and infinity of others."""
+def divided(rows: Array, scale: Array) -> Array:
+    """Return rows / scale, where 0 / 0 is 0 and other entries over 0 are infinite."""
     xp, some = namespace_of(rows), scale > 0
     infinite = xp.copysign(xp.where(rows == 0, rows, math.inf), rows)
     return xp.where(some, rows / xp.where(some, scale, 1.0), infinite)
@@ -93,7 +93,7 @@ def over(rows: Array, scale: Array) -> Array:
 
 def step(p: float, rows: Array, radius: Array, scale: Array) -> Array:
     """Return eq. 3 in weighted balls."""
-    xp, rows = namespace_of(rows), moving(rows, scale)
+    xp, rows = namespace_of(rows), zero_where_fixed(rows, scale)
     if p == math.inf:
         return scale * steepest(p, rows, radius)
     product = rows * scale
@@ -108,17 +108,17 @@ def step(p: float, rows: Array, radius: Array, scale: Array) -> Array:
 
 
 def step_in_box(p: float, rows: Array, radius: Array, scale: Array, room: Array) -> Array:
-    """Return the maximiser in weighted balls and a box; `wall` is how far each entry may move."""
-    xp, rows, near = namespace_of(rows), moving(rows, scale), over(room, scale)
-    u = box.step_in_box(p, rows if p == math.inf else along(rows, scale), radius, near)
+    """Return the maximiser in weighted balls and a box; `room` is how far each entry may move."""
+    xp, rows, room_of_u = namespace_of(rows), zero_where_fixed(rows, scale), divided(room, scale)
+    u = box.step_in_box(p, rows if p == math.inf else scaled_direction(rows, scale), radius, room_of_u)
     size = xp.abs(u)
-    eps = xp.where(size >= near, room, xp.minimum(scale * size, room))
+    eps = xp.where(size >= room_of_u, room, xp.minimum(scale * size, room))
     return xp.where(u == u, xp.copysign(xp.where(rows == 0, 0.0, eps), rows), u)
 
 
-def along(rows: Array, scale: Array) -> Array:
-    """Return rows times scale, up to a positive factor for each."""
-    xp, rows = namespace_of(rows), moving(rows, scale)
+def scaled_direction(rows: Array, scale: Array) -> Array:
+    """Return rows times scale, up to a positive factor per row."""
+    xp, rows = namespace_of(rows), zero_where_fixed(rows, scale)
     product = rows * scale
     if (rare := _leaves_range(product, rows, scale)) is None:
         return product
@@ -130,7 +130,7 @@ def along(rows: Array, scale: Array) -> Array:
 
 def dual_norm_of_product(p: float, rows: Array, radius: Array, scale: Array) -> Array:
     """Return radius * ||scale * rows||_{p*}."""
-    rows = moving(rows, scale)
+    rows = zero_where_fixed(rows, scale)
     return _norm(p, rows * scale, rows, radius, scale)
 
 
@@ -138,21 +138,21 @@ def dual_norm_of_quotient(p: float, rows: Array, radius: Array, scale: Array) ->
     """Return radius * ||rows / scale||_{p*}."""
     xp, some = namespace_of(rows), scale > 0
     inverse = xp.where(some, 1 / xp.where(some, scale, 1.0), math.inf)
-    return _norm(p, over(rows, scale), rows, radius, inverse)
+    return _norm(p, divided(rows, scale), rows, radius, inverse)
 
 
 def _norm(p: float, product: Array, rows: Array, radius: Array, scale: Array) -> Array:
     xp, size = namespace_of(rows), dual_norm(p, product, radius)
     if (rare := _leaves_range(product, rows, scale)) is None:
         return size
-    # ||root^2|| at an exponent is ||root||^2 at twice that
+    # ||root^2||_q is ||root||_{2q}^2
     root = xp.where(rare, _root(rows, scale), 0.0)
     of_root = dual_norm(dual_exponent(2 * dual_exponent(p)), root, xp.ones_like(radius))
     return xp.where(rare[..., 0], radius[..., 0] * of_root * of_root, size)
 
 
 def _leaves_range(product: Array, rows: Array, scale: Array) -> Array | None:
-    """Return in which rows a product is too large or small for the dtype, or None where it is in none."""
+    """Return a mask of the rows whose product leaves the dtype's range, or None if no row does."""
     xp, size = namespace_of(rows), namespace_of(rows).abs(constant(product))
     least, seen = float(xp.finfo(size.dtype).smallest_normal), library_of(size).visible(size)
     if seen and (0 in size.shape or (float(xp.min(size)) >= least and float(xp.max(size)) < math.inf)):
@@ -163,7 +163,7 @@ def _leaves_range(product: Array, rows: Array, scale: Array) -> Array | None:
 
 
 def _root(rows: Array, scale: Array) -> Array:
-    """Return the signed root of rows * scale."""
+    """Return the square root of |rows| * scale, with the signs of rows."""
     xp, some = namespace_of(rows), (rows != 0) & (scale > 0)
     root = xp.sqrt(xp.where(some, xp.abs(rows), 1.0)) * xp.sqrt(xp.where(some, scale, 1.0))
     return xp.copysign(xp.where(some, root, 0.0), rows)
