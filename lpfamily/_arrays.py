@@ -1,4 +1,4 @@
-"""What every function asks of its arrays: their namespace, their examples as rows, their dtype."""
+"""Arrays as every function takes them: their namespace, their examples as rows, their dtype."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Array: TypeAlias = Any
 """An array of any library that follows the array API standard, directly or through array-api-compat."""
 
 DType: TypeAlias = Any
-"""A dtype of such a library: each has a type of its own for it."""
+"""A dtype of such a library; each library has its own type for it."""
 
 Device: TypeAlias = Any
-"""A device of such a library, likewise."""
+"""A device of such a library; each library has its own type for it."""
 
 A = TypeVar("A")
-"""The type of an array that is given, which is that of the result."""
+"""The type of an array argument, which is also the type of the result."""
 
 Numbers: TypeAlias = float | Array
-"""One number for all examples, or entries, or an array that broadcasts to them."""
+"""One number for all examples or entries, or an array that broadcasts to them."""
 
 Bounds: TypeAlias = tuple[Numbers, Numbers]
 
 
 class FInfo(Protocol):
-    """What is asked of a floating dtype."""
+    """The limits of a floating dtype, as the array API names them."""
 
     bits: int
     eps: float
@@ -46,25 +46,25 @@ _NUMBERS = (int, float, np.integer, np.floating)
 
 _namespaces: dict[type, ModuleType] = {}
 _REFUSED = {"MaskedArray", "MaskedTensor", "matrix"}
-"""Arrays that mean something else by the functions of the standard."""
+"""Types of arrays whose functions mean something else than the standard's."""
 _CONVERSIONS = {
     "mlx": "numpy.asarray({0})",
     "paddle": "{0}.numpy()",
     "tensorflow": "tensorflow.convert_to_tensor({0}).numpy(), or call this through tensorflow.numpy_function",
     "xarray": "{0}.data, or of a Dataset that of its variables",
 }
-"""By package, what to pass of arrays that do not follow the standard, or not far enough (mlx)."""
+"""By package, how to convert arrays that do not follow the standard, or not far enough (mlx)."""
 
 
 @dataclass(frozen=True)
 class Given(Generic[A]):
-    """An array as a function computes with it, and the way back to what was given."""
+    """An array argument as a function computes with it, and the way back to its shape and dtype."""
 
     xp: ModuleType
     array: Array
-    """As `admit` returns it, 0 where it is masked."""
+    """The argument as `admit` returns it; masked entries are 0."""
     values: Array
-    """In the dtype to compute in; of `examples`, each a row, (*batch, d)."""
+    """The same in the dtype to compute in; from `examples`, with one row per example, (*batch, d)."""
     mask: Array | None
 
     @property
@@ -73,10 +73,10 @@ class Given(Generic[A]):
         return tuple(self.values.shape[:-1])
 
     def radius(self, sigma: Numbers, name: str = "sigma") -> Array:
-        """Return sigma as a column beside the rows: one entry per example, in their dtype.
+        """Return sigma as a column, (*batch, 1), in the dtype of the rows.
 
-        What Python sees without waiting for a device, numbers and NumPy arrays, is checked here;
-        elsewhere a sigma outside [0, inf) becomes NaN, and so does its row.
+        Numbers and NumPy arrays, which can be seen without waiting for a device, are checked here. In other
+        arrays a sigma outside [0, inf) becomes NaN, and so does its row.
         """
         xp, values = self.xp, self.values
         batch, dtype, device = self.batch, values.dtype, device_of(values)
@@ -84,7 +84,7 @@ class Given(Generic[A]):
         if is_number(sigma):
             number = as_float(sigma)
             _check_radius(name, sigma, 0 <= number <= largest, largest, dtype)
-            if isinstance(values, np.ndarray):  # as below, at half of the time
+            if isinstance(values, np.ndarray):  # same result as below, in half the time
                 return np.full((*batch, 1), number, dtype)
             return xp.full((*batch, 1), number, dtype=dtype, device=device)
         if isinstance(sigma, np.ndarray):
@@ -101,20 +101,20 @@ class Given(Generic[A]):
         except Exception as cause:  # each library has its own type for this
             raise ValueError(
                 f"{name} must be a number or broadcast to the batch axes {batch}; got shape "
-                f"{tuple(sigma.shape)}: what differs by entry, as between channels, is scale"
+                f"{tuple(sigma.shape)}: use scale for values that differ by entry, as between channels"
             ) from cause
 
     def rows(self, entries: Array) -> Array:
-        """Return an array of the given one's shape as rows."""
+        """Return an array of the argument's shape as rows."""
         return reshape(entries, tuple(self.values.shape))
 
     def back(self, result: Array) -> A:
-        """Return a result in the dtype of what was given."""
+        """Return a result in the argument's dtype."""
         array: A = as_dtype(self.xp, result, self.array.dtype)
         return array
 
     def shaped(self, rows: Array) -> A:
-        """Return rows in the shape and dtype of what was given."""
+        """Return rows in the argument's shape and dtype."""
         return self.back(reshape(rows, tuple(self.array.shape)))
 
 
@@ -141,11 +141,11 @@ def _check_radius(name: str, sigma: Numbers, fits: bool | np.bool_, largest: flo
 
 
 def admit(x: Array, name: str) -> tuple[ModuleType, Array]:
-    """Return the namespace of an argument, and the argument as all functions compute with it.
+    """Return the namespace of an argument, and the argument in the layout that all functions expect.
 
-    The values of a NumPy array do not depend on its byte order or its strides, but a view of its bits
-    and the order of a sum do. So one that is not native, or whose examples are not each contiguous, is
-    copied. What is not dense raises a TypeError.
+    The values of a NumPy array do not depend on its byte order or strides, but views of its bits and the
+    order of sums do. So an array that is not native, or whose examples are not contiguous, is copied. An
+    array that is not dense raises a TypeError.
     """
     xp = namespace_of(x, name)
     if isinstance(x, np.ndarray):
@@ -171,7 +171,7 @@ def _copied(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _tensor_layout(x: Array) -> tuple[str, str]:
-    """Return how a tensor that is not dense is stored, and which dense tensors it has."""
+    """Return how a tensor that is not dense is stored, and how to make it dense."""
     if x.is_quantized:
         return f"a quantised one, {x.dtype}", "{0}.dequantize()"
     if x.is_nested:
@@ -182,11 +182,11 @@ def _tensor_layout(x: Array) -> tuple[str, str]:
 
 
 def carried(value: Array) -> Array:
-    """Return a NumPy array as any other library takes it; what is none stays."""
+    """Return a NumPy array in a form that any other library takes; return anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
     if is_bfloat16(value.dtype):
-        return value.astype(np.float32)  # which holds it exactly
+        return value.astype(np.float32)  # this is exact
     return value if value.flags.carray and value.dtype.isnative else _copied(value)
 
 
@@ -205,11 +205,11 @@ def namespace_of(x: Array, name: str = "x") -> ModuleType:
 
 
 def _completed(xp: ModuleType) -> ModuleType:
-    """Return a namespace with the functions that it names and does not have."""
+    """Return a namespace with the functions that it lacks."""
     if xp.__name__ != "ndonnx":
         return xp
     completed = ModuleType(xp.__name__, xp.__doc__)
-    # both are of its own making, so no sign of a zero or of a NaN matters
+    # signs of zeros and NaNs do not matter here: ndonnx computes both arguments itself
     vars(completed).update(vars(xp) | {"copysign": lambda size, x: xp.where(x < 0, -size, size)})
     return completed
 
@@ -246,11 +246,11 @@ def _remedy(kind: type) -> str:
 
 
 def constant_when_traced(function: Callable[..., bool]) -> Callable[..., bool]:
-    """Let torch.compile call a function while it traces, and take the result for a constant.
+    """Let torch.compile call a function while it traces, and treat the result as a constant.
 
-    This is what torch.compiler.assume_constant_result sets, without torch, which the core does not load.
-    Such a function fills a table of the process, by imports that a graph cannot hold: it returns True, and
-    traced code reads the table.
+    It does what torch.compiler.assume_constant_result does, without torch, which the core does not load.
+    Such a function fills a global table by imports, which a graph cannot hold. It returns True, and traced
+    code reads the table.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -258,7 +258,7 @@ def constant_when_traced(function: Callable[..., bool]) -> Callable[..., bool]:
 
 @constant_when_traced  # array_namespace itself makes torch.compile warn
 def _look_up(kind: type) -> bool:
-    """Find the namespace that array-api-compat has for a type, from the library the type is from."""
+    """Store the namespace that array-api-compat has for a type, found by the type's library."""
     if kind in _namespaces or _is_refused(kind):
         return True
     if hasattr(kind, "dtype") and hasattr(kind, "shape"):
@@ -272,17 +272,17 @@ def _look_up(kind: type) -> bool:
 
 
 def library_name(xp: ModuleType) -> str:
-    """Return the name of the library that a namespace is of."""
+    """Return the name of a namespace's library."""
     return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is one real number, of Python or NumPy."""
+    """Whether `value` is a real number of Python or NumPy."""
     return isinstance(value, _NUMBERS) and not isinstance(value, bool)
 
 
 def as_float(value: float) -> float:
-    """Return a number as a float, infinite where it is beyond the largest."""
+    """Return a number as a float; beyond the largest float it is infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -303,34 +303,34 @@ def check_p(p: float) -> float:
 
 
 def beside(lead: Array, value: Array, name: str) -> Array:
-    """Return a real array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
+    """Return a real array of lead's library: `value` itself, or a NumPy array moved to lead's device."""
     if not is_dtype(namespace_of(value, name), value.dtype, ("integral", "real floating")):
         raise TypeError(f"{name} must be real; got {value.dtype}")
     return of_library(lead, value, name)
 
 
 def of_library(lead: Array, value: Array, name: str) -> Array:
-    """Return an array of lead's library: `value` itself, or a NumPy array taken to lead's device."""
+    """Return an array of lead's library: `value` itself, or a NumPy array moved to lead's device."""
     xp = namespace_of(lead)
-    own, value = admit(value, name)
-    if own is xp:
+    namespace, value = admit(value, name)
+    if namespace is xp:
         return value
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(
-            f"{name} must be of the library of what it goes with, {library_name(xp)}, or a NumPy array; got "
-            f"an array of {library_name(own)}: convert it first"
+            f"{name} must be an array of {library_name(xp)}, as the array beside it is, or a NumPy array; "
+            f"got an array of {library_name(namespace)}: convert it first"
         )
     return xp.asarray(carried(value), device=device_of(lead))
 
 
 def mask_beside(lead: Array, mask: Array) -> Array:
-    """Return a mask as an array of lead's library and device; one that is traced has none, and stays."""
+    """Return a mask as an array of lead's library and device; a traced mask has no device and stays."""
     xp, device = namespace_of(lead), device_of(lead)
     if isinstance(mask, np.ndarray) and library_name(xp) == "torch" and xp.compiler.is_compiling():
-        return xp.asarray(mask, device=device)  # a tensor by now, in a layout of torch's own
+        return xp.asarray(mask, device=device)  # while tracing, torch already sees it as a tensor
     if hasattr(mask, "dtype"):
-        own, mask = admit(mask, "mask")
-        if own is xp and device_of(mask) in (None, device):
+        namespace, mask = admit(mask, "mask")
+        if namespace is xp and device_of(mask) in (None, device):
             return mask
     return xp.asarray(carried(mask), device=device)
 
@@ -342,7 +342,7 @@ def masked(grad: Array, mask: Array, name: str = "grad") -> Array:
 
 
 def broadcast_mask(grad: Array, mask: Array, name: str) -> Array:
-    """Return a mask of grad's library and shape."""
+    """Return a mask in grad's library and shape."""
     xp = namespace_of(grad)
     mask = mask_beside(grad, mask)
     if not xp.isdtype(mask.dtype, "bool"):
@@ -356,7 +356,7 @@ def broadcast_mask(grad: Array, mask: Array, name: str) -> Array:
 
 
 def device_of(x: Array) -> Device | None:
-    """Return the device of `x`, or None where the library has none to name, as under a JAX trace."""
+    """Return the device of `x`, or None where it has none, as under a JAX trace."""
     return getattr(x, "device", None)
 
 
@@ -365,7 +365,7 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     if tuple(x.shape) == shape:
         return x
     if 0 in shape and hasattr(x, "rechunk"):
-        x = x.rechunk(-1)  # dask reshapes what has no entries only where it is one chunk
+        x = x.rechunk(-1)  # dask reshapes an array without entries only if it is one chunk
     return namespace_of(x).reshape(x, shape)
 
 
@@ -375,19 +375,19 @@ def as_dtype(xp: ModuleType, x: Array, dtype: DType) -> Array:
 
 
 def sign(x: Array) -> Array:
-    """Return the sign of `x`; array-api-compat's own writes through a mask on torch, which vmap refuses."""
+    """Return the sign of `x`; array-api-compat's writes through a mask on torch, which vmap refuses."""
     xp = namespace_of(x)
     return xp.where(x != x, x, xp.astype(x > 0, x.dtype) - xp.astype(x < 0, x.dtype))
 
 
 def compute_dtype(x: Array, name: str) -> DType:
-    """Return the dtype to compute in: x's own, or float32 for the half precisions.
+    """Return the dtype to compute in: x's dtype, or float32 for half precision.
 
-    float16 ends at 65504 and bfloat16 keeps 8 bits: no sum over an example survives in them.
+    float16 ends at 65504 and bfloat16 keeps 8 bits: a sum over an example is useless in them.
     """
     xp, dtype = namespace_of(x, name), x.dtype
     if isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize in (4, 8):
-        return dtype  # as below, at a tenth of the time
+        return dtype  # same result as below, in a tenth of the time
     if is_dtype(xp, dtype, "real floating"):
         bits = finfo(xp, dtype).bits
         if bits == 16:
@@ -400,31 +400,31 @@ def compute_dtype(x: Array, name: str) -> DType:
 
 
 def is_dtype(xp: ModuleType, dtype: DType, kinds: str | tuple[str, ...]) -> bool:
-    """Whether a dtype is of one of the standard's kinds, as bfloat16 is "real floating" in NumPy too."""
+    """Whether a dtype is of one of the standard's kinds; bfloat16 counts as "real floating" in NumPy too."""
     try:
         return bool(xp.isdtype(dtype, kinds))
-    except TypeError:  # what NumPy says of a dtype that is not its own
+    except TypeError:  # NumPy raises it for a dtype of another package
         return is_bfloat16(dtype) and "real floating" in kinds
 
 
 def is_bfloat16(dtype: DType) -> bool:
-    """Whether it is the bfloat16 of ml_dtypes, by which NumPy knows it."""
+    """Whether a dtype is NumPy's bfloat16, which the package ml_dtypes defines."""
     return isinstance(dtype, np.dtype) and dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype of NumPy holds real numbers."""
+    """Whether a NumPy dtype holds real numbers."""
     return dtype.kind in "iuf" or is_bfloat16(dtype)
 
 
 def finfo(xp: ModuleType, dtype: DType) -> FInfo:
-    """Return xp.finfo(dtype); that of bfloat16 is known to the package which such an array comes from."""
+    """Return xp.finfo(dtype); for bfloat16 NumPy has none, and ml_dtypes has it."""
     info: FInfo = (importlib.import_module("ml_dtypes") if is_bfloat16(dtype) else xp).finfo(dtype)
     return info
 
 
 def known_shape(x: Array, name: str) -> tuple[int, ...]:
-    """Return the shape of `x`; raise where a lazy library does not know it."""
+    """Return the shape of `x`; raise if a lazy library does not know it."""
     shape = tuple(x.shape)
     if None in shape or any(map(operator.ne, shape, shape)):
         raise ValueError(
@@ -434,7 +434,7 @@ def known_shape(x: Array, name: str) -> tuple[int, ...]:
 
 
 def _shape_of_rows(x: Array, batch_ndim: int | None, name: str) -> tuple[int, ...]:
-    """Return the shape of the batch axes of `x`, followed by the number of coordinates of one example."""
+    """Return the batch shape of `x`, followed by the number of coordinates of one example."""
     if batch_ndim is None:
         batch_ndim = 0 if x.ndim < 2 else 1
     if isinstance(batch_ndim, bool) or not isinstance(batch_ndim, int | np.integer):

@@ -1,4 +1,4 @@
-"""Documentation that several functions share: written in one, shown in each."""
+"""Documentation that several functions share: written once, shown in each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _ENTRY = re.compile(r"^(?P<names>\w.*)\n(?P<text>(?: {4}.*(?:\n|\Z)|\n(?= {4}))+
 
 
 def documented_by(source: Callable[..., object]) -> Callable[[Function], Function]:
-    """Replace an entry 'a, b: As in `source`.' of a docstring by the entries of a and b in that of `source`.
+    """Replace a docstring entry 'a, b: As in `source`.' by the entries of a and b in `source`'s docstring.
 
-    Editors that read the source show the reference, `help` and Sphinx the text.
+    Editors that read the source code show the reference; `help` and Sphinx show the text.
     """
 
     def write_out(function: Function) -> Function:
         if (shared := inspect.getdoc(source)) and (doc := inspect.getdoc(function)):
 
-            def entries(short: re.Match[str]) -> str:
-                if short["text"].strip() != f"As in `{source.__name__}`.":
-                    return short[0]
-                listed = _names(short)
-                return "".join(each[0] for each in _ENTRY.finditer(shared) if _names(each) <= listed)
+            def entries(reference: re.Match[str]) -> str:
+                if reference["text"].strip() != f"As in `{source.__name__}`.":
+                    return reference[0]
+                names = _names(reference)
+                return "".join(entry[0] for entry in _ENTRY.finditer(shared) if _names(entry) <= names)
 
             function.__doc__ = _ENTRY.sub(entries, doc)
         return function

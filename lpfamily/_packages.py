@@ -1,4 +1,4 @@
-"""What imports say where a package is missing, or where two are of different versions."""
+"""Errors and warnings of imports: a missing package, or two packages of different versions."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 
 class NotInstalled(ModuleNotFoundError):
-    """A package that a module needs is not installed; the message says how to install it."""
+    """A required package is not installed; the message says how to install it."""
 
 
 @contextmanager
 def needs(remedy: str, *packages: str) -> Iterator[None]:
-    """Raise `NotInstalled`, with the remedy, where an import in the block lacks one of these packages."""
+    """Raise `NotInstalled`, with the remedy, if an import in the block lacks one of these packages."""
     try:
         yield
     except ModuleNotFoundError as cause:
-        lacking = (cause.name or "").partition(".")[0]
-        if lacking not in packages:
+        missing = (cause.name or "").partition(".")[0]
+        if missing not in packages:
             raise
-        raise NotInstalled(f"{lacking} is not installed; {remedy}", name=lacking) from cause
+        raise NotInstalled(f"{missing} is not installed; {remedy}", name=missing) from cause
 
 
 @contextmanager
 def same_version(file: str) -> Iterator[None]:
-    """Warn if the package whose `__init__` this is belongs to another version of lpfamily than runs.
+    """Warn if the package of this `__init__` file is from another version of lpfamily than the one running.
 
-    So it is where Python starts in a checkout's folder, takes `lpfamily` from there, and this package from
-    an older installation. Versions have the same number between two releases, so the sources are compared:
-    only where the two come from different places, and both are in one of them.
+    This happens if Python starts in the folder of a checkout: it takes `lpfamily` from there, and this
+    package from an older installation. Version numbers stay the same between two releases, so the sources
+    are compared, and only if the two packages come from different places of which one holds both.
     """
     package, core = Path(file).resolve().parent, Path(__file__).resolve().parent
     for one, other in (core, _beside(package, core.name)), (package, _beside(core, package.name)):

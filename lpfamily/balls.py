@@ -86,9 +86,8 @@ def project(
         room = [room_to_move(given, *box)] if box else []
         if scale is None:
             return given.shaped(nearest(p, given.values, radius, *room))
-        return given.shaped(
-            _nearest_weighted(p, given.values, *radius_and_scale(given, radius, scale), *room)
-        )
+        ball = radius_and_scale(given, radius, scale)
+        return given.shaped(_nearest_weighted(p, given.values, *ball, *room))
 
     return detoured(point, "v", v, sigma, mask, scale, *box_of(x, bounds))
 

@@ -139,11 +139,8 @@ def certify(
     finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
     if scale is not None:
         radius, scale = radius_and_scale(given, radius, scale)
-        rows, eps, room = (
-            per_row(scaled_direction, rows, scale),
-            per_row(divided, eps, scale),
-            per_row(divided, room, scale),
-        )
+        rows = per_row(scaled_direction, rows, scale)
+        eps, room = per_row(divided, eps, scale), per_row(divided, room, scale)
     could_move = xp.any(could_move & (rows != 0), axis=-1)
     judged = library_of(rows).per_example(
         functools.partial(_judge, p, rounding, bool(box)),

@@ -453,5 +453,5 @@ def test_weights_are_of_the_librarys_own_or_numpys(lib):
     assert type(far) is type(x)
     assert_allclose(lib.to_numpy(far), 3 / math.sqrt(2), rtol=1e-6)
     if lib.name != "numpy":
-        with pytest.raises(TypeError, match="weights must be of the library of what it goes with, numpy"):
+        with pytest.raises(TypeError, match="weights must be an array of numpy, as the array beside it is"):
             boundary_distance(lib.from_numpy(weights), bias, np.ones((1, 2)), labels, 2)

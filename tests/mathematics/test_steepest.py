@@ -226,7 +226,7 @@ def test_arrays_of_another_library_are_an_error(lib):
     if lib.name == "numpy":
         pytest.skip("NumPy's arrays go with any")
     one, other = np.ones((2, 2)), lib.from_numpy(np.ones((2, 2)))
-    message = r"must be of the library of what it goes with, numpy, or a NumPy array; got an array of"
+    message = "must be an array of numpy, as the array beside it is, or a NumPy array; got an array of"
     for call in (
         lambda: epsilon(one, 2, other[:, 0]),
         lambda: epsilon(one, 2, 1.0, x=other, bounds=(0, 1)),
