@@ -1,9 +1,9 @@
-"""How often Gaussian noise changes a prediction (V, eq. 26-33), from distances to the boundary.
+"""The probability that Gaussian noise changes a prediction (V, eq. 26-33), from distances to the boundary.
 
 Noise eta ~ N(0, sigma^2 I) changes a prediction when it goes at least ||a_i|| in one of n directions
-e_i = a_i / ||a_i|| (eq. 26). A projection of eta is N(0, sigma^2) whatever the dimension, so each
-direction has the probability P(eta_0 >= ||a_i||) = Q(||a_i|| / sigma), and everything here is the
-normal tail Q, a sum of such, or its mean over a distribution of distances.
+e_i = a_i / ||a_i|| (eq. 26). A projection of eta is N(0, sigma^2) in every dimension, so each direction
+has the probability P(eta_0 >= ||a_i||) = Q(||a_i|| / sigma). Everything here is the normal tail Q, a sum
+of such tails, or the mean of Q over a distribution of distances.
 
 Arguments are numbers or arrays that broadcast; the result has the library of the arrays (NumPy for
 numbers alone) and their dtype, and half precision is computed in float32. Every function is
@@ -35,18 +35,18 @@ from lpfamily.steepest import dual_norm
 
 
 def union_bound(distances: Array, sigma: Numbers) -> Array:
-    """Return a bound on the probability that noise changes a prediction, from each way to change it.
+    """Return an upper bound of the probability that noise changes a prediction.
 
-    The union bound over the directions (printed as a lower bound; it is an upper one)::
+    It is the union bound over the directions (the paper prints it as a lower bound; it is an upper one)::
 
         P(A) <= sum over i of P(eta_0 >= ||a_i||)     (27, 28)
 
-    or 1 where the sum is larger. It is the probability itself for n = 1, as in a linear model of two classes.
+    or 1 where the sum is larger. It is exact for n = 1, as in a linear model of two classes.
 
     Parameters
     ----------
     distances
-        ||a_i||_2 >= 0, the directions along the last axis, in units of the input.
+        ||a_i||_2 >= 0, with the directions along the last axis, in units of the input.
     sigma
         The standard deviation of the noise in each input, >= 0, in the same units: a number, or an
         array that broadcasts to `distances.shape[:-1]`.
@@ -54,26 +54,26 @@ def union_bound(distances: Array, sigma: Numbers) -> Array:
     Returns
     -------
     Array
-        Of the broadcast shape of `distances.shape[:-1]` and sigma.
+        The bound, of the broadcast shape of `distances.shape[:-1]` and sigma.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments that are not real, or visibly out of their range; one that lives on a device is
-        not looked at, and gives NaN.
+        For arguments that are not real, or are out of their range. Values on a device are not checked; out
+        of range they give NaN.
     """
     xp, back, values = _arrays(distances=distances, sigma=sigma)
     if values["distances"].ndim == 0:
-        raise ValueError("distances must have its directions along the last axis; got a number")
+        raise ValueError("distances must have the directions along its last axis; got a number")
     each = _exceeds(xp, values["distances"], values["sigma"][..., None])
     return back(_at_most_one(xp, xp.sum(each, axis=-1)))
 
 
 def dimension_bound(dimension: Numbers, directions: Numbers = 1) -> Array:
-    """Return the union bound for noise as long as the way to the boundary, in d dimensions.
+    """Return the union bound for noise that is as long as the distance to the boundary, in d dimensions.
 
-    With sigma = ||a|| / sqrt(d), noise and adversarial step have the same length (the text says
-    variance where the standard deviation must stand), and only the dimension remains::
+    With sigma = ||a|| / sqrt(d), the noise and the adversarial step have the same length (the paper says
+    variance where it means the standard deviation), and only the dimension remains::
 
         P(A) <= n P(eta_0 / sigma >= sqrt(d))     (29)
 
@@ -89,7 +89,7 @@ def dimension_bound(dimension: Numbers, directions: Numbers = 1) -> Array:
     Returns
     -------
     Array
-        Of the broadcast shape of the arguments.
+        The bound, of the broadcast shape of the arguments.
 
     Raises
     ------
@@ -106,14 +106,14 @@ def error_under_noise(
 ) -> Array:
     """Return the error under Gaussian noise that eq. 33 predicts.
 
-    With the distances of the right examples taken as N(mean, std^2), delta = eta_0 - ||a|| is normal
-    too, and with wrong examples taken to stay wrong::
+    It assumes that the distances of the correctly classified examples are N(mean, std^2), so that
+    delta = eta_0 - ||a|| is normal too, and that misclassified examples stay misclassified::
 
         P(miss) + (1 - P(miss)) * n P(delta >= 0)     (33)
         P(delta >= 0) = Q(mean / sqrt(sigma^2 + std^2))     (30-32)
 
-    where n P(delta >= 0) counts as 1 if it is larger. It is Table VIII at sigma = 0.1 and 0.3. At
-    sigma = 0 it lies above the error, by what the normal distribution puts below zero: the paper's
+    where n P(delta >= 0) counts as 1 if it is larger. Table VIII has it at sigma = 0.1 and 0.3. At
+    sigma = 0 it is above the error, because the normal distribution has some mass below zero; the paper's
     column 0 is the measured error.
 
     Parameters
@@ -122,7 +122,7 @@ def error_under_noise(
         The error without noise, P(miss), a fraction in [0, 1].
     mean, std
         Mean and standard deviation >= 0 of the L2 distances to the boundary along the most dominant
-        direction, over the examples that are right, in units of the input.
+        direction, over the correctly classified examples, in units of the input.
     sigma
         The standard deviation of the noise in each input, >= 0, in the same units.
     directions
@@ -156,10 +156,11 @@ def two_sided_error(
     sigma: Numbers,
     directions: Numbers = 1,
 ) -> Array:
-    """Return the error under Gaussian noise when noise also corrects.
+    """Return the error under Gaussian noise if noise also corrects examples.
 
-    Eq. 33 leaves wrong examples wrong. Noise corrects nearly as many as it spoils when it is small;
-    with the distances of the wrong examples to being right as N(wrong_mean, wrong_std^2)::
+    Eq. 33 assumes that misclassified examples stay misclassified. Small noise corrects nearly as many
+    examples as it spoils. Assume that the distances at which misclassified examples become correct are
+    N(wrong_mean, wrong_std^2)::
 
         P(miss) + (1 - P(miss)) * n P(delta >= 0) - P(miss) * P(delta_wrong >= 0)
 
@@ -168,7 +169,7 @@ def two_sided_error(
     error, mean, std, sigma, directions
         As in `error_under_noise`.
     wrong_mean, wrong_std
-        Mean and standard deviation >= 0 of the L2 distances from the wrong examples to being right.
+        Mean and standard deviation >= 0 of the L2 distances at which misclassified examples become correct.
 
     Returns
     -------
@@ -197,15 +198,16 @@ def two_sided_error(
 def error_from_distances(signed_distances: Array, sigma: Numbers) -> Array:
     """Return the error under Gaussian noise from the distance of every example, with n = 1.
 
-    Eq. 33 without its normal distribution, and two-sided: the mean over the examples of
-    Q(distance / sigma), where the distance of a wrong example to being right counts negatively, so
-    that its Q(-d / sigma) = 1 - Q(d / sigma) is the chance of staying wrong. -inf is an example that
-    noise never corrects, which is eq. 33's assumption. It is exact for a linear model of two classes.
+    It is eq. 33 without its normal distribution, and two-sided: the mean over the examples of
+    Q(distance / sigma). The distance d at which a misclassified example becomes correct counts negatively,
+    so that Q(-d / sigma) = 1 - Q(d / sigma) is its probability of staying misclassified. A distance of -inf
+    stands for an example that noise never corrects, as eq. 33 assumes of all of them. The result is exact
+    for a linear model of two classes.
 
     Parameters
     ----------
     signed_distances
-        L2 distances, negative for wrong examples, along the last axis, in units of the input.
+        L2 distances, negative for misclassified examples, along the last axis, in units of the input.
     sigma
         The standard deviation of the noise in each input, >= 0: a number, or an array that broadcasts
         to `signed_distances.shape[:-1]`.
@@ -230,20 +232,20 @@ def error_from_distances(signed_distances: Array, sigma: Numbers) -> Array:
 def linear_density(distances: Array, cut: Numbers, *, through_zero: bool = False) -> tuple[Array, Array]:
     """Return (intercept, slope) of the density of distances near zero, as in Fig. 7.
 
-    The line p0 + k a that has the sample's share of [0, cut] and its mean there::
+    The line p0 + k a has the same mass and the same mean on [0, cut] as the sample::
 
         p0 = (4 c F - 6 M) / c^2,    k = (12 M - 6 c F) / c^3,    F = mean [a <= c],    M = mean a [a <= c]
 
-    which is also the least-squares fit of a line to the sample's density on [0, c]. Through zero, as
-    Table IX has it, it is k = 2 F / c^2; but the density of the paper's models is not zero at zero.
+    It is also the least-squares fit of a line to the sample's density on [0, c]. The line through zero,
+    which Table IX uses, has k = 2 F / c^2; but the density of the paper's models is not zero at zero.
 
     Parameters
     ----------
     distances
-        The distances >= 0 of the right examples, along the last axis, in units of the input.
+        The distances >= 0 of the correctly classified examples, along the last axis, in units of the input.
     cut
-        c > 0, up to where the density is a line; 0.1 in Fig. 7. A number, or an array that broadcasts
-        to `distances.shape[:-1]`.
+        The distance c > 0 up to which the density is a line; 0.1 in Fig. 7. A number, or an array that
+        broadcasts to `distances.shape[:-1]`.
     through_zero
         Whether the line goes through zero.
 
@@ -260,14 +262,14 @@ def linear_density(distances: Array, cut: Numbers, *, through_zero: bool = False
     xp, back, values = _arrays(distances=distances, cut=cut)
     _check_examples(values["distances"])
     c = values["cut"]
-    part = values["distances"] / c[..., None]
+    ratio = values["distances"] / c[..., None]
     # a NaN is neither inside nor outside, so it stays in the mean
-    inside = xp.where(part <= 1, 1.0, xp.where(part > 1, 0.0, part))
+    inside = xp.where(ratio <= 1, 1.0, xp.where(ratio > 1, 0.0, ratio))
     share = xp.mean(inside, axis=-1)
     if through_zero:
         intercept, slope = xp.zeros_like(share), 2 * share / c / c
     else:
-        first = xp.mean(xp.where(part > 1, 0.0, part), axis=-1)
+        first = xp.mean(xp.where(ratio > 1, 0.0, ratio), axis=-1)
         intercept, slope = (4 * share - 6 * first) / c, (12 * first - 6 * share) / c / c
     return back(intercept), back(slope)
 
@@ -275,18 +277,18 @@ def linear_density(distances: Array, cut: Numbers, *, through_zero: bool = False
 def additional_error(
     error: Numbers, slope: Numbers, sigma: Numbers, intercept: Numbers = 0.0, *, two_sided: bool = False
 ) -> Array:
-    """Return the error that small Gaussian noise adds: Table IX's rule.
+    """Return the error that small Gaussian noise adds, by the rule of Table IX.
 
-    For a sigma so small that the density of the distances is a line p0 + k a as far as noise
-    reaches, eq. 28 averaged over it is::
+    Let sigma be so small that the density of the distances is a line p0 + k a as far as noise reaches.
+    The mean of eq. 28 over this density is::
 
         (1 - P(miss)) * integral from 0 of (p0 + k a) Q(a / sigma) da
             = (1 - P(miss)) * (p0 sigma / sqrt(2 pi) + k sigma^2 / 4)
 
-    Table IX takes p0 = 0. If the line goes on below zero, where the wrong examples lie, as it does for
-    a density that is smooth across the boundary, noise corrects (p0 - k a) Q(a / sigma) of them: p0
-    cancels and the net change, `two_sided`, is (1 - P(miss)) * k sigma^2 / 2. So Table IX agrees with
-    the net change that was measured because it leaves p0 out.
+    Table IX takes p0 = 0. If the density is smooth across the boundary, the line continues below zero, where
+    the misclassified examples lie. Noise then corrects (p0 - k a) Q(a / sigma) of them: p0 cancels, and the
+    net change, `two_sided`, is (1 - P(miss)) * k sigma^2 / 2. Table IX agrees with the measured net change
+    because it leaves p0 out.
 
     Parameters
     ----------
@@ -297,9 +299,9 @@ def additional_error(
     sigma
         The standard deviation of the noise in each input, >= 0.
     intercept
-        p0, per unit of the input: the density at distance zero, or what a line fitted to it has there.
+        p0, per unit of the input: the density at distance zero, or that of a fitted line.
     two_sided
-        Whether to count what noise corrects; p0 is then of no account.
+        Whether to subtract the error that noise corrects; p0 then has no effect.
 
     Returns
     -------
@@ -331,15 +333,16 @@ _RANGES = {
     "distances": (0.0, math.inf, "norms >= 0"),
     "dimension": (1.0, math.inf, "a number of inputs >= 1"),
     "directions": (0.0, math.inf, "a number of directions >= 0"),
-    "cut": (math.ulp(0.0), math.inf, "a distance > 0, up to where the density is a line"),
+    "cut": (math.ulp(0.0), math.inf, "a distance > 0, up to which the density is a line"),
 }
 
 
 def _arrays(**given: Numbers) -> tuple[ModuleType, Callable[[Array], Array], dict[str, Array]]:
-    """Return the namespace, what gives a result its dtype, and the values as arrays to compute on.
+    """Return the namespace, a function that casts a result to its dtype, and the values as arrays.
 
-    Numbers and NumPy arrays follow the arrays of another library, if there are any. What Python sees
-    without waiting for a device is held against its range here; elsewhere a value outside becomes NaN.
+    Numbers and NumPy arrays are converted to the library of the other arrays, if there are any. They are
+    checked against their range here; in other libraries a value out of range becomes NaN, as checking it
+    could mean waiting for a device.
     """
     values: dict[str, Array] = {
         name: value if _is_scalar(value) else admit(value, name)[1] for name, value in given.items()
@@ -352,7 +355,7 @@ def _arrays(**given: Numbers) -> tuple[ModuleType, Callable[[Array], Array], dic
     for name, value in (foreign or arrays).items():
         if namespace_of(value, name) is not xp:
             raise TypeError(
-                f"{name} must be of {first}'s library, {library_name(xp)}; got one of "
+                f"{name} must be an array of the library of {first}, {library_name(xp)}; got one of "
                 f"{library_name(namespace_of(value))}"
             )
         if not is_dtype(xp, value.dtype, "integral"):
@@ -385,7 +388,8 @@ def _is_scalar(value: object) -> bool:
 def _check_examples(distances: Array) -> None:
     if distances.ndim == 0 or distances.shape[-1] == 0:
         raise ValueError(
-            f"distances must hold examples along the last axis, at least one; got {tuple(distances.shape)}"
+            f"distances must have at least one example along the last axis; got shape "
+            f"{tuple(distances.shape)}"
         )
 
 
@@ -394,7 +398,7 @@ def _tail(x: Array) -> Array:
 
 
 def _exceeds(xp: ModuleType, mean: Array, *stds: Array) -> Array:
-    """Return P(N(0, sum of stds^2) >= mean); certain, one way or the other, where all stds are 0."""
+    """Return P(N(0, sum of stds^2) >= mean), which is 0 or 1 where all stds are 0."""
     mean, *stds = xp.broadcast_arrays(mean, *stds)
     scale = stds[0]
     if len(stds) > 1:  # a norm that neither overflows nor underflows, whose derivative at zero is zero

@@ -1,11 +1,11 @@
-"""The loss to second order: Gauss-Newton (Appendix B), eq. 13-20 and Remark 2, and how far they hold.
+"""The loss to second order: Gauss-Newton (Appendix B), eq. 13-20 and Remark 2, and their accuracy.
 
-Eq. 13 is L(x + eps) to second order in the steepest step eps. The step to eq. 14 puts J H_L(y) J' for
-the Hessian, with y the probabilities; by Lemma B.1 that is grad grad', of rank one. It is not the
-Hessian, and not the Gauss-Newton matrix of the logits, which is positive semidefinite of rank up to
-classes - 1: the three agree on average over labels drawn from the model's own y (Fisher's identity),
-not example by example. A confident right prediction has next to no grad grad', and usually more
-Hessian. So `SecondOrder` keeps each term apart, and `measure` compares each with the loss itself.
+Eq. 13 is L(x + eps) to second order in the steepest step eps. Eq. 14 replaces the Hessian by J H_L(y) J',
+with y the probabilities; by Lemma B.1 that is grad grad', of rank one. It is neither the Hessian nor the
+Gauss-Newton matrix of the logits, which is positive semidefinite of rank up to classes - 1. The three agree
+on average over labels drawn from the model's probabilities y (Fisher's identity), not example by example.
+For a confident right prediction grad grad' is nearly zero, and the Hessian is usually larger. `SecondOrder`
+therefore has each term separately, and `measure` compares each with the loss itself.
 """
 
 from lpfamily.curvature.derivatives import (

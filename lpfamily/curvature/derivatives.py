@@ -1,4 +1,4 @@
-"""Gauss-Newton (Appendix B): the cross-entropy's derivatives, J' H J, and both sides of Lemma B.1."""
+"""Gauss-Newton (Appendix B): derivatives of the cross-entropy, J' H J, and both sides of Lemma B.1."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from lpfamily.libraries import library_of
 def gauss_newton(jacobian: A, hessian: Array) -> A:
     """Return J' H J, the Gauss-Newton matrix GN(x) of Appendix B.
 
-    J has a row for each output, as automatic differentiation gives it; the paper's J_y(x) is its
-    transpose. With the logits' Hessian it is the generalised Gauss-Newton matrix, with the
-    probabilities' Hessian it is eq. 14's.
+    J has a row for each output, as automatic differentiation returns it; the paper's J_y(x) is its
+    transpose. With the Hessian in the logits the result is the generalised Gauss-Newton matrix; with the
+    Hessian in the probabilities it is the matrix of eq. 14.
 
     Parameters
     ----------
     jacobian
-        Of the outputs with respect to the inputs, (..., outputs, inputs).
+        The Jacobian of the outputs with respect to the inputs, (..., outputs, inputs).
     hessian
-        Of the loss with respect to the outputs, (..., outputs, outputs).
+        The Hessian of the loss with respect to the outputs, (..., outputs, outputs).
 
     Returns
     -------
     Array
-        Of shape (..., inputs, inputs) and of the Jacobian's dtype.
+        The matrix, of shape (..., inputs, inputs) and of the Jacobian's dtype.
 
     Raises
     ------
     TypeError, ValueError
-        If one is not a real floating array, or the outputs do not agree.
+        If one is not a real floating array, or if they differ in the number of outputs.
     """
     given = floating(jacobian, "jacobian")
     xp, j = given.xp, given.values
@@ -46,19 +46,20 @@ def gauss_newton(jacobian: A, hessian: Array) -> A:
 def probability_gradient(y: A, labels: Array) -> A:
     """Return -t / y, the gradient of the cross-entropy -sum_i t_i log y_i in the probabilities (eq. 45).
 
-    The entries of y count as independent. A class without a share in t has gradient 0, also at y = 0.
+    The entries of y count as independent. A class with t_i = 0 has gradient 0, also at y_i = 0.
 
     Parameters
     ----------
     y
-        Probabilities, (..., classes), at least two classes.
+        Probabilities, (..., classes), with at least two classes.
     labels
         Integers of shape `y.shape[:-1]`, or probabilities t of y's shape.
 
     Returns
     -------
     Array
-        Of y's shape and dtype; NaN for a label out of range that could not be seen.
+        The gradient, of y's shape and dtype; NaN for a label that is out of range where labels cannot be
+        checked.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def probability_hessian(y: A, labels: Array) -> A:
     Returns
     -------
     Array
-        Of shape (..., classes, classes) and of y's dtype.
+        The Hessian, of shape (..., classes, classes) and of y's dtype.
 
     Raises
     ------
@@ -102,14 +103,15 @@ def logit_gradient(logits: A, labels: Array) -> A:
     Parameters
     ----------
     logits
-        Of shape (..., classes), at least two classes.
+        The logits, of shape (..., classes), with at least two classes.
     labels
         Integers of shape `logits.shape[:-1]`, or probabilities t of the logits' shape.
 
     Returns
     -------
     Array
-        Of the logits' shape and dtype; NaN for a label out of range that could not be seen.
+        The gradient, of the logits' shape and dtype; NaN for a label that is out of range where labels cannot
+        be checked.
 
     Raises
     ------
@@ -129,18 +131,18 @@ def logit_gradient(logits: A, labels: Array) -> A:
 def logit_hessian(logits: A) -> A:
     """Return diag(y) - y y' with y = softmax(logits): the Hessian of the cross-entropy in the logits.
 
-    It is the same for all labels whose probabilities sum to 1, and also the Jacobian of y. The
+    It is the same for all labels whose probabilities sum to 1, and it is also the Jacobian of y. The
     diagonal, y_i (1 - y_i), is computed as sum_{j != i} y_i y_j.
 
     Parameters
     ----------
     logits
-        Of shape (..., classes).
+        The logits, of shape (..., classes).
 
     Returns
     -------
     Array
-        Of shape (..., classes, classes) and of the logits' dtype.
+        The Hessian, of shape (..., classes, classes) and of the logits' dtype.
 
     Raises
     ------
@@ -156,14 +158,14 @@ def logit_hessian(logits: A) -> A:
 def lemma_b1(jacobian: A, y: A, labels: Array) -> tuple[A, A]:
     """Return both sides of Lemma B.1: grad_x L grad_x L' and J_y(x) H_L(y) J_y(x)'.
 
-    They are equal for integer labels, which is what the lemma's hypothesis means, and for one-hot t;
-    for soft labels they differ, as eq. 46 has no entry off the diagonal. Equal to each other, they
-    still are not the Hessian of eq. 13: their mean over labels drawn from y is its mean.
+    They are equal for integer labels, as in the lemma's hypothesis, and for one-hot t. For soft labels they
+    differ, as eq. 46 has no entry off the diagonal. Even where they are equal, they are not the Hessian of
+    eq. 13; only their means over labels drawn from y agree.
 
     Parameters
     ----------
     jacobian
-        Of the probabilities with respect to the inputs, (..., classes, inputs).
+        The Jacobian of the probabilities with respect to the inputs, (..., classes, inputs).
     y, labels
         As in `probability_gradient`.
 

@@ -1,4 +1,4 @@
-"""Eq. 13-20 and Remark 2: the terms of the loss to second order, and how far they are from the loss."""
+"""Eq. 13-20 and Remark 2: the terms of the loss to second order, and their gap to the loss itself."""
 
 from __future__ import annotations
 
@@ -40,21 +40,22 @@ class LossFunctions:
 def loss_of(trainer: Any, labels: Array) -> LossFunctions:
     """Return the cross-entropy of a backend's trainer at these labels as a `Loss`.
 
-    A trainer's `input_gradients` are those of the error log-odds; the cross-entropy's are 1 - p_y =
-    1 - exp(-L) times as long.
+    A trainer's `input_gradients` are those of the error log-odds. The gradients of the cross-entropy are
+    these times 1 - p_y = 1 - exp(-L).
 
     Parameters
     ----------
     trainer
-        With the methods `losses(x, labels)`, `input_gradients(x, labels)` and `hessian_products(x,
-        labels, v)` of `lpfamily.training.backends.Trainer`.
+        An object with the methods `losses(x, labels)`, `input_gradients(x, labels)` and
+        `hessian_products(x, labels, v)` of `lpfamily.training.backends.Trainer`.
     labels
-        Integers, one for each example.
+        Integers, one per example.
 
     Returns
     -------
     LossFunctions
-        Of the same inputs as the trainer's methods: NumPy arrays (n, inputs), as many as labels.
+        Functions of the inputs that the trainer's methods take: NumPy arrays (n, inputs), n the number of
+        labels.
     """
 
     def gradients(x: Array) -> Array:
@@ -69,7 +70,7 @@ def loss_of(trainer: Any, labels: Array) -> LossFunctions:
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """L(x + eps) to second order in eps, the steepest step of Lp norm sigma; one number an example."""
+    """L(x + eps) to second order in eps, the steepest step of Lp norm sigma; one value per example."""
 
     loss: Array
     """L(x)."""
@@ -78,9 +79,9 @@ class SecondOrder:
     second: Array
     """eps' H eps / 2 with the Hessian itself (eq. 13)."""
     rank_one: Array
-    """sigma^2/2 ||g||_{p*}^2: eps' g g' eps / 2, g g' in place of H (eq. 15-18; Remark 2 for any p)."""
+    """sigma^2/2 ||g||_{p*}^2 = eps' g g' eps / 2, with g g' for H (eq. 15-18; Remark 2 for any p)."""
     trace: Array
-    """sigma^2/2 Tr H (eq. 20), which noise of deviation sigma in each coordinate adds (Remark 1)."""
+    """sigma^2/2 Tr H (eq. 20), which noise of standard deviation sigma in each coordinate adds (Remark 1)."""
     trace_error: Array
     """The standard error of `trace`, from the probes."""
 
@@ -90,10 +91,10 @@ def second_order(
 ) -> SecondOrder:
     """Return the terms of eq. 13-20 at x, for the steepest step eps of any p.
 
-    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 puts J_y H_L(y)
-    J_y' = g g' for H, which holds only in expectation over labels drawn from the model: there
-    `rank_one` replaces `second`. Eq. 20 then replaces it by `trace`, a third number: the noise that
-    adds it has norm sigma sqrt(d), where eps has sigma.
+    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 replaces H by
+    J_y H_L(y) J_y' = g g', and so `second` by `rank_one`. This holds only in expectation over labels drawn
+    from the model. Eq. 20 replaces it by a third number, `trace`: the noise that adds this number has norm
+    sigma sqrt(d), whereas eps has norm sigma.
 
     Parameters
     ----------
@@ -104,8 +105,8 @@ def second_order(
     p, sigma, batch_ndim
         As in `lpfamily.epsilon`.
     probes
-        Directions for the trace, one along the first axis for each product with H, as `rademacher`
-        makes them; sqrt(d) times the d unit vectors give the trace exactly.
+        Directions for the trace, along the first axis, one for each product with H; `rademacher` draws
+        them. sqrt(d) times the d unit vectors give the trace exactly.
 
     Returns
     -------
@@ -116,7 +117,7 @@ def second_order(
     ------
     TypeError, ValueError
         As in `lpfamily.epsilon`, for gradients, products or probes that do not have x's shape, and for
-        losses that are not one an example.
+        losses that are not one per example.
     """
     _, x = admit(x, "x")
     _, probes = admit(probes, "probes")
@@ -149,9 +150,9 @@ def _terms(
 
 
 def rademacher(x: Array, count: int, seed: int = 0) -> Array:
-    """Return `count` arrays like x with entries -1 or 1, along a new first axis; the seed decides all.
+    """Return `count` random arrays like x with entries -1 or 1, along a new first axis.
 
-    They are the probes that `second_order` and `hutchinson` take.
+    They are probes for `second_order` and `hutchinson`. The same seed gives the same arrays.
     """
     xp, x = admit(x, "x")
     signs = 2.0 * np.random.default_rng(seed).integers(2, size=(count, *x.shape)) - 1.0
@@ -163,17 +164,17 @@ def hutchinson(
 ) -> tuple[Array, Array]:
     """Return Tr H of each example, and its standard error, from products with probes.
 
-    The mean of v' H v over probes v with E v v' = 1 (Hutchinson 1989). Entries -1 and 1 have the
-    least variance, 2 sum_{i != j} H_ij^2: none for a diagonal H.
+    It is the mean of v' H v over probes v with E v v' = 1 (Hutchinson 1989). Entries -1 and 1 have the
+    least variance, 2 sum_{i != j} H_ij^2, which is 0 for a diagonal H.
 
     Parameters
     ----------
     product
         Maps v, of the shape of one probe, to H v.
     probes
-        Of shape (count, *shape of x), at least one.
+        The probes, of shape (count, *shape of x), at least one.
     batch_ndim
-        How many axes of x index examples; None means 1, or 0 for a 1-D x.
+        The number of axes of x that index examples; None means 1, or 0 for a 1-D x.
 
     Returns
     -------
@@ -184,7 +185,7 @@ def hutchinson(
     Raises
     ------
     TypeError, ValueError
-        If probes is not a real floating array, or holds none.
+        If probes is not a real floating array, or has no probe.
     """
     xp, probes = admit(probes, "probes")
     compute_dtype(probes, "probes")
@@ -198,7 +199,7 @@ def hutchinson(
 
 @dataclass(frozen=True)
 class Measurement:
-    """The terms of eq. 13-20 beside the losses that they are to predict; one number an example."""
+    """The terms of eq. 13-20 beside the losses that they predict; one value per example."""
 
     p: float
     sigma: float
@@ -206,15 +207,15 @@ class Measurement:
     perturbed: Array
     """L(x + eps), eps the steepest step of Lp norm sigma."""
     noisy: Array
-    """E L(x + eta), eta Gaussian of deviation sigma in each coordinate, from antithetic pairs."""
+    """E L(x + eta), eta Gaussian of standard deviation sigma in each coordinate, from antithetic pairs."""
     noisy_error: Array
     """The standard error of `noisy`."""
 
     def gaps(self) -> dict[str, Array]:
-        """Return prediction - measurement of each model, keyed by what it is in the paper.
+        """Return prediction - measurement of each model, keyed by its place in the paper.
 
-        eq4, eq13, eq17 (Remark 2 where p is not 2) and eq20 predict L(x + eps); remark1, L + sigma^2/2
-        Tr H, predicts E L(x + eta).
+        eq4, eq13, eq17 (Remark 2 if p is not 2) and eq20 predict L(x + eps). remark1, L + sigma^2/2 Tr H,
+        predicts E L(x + eta).
         """
         terms = self.terms
         linear = terms.loss + terms.first - self.perturbed
@@ -237,18 +238,18 @@ def measure(
     draws: int = 32,
     seed: int = 0,
 ) -> list[Measurement]:
-    """Return, for every p and sigma, what the models of eq. 4-20 predict and what the loss is.
+    """Return, for every p and sigma, the predictions of eq. 4-20 and the losses that they predict.
 
-    Takes a loss, a gradient and `probes` Hessian products at x; 2 `draws` losses for each sigma; and a
-    Hessian product and a loss for each pair of p and sigma. Noise is drawn in pairs eta and -eta, which
-    cancels the terms of odd order, and is the same for every sigma up to scale.
+    It evaluates a loss, a gradient and `probes` Hessian products at x, 2 * `draws` losses for each sigma,
+    and a Hessian product and a loss for each pair of p and sigma. Noise is drawn in pairs eta and -eta, which
+    cancels the terms of odd order; up to its scale it is the same for every sigma.
 
     Parameters
     ----------
     loss
         As in `second_order`; for a trained network `loss_of(trainer, labels)`.
     x
-        The inputs, examples along the first axis.
+        The inputs, with examples along the first axis.
     p, sigma
         Sequences of numbers, each number as in `lpfamily.epsilon`; every p is combined with every sigma.
     probes
@@ -256,12 +257,12 @@ def measure(
     draws
         The number of antithetic pairs of noise.
     seed
-        Of probes and noise.
+        The seed of probes and noise.
 
     Returns
     -------
     list[Measurement]
-        For each p, for each sigma, in this order: the last changes first.
+        One for each pair of p and sigma; sigma varies fastest.
 
     Raises
     ------
@@ -276,13 +277,13 @@ def measure(
     value, grad = _losses(loss, x, None), _gradients(loss, x)
     trace = hutchinson(lambda v: loss.hessian_products(x, v), rademacher(x, probes, seed))
     noisy = [_noisy(xp, loss, x, s, draws, seed) for s in sigmas]
-    found = []
+    measurements = []
     for q in exponents:
         for s, (mean, error) in zip(sigmas, noisy, strict=True):
             terms = _terms(loss, x, value, grad, trace, q, s, None)
             perturbed = loss.losses(x + epsilon(grad, q, s))
-            found.append(Measurement(q, s, terms, perturbed, mean, error))
-    return found
+            measurements.append(Measurement(q, s, terms, perturbed, mean, error))
+    return measurements
 
 
 def _noisy(xp: ModuleType, loss: Loss, x: Array, sigma: float, draws: int, seed: int) -> tuple[Array, Array]:
@@ -305,7 +306,7 @@ def _mean_and_error(xp: ModuleType, values: Sequence[Array]) -> tuple[Array, Arr
 def _losses(loss: Loss, x: Array, batch_ndim: int | None) -> Array:
     value, batch = loss.losses(x), examples(x, "x", batch_ndim).batch
     if tuple(value.shape) != batch:
-        raise ValueError(f"losses(x) must have shape {batch}, one an example; got {tuple(value.shape)}")
+        raise ValueError(f"losses(x) must have shape {batch}, one per example; got {tuple(value.shape)}")
     return value
 
 

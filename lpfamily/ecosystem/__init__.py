@@ -1,1 +1,1 @@
-"""The family inside other packages: each module imports its package, and nothing imports the modules."""
+"""The Lp family inside other packages: each module imports its package, and no other module imports it."""

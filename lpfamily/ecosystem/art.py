@@ -1,4 +1,4 @@
-"""The steepest step in an Lp ball, and many of them, as an attack for the Adversarial Robustness Toolbox."""
+"""An attack for the Adversarial Robustness Toolbox: one steepest step in an Lp ball, or many."""
 
 from __future__ import annotations
 
@@ -28,45 +28,47 @@ with needs("pip install adversarial-robustness-toolbox", "art"):
 
 Mask = NDArray[np.bool_]
 Labels = Any
-"""Indices, one-hot rows, or whatever the loss takes of an estimator that is no classifier."""
+"""Indices or one-hot rows; for an estimator that is not a classifier, whatever its loss takes."""
 
 
 class LpGradientMethod(EvasionAttack):
-    """The steepest step of Lp norm eps, or many, for any ART estimator with loss gradients.
+    """An attack of one steepest step of Lp norm eps, or of many, for any ART estimator with loss gradients.
 
-    One step is eq. 3 at the gradient, exact in the ball and `clip_values` together (p = 1: the largest
-    gradients go to their walls until the budget is spent; p = 2: along the gradient; p = inf: the fast
-    gradient sign method). More steps, or a random start, are `lpfamily.ascend`.
+    One step is eq. 3 at the gradient. It is exact in the ball and `clip_values` together. At p = 1 the
+    entries with the largest gradients go to their bounds until the budget is spent; p = 2 goes along the
+    gradient; p = inf is the fast gradient sign method. With more steps, or a random start, the attack is
+    `lpfamily.ascend`.
 
-    For a PyTorchClassifier of CrossEntropyLoss (without label smoothing) or NLLLoss the gradient is that
-    of `lpfamily.error_log_odds`: the direction of the loss, at the same cost, that does not round away
-    where the classifier is confident; and of each example the iterate of the largest is kept. Any other
-    estimator gives the gradient of its own loss, and the last iterate is kept. There p_y - 1, the right
-    class's part of a cross-entropy's gradient, has few bits left or none, in float32 from p_y = 1 - 1e-7:
-    the direction is then wrong, or zero.
+    For a PyTorchClassifier with CrossEntropyLoss (without label smoothing) or NLLLoss, the attack takes the
+    gradient of `lpfamily.error_log_odds`. It has the direction of the loss gradient and the same cost, and
+    does not round to zero where the classifier is confident. For each example the iterate with the largest
+    value is kept. For any other estimator the attack takes the gradient of the estimator's loss, and keeps
+    the last iterate. The entry p_y - 1 of a cross-entropy's gradient then has few bits left or none, in
+    float32 from p_y = 1 - 1e-7, and the direction is wrong, or zero.
 
-    Modes and `param.grad` of a torch model are put back. An example stays where it is if its gradient is
-    zero or not finite, and a warning says how many do.
+    The attack restores the modes and `param.grad` of a torch model. It does not move an example whose
+    gradient is zero or not finite, and warns with the number of such examples.
 
     Parameters
     ----------
     estimator
-        With `loss_gradient`; its `clip_values` are the box.
+        An estimator with `loss_gradient`; its `clip_values` are the box.
     p
         A number in [1, inf].
     eps
-        The radius, a number >= 0 or, as in ART's own attacks, an array that broadcasts to x: of shape
-        (n, 1, ..., 1) for one radius an example.
+        The radius, a number >= 0 or, as in ART's attacks, an array that broadcasts to x: of shape
+        (n, 1, ..., 1) for one radius per example.
     steps, step_size, method
-        As in `lpfamily.ascend`: how many gradients; the Lp norm of a projected step, a number, None for
-        2.5 eps / steps; "adaptive", "projected" or "frank-wolfe". None is "adaptive" without a step_size
-        where the log-odds are known, else "projected": "adaptive" needs values, and without them is an error.
+        As in `lpfamily.ascend`: the number of gradients; the Lp norm of a projected step, a number, or None
+        for 2.5 eps / steps; "adaptive", "projected" or "frank-wolfe". None means "adaptive" without a
+        step_size if the log-odds are known, else "projected". "adaptive" needs values, so it is an error if
+        the log-odds are not known.
     random_start
-        True starts from a uniform point of the ball, a `numpy.random.Generator` does so repeatably.
+        True starts from a uniform point of the ball; a `numpy.random.Generator` makes that repeatable.
     targeted
-        Whether y is what to reach rather than what to leave.
+        Whether y holds the classes to reach; otherwise y holds the classes to leave.
     batch_size
-        How many examples a gradient is taken of at a time.
+        The number of examples per gradient.
 
     Raises
     ------
@@ -119,18 +121,18 @@ class LpGradientMethod(EvasionAttack):
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
 
     def generate(self, x: Floats, y: Labels | None = None, mask: ArrayLike | None = None) -> Floats:
-        """Return x + eps, of x's shape and dtype (ART's own for integers).
+        """Return x + eps, of x's shape and dtype (ART's dtype if x has integers).
 
         Parameters
         ----------
         x
             The inputs, inside `clip_values`.
         y
-            Labels, as indices or one-hot; None stands for the estimator's own predictions, so that no
-            label leaks. A targeted attack needs its targets. For an estimator that is no classifier,
-            what its loss takes.
+            Labels, as indices or one-hot. None means the predictions of the estimator, so that no label
+            leaks. A targeted attack needs its targets. For an estimator that is not a classifier, y is
+            whatever its loss takes.
         mask
-            An array that broadcasts to x: where it is zero or False nothing moves, and no budget is spent.
+            An array that broadcasts to x. Entries where it is zero or False do not move and spend no budget.
 
         Returns
         -------
@@ -140,8 +142,8 @@ class LpGradientMethod(EvasionAttack):
         Raises
         ------
         ValueError
-            For a targeted attack without y; for an eps that varies within an example, and shapes that
-            do not fit; and as in `lpfamily.epsilon`.
+            For a targeted attack without y, an eps that varies within an example, shapes that do not fit,
+            and as in `lpfamily.epsilon`.
         """
         if not np.issubdtype(x.dtype, np.floating):
             x = x.astype(ART_NUMPY_DTYPE)
@@ -153,8 +155,8 @@ class LpGradientMethod(EvasionAttack):
             y = self._labels(at, y)
             for i in range(0, len(x), self.batch_size):
                 rows = slice(i, i + self.batch_size)
-                kept = None if mask is None else mask[rows]
-                eps[rows] = self._perturbation(at[rows], y[rows], radius[rows], kept)
+                mask_of_rows = None if mask is None else mask[rows]
+                eps[rows] = self._perturbation(at[rows], y[rows], radius[rows], mask_of_rows)
         eps = checked(eps, radius)
         low, high = (-np.inf, np.inf) if self.estimator.clip_values is None else self.estimator.clip_values
         return np.asarray(np.clip(x + eps, low, high), x.dtype)
@@ -165,8 +167,8 @@ class LpGradientMethod(EvasionAttack):
         radius: Floats = whole[(slice(None), *[0] * inner)]
         if np.any(eps != radius.reshape(-1, *[1] * inner)):
             raise ValueError(
-                f"eps must be one number an example, of shape {(len(x), *[1] * inner)}; got one of shape "
-                f"{eps.shape} that varies within an example"
+                f"eps must be one number per example, of shape {(len(x), *[1] * inner)}; got an array of "
+                f"shape {eps.shape} that varies within an example"
             )
         return radius
 
@@ -179,7 +181,8 @@ class LpGradientMethod(EvasionAttack):
             y = self.estimator.predict(x, batch_size=self.batch_size)
             if y.ndim != 2 or y.shape[1] < 2:
                 raise ValueError(
-                    f"predictions of shape {y.shape} name no class: give y, or one output for each class"
+                    f"predictions of shape {y.shape} name no class: pass y, or an estimator with one output "
+                    "per class"
                 )
             y = np.argmax(y, axis=1)
         return check_and_transform_label_format(y, nb_classes=self.estimator.nb_classes)
@@ -192,7 +195,7 @@ class LpGradientMethod(EvasionAttack):
 
             def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
                 grad = self.estimator.loss_gradient(at.astype(x.dtype, copy=False), y)
-                # a loss that has rounded away tells no iterate from another, so the last one is kept
+                # a loss that has rounded to zero ranks no iterates, so values that count up keep the last one
                 value = np.full(len(x), float(next(time))) if odds is None else sign * odds.pop()
                 return value, sign * grad
 
@@ -203,8 +206,9 @@ class LpGradientMethod(EvasionAttack):
             how, method = (self.steps, self.step_size, start), self.method
             if odds is None and method == "adaptive":
                 raise ValueError(
-                    "method='adaptive' needs the value of each example, known for a PyTorchClassifier of "
-                    "CrossEntropyLoss or NLLLoss and hard labels: pass 'projected' or 'frank-wolfe'"
+                    "method='adaptive' needs the value of each example, which is known for a "
+                    "PyTorchClassifier with CrossEntropyLoss or NLLLoss and hard labels: pass 'projected' or "
+                    "'frank-wolfe'"
                 )
             if odds is None:
                 method = method or "projected"
@@ -212,7 +216,7 @@ class LpGradientMethod(EvasionAttack):
 
 
 def _dtype_of(estimator: BaseEstimator, x: Floats) -> DTypeLike:
-    """Return the dtype that the estimator takes: of a torch model that of its weights."""
+    """Return the dtype that the estimator takes; for a torch model it is that of its weights."""
     if isinstance(estimator, PyTorchEstimator):
         for weight in estimator.model.parameters():
             if weight.is_floating_point():
@@ -222,7 +226,7 @@ def _dtype_of(estimator: BaseEstimator, x: Floats) -> DTypeLike:
 
 @contextlib.contextmanager
 def _unchanged(estimator: BaseEstimator) -> Iterator[None]:
-    """Put back what ART's gradients change in a torch model; its weights need none meanwhile."""
+    """Restore the modes and gradients of a torch model on exit; inside, its weights need no gradient."""
     if not isinstance(estimator, PyTorchEstimator):
         yield
         return
@@ -242,14 +246,14 @@ def _unchanged(estimator: BaseEstimator) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _odds(estimator: BaseEstimator, y: Labels) -> Iterator[list[Floats] | None]:
-    """Make `loss_gradient` that of the error log-odds, and yield the list its values go to.
+    """Make `loss_gradient` return that of the error log-odds, and yield the list that receives its values.
 
-    Or yield None, if the outputs are not known to be logits, or the labels are soft.
+    Yield None instead if the outputs are not known to be logits, or if the labels are soft.
     """
     loss = getattr(estimator, "_loss", None)
     hard = np.ndim(y) == 2 and np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1)
-    as_known = type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
-    if not (as_known and hard and _is_cross_entropy(loss)):
+    not_overridden = type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
+    if not (not_overridden and hard and _is_cross_entropy(loss)):
         yield None
         return
     values: list[Floats] = []

@@ -1,4 +1,4 @@
-"""The steepest step in an Lp ball, and many of them, as attacks for foolbox."""
+"""Attacks for foolbox: one steepest step in an Lp ball, or many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Evaluate = Callable[[Array], tuple[Array, Array]]
 
 
 class LpDistance(foolbox.distances.LpDistance):
-    """The Lp distance for every p in [1, inf], where |x| ** p neither underflows nor overflows."""
+    """The Lp distance for every p in [1, inf], computed so that |x| ** p neither underflows nor overflows."""
 
     def __call__(self, references: T, perturbed: T) -> T:
         """Return ||perturbed - references||_p of each example."""
@@ -31,9 +31,9 @@ class LpDistance(foolbox.distances.LpDistance):
         return restore_type(ep.astensor(lpfamily.norm((y - x).raw, self.p, batch_ndim=1)))
 
     def clip_perturbation(self, references: T, perturbed: T, epsilon: float) -> T:
-        """Return perturbed, moved towards references where it is farther than epsilon.
+        """Return perturbed, moved towards references if its distance exceeds epsilon.
 
-        Every entry stays between its two, so that no rounding takes it beyond the model's bounds.
+        Every entry stays between its two values, so that rounding cannot take it outside the model's bounds.
         """
         if epsilon == 0:
             return references
@@ -55,7 +55,9 @@ class _LpAttack(FixedEpsilonAttack):
         raise_if_kwargs(kwargs)
         x, restore_type = ep.astensor_(inputs)
         if isinstance(x, ep.NumPyTensor):
-            raise TypeError("NumPy has no gradients to attack with: give a PyTorchModel or a JAXModel")
+            raise TypeError(
+                "a NumPy model has no gradients to attack with: pass a PyTorchModel or a JAXModel"
+            )
         criterion = get_criterion(criterion)
         if isinstance(criterion, foolbox.Misclassification):
             sign, labels = 1, criterion.labels.raw
@@ -77,16 +79,17 @@ class _LpAttack(FixedEpsilonAttack):
 
 
 class LpFastGradientAttack(_LpAttack):
-    """The steepest step of Lp norm epsilon, for a foolbox model.
+    """An attack of one steepest step of Lp norm epsilon, for a foolbox model.
 
-    Eq. 3 at the gradient of `lpfamily.error_log_odds`, which is the direction of the cross-entropy and
-    does not round away where the model is confident; exact in the ball and the model's bounds together
-    (p = 1: the largest gradients go to their walls until the budget is spent; p = 2: along the gradient;
-    p = inf: the fast gradient sign method). A target class takes the opposite of its error log-odds.
+    The step is eq. 3 at the gradient of `lpfamily.error_log_odds`, which has the direction of the
+    cross-entropy's gradient and does not round to zero where the model is confident. It is exact in the ball
+    and the model's bounds together. At p = 1 the entries with the largest gradients go to their bounds until
+    the budget is spent; p = 2 goes along the gradient; p = inf is the fast gradient sign method. A targeted
+    attack lowers the error log-odds of the target class.
 
-    The model's outputs must be logits. Torch and JAX models keep their dtype and device, a torch model
-    its `param.grad` and mode. Where the gradient is zero or not finite an example stays where it is, and
-    a warning says how many do.
+    The model's outputs must be logits. Torch and JAX models keep their dtype and device, and a torch model
+    keeps its `param.grad` and mode. The attack does not move an example whose gradient is zero or not finite,
+    and warns with the number of such examples.
 
     Parameters
     ----------
@@ -96,7 +99,7 @@ class LpFastGradientAttack(_LpAttack):
     Raises
     ------
     TypeError, ValueError
-        For a p outside [1, inf]; when it runs, for a NumPy model, which has no gradients, and for a
+        For a p outside [1, inf]. When the attack runs, for a NumPy model, which has no gradients, and for a
         criterion that is neither Misclassification nor TargetedMisclassification.
 
     References
@@ -110,22 +113,22 @@ class LpFastGradientAttack(_LpAttack):
 
 
 class LpAscentAttack(_LpAttack):
-    """Many steepest steps in the Lp ball, for a foolbox model: `lpfamily.ascend`.
+    """An attack of many steepest steps in the Lp ball, for a foolbox model: `lpfamily.ascend`.
 
-    The inner maximum of eq. 1 over ball and bounds, of the same direction as `LpFastGradientAttack` (p =
-    inf, projected: PGD). Of each example the iterate of the largest error log-odds is kept, so that more
-    steps, or a random start, never make an attack weaker than its start.
+    It is the inner maximum of eq. 1 over ball and bounds, with the gradient of `LpFastGradientAttack`. At p =
+    inf and with method "projected" it is PGD. For each example the iterate with the largest error log-odds is
+    kept, so that more steps, or a random start, never make an attack weaker than its start.
 
     Parameters
     ----------
     p
         A number in [1, inf].
     steps, step_size, method
-        As in `lpfamily.ascend`: how many gradients; the Lp norm of a projected step, None for 2.5
-        epsilon / steps; "adaptive", "projected" or "frank-wolfe", None for "projected" if there is a
+        As in `lpfamily.ascend`: the number of gradients; the Lp norm of a projected step, or None for 2.5
+        epsilon / steps; "adaptive", "projected" or "frank-wolfe", or None for "projected" if there is a
         step_size, else "adaptive".
     random_start
-        True starts from a uniform point of the ball; a NumPy or torch generator does so repeatably.
+        True starts from a uniform point of the ball; a NumPy or torch generator makes that repeatable.
         `attack.repeat(n)` keeps the best of n starts.
 
     Raises
@@ -160,7 +163,7 @@ class LpAscentAttack(_LpAttack):
 
 
 def _value_and_grad(value: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    if isinstance(ep.astensor(x), ep.PyTorchTensor):  # eagerpy's backward() adds to the parameters' gradients
+    if isinstance(ep.astensor(x), ep.PyTorchTensor):  # eagerpy's backward() would change the parameters' grad
         import torch
 
         with torch.enable_grad():

@@ -548,7 +548,9 @@ def test_an_error_says_what_was_given(lib):
         second_order(
             LossFunctions(good.losses, good.gradients, lambda _, v: v[:, 0]), x, 2, 1.0, rademacher(x, 1)
         )
-    with pytest.raises(ValueError, match=r"losses\(x\) must have shape \(2,\), one an example; got \(2, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"losses\(x\) must have shape \(2,\), one per example; got \(2, 1\)"
+    ):
         second_order(
             LossFunctions(lambda x: x[:, :1], good.gradients, good.hessian_products),
             x,

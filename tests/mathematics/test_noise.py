@@ -426,11 +426,11 @@ BAD = {
         0.1, a, 0.1, 0.1, -1
     ),
     r"distances must be norms >= 0; got": lambda a: union_bound(np.array([-1.0]), 0.1),
-    r"distances must have its directions along the last axis; got a number": lambda a: union_bound(0.1, 0.1),
+    r"distances must have the directions along its last axis; got a number": lambda a: union_bound(0.1, 0.1),
     r"dimension must be a number of inputs >= 1; got 0": lambda a: dimension_bound(0),
     r"cut must be a distance > 0.*got 0": lambda a: linear_density(a, 0),
-    r"distances must hold examples along the last axis, at least one; got \(0,\)": lambda a: linear_density(
-        a[:0], 0.1
+    r"distances must have at least one example along the last axis; got shape \(0,\)": lambda a: (
+        linear_density(a[:0], 0.1)
     ),
     r"signed_distances must be an array.*got list": lambda a: error_from_distances([0.1], 0.1),
     r"mean must be float16.*complex": lambda a: error_under_noise(0.1, np.array([1j]), 0.1, 0.1),

@@ -27,17 +27,17 @@ from lpfamily.training.networks import Array, Floats, Ints
 @documented_by(NetworkEstimator)
 @dataclass(eq=False, repr=False, kw_only=True)
 class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
-    """A dense network that is trained where the steepest step in an Lp ball takes its inputs.
+    """A dense network, trained at inputs that the steepest step in an Lp ball has moved.
 
-    Each step of training minimises the cross-entropy at x + eps, with eq. 3's eps at the gradient g of the
-    network as it is:
+    Each step of training minimises the cross-entropy at x + eps, where eps is eq. 3 at the gradient g of the
+    current network:
 
         eps = sigma * sign(g) * (|g| / ||g||_p*) ** (1 / (p - 1))        1/p + 1/p* = 1
 
-    The network withstands measurements that are wrong by as much, and often errs less on right ones. p says
-    how they are wrong: at p = 1 one of them by much, at p = inf all of them by little, at p = 2 each in
-    proportion to its part in the gradient. sigma is one for all columns of X: bring them to one scale first,
-    as `sklearn.preprocessing.StandardScaler` does.
+    The network withstands measurement errors of this size, and often has a lower error on exact measurements.
+    p says which errors: at p = 1 one measurement is wrong by much, at p = inf all are wrong by little, at
+    p = 2 each is wrong in proportion to its entry of the gradient. One sigma applies to all columns of X, so
+    bring them to one scale first, for example with `sklearn.preprocessing.StandardScaler`.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
     max_iter, batch_size, learning_rate_init, ema, n_iter_no_change, validation_fraction
         As in `NetworkEstimator`.
     class_weight
-        What each label multiplies the weight of its examples by, relative to the others: a dict, in which
-        labels that are absent have 1; "balanced", which gives each class the same total weight; or None.
+        Factors of the weights of examples, by label; only their ratios matter. A dict, in which absent labels
+        have 1; "balanced", which gives each class the same total weight; or None.
     backend, device, random_state, verbose
         As in `NetworkEstimator`.
 
@@ -60,8 +60,8 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
     loss_curve_
         The mean objective of each epoch.
     validation_loss_curve_
-        The cross-entropy of the held-out examples after each epoch; None without any. `partial_fit` adds
-        nothing to it.
+        The cross-entropy of the held-out examples after each epoch; None if no examples are held out.
+        `partial_fit` adds nothing to it.
     trained_
         As in `NetworkEstimator`.
 
@@ -88,22 +88,23 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
     ) -> LpRegularizedClassifier:
         """Train on inputs X, (n_samples, n_features), and labels y, (n_samples,), and return self.
 
-        sample_weight, (n_samples,), is how often an epoch visits each example: one of weight 3 counts like
-        three copies of it, and one of weight 0 like none; one of weight 1.5 is visited once or twice, which
-        is 1.5 times in the mean over epochs. An epoch makes as many visits as the weights sum to, and at
-        least one for each example that has a weight: so small weights are relative, and large ones make an
-        epoch long. class_weight multiplies the weights and keeps their sum.
+        sample_weight, (n_samples,), is the number of times that an epoch visits each example. An example of
+        weight 3 counts like three copies of it, one of weight 0 does not count, and one of weight 1.5 is
+        visited once or twice, 1.5 times in the mean over epochs. The number of visits per epoch is the sum of
+        the weights, and at least the number of examples with a nonzero weight. So only the ratios of small
+        weights matter, and large weights make an epoch long. class_weight multiplies the weights and keeps
+        their sum.
 
         Raises
         ------
         TypeError
             For X that is sparse.
         ValueError
-            For a parameter out of its range; fewer than two classes; X that is not finite, or not of two
-            dimensions; weights that are negative, not finite, or all 0; and, as `BadInput`, a backend or
+            For a parameter out of its range; fewer than two classes; X that is not finite, or does not have
+            two dimensions; weights that are negative, not finite, or all 0; and, as `BadInput`, a backend or
             device that cannot be used.
         NotFinite
-            The loss or a weight is no longer a finite number.
+            If the loss or a weight is no longer a finite number.
         """
         numbers = self._numbers()
         x, y, weights = self._examples(X, y, sample_weight, new=True)
@@ -123,35 +124,38 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> LpRegularizedClassifier:
-        """Train for one epoch on these examples, from the network as it is, and return self.
+        """Train the current network for one epoch on these examples, and return self.
 
-        The first call begins with a new network, and a call after `fit` with what that has trained. The rate
-        stays at learning_rate_init, and `max_iter` and `validation_fraction` have no part. Further calls
-        have the seed and the dtype of the first. The least class weight counts as 1, so that it means the
-        same in every call, whatever classes that has; sample weights do where none is below 1.
+        The first call begins with a new network, and a call after `fit` with the network that `fit` has
+        trained. The learning rate stays at learning_rate_init; `max_iter` and `validation_fraction` are not
+        used. Further calls keep the seed and the dtype of the first. The smallest class weight counts as 1,
+        so that class weights mean the same in every call, whichever classes it has. Sample weights mean the
+        same in every call if none is below 1.
 
         Parameters
         ----------
         X, y, sample_weight
             As in `fit`.
         classes
-            All labels that any call will have, in the first call; afterwards None or the same.
+            In the first call, all labels of this and later calls; afterwards None or the same labels.
 
         Raises
         ------
         TypeError, ValueError, NotFinite
-            As in `fit`, and ValueError for a first call without classes, other classes later, labels that
-            are none of them, class_weight="balanced" or n_iter_no_change, which look at all examples, and
-            hidden layers that are not those of the network.
+            As in `fit`. ValueError also for a first call without classes, for other classes later, for labels
+            that are not among them, for class_weight="balanced" and n_iter_no_change, which need all
+            examples, and for hidden layers that are not those of the network.
         """
         numbers, first = self._numbers(), self._is_new
         if self.class_weight == "balanced":
             raise ValueError(
-                "partial_fit sees some examples at a time and cannot balance their classes; pass what "
-                "sklearn.utils.class_weight.compute_class_weight says of all of them as a dict class_weight"
+                "partial_fit sees only some examples at a time and cannot balance their classes: pass a dict "
+                "as class_weight, made by sklearn.utils.class_weight.compute_class_weight from all examples"
             )
         if first and classes is None:
-            raise ValueError("the first call of partial_fit needs classes, all labels that y will ever hold")
+            raise ValueError(
+                "the first call of partial_fit needs classes, all labels of this and later calls"
+            )
         known = self.classes_ if classes is None else np.unique(np.asarray(classes))
         if not first and not np.array_equal(known, self.classes_):
             raise ValueError(f"classes must stay those of the first call, {self.classes_}; got {known}")
@@ -161,12 +165,12 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
         labels = LabelEncoder().fit(known).transform(y)
         factors = _class_factors(self.class_weight, known, labels, weights)
         weights = weights * (factors / factors[factors > 0].min())[labels]
-        self._go_on(numbers, x, labels, weights, len(known))
+        self._continue(numbers, x, labels, weights, len(known))
         self.classes_ = known
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.generic]:
-        """Return the label of the largest probability for each of (n_samples, n_features) inputs."""
+        """Return the label of the largest probability for inputs of shape (n_samples, n_features)."""
         most = self._outputs(X).argmax(axis=1)
         return np.asarray(self.classes_[most])
 
@@ -197,9 +201,9 @@ def _class_factors(
     labels: Ints,
     weights: Floats,
 ) -> Floats:
-    """Return the factor of each class, relative to the others."""
+    """Return a factor for each class, of which only the ratios matter."""
     if class_weight == "balanced":
-        # not scikit-learn's, whose lowest version counts every example once, whatever its weight
+        # not by scikit-learn, whose lowest supported version ignores sample weights here
         return 1 / np.bincount(labels, weights, len(classes))
     factors: Floats = compute_class_weight(class_weight, classes=classes, y=classes)
     if not np.all(np.isfinite(factors) & (factors >= 0)):

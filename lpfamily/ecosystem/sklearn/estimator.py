@@ -1,8 +1,8 @@
-"""What the estimators share: their parameters, and how they train."""
+"""The base of the estimators: their parameters and their training."""
 
 # ruff: noqa: N803 (X is scikit-learn's name)
 
-# without postponed annotations: those of fields are read in the modules of the subclasses too
+# no postponed annotations: those of the fields are evaluated in the modules of the subclasses, too
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -31,20 +31,20 @@ from lpfamily.training.tasks import Machine, Rates
 from lpfamily_numpy import backend as numpy_backend
 
 SHARE = 0.05
-"""How far `sigma=None` moves each coordinate at p = inf: a twentieth of a standard deviation."""
+"""The distance by which `sigma=None` moves each coordinate at p = inf: 1/20 of a standard deviation."""
 
 MOMENTUM = 0.9
 
 MOST_VISITS = 10**9
-"""How many examples an epoch may visit, by the sum of the weights."""
+"""The largest number of visits in an epoch, which is the sum of the weights."""
 
 OBJECTIVES = "plain", "noise", "perturb", "penalty"
-"""Those that have a meaning for numbers as for classes."""
+"""The objectives that have a meaning for both numbers and classes."""
 FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_size", "ema")} | {
     "max_iter": "epochs",
     "learning_rate_init": "lr",
 }
-"""The recipe's fields that parameters are."""
+"""By the name of a parameter, the field of the recipe that it sets."""
 
 RANGES: dict[str, Any] = {
     "pieces": COUNT_OR_NONE,
@@ -52,64 +52,64 @@ RANGES: dict[str, Any] = {
     "n_iter_no_change": COUNT,
     "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),
 }
-"""What each number may be, beside the units of the hidden layers."""
+"""The values that each number may have; the units of hidden layers are checked apart."""
 
 REMEDY = "bring X to one scale, as StandardScaler does, or lower learning_rate_init or sigma"
 
 OPTIONAL = ("sigma", "n_iter_no_change")
-"""Those that may be None."""
+"""The numbers that may be None."""
 
-
-Held = tuple[Floats, Array, Floats]
-"""Inputs, targets and weights of the examples that are held out."""
+HeldOut = tuple[Floats, Array, Floats]
+"""Inputs, targets and weights of the held-out examples."""
 
 
 @dataclass(eq=False, repr=False)
 class NetworkEstimator(BaseEstimator, ABC):
-    """A dense network that is trained where the steepest step in an Lp ball takes its inputs.
+    """A dense network, trained at inputs that the steepest step in an Lp ball has moved.
 
     Parameters
     ----------
     hidden_layer_sizes
-        The units of each hidden layer; () is a linear model.
+        The number of units of each hidden layer; () is a linear model.
     pieces
-        The linear pieces of each maxout unit; 0 makes them sigmoid units.
+        The number of linear pieces of each maxout unit; 0 means sigmoid units.
     objective
-        What a step of training minimises, L being the loss of an example:
+        The objective that a step of training minimises, where L is the loss of an example:
 
         - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant.
         - "penalty": L(x) + sigma * ||grad L(x)||_p* (eq. 4).
         - "noise": L(x + eta), eta Gaussian with standard deviation sigma in each coordinate (Remark 1).
         - "plain": L(x).
     p
-        The exponent of the ball, from 1 to inf; the string "inf" is infinity too.
+        The exponent of the ball, from 1 to inf; the string "inf" means infinity.
     sigma
         The radius of the ball, the factor of the penalty, or the standard deviation of the noise, in units
-        of X. None is 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
+        of X. None means 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
     steps
-        How many gradients `perturb` finds eps by: one is eq. 3, more are Frank-Wolfe's method.
+        The number of gradients with which "perturb" finds eps: 1 is eq. 3, more are Frank-Wolfe's method.
     clean_weight
-        The weight of L(x) in `perturb`, from 0 to 1.
+        The weight of L(x) in "perturb", from 0 to 1.
     max_iter
-        The most epochs.
+        The largest number of epochs.
     batch_size
-        Examples in a minibatch.
+        The number of examples in a minibatch.
     learning_rate_init
-        The rate of the gradient descent, whose momentum is 0.9, before the first epoch. Each epoch lowers it
-        by as much, and the last of `max_iter` has a hundredth of it. Maxout units want a lower one.
+        The initial learning rate of gradient descent with momentum 0.9. It falls by the same amount in each
+        epoch, to a hundredth in the last of `max_iter`. Maxout units need a lower one.
     ema
-        What an exponential moving average of the parameters keeps of itself in a step, such as 0.999, and at
-        first less. Then the average predicts, and n_iter_no_change goes by its losses. 0 is none.
+        The share that an exponential moving average of the parameters keeps of itself in a step, such as
+        0.999; it is lower in the first steps. The average then predicts, and n_iter_no_change uses its
+        losses. 0 means no average.
     n_iter_no_change
-        Stop after so many epochs without a new least loss of held-out examples, and keep the parameters of
-        the least; None holds nothing out.
+        Stop after this many epochs without a new smallest loss of held-out examples, and keep the parameters
+        with the smallest loss. None holds no examples out.
     validation_fraction
-        The part of the examples that `n_iter_no_change` holds out.
+        The fraction of the examples that `n_iter_no_change` holds out.
     backend
-        What trains: "numpy", "torch", "jax", or another that is installed. In float64 all of them train
-        the same network, to rounding.
+        The backend that trains: "numpy", "torch", "jax", or another that is installed. In float64 all of
+        them train the same network, to rounding.
     device
-        One of the backend's, such as "cuda".
+        A device of the backend, such as "cuda".
     random_state
         A number, a `numpy.random.RandomState`, or None for NumPy's global one.
     verbose
@@ -120,11 +120,11 @@ class NetworkEstimator(BaseEstimator, ABC):
     n_features_in_, feature_names_in_
         As in any estimator.
     n_iter_
-        How many epochs were trained, of `fit` and of each `partial_fit` since.
+        The number of epochs trained by `fit` and by each `partial_fit` since.
     trained_
         The network as a `lpfamily.training.Trained`, plain data and NumPy arrays of X's dtype, float32 or
-        float64. `trained_.recipe.sigma` is the sigma of the training, `trained_.model("torch")` a module of
-        torch's. Predictions need NumPy alone, whatever has trained it.
+        float64. `trained_.recipe.sigma` is the sigma of the training, `trained_.model("torch")` a torch
+        module. Predictions need only NumPy, whichever backend has trained it.
     """
 
     hidden_layer_sizes: int | Sequence[int] = (100,)
@@ -159,27 +159,28 @@ class NetworkEstimator(BaseEstimator, ABC):
         bounds: Bounds | None = None,
         mask: ArrayLike | None = None,
     ) -> Floats:
-        """Return eps in the Lp ball, the step that the network withstands least by its gradient.
+        """Return eps in the Lp ball that raises the error of the network, found by its gradients.
 
-        `lpfamily.ascend` of `lpfamily.error_log_odds`, or of a regressor's error: one step is eq. 3, or none
-        for an example where it does not raise that, such as one whose prediction is exactly y. The score at
-        X + eps is what the network keeps in the ball at most.
+        It is `lpfamily.ascend` of `lpfamily.error_log_odds`, or of a regressor's absolute error. One step is
+        eq. 3; an example whose error it does not raise, such as one that is predicted exactly, keeps eps = 0.
+        The score at X + eps is an upper bound of the network's score in the ball.
 
         Parameters
         ----------
         X, y
             Inputs, (n_samples, n_features), and their labels or values.
         p
-            The exponent of the ball; None is that of the training.
+            The exponent of the ball; None means that of the training.
         sigma
-            Its radius in units of X, a number or one for each sample; None is that of the training, times
+            The radius in units of X, a number or one per sample; None means that of the training, times
             n_features ** (1 / p - 1 / p_training).
         steps
-            How many gradients to take.
+            The number of gradients.
         bounds
-            The least and the largest values of X + eps, numbers or arrays, such as one for each feature.
+            The smallest and the largest values of X + eps: numbers, or arrays such as one value per feature.
         mask
-            Boolean, broadcastable to X: what may move, such as the features that can be wrong.
+            A boolean array that broadcasts to X, True where entries may move, for example in the features
+            that can be wrong.
 
         Returns
         -------
@@ -206,16 +207,16 @@ class NetworkEstimator(BaseEstimator, ABC):
 
     @abstractmethod
     def _checked(self, X: ArrayLike, y: ArrayLike, **how: Any) -> tuple[Floats, Array]:
-        """Return X and y as arrays that `validate_data` and the kind of estimator admit."""
+        """Return X and y as arrays; raise if `validate_data` or this kind of estimator refuses them."""
 
     @abstractmethod
     def _targets(self, y: Array) -> Array:
-        """Return what the network is trained towards."""
+        """Return the targets of the network."""
 
     def _outputs(self, X: ArrayLike) -> Floats:
         check_is_fitted(self)
         x: Floats = validate_data(self, X, reset=False, dtype=self.trained_.recipe.dtype)
-        # not by trained_.model, which looks for the installed backends: that takes 10 ms
+        # trained_.model would search for installed backends, which takes 10 ms
         model = numpy_backend.model(self.trained_.network, self.trained_.parameters)
         return evaluation.in_chunks(model, x)
 
@@ -246,12 +247,12 @@ class NetworkEstimator(BaseEstimator, ABC):
         outputs: int,
         classes: Array | None = None,
     ) -> None:
-        """Train a new network; examples are held out of each of the classes alike, if there are any."""
-        recipe, held = self._recipe(numbers, x, outputs), None
+        """Train a new network; with `classes`, the held-out examples are stratified by class."""
+        recipe, held_out = self._recipe(numbers, x, outputs), None
         if recipe.patience:
             share, seed = numbers["validation_fraction"], recipe.seed
             try:
-                x, held_x, targets, held_targets, weights, held_weights = train_test_split(
+                x, out_x, targets, out_targets, weights, out_weights = train_test_split(
                     x, targets, weights, test_size=share, stratify=classes, random_state=seed
                 )
             except ValueError as cause:
@@ -259,21 +260,21 @@ class NetworkEstimator(BaseEstimator, ABC):
                     f"{cause} n_iter_no_change holds out {share:g} of the examples: raise "
                     f"validation_fraction, or pass n_iter_no_change=None"
                 ) from cause
-            recipe, held = replace(recipe, validation=len(held_x)), (held_x, held_targets, held_weights)
+            recipe, held_out = replace(recipe, validation=len(out_x)), (out_x, out_targets, out_weights)
         network = self._network(recipe, x, outputs)
         begin = initial_state(network, recipe.seed, recipe.dtype, recipe.ema > 0)
         trainer = self._trainer(recipe, network, x, targets, begin)
-        state, epoch, lines = self._train(trainer, recipe, weights, held, Standing())
+        state, epoch, lines = self._train(trainer, recipe, weights, held_out, Standing())
         self.n_iter_ = len(lines)
         self.loss_curve_ = [line["loss"] for line in lines]
-        self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held else None
+        self.validation_loss_curve_ = [line["held_out_loss"] for line in lines] if held_out else None
         self.trained_ = Trained(network, recipe, evaluated(network, state), epoch, None)
         self._state: State = {}
 
-    def _go_on(
+    def _continue(
         self, numbers: dict[str, Any], x: Floats, targets: Array, weights: Floats, outputs: int
     ) -> None:
-        """Train the network, or a new one, for one epoch."""
+        """Train the current network, or a new one, for one epoch."""
         first = self._is_new
         if self.n_iter_no_change is not None:
             raise ValueError("partial_fit holds nothing out; pass n_iter_no_change=None")
@@ -284,8 +285,8 @@ class NetworkEstimator(BaseEstimator, ABC):
         if not first:
             if network != self.trained_.network:
                 raise ValueError(
-                    "hidden_layer_sizes and pieces must stay those of the network that partial_fit goes on "
-                    "with; call fit for a new one"
+                    "hidden_layer_sizes and pieces must stay those of the network that partial_fit "
+                    "continues with; call fit for a new one"
                 )
             recipe = replace(recipe, seed=self.trained_.recipe.seed)
             done, state = self.n_iter_, at_rest(self.trained_.parameters, averaged)
@@ -306,29 +307,29 @@ class NetworkEstimator(BaseEstimator, ABC):
     def _trainer(
         self, recipe: Recipe, network: Network, x: Floats, targets: Array, state: State
     ) -> backends.Trainer:
-        found = backends.find_for(self.backend, network)
-        backends.check_options(self.backend, found, recipe)
-        found.check_device(self.device)
+        backend = backends.find_for(self.backend, network)
+        backends.check_options(self.backend, backend, recipe)
+        backend.check_device(self.device)
         task = recipes.task_of(recipe, network, x, targets, Machine(self.device))
-        return found.trainer(task, state)
+        return backend.trainer(task, state)
 
     def _train(
         self,
         trainer: backends.Trainer,
         recipe: Recipe,
         weights: Floats,
-        held: Held | None,
+        held_out: HeldOut | None,
         start: Standing,
     ) -> tuple[State, int, list[backends.Metrics]]:
-        """Return the state that is kept, the epoch that it is from, and the metrics of every epoch."""
-        kept: State = {}
+        """Return the best state, its epoch, and the metrics of every epoch."""
+        best_state: State = {}
         lines: list[backends.Metrics] = []
-        best, visits = 0, _visits(weights)
+        best_epoch, visits = 0, _visits(weights)
 
         def measure(rates: Rates) -> backends.Metrics:
-            if not held:
+            if not held_out:
                 return {}
-            x, targets, weights = held
+            x, targets, weights = held_out
             losses = evaluation.in_chunks(trainer.losses, x, targets)
             loss = float(np.average(losses, weights=weights))
             return {"held_out_loss": finite(loss, "the held-out loss", REMEDY)}
@@ -343,32 +344,32 @@ class NetworkEstimator(BaseEstimator, ABC):
                 last=recipe.epochs,
                 start=start,
                 weights=weights,
-                judged="held_out_loss" if held else "",
+                judged="held_out_loss" if held_out else "",
                 tick=shown.tick,
                 remedy=lambda: REMEDY,
             ):
                 lines.append(epoch.metrics)
                 if self._loss != "cross-entropy":
-                    del epoch.metrics["error"]  # which is shown as a fraction
-                if not held or epoch.is_best:
-                    kept, best = epoch.state, epoch.standing.epoch
-                to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held else 0)
+                    del epoch.metrics["error"]  # progress would show it as a fraction
+                if not held_out or epoch.is_best:
+                    best_state, best_epoch = epoch.state, epoch.standing.epoch
+                to_come = epoch.standing.to_come(recipe.epochs, recipe.patience if held_out else 0)
                 shown.report(epoch.metrics, visits, *to_come)
-        return kept, best, lines
+        return best_state, best_epoch, lines
 
     def _numbers(self) -> dict[str, Any]:
-        """Return the parameters that are numbers, as Python's."""
+        """Return the numeric parameters as Python numbers."""
         name, units = "hidden_layer_sizes", np.atleast_1d(self.hidden_layer_sizes).tolist()
-        found: dict[str, Any] = {name: tuple(_within(COUNT, name, unit) for unit in units)}
+        numbers: dict[str, Any] = {name: tuple(_within(COUNT, name, unit) for unit in units)}
         for name, range_ in RANGES.items():
             value = getattr(self, name)
             value = math.inf if name == "p" and isinstance(value, str) and value == "inf" else value
             if not (value is None and name in OPTIONAL):
-                found[name] = _within(range_, name, value)
-        return found
+                numbers[name] = _within(range_, name, value)
+        return numbers
 
     def _recipe(self, numbers: dict[str, Any], x: Floats, outputs: int) -> Recipe:
-        """Return what is to be trained."""
+        """Return the recipe of the training."""
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         inputs, units, pieces = x.shape[1], numbers["hidden_layer_sizes"], numbers["pieces"]
@@ -396,7 +397,7 @@ class NetworkEstimator(BaseEstimator, ABC):
 
 
 def _within(range_: Range, name: str, value: Any) -> Any:
-    """Return a number that lies in its range; raise ValueError for any other."""
+    """Return a number that lies in its range; raise ValueError otherwise."""
     number = isinstance(value, Integral if range_.kind is int else Real)
     if not number or isinstance(value, bool) or not range_.accepts(value):
         raise ValueError(f"{name} must be {range_.what}; got {value!r}")
@@ -404,11 +405,11 @@ def _within(range_: Range, name: str, value: Any) -> Any:
 
 
 def _visits(weights: Floats) -> int:
-    """Return how many examples an epoch visits."""
+    """Return the number of visits to examples in an epoch."""
     total = float(weights.sum())
     if not total <= MOST_VISITS:
         raise ValueError(
-            f"the weights of the examples sum to {total:.3g}, and an epoch makes as many visits; "
+            f"the weights of the examples sum to {total:.3g}, which is the number of visits in an epoch; "
             f"divide sample_weight by its mean"
         )
     return max(round(total), int(np.count_nonzero(weights)))

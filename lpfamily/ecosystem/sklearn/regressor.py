@@ -20,20 +20,21 @@ from lpfamily.training.networks import Array, Floats
 
 @documented_by(NetworkEstimator)
 class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
-    """A dense network that predicts numbers, trained where the steepest step in an Lp ball takes its inputs.
+    """A dense network for regression, trained at inputs that the steepest step in an Lp ball has moved.
 
-    Each step of training minimises half the squared error at x + eps, with eq. 3's eps at the gradient g of
-    the error's size, of the network as it is:
+    Each step of training minimises half the squared error at x + eps, where eps is eq. 3 at the gradient g of
+    the absolute error of the current network:
 
         eps = sigma * sign(g) * (|g| / ||g||_p*) ** (1 / (p - 1))        1/p + 1/p* = 1
 
-    `LpRegularizedClassifier` says what p means. An example that is predicted exactly has no such g and stays
-    where it is. Of several outputs the squared error is the mean, and its size the root of that.
+    `LpRegularizedClassifier` says what p means. An example that is predicted exactly has no such g and is not
+    moved. With several outputs the squared error is their mean, and the absolute error is its square root.
 
-    The network learns y with mean 0 and standard deviation 1, each output by itself, and `predict` takes that
-    back: so y may have any unit, and outputs count alike. Losses are in units of the variance of y. A half
-    is the loss of predicting its mean, and R^2 is 1 - 2 * loss. sigma is one for all columns of X, in their
-    unit: bring them to one scale first, as `sklearn.preprocessing.StandardScaler` does.
+    Each output of y is standardised to mean 0 and standard deviation 1 for the training, and `predict`
+    reverses that. So y may have any unit, and all outputs count alike. Losses are in units of the variance of
+    y: predicting the mean has a loss of 1/2, and R^2 is 1 - 2 * loss. One sigma applies to all columns of X,
+    in their unit, so bring them to one scale first, for example with
+    `sklearn.preprocessing.StandardScaler`.
 
     Parameters
     ----------
@@ -47,16 +48,16 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     Attributes
     ----------
     target_mean_, target_scale_
-        The weighted mean and standard deviation of y, in `fit` or the first `partial_fit`: numbers, or for y
-        of shape (n_samples, n_outputs) one per output. The scale is 1 where all values are equal. A
+        The weighted mean and standard deviation of y, in `fit` or the first `partial_fit`: numbers, or one
+        per output if y has shape (n_samples, n_outputs). The scale is 1 if all values are equal. A
         prediction is `target_mean_` + `target_scale_` * the output of `trained_`.
     n_features_in_, feature_names_in_, n_iter_
         As in `NetworkEstimator`.
     loss_curve_
         The mean objective of each epoch, in units of the variance of y.
     validation_loss_curve_
-        Half the mean squared error of the held-out examples after each epoch, in the same units; None without
-        any. `partial_fit` adds nothing to it.
+        Half the mean squared error of the held-out examples after each epoch, in the same units; None if no
+        examples are held out. `partial_fit` adds nothing to it.
     trained_
         As in `NetworkEstimator`.
 
@@ -81,19 +82,20 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     ) -> LpRegularizedRegressor:
         """Train on inputs X, (n_samples, n_features), and numbers y, and return self.
 
-        y has shape (n_samples,) or (n_samples, n_outputs), and `predict` returns the same. sample_weight,
-        (n_samples,), is how often an epoch visits each example, as in `LpRegularizedClassifier.fit`.
+        y has shape (n_samples,) or (n_samples, n_outputs), and so have predictions. sample_weight,
+        (n_samples,), is the number of times that an epoch visits each example, as in
+        `LpRegularizedClassifier.fit`.
 
         Raises
         ------
         TypeError
             For X that is sparse.
         ValueError
-            For a parameter out of its range; X or y that is not finite, or not of these dimensions; y that is
-            not numbers, or so large that its deviation is not; weights that are negative, not finite, or all
-            0; and, as `BadInput`, a backend or device that cannot be used.
+            For a parameter out of its range; X or y that is not finite, or does not have these dimensions; y
+            that has no numbers, or numbers so large that their standard deviation is not finite; weights that
+            are negative, not finite, or all 0; and, as `BadInput`, a backend or device that cannot be used.
         NotFinite
-            The loss or a weight is no longer a finite number.
+            If the loss or a weight is no longer a finite number.
         """
         numbers = self._numbers()
         x, y, weights = self._examples(X, y, sample_weight, new=True)
@@ -106,29 +108,29 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> LpRegularizedRegressor:
-        """Train for one epoch on these examples, from the network as it is, and return self.
+        """Train the current network for one epoch on these examples, and return self.
 
-        The first call begins with a new network, and its y alone decides `target_mean_` and `target_scale_`,
-        so let it have enough examples to tell. A call after `fit` goes on with what that has trained. The
-        rate stays at learning_rate_init, and `max_iter` and `validation_fraction` have no part. Further
-        calls have the seed and the dtype of the first.
+        The first call begins with a new network. Its y alone determines `target_mean_` and `target_scale_`,
+        so pass enough examples to estimate them. A call after `fit` continues with the network that `fit`
+        has trained. The learning rate stays at learning_rate_init; `max_iter` and `validation_fraction` are
+        not used. Further calls keep the seed and the dtype of the first.
 
         Raises
         ------
         TypeError, ValueError, NotFinite
-            As in `fit`, and ValueError for n_iter_no_change, which looks at all examples, and for hidden
-            layers or outputs that are not those of the network.
+            As in `fit`. ValueError also for n_iter_no_change, which needs all examples, and for hidden layers
+            or outputs that are not those of the network.
         """
         numbers, first = self._numbers(), self._is_new
         x, y, weights = self._examples(X, y, sample_weight, new=first)
         mean, scale = _moments(y, weights) if first else (self.target_mean_, self.target_scale_)
         targets = _standardised(y, mean, scale, x.dtype)
-        self._go_on(numbers, x, targets, weights, targets.shape[1])
+        self._continue(numbers, x, targets, weights, targets.shape[1])
         self.target_mean_, self.target_scale_ = mean, scale
         return self
 
     def predict(self, X: ArrayLike) -> Floats:
-        """Return a prediction for each of (n_samples, n_features) inputs, of the shape that y had."""
+        """Return a prediction for inputs of shape (n_samples, n_features); it has the shape of y in `fit`."""
         outputs = self._outputs(X)
         outputs = outputs.reshape(len(outputs), *self.target_mean_.shape)
         return np.asarray(self.target_mean_ + self.target_scale_ * outputs)
@@ -151,7 +153,7 @@ class LpRegularizedRegressor(RegressorMixin, NetworkEstimator):
 
 
 def _moments(y: Array, weights: Floats) -> tuple[Any, Any]:
-    """Return the weighted mean and standard deviation of each output; 1 stands for a deviation of 0."""
+    """Return the weighted mean and standard deviation of each output, with 1 for a deviation of 0."""
     values, is_constant = y.astype(np.float64), np.all(y == y[0], axis=0)
     with np.errstate(all="ignore"):
         mean = np.where(is_constant, values[0], np.average(values, axis=0, weights=weights))
@@ -163,9 +165,9 @@ def _moments(y: Array, weights: Floats) -> tuple[Any, Any]:
 
 
 def _standardised(y: Array, mean: Any, scale: Any, dtype: Any) -> Array:
-    """Return what the network is trained towards, (n, outputs)."""
+    """Return the targets of the network, (n, outputs)."""
     if y.shape[1:] != mean.shape:
         raise ValueError(f"y must have shape {('n_samples', *mean.shape)} as in the training; got {y.shape}")
-    deviations = y.astype(np.float64) - mean  # which may be beyond float32
+    deviations = y.astype(np.float64) - mean  # they may overflow float32
     targets: Floats = np.ascontiguousarray((deviations / scale).reshape(len(y), -1), dtype)
     return targets
