@@ -436,7 +436,7 @@ def test_what_cannot_be_used_is_named(iris):
             small().fit(x, y, weights)
     with pytest.raises(ValueError, match="the first call of partial_fit needs classes"):
         small().partial_fit(x, y)
-    with pytest.raises(ValueError, match="cannot balance their classes; pass"):
+    with pytest.raises(ValueError, match="cannot balance their classes: pass"):
         small(class_weight="balanced").partial_fit(x, y, [0, 1, 2])
     with pytest.raises(ValueError, match="pass n_iter_no_change=None"):
         small(n_iter_no_change=3).partial_fit(x, y, [0, 1, 2])
