@@ -61,8 +61,8 @@ class Recipe(Optimiser, Objective):
     recipe: Literal["paper", "quick", "best"] = of_data(
         "paper",
         None,
-        "source of the options that are not given, paper: the published values, quick: values that train in "
-        f"minutes, best: those with the lowest known validation error on MNIST ({', '.join(BEST)} only)",
+        "values of the options that are not given: as published (paper), for training in minutes (quick), or "
+        f"with the lowest known validation error on MNIST (best, only for {', '.join(BEST)})",
     )
     data: str = of_data(
         next(iter(SOURCES)),
@@ -103,7 +103,7 @@ class Recipe(Optimiser, Objective):
     kernel: tuple[int, ...] = of_network(
         (),
         Numbers(COUNT),
-        "side of each convolution's kernel in pixels; as many numbers make as many of the first layers "
+        "side of the square kernel of each convolution, in pixels; with k numbers the first k layers are "
         "convolutions",
     )
     padding: tuple[int, ...] = of_convolutions(
