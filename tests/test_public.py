@@ -238,6 +238,17 @@ def test_no_test_module_imports_another():
     assert importing.search(f"    from {name} import means")
 
 
+@pytest.mark.parametrize(("name", "word"), [("torch", "torch"), ("jax", "JAX")])
+def test_a_module_for_one_library_has_its_mark(name, word):
+    """Without it the environment of that library would leave the tests out."""
+    sources = {path: path.read_text() for path in TESTS.rglob("test_*.py")}
+    skipping = f'    pytest.skip("{word} is not under test", allow_module_level=True)\n'
+    modules = {path: text for path, text in sources.items() if skipping in text}
+    assert len(modules) > 3
+    mark = re.compile(rf"^pytestmark = \[?\s*pytest\.mark\.{name}\b", re.MULTILINE)
+    assert [path for path, text in modules.items() if not mark.search(text)] == []
+
+
 def test_each_folder_of_tests_is_about_a_folder_of_the_project():
     """Mathematics and commands are modules at the top of the package."""
     folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}

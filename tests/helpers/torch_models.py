@@ -1,5 +1,8 @@
 """Models, batches and losses in torch, and a snapshot of all that a model and torch remember."""
 
+import math
+from collections import namedtuple
+
 import numpy as np
 import torch
 from torch import nn
@@ -55,3 +58,79 @@ def assert_same(before, after):
 
 def flat(tensors):
     return np.concatenate([tensor.detach().double().numpy().ravel() for tensor in tensors])
+
+
+P = (1, 1.1, 1.5, 2, 3, 10, math.inf)
+
+
+Named = namedtuple("Named", ["a", "b"])
+
+
+def gradients(model, loss):
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return torch.cat([torch.zeros(1) if g is None else g.flatten() for g in found])
+
+
+def input_gradient(model, x, y):
+    """Return the loss and the input gradient of one example."""
+    at = x[None].clone().requires_grad_()
+    loss = cross_entropy(model(at), y[None])
+    return loss.item(), torch.autograd.grad(loss, at)[0][0].numpy()
+
+
+class Untidy(nn.Module):
+    """Changes a buffer in training and evaluation, one by a new one, makes two, and draws always."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.detach()
+        if not hasattr(self, "made"):
+            self.register_buffer("made", torch.ones(()))
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return x + 1e-3 * torch.randn_like(x) + nn.functional.dropout(x, 0.1, self.training)
+
+
+def untidy_model():
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5))
+    return network(nn.BatchNorm1d(5), nn.Dropout(0.3), Untidy(), spectral, dtype=torch.float32)
+
+
+def buffers_of(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def set_buffers(model, values):
+    """Change what buffers hold, unseen by the graphs that they are in."""
+    for name, value in values.items():
+        model.get_buffer(name).data.copy_(value)
+
+
+def two_arguments(seed=0):
+    """Return a model of an image and a text, the like of their concatenation, the inputs and labels."""
+    net, (x, y) = network(nn.BatchNorm1d(5), inputs=10, seed=seed), batch(shape=(10,), seed=seed)
+    x = torch.where(torch.arange(10) < 6, x, x / 50)  # of another scale
+
+    def model(image, text):
+        return net(torch.cat([image.flatten(1), text], dim=1))
+
+    return model, net, {"image": x[:, :6].reshape(-1, 2, 3), "text": x[:, 6:]}, x, y
+
+
+def together(tree):
+    leaves = tree.values() if isinstance(tree, dict) else tree
+    return torch.cat([leaf.flatten(1) for leaf in leaves], dim=1)
+
+
+def divergence(clean, outputs):
+    """Return KL(f || g), as its definition has it."""
+    f, g = torch.log_softmax(clean, dim=1), torch.log_softmax(outputs, dim=1)
+    return (f.exp() * (f - g)).sum(dim=1)
+
+
+OUTPUTS = {"direction": "outputs"}

@@ -19,8 +19,20 @@ from torch import nn
 from torch.nn.functional import linear, normalize
 
 import lpfamily
-from helpers.torch_models import assert_same, batch, losses_of, network, snapshot
+from helpers.torch_models import (
+    assert_same,
+    batch,
+    buffers_of,
+    gradients,
+    losses_of,
+    network,
+    set_buffers,
+    snapshot,
+    untidy_model,
+)
 from lpfamily_torch import ascend, perturb, regularized_loss
+
+pytestmark = pytest.mark.torch
 
 # Parameters and buffers.
 
@@ -499,3 +511,80 @@ def test_torch_the_penalty_by_gradient_has_no_gradients_per_example():
     with pytest.raises(ValueError, match=r"hooks that take gradients per example.*penalty_by='difference'"):
         regularized_loss(model, losses_of, x, y, sigma=0.1, objective="penalty")
     assert not any(each.activations for each in model if isinstance(each, nn.Linear))
+
+
+QUIET = [
+    {"direction_dropout": dropout, "batch_norm": batch_norm}
+    for dropout in ("none", "same", "independent")
+    for batch_norm in ("batch", "running")
+]
+
+
+@pytest.mark.parametrize("function", [perturb, ascend])
+@pytest.mark.parametrize("options", QUIET, ids=["-".join(options.values()) for options in QUIET])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_torch_a_perturbation_leaves_nothing_behind(function, options, training):
+    model, (x, y) = untidy_model().train(training), batch(dtype=torch.float32)
+    model[0].bias.requires_grad_(False)
+    sum(p.sum() for p in model.parameters() if p.requires_grad).backward()  # some have gradients
+    model[-1].weight.grad = None
+    before = snapshot(model)
+    function(model, losses_of, x, y, sigma=0.5, steps=2, **options)
+    assert_same(before, snapshot(model))
+
+    def raising(outputs, y):
+        raise KeyError("the loss")
+
+    with pytest.raises(KeyError, match="the loss"):
+        function(model, raising, x, y, sigma=0.5, **options)
+    assert_same(before, snapshot(model))
+
+
+def test_torch_the_second_of_two_passes_begins_with_the_buffers_of_the_first():
+    hooked = nn.utils.spectral_norm(nn.Linear(5, 5).double())
+    model, (x, y) = network(hooked, nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5))), batch()
+    found = []
+    for options in {}, {"penalty_by": "difference", "difference_step": 1e-6}:
+        twin = copy.deepcopy(model)
+        loss = regularized_loss(twin, losses_of, x, y, sigma=0.1, objective="penalty", **options)
+        found.append((loss, gradients(twin, loss), buffers_of(twin)))
+    (exact, slope, buffers), (loss, other, left) = found
+    assert_allclose(loss.item(), exact.item(), rtol=1e-6)
+    assert_allclose(other, slope, rtol=1e-4, atol=1e-6)
+    for name, value in buffers.items():
+        assert torch.equal(left[name], value), name
+
+
+@pytest.mark.parametrize("options", [{}, {"clean_weight": 0.25}, {"objective": "penalty"}], ids=str)
+def test_torch_the_loss_leaves_what_ordinary_passes_leave(options):
+    model, (x, y) = untidy_model(), batch(dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    regularized_loss(model, losses_of, x, y, sigma=0.5, **options).backward()
+    left = snapshot(model)
+
+    torch.set_rng_state(state)
+    if options.get("objective") == "penalty":
+        at = x.clone().requires_grad_()
+        losses = losses_of(twin(at), y)
+        (grad,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
+        loss = (losses + 0.5 * grad.norm(dim=1)).mean()
+    else:
+        weight = options.get("clean_weight", 0)
+        eps, begun = perturb(twin, losses_of, x, y, sigma=0.5), buffers_of(twin)
+        loss = (1 - weight) * losses_of(twin(x + eps), y).mean()
+        if weight:  # the same draws and buffers again, and nothing left of them
+            after, ended = torch.get_rng_state(), buffers_of(twin)
+            torch.set_rng_state(state)
+            set_buffers(twin, begun)
+            loss = loss + weight * losses_of(twin(x), y).mean()
+            torch.set_rng_state(after)
+            set_buffers(twin, ended)
+    loss.backward()
+    expected = snapshot(twin)
+    assert left["flags"] == expected["flags"]
+    assert torch.equal(left["random"], expected["random"])
+    for name, value in expected["state"].items():
+        assert torch.equal(left["state"][name], value), name
+    for name, (_, grad) in expected["grads"].items():
+        assert_allclose(left["grads"][name][1], grad, rtol=1e-5, atol=1e-7, err_msg=name)
