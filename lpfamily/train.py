@@ -114,7 +114,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         machine = _machine(config.machine, given)
         if changes := fitting.changes_since_begun(config, given["backend"], machine, team.size):
-            _note(f"the run began with {' and '.join(changes)}; it goes on, to rounding")
+            _note(f"the run began with {' and '.join(changes)}; the results may differ by rounding")
         if (every := config.recipe.monitor) != began.monitor:
             _note(f"it goes on checking for catastrophic overfitting every {every} epochs")
         extension.extend(run, began, config.recipe)

@@ -115,7 +115,7 @@ def fit(
             config = _continued(run, config, recipe, dataset)
         if run.result is None:
             if changes := changes_since_begun(config, backend, used, processes=1):
-                shown.warn(f"the run began with {' and '.join(changes)}; it goes on, to rounding")
+                shown.warn(f"the run began with {' and '.join(changes)}; the results may differ by rounding")
             result = stages.train(
                 run,
                 config.recipe,
@@ -166,7 +166,9 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
     network = stages.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:
-        raise BadInput(f"--sigma {recipe.sigma:g}: too large for {recipe.dtype}, as a test radius; give less")
+        raise BadInput(
+            f"--sigma {recipe.sigma:g}: the test radii are too large for {recipe.dtype}; give less"
+        )
     if recipe.init > largest / 2:
         raise BadInput(f"--init {recipe.init:g}: too large for {recipe.dtype}; give less")
     if sum(map(math.prod, state_shapes(network, recipe.ema > 0).values())) > sys.maxsize // 8:
@@ -200,7 +202,7 @@ def new_folder(name: str) -> Path:
 def compiled_if_possible(machine: Machine, backend: Backend, progress: Progress) -> Machine:
     """Return the machine; if the backend cannot compile on it, warn and return it without compilation."""
     if machine.compile and (problem := backend.compile_problem(machine.device)):
-        progress.warn(f"--compile is without effect: {problem}")
+        progress.warn(f"--compile has no effect: {problem}")
         return replace(machine, compile=False)
     return machine
 

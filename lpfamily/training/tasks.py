@@ -50,8 +50,8 @@ class Objective:
       `direction_dropout` is the dropout and the layer noise in the computation of eps: none, the same as in
       the loss that trains the weights, or drawn independently for each gradient. `direction_dtype` is the
       dtype of that computation. It rounds the direction of eps but not its norm, as eq. 3 is scale-free.
-    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4). The second term is differentiated through the
-      gradient, or replaced by (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
+    - `penalty`: L(x) + sigma * ||grad L(x)||_{p*} (eq. 4). The weight gradient of the second term is taken
+      through the input gradient, or is that of (L(x + h eps) - L(x)) / h with h = `DIFFERENCE_STEP`.
     - `trades`: L(x) + beta KL(f(x) || f(x + eps)), where f are the class probabilities and KL is the
       Kullback-Leibler divergence (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019). eps is constant and found
       as in `perturb`, at the gradient of KL. It starts at a random point of the ball, as the gradient of KL

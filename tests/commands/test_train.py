@@ -338,7 +338,7 @@ def test_what_cannot_be_compiled_is_trained_without(tmp_path):
     """NumPy has no compiler; torch may lack one, and says so in the same words."""
     result = in_process(*SOFTMAX, "--compile", "--quiet", "--out", tmp_path / "run")
     assert result.returncode == 0, result
-    assert result.stderr.startswith("warning: --compile is without effect: NumPy has no compiler")
+    assert result.stderr.startswith("warning: --compile has no effect: NumPy has no compiler")
     assert json.loads((tmp_path / "run/config.json").read_text())["compile"]
 
 

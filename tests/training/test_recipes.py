@@ -177,7 +177,7 @@ def test_the_recipe_of_examples_is_the_commands(name):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"pieces": ()}, "3 kernels need as many layers with units and pieces"),
+        ({"pieces": ()}, "3 kernels need as many layers with --units and --pieces"),
         ({"units": (48, 48)}, "3 kernels need as many layers"),
         ({"max_norm": (1.0, 2.0)}, "--max-norm must have one number or 4; got 2"),
         ({"dropout": (0.5, 0.5)}, "--dropout must have one number or 4"),

@@ -180,7 +180,7 @@ def find(name: str) -> Backend:
 def _check(backend: Any) -> None:
     members = [name for name in vars(Backend) if not name.startswith("_")]
     if lacking := [name for name in members if not hasattr(backend, name)]:
-        raise TypeError(f"it is no backend, it lacks {', '.join(lacking)}")
+        raise TypeError(f"it is not a backend: it lacks {', '.join(lacking)}")
 
 
 def _installed() -> str:

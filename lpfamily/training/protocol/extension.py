@@ -71,7 +71,9 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Reci
     if config.grid:
         raise BadInput(f"{option}: the choice by --grid depends on the epochs of stage one; start a new run")
     if not run.is_sealed:
-        raise BadInput(f"{option}: an earlier version began this run, and it stays as it is; start a new run")
+        raise BadInput(
+            f"{option}: an earlier version began this run, so it cannot get more epochs; start a new run"
+        )
     position = Position()
     if run.has(CHECKPOINT):
         position = run.load(began, stages.check(began, dataset)).position

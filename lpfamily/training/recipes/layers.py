@@ -49,7 +49,7 @@ def task_of(recipe: Recipe, network: Network, x: Floats, labels: Array, machine:
 def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
     hidden, convolutions = len(recipe.units), len(recipe.kernel)
     if convolutions > hidden or (convolutions and not recipe.pieces):
-        raise ValueError(f"{convolutions} kernels need as many layers with units and pieces")
+        raise ValueError(f"{convolutions} kernels need as many layers with --units and --pieces")
     of_each = [_of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")]
     of_each.append(_dropout(recipe, hidden + 1))
     of_each.append(

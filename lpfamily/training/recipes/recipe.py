@@ -187,7 +187,7 @@ class Recipe(Optimiser, Objective):
     lr_decay: Literal["exponential", "linear", "none"] = of_optimiser(
         "exponential",
         None,
-        "decay of the learning rate: exponential by the step, linear by the epoch",
+        "decay of the learning rate: exponential step by step, linear epoch by epoch",
     )
     lr_factor: float = of_exponential(
         1.000004, POSITIVE, "exponential decay: divide the learning rate by X after each step"

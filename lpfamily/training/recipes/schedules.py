@@ -14,8 +14,8 @@ from lpfamily.training.tasks import Rates
 def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
     """Return the rates of each step of an epoch, counted from 0.
 
-    Exponential decay acts after each step, lr_t = max(lr / factor^t, floor). Linear decay, momentum and the
-    ramp of sigma act after each epoch. At step t, counted from 0, the moving average keeps
+    Exponential decay goes step by step, lr_t = max(lr / factor^t, floor); linear decay, momentum and the ramp
+    of sigma go epoch by epoch. At step t, counted from 0, the moving average keeps
     min(ema, (1 + t) / (10 + t)) of itself, so that it forgets the initial weights.
     """
     count = epoch * steps + np.arange(steps)

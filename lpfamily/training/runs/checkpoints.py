@@ -76,11 +76,11 @@ def _header(stream: BufferedReader, size: int) -> tuple[Json, dict[str, _Entry],
     length = int.from_bytes(stream.read(8), "little")
     data = 8 + length
     if size < data or length > _LONGEST_HEADER:
-        raise ValueError("it has no header, or ends in it")
+        raise ValueError("it has no complete header")
     header = files.parse_json(stream.read(length))
     values = files.parse_json(header.pop(_METADATA)[_TEXT])
     if not isinstance(values, dict):
-        raise TypeError("its metadata are no JSON object")
+        raise TypeError("its metadata is not a JSON object")
     entries: dict[str, _Entry] = {}
     ends = 0
     for name, entry in sorted(header.items(), key=lambda each: each[1]["data_offsets"]):

@@ -182,7 +182,7 @@ def test_whatever_else_it_goes_on_with_is_said(tmp_path):
         lengthened(folder, **values)
         result = in_process("--resume", folder, *flags, "--quiet")
         assert result.returncode == 0, result
-        said = f"{NAME}: the run began with {words}; it goes on, to rounding\n" if words else ""
+        said = f"{NAME}: the run began with {words}; the results may differ by rounding\n" if words else ""
         assert result.stderr.startswith(said)
         assert bool(result.stderr) == bool(words)
         begun_with(folder, lambda config: config.update(device="cpu"))
