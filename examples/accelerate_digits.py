@@ -1,4 +1,4 @@
-"""A loop with Accelerate, trained plainly and on x + eps.
+"""A training loop with Accelerate, on x and on x + eps.
 
 accelerate launch --cpu --num_processes 2 examples/accelerate_digits.py [--p inf] [--sigma 0.1] [--epochs 10]
 torchrun --nproc-per-node 2 examples/accelerate_digits.py
@@ -25,7 +25,7 @@ def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def train(accelerator: Accelerator, data: TensorDataset, epochs: int, options: dict[str, Any]) -> nn.Module:
-    """Train a network; each process computes with its share of the examples."""
+    """Train a network; each process takes its share of the examples."""
     set_seed(0)
     network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
@@ -43,7 +43,7 @@ def train(accelerator: Accelerator, data: TensorDataset, epochs: int, options: d
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train a network without and with perturbations, and print the errors of both."""
+    """Train a network without and with perturbations, and print both errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=math.inf)
     parser.add_argument("--sigma", type=float, default=0.1, help="the radius; pixels lie in [0, 1]")
@@ -57,9 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name, sigma in ("plain", 0.0), ("perturbed", options.sigma):
         trained_in = ball | {"sigma": sigma, "direction": "log-odds"}
         model = train(accelerator, TensorDataset(x[:1297], y[:1297]), options.epochs, trained_in)
-        # every process attacks a share of the batches, and has the whole result
-        found = robustness(model, x[1297:], y[1297:], **ball, effort="quick", batch_size=250, progress=False)
-        errors = found.error().value, found.error(options.p, options.sigma).value
+        # every process attacks a share of the batches and gets the whole result
+        result = robustness(model, x[1297:], y[1297:], **ball, effort="quick", batch_size=250, progress=False)
+        errors = result.error().value, result.error(options.p, options.sigma).value
         accelerator.print(f"{name:>9}: error {errors[0]:.1%}, in the ball {errors[1]:.1%}")
     accelerator.end_training()
 

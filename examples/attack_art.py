@@ -1,4 +1,4 @@
-"""How many digits withstand a step in the Lp ball: lpfamily's attack in ART, beside ART's own."""
+"""Compare an attack of ART with that of lpfamily: the share of digits that withstand each, by p."""
 
 import argparse
 import math
@@ -15,9 +15,9 @@ from lpfamily.ecosystem.art import LpGradientMethod
 def main(arguments: list[str] | None = None) -> None:
     """Train a network on scikit-learn's digits, attack it, and print its accuracy by p."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=500, help="of the test set")
-    parser.add_argument("--epochs", type=int, default=60, help="of training")
-    parser.add_argument("--steps", type=int, default=10, help="of the ascent")
+    parser.add_argument("--examples", type=int, default=500, help="number of test examples")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of training")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the ascent")
     options = parser.parse_args(arguments)
 
     digits = load_digits()
@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'p':>5} {'eps':>6} {'ART':>6} {'one step':>9} {options.steps:>5} steps")
     for p in (1, 1.01, 1.1, 1.5, 2, 3, 100, math.inf):
         eps = 0.06 * 64 ** (1 / p)  # the norm of 0.06 in every pixel
-        own = FastGradientMethod(classifier, norm=p, eps=eps, eps_step=eps)
+        builtin = FastGradientMethod(classifier, norm=p, eps=eps, eps_step=eps)
         one, many = (LpGradientMethod(classifier, p, eps, steps) for steps in (1, options.steps))
-        shares = [accuracy(attack.generate(x, labels)) for attack in (own, one, many)]
+        shares = [accuracy(attack.generate(x, labels)) for attack in (builtin, one, many)]
         print(f"{p:>5} {eps:>6.3f} {shares[0]:>6.3f} {shares[1]:>9.3f} {shares[2]:>11.3f}")
 
 

@@ -1,4 +1,4 @@
-"""How many digits withstand a step in the Lp ball: lpfamily's attacks in foolbox, beside foolbox's own."""
+"""Compare attacks of foolbox with those of lpfamily: the share of digits that withstand each, by p."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from lpfamily.ecosystem.foolbox import LpAscentAttack, LpFastGradientAttack
 
-OWN = {
+BUILTIN = {
     1: foolbox.attacks.L1FastGradientAttack(),
     2: foolbox.attacks.L2FastGradientAttack(),
     math.inf: foolbox.attacks.LinfFastGradientAttack(),
@@ -19,9 +19,9 @@ OWN = {
 def main(arguments: list[str] | None = None) -> None:
     """Train a network on scikit-learn's digits, attack it, and print its accuracy by p."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=500, help="of the test set")
-    parser.add_argument("--updates", type=int, default=1000, help="of Adam, on all training examples")
-    parser.add_argument("--steps", type=int, default=10, help="of the ascent")
+    parser.add_argument("--examples", type=int, default=500, help="number of test examples")
+    parser.add_argument("--updates", type=int, default=1000, help="updates by Adam, on all training examples")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the ascent")
     options = parser.parse_args(arguments)
 
     digits = load_digits()
@@ -43,14 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'p':>5} {'epsilon':>8} {'foolbox':>8} {'one step':>9} {options.steps:>5} steps")
     for p in (1, 1.1, 1.5, 2, 3, 100, math.inf):
         epsilon = 0.06 * 64 ** (1 / p)  # the norm of 0.06 in every pixel
-        attacks = OWN.get(p), LpFastGradientAttack(p), LpAscentAttack(p, steps=options.steps)
-        own, one, many = (
+        attacks = BUILTIN.get(p), LpFastGradientAttack(p), LpAscentAttack(p, steps=options.steps)
+        builtin, one, many = (
             ""
             if attack is None
             else f"{1 - attack(model, x, labels, epsilons=epsilon)[2].float().mean():.3f}"
             for attack in attacks
         )
-        print(f"{p:>5} {epsilon:>8.3f} {own:>8} {one:>9} {many:>11}")
+        print(f"{p:>5} {epsilon:>8.3f} {builtin:>8} {one:>9} {many:>11}")
 
 
 if __name__ == "__main__":

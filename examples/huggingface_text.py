@@ -1,7 +1,8 @@
-"""A Hugging Face model of text, trained by its `Trainer` on embeddings that are perturbed token by token.
+"""A Hugging Face text model, trained by its `Trainer` on embeddings that are perturbed token by token.
 
-Random sentences, each of which has some words of its topic. Every token has a ball of its own, whose radius
-is a fraction of the embeddings' median norm; padding stays as it is. The model begins with random weights.
+The sentences are random, and each has some words of its topic. Every token has its own ball, whose radius is
+a fraction of the median norm of the embeddings; padding is not perturbed. The model begins with random
+weights.
 
 python examples/huggingface_text.py [--p 2] [--sigma 0.2] [--epochs 8]
 """
@@ -33,13 +34,13 @@ def losses(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def embedded(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the arguments of the model with embeddings in the place of the numbers of words."""
+    """Return the arguments of the model with embeddings instead of word numbers."""
     embedding = model.get_input_embeddings()(inputs["input_ids"])
     return {"inputs_embeds": embedding, "attention_mask": inputs["attention_mask"]}
 
 
 def ball(x: dict[str, torch.Tensor], p: float, sigma: float) -> dict[str, Any]:
-    """Return the options that give every token a ball and leave padding where it is."""
+    """Return the options that give every token a ball and do not move padding."""
     known = x["attention_mask"].bool()
     radius = sigma * x["inputs_embeds"].detach().norm(dim=2)[known].median()
     return {
@@ -49,9 +50,9 @@ def ball(x: dict[str, torch.Tensor], p: float, sigma: float) -> dict[str, Any]:
 
 
 class RobustTrainer(Trainer):
-    """Trains on embeddings in which every token is perturbed; evaluates as ever."""
+    """Trains on embeddings in which every token is perturbed; evaluates as the plain `Trainer` does."""
 
-    loss_is_scaled_for_ga = False  # it is the mean of a batch, also where gradients are accumulated
+    loss_is_scaled_for_ga = False  # the loss is the mean of a batch, also if gradients are accumulated
 
     def __init__(self, *arguments: Any, p: float, sigma: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -68,7 +69,7 @@ class RobustTrainer(Trainer):
 
 
 def sentences(n: int) -> dict[str, torch.Tensor]:
-    """Return sentences of different lengths, half of whose words are among the 20 of their topic."""
+    """Return sentences of different lengths; half of their words are among the 20 words of their topic."""
     labels = torch.randint(TOPICS, (n,))
     of_topic = 1 + 20 * labels[:, None] + torch.randint(20, (n, LENGTH))
     words = torch.where(torch.rand(n, LENGTH) < 0.5, of_topic, torch.randint(1, WORDS, (n, LENGTH)))
@@ -81,7 +82,7 @@ def sentences(n: int) -> dict[str, torch.Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train plainly and on perturbed tokens, and print the errors of both."""
+    """Train on plain and on perturbed tokens, and print both errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=2.0)
     parser.add_argument("--sigma", type=float, default=0.2, help="in units of the tokens' median norm")

@@ -1,4 +1,4 @@
-"""A convolutional network in Flax, trained as it is and by `lpfamily_jax.regularize`, side by side.
+"""A convolutional network in Flax, trained with a plain loss and with `lpfamily_jax.regularize`.
 
 python examples/jax_flax_cnn.py [--epochs 40] [--sigma 0.5] [--p 2]
 """
@@ -43,12 +43,12 @@ def loss(model: CNN, x: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def odds(model: CNN, x: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return what has the cross-entropy's direction, and does not round it away."""
+    """Return the log-odds, whose gradient has the cross-entropy's direction and does not round to zero."""
     return error_log_odds(model(x), labels)
 
 
 def train(loss: Callable[..., jax.Array], x: np.ndarray, labels: np.ndarray) -> Iterator[tuple[CNN, float]]:
-    """Train a network without end; after each epoch yield it, and the mean of its loss."""
+    """Train a network without end; after each epoch yield it and its mean loss."""
     model, rng = CNN(nnx.Rngs(0)), np.random.default_rng(0)
     optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
 
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     print("                    plain regularised")
     for epoch, networks in enumerate(itertools.islice(both, options.epochs), 1):
         print(f"loss of epoch {epoch:3}" + "".join(f"{value:10.3f}" for _, value in networks))
-    found = [errors(model, test_x, test_labels, options.p, options.sigma) for model, _ in networks]
-    for name, row in zip(("error", "error at x + eps"), zip(*found, strict=True), strict=True):
+    by_network = [errors(model, test_x, test_labels, options.p, options.sigma) for model, _ in networks]
+    for name, row in zip(("error", "error at x + eps"), zip(*by_network, strict=True), strict=True):
         print(f"{name:17}" + "".join(f"{error:10.1%}" for error in row))
 
 

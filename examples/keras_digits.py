@@ -1,4 +1,4 @@
-"""A Keras model that trains on x + eps, and one with the penalty, on Keras' backend for torch or for JAX.
+"""Keras models, trained on x + eps and with the penalty, with Keras' backend for torch or for JAX.
 
 KERAS_BACKEND=torch python examples/keras_digits.py [--p inf] [--sigma 0.1] [--epochs 20]
 KERAS_BACKEND=jax python examples/keras_digits.py
@@ -31,7 +31,7 @@ if keras.backend.backend() == "torch":
             x, y = data
 
             def model(x: Any) -> Any:
-                return self(x, training=self.training)  # Keras asks the argument, perturb sets the attribute
+                return self(x, training=self.training)  # Keras reads the argument, perturb sets the attribute
 
             eps = perturb(model, losses, x, y, direction="log-odds", **BALL)
             return super().train_step((x + eps, y))
@@ -119,8 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(x[:1297], y[:1297], batch_size=64, epochs=options.epochs, verbose=0)
         test = map(keras.ops.convert_to_tensor, (x[1297:], y[1297:]))
-        found = robustness(model, *test, **BALL, effort="quick", progress=False)
-        errors = found.error().value, found.error(options.p, options.sigma).value
+        result = robustness(model, *test, **BALL, effort="quick", progress=False)
+        errors = result.error().value, result.error(options.p, options.sigma).value
         print(f"{kind.__name__:>10}: error {errors[0]:.1%}, in the ball {errors[1]:.1%}")
 
 

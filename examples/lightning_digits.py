@@ -1,4 +1,4 @@
-"""A Lightning module as it is, trained on x + eps by a callback.
+"""An unchanged Lightning module, trained on x + eps by a callback.
 
 python examples/lightning_digits.py [--p inf] [--sigma 0.1] [--epochs 20]
 """
@@ -18,12 +18,12 @@ from lpfamily_torch.lightning import PerturbInputs
 
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return one loss an example."""
+    """Return one loss per example."""
     return cross_entropy(logits, labels, reduction="none")
 
 
 class Classifier(LightningModule):
-    """Knows nothing of perturbations."""
+    """A network of digits; it has no code for perturbations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Classifier(LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the module without and with the callback, and print the errors of both."""
+    """Train the module without and with the callback, and print both errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=math.inf)
     parser.add_argument("--sigma", type=float, default=0.1, help="the radius; pixels lie in [0, 1]")

@@ -1,10 +1,10 @@
-"""Tumours told apart by 30 measurements, of which some are wrong.
+"""Tumours classified by 30 measurements, some of which are wrong.
 
 python examples/tabular_sklearn.py [--share 0.1] [--folds 5] [--epochs 100]
 
-p says how the measurements of a patient are wrong: at p = 1 one of them by much, at p = inf all of them by
-little, at p = 2 each in proportion to its part in the network's gradient. --share is how much at p = inf, in
-standard deviations; as strong elsewhere is sigma = share * 30 ** (1 / p).
+p says which measurements of a patient are wrong: at p = 1 one is wrong by much, at p = inf all are wrong by
+little, at p = 2 each is wrong in proportion to its entry of the network's gradient. --share is sigma at
+p = inf, in standard deviations; the same strength at other p is sigma = share * 30 ** (1 / p).
 """
 
 import argparse
@@ -24,9 +24,11 @@ EXPONENTS = (1.0, 2.0, math.inf)
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.1, help="what training moves all measurements by")
-    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
-    parser.add_argument("--epochs", type=int, default=100, help="of training")
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="sigma at p = inf, by which training moves all measurements"
+    )
+    parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of training")
     options = parser.parse_args(arguments)
 
     x, y = load_breast_cancer(return_X_y=True)
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     trained |= {f"p = {p:g}": {"p": p, "sigma": sigma} for p, sigma in radii.items()}
     steps = [(p, factor * sigma) for p, sigma in radii.items() for factor in (0.5, 1, 2)]
 
-    print("accuracy in %, cross-validated: clean, and after the step that the network withstands least")
+    print("cross-validated accuracy in %: clean, and after the worst step in a ball of radius sigma")
     print(f"{'':9}{'p':>5}" + "".join(f"{p:7g}" for p, _ in steps))
     print(f"{'trained':9}sigma" + "".join(f"{sigma:7.3g}" for _, sigma in steps))
     folds = StratifiedKFold(options.folds, shuffle=True, random_state=0)

@@ -1,7 +1,7 @@
-"""A text classifier of one's own, trained on embeddings that are perturbed word by word.
+"""A custom text classifier, trained on embeddings that are perturbed word by word.
 
-It tells from some words which of scikit-learn's data sets they describe. Each word has a ball of its own,
-whose radius is a fraction of the words' median norm; padding stays as it is.
+From some words it predicts which of scikit-learn's data sets they describe. Each word has its own ball,
+whose radius is a fraction of the median norm of the words; padding is not perturbed.
 
 python examples/text_embeddings.py [--p 2] [--sigma 0.2] [--epochs 25] [--seeds 3]
 """
@@ -24,7 +24,7 @@ PADDING = 0
 
 
 class Classifier(nn.Module):
-    """Filters over three words, and the largest of each; `forward` begins where words are vectors."""
+    """Filters over three words, with the largest output of each; `forward` takes embedded words."""
 
     def __init__(self, words: int, width: int = 32, filters: int = 64) -> None:
         super().__init__()
@@ -33,38 +33,39 @@ class Classifier(nn.Module):
         self.head = nn.Linear(filters, len(NAMES))
 
     def forward(self, embedded: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        found = torch.relu(self.filters(embedded.mT)).masked_fill(~known[:, None], 0)
-        return self.head(found.amax(dim=2))
+        features = torch.relu(self.filters(embedded.mT)).masked_fill(~known[:, None], 0)
+        return self.head(features.amax(dim=2))
 
 
 def texts(generator: torch.Generator) -> tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Return how many words there are, and training and test examples: word numbers and labels.
+    """Return the number of words, and training and test examples: word numbers and labels.
 
-    Of every three passages the last is for testing.
+    Every third passage is for testing.
     """
     words = [re.findall(r"[a-z]{2,}", getattr(datasets, f"load_{name}")().DESCR.lower()) for name in NAMES]
     vocabulary = {word: number for number, word in enumerate(sorted({w for text in words for w in text}), 1)}
-    parts: list[list[tuple[torch.Tensor, int]]] = [[], []]
+    subsets: list[list[tuple[torch.Tensor, int]]] = [[], []]
     for label, text in enumerate(words):
         numbers = torch.tensor([vocabulary[word] for word in text])
         for place, passage in enumerate(numbers.split(LENGTH)):
             for begin in range(0, len(passage) - LENGTH // 2, 2):
                 row = torch.full((LENGTH,), PADDING)
-                kept = int(torch.randint(LENGTH // 2, LENGTH + 1, (), generator=generator))
-                row[: len(passage[begin : begin + kept])] = passage[begin : begin + kept]
-                parts[place % 3 == 2].append((row, label))
+                length = int(torch.randint(LENGTH // 2, LENGTH + 1, (), generator=generator))
+                row[: len(passage[begin : begin + length])] = passage[begin : begin + length]
+                subsets[place % 3 == 2].append((row, label))
     return len(vocabulary) + 1, [
-        (torch.stack([row for row, _ in part]), torch.tensor([label for _, label in part])) for part in parts
+        (torch.stack([row for row, _ in subset]), torch.tensor([label for _, label in subset]))
+        for subset in subsets
     ]
 
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return one loss an example."""
+    """Return one loss per example."""
     return cross_entropy(logits, labels, reduction="none")
 
 
 def errors(seed: int, p: float, sigma: float, trained_sigma: float, epochs: int) -> list[float]:
-    """Train a classifier; return its errors on passages it has not seen, as they are and perturbed."""
+    """Train a classifier; return its errors on test passages, clean and perturbed."""
     generator = torch.Generator().manual_seed(seed)
     count, [training, testing] = texts(generator)
     torch.manual_seed(seed)
@@ -97,7 +98,7 @@ def errors(seed: int, p: float, sigma: float, trained_sigma: float, epochs: int)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train plainly and on perturbed words, and print the errors of both."""
+    """Train on plain and on perturbed words, and print both errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=2.0)
     parser.add_argument("--sigma", type=float, default=0.2, help="in units of the words' median norm")
@@ -105,11 +106,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     for trained_sigma in 0.0, options.sigma:
-        found = [
+        by_seed = [
             errors(seed, options.p, options.sigma, trained_sigma, options.epochs)
             for seed in range(options.seeds)
         ]
-        clean, perturbed = map(statistics.mean, zip(*found, strict=True))
+        clean, perturbed = map(statistics.mean, zip(*by_seed, strict=True))
         print(f"trained with sigma = {trained_sigma:g}: error {clean:.1%}, perturbed {perturbed:.1%}")
 
 

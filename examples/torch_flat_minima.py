@@ -1,4 +1,4 @@
-"""A network on labels of which many are wrong, trained as it is and at the worst weights of a ball around it.
+"""A network trained on labels of which many are wrong: plainly, and at the worst weights in a ball.
 
 python examples/torch_flat_minima.py [--wrong 0.4] [--epochs 30]
 """
@@ -33,10 +33,10 @@ def train(x: torch.Tensor, y: torch.Tensor, epochs: int, ball: dict[str, float] 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train three networks, and print their errors on images that they have not seen, and in training."""
+    """Train three networks, and print their errors on new images and on the training labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--wrong", type=float, default=0.4, help="the share of training labels that are drawn anew"
+        "--wrong", type=float, default=0.4, help="the share of training labels that are replaced at random"
     )
     parser.add_argument("--epochs", type=int, default=30)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A small vision transformer of one's own on scikit-learn's digits, trained plainly and on x + eps.
+"""A small custom vision transformer on scikit-learn's digits, trained on x and on x + eps.
 
 python examples/torch_vit.py [--p 2] [--sigma 0.4] [--epochs 20]
 """
@@ -16,7 +16,7 @@ PIXELS = (0.0, 1.0)
 
 
 class ViT(nn.Module):
-    """Patches of 2 x 2 pixels as tokens, two layers of attention, the mean token classified."""
+    """A transformer: patches of 2 x 2 pixels as tokens, two attention layers, a linear layer on the mean."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class ViT(nn.Module):
 
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return one loss an example."""
+    """Return one loss per example."""
     return cross_entropy(logits, labels, reduction="none")
 
 
@@ -59,7 +59,7 @@ def train(x: torch.Tensor, y: torch.Tensor, epochs: int, ball: dict[str, float] 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train a transformer plainly and on x + eps, and print the errors of both."""
+    """Train a transformer on x and on x + eps, and print both errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--p", type=float, default=2.0)
     parser.add_argument("--sigma", type=float, default=0.4, help="the radius; pixels lie in [0, 1]")

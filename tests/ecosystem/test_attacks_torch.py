@@ -516,7 +516,7 @@ def test_an_error_says_what_was_given(trained):
         LpGradientMethod(s.art).set_params(norm=2)
     with pytest.raises(ValueError, match="a targeted attack needs y"):
         LpGradientMethod(s.art, targeted=True).generate(s.x)
-    with pytest.raises(ValueError, match=r"of shape \(4, 1\); got one of shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"of shape \(4, 1\); got an array of shape \(64,\)"):
         LpGradientMethod(s.art, eps=np.arange(64.0)).generate(s.x)
     with pytest.raises(ValueError, match="broadcast"):
         LpGradientMethod(s.art, eps=np.ones((3, 1))).generate(s.x)
