@@ -126,7 +126,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Made:
+class FromText:
     """Values that a type makes from text."""
 
     kind: type
@@ -146,7 +146,7 @@ class Made:
         return value
 
 
-Values = Range | Numbers | Names | Made
+Values = Range | Numbers | Names | FromText
 """The values that a choice may have.
 
 `what` describes them in words that follow 'must be', and `metavar` stands for a value in `--help`. `admits`
@@ -155,9 +155,9 @@ a value from JSON.
 """
 
 
-TEXT, PATH = Made(str, "NAME"), Made(Path, "PATH", "a path")
+TEXT, PATH = FromText(str, "NAME"), FromText(Path, "PATH", "a path")
 
-SWITCH = Made(bool, "", "true or false")
+SWITCH = FromText(bool, "", "true or false")
 """A flag without a value."""
 
 FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)

@@ -160,7 +160,7 @@ class Draws:
         if objective.name == "noise":
             shift = self.noise(step, shape, task.dtype)
         if objective.name in ("perturb", "trades"):
-            passes = _of_passes(
+            passes = _for_each_gradient(
                 objective.direction_dropout,
                 objective.steps,
                 lambda again: self._layers(step, task, examples, again),
@@ -228,7 +228,7 @@ class Draws:
         `dropout` is `Objective.direction_dropout`; `same` are the masks of the loss that trains the weights.
         """
         none: Masks = [None] * len(network.layers)
-        return _of_passes(
+        return _for_each_gradient(
             dropout, steps, lambda again: self.masks(step, network, examples, again), same, none
         )
 
@@ -237,12 +237,12 @@ class Draws:
     ) -> list[Noises]:
         """Return the layer noise of each gradient in the computation of eps, as in `direction_masks`."""
         none: Noises = [None] * len(network.layers)
-        return _of_passes(
+        return _for_each_gradient(
             dropout, steps, lambda again: self.layer_noise(step, network, examples, dtype, again), same, none
         )
 
 
-def _of_passes(dropout: str, steps: int, draw: Callable[[int], T], same: T, none: T) -> list[T]:
+def _for_each_gradient(dropout: str, steps: int, draw: Callable[[int], T], same: T, none: T) -> list[T]:
     """Return the random arrays of the layers for each gradient in the computation of eps."""
     if dropout == "independent":
         return [draw(again) for again in range(1, steps + 1)]

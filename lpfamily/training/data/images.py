@@ -98,15 +98,15 @@ def _splits(folder: Path) -> tuple[Labelled, Labelled]:
         return _numbered(classes, numbers), _numbered(tested, numbers)
     classes, rng = _classes(folder), np.random.default_rng(SPLIT_SEED)
     numbers = {name: number for number, name in enumerate(classes)}
-    trained, tested = {}, {}
+    training, testing = {}, {}
     for name, paths in classes.items():
         if len(paths) < 2:
             raise BadInput(f"{folder / name}: has one image, and none is left to test by; give two or more")
         order, count = rng.permutation(len(paths)), max(1, round(len(paths) / ONE_IN))
-        tested[name], trained[name] = (
+        testing[name], training[name] = (
             [paths[i] for i in sorted(indices)] for indices in (order[:count], order[count:])
         )
-    return _numbered(trained, numbers), _numbered(tested, numbers)
+    return _numbered(training, numbers), _numbered(testing, numbers)
 
 
 def _numbered(classes: dict[str, list[Path]], numbers: dict[str, int]) -> Labelled:
