@@ -1,12 +1,12 @@
 """The seam between the mathematics and the array libraries.
 
-Every function has one definition, in the array API, and that definition serves every library. The
-functions at the bottom of everything, the dual norm, the steepest step, that in a box and the nearest
-point, are `Primitive`s: a definition together with its derivative, which `Library.apply` evaluates. A
-library that can do better (NumPy: in blocks that stay in the cache) maps primitives to implementations
-of its own; one that must be told more (torch, JAX: the derivative) overrides `apply`. Such a `Library`
-is registered under the library's name in the entry-point group `lpfamily.libraries`, and loaded when the
-first array of that library arrives. `lpfamily.libraries.testing.LibraryTests` holds the laws for it.
+Every function has one definition, in the array API, which works for every library. The basic functions
+(dual norm, steepest step, steepest step in a box, nearest point) are `Primitive`s: a definition together
+with its derivatives. `Library.apply` evaluates them. A subclass of `Library` says what one library does in
+its own way. It may map primitives to faster implementations (NumPy works in blocks that stay in the cache),
+or override `apply` to pass on the derivatives (torch, JAX). It is registered in the entry-point group
+`lpfamily.libraries`, under the name of the array library, and loaded with the first array of that library.
+`lpfamily.libraries.testing.LibraryTests` holds the tests for it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lpfamily._arrays import A, Array, constant_when_traced, device_of, library_
 from lpfamily.libraries.rows import threads as threads
 
 GROUP = "lpfamily.libraries"
-"""The group of entry points, named after the module whose arrays a `Library` serves."""
+"""The entry-point group; an entry's name is that of the module whose arrays the `Library` serves."""
 
 OLD_GROUP = "lpfamily.kernels"
 """The former name of that group. It is still read, with a warning."""
 
 BUILT_IN = {"numpy": "lpfamily.libraries.on_numpy:library", "dask": "lpfamily.libraries.on_dask:library"}
-"""Those that need no entry point, so that a copy of this package without metadata has them."""
+"""Libraries without an entry point, so that a copy of this package without metadata works with them."""
 
 primitives: dict[str, Primitive] = {}
-"""All there are, by name."""
+"""All primitives by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Primitive:
-    """A function of arrays with a parameter p, its first derivative in closed form, and its shape.
+    """A function of arrays with a parameter p, its derivatives in closed form, and its signature.
 
-    `value(p, *operands)` is the definition. `jvp(p, operands, tangents)` is the directional
-    derivative, `vjp(p, operands, cotangent)` its transpose, one cotangent per operand; both are built
-    from primitives, so that they can be differentiated again.
+    `value(p, *operands)` is the definition. `jvp(p, operands, tangents)` is the directional derivative.
+    `vjp(p, operands, cotangent)` is its transpose, with one result per operand. Both are built from
+    primitives, so they can be differentiated again.
     """
 
     name: str
@@ -54,24 +54,24 @@ class Primitive:
     jvp: Callable[[float, tuple[Array, ...], tuple[Array, ...]], Array]
     vjp: Callable[[float, tuple[Array, ...], Array], tuple[Array, ...]]
     signature: str
-    """What it makes of one example, as for NumPy's generalized ufuncs: "(n),(1)->()" makes a number of
-    a row and its radius. A caller may leave out trailing operands."""
+    """The shapes for one example, as in NumPy's generalized ufuncs: "(n),(1)->()" maps a row and its radius
+    to a number. A caller may leave out trailing operands."""
     whole: bool = False
-    """Whether a compiler had better call it whole: the definition repeats steps, or sorts."""
+    """Whether a compiler should call it as one operation: the definition repeats steps, or sorts."""
     splits: bool = False
-    """Whether one example may lie in several chunks: the definition takes its sums and maxima alone."""
+    """Whether one example may lie in several chunks: the definition only takes sums and maxima over it."""
 
     def __post_init__(self) -> None:
         primitives[self.name] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a name: libraries look primitives up by identity."""
+        """Pickle by name, because libraries look primitives up by identity."""
         return _primitive, (self.value.__module__, self.name)
 
     def signature_of(self, operands: int) -> str:
         """Return the signature of a call with this many operands."""
-        taken, made = self.signature.split("->")
-        return f"{','.join(taken.split(',')[:operands])}->{made}"
+        inputs, output = self.signature.split("->")
+        return f"{','.join(inputs.split(',')[:operands])}->{output}"
 
     @property
     def reduces(self) -> bool:
@@ -79,7 +79,7 @@ class Primitive:
         return self.signature.endswith("->()")
 
     def __call__(self, p: float, *operands: Array) -> Array:
-        """Evaluate on the library that the operands belong to."""
+        """Evaluate with the operands' library."""
         return library_of(operands[0]).apply(self, p, *operands)
 
 
@@ -89,57 +89,57 @@ def _primitive(module: str, name: str) -> Primitive:
 
 
 class Library:
-    """What one array library knows: by default, that it follows the array API and no more."""
+    """What one array library does in its own way; the defaults only need the array API."""
 
     implementations: Mapping[Primitive, Callable[..., Array]] = MappingProxyType({})
-    """What evaluates a primitive, as function(p, *operands); by default its definition."""
+    """Functions (p, *operands) that replace the definitions of some primitives."""
 
     def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
-        """Evaluate `primitive`, so that the library's automatic differentiation sees its derivative."""
+        """Evaluate `primitive`; a library with automatic differentiation passes on its derivatives here."""
         with self.unwarned():
             return self.implementations.get(primitive, primitive.value)(p, *operands)
 
     def detour(self, function: Callable[..., A], *arguments: Any) -> A:
-        """Return `function` of arrays, and of anything else, by a faster library that shares their memory."""
+        """Return function(*arguments), perhaps by a faster library that shares the arrays' memory."""
         return function(*arguments)
 
     def per_example(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
-        """Evaluate a `function` of many steps that takes each example by itself.
+        """Evaluate a `function` of many steps that treats each example independently.
 
-        `signature` says which axes are an example's, as for NumPy's generalized ufuncs: "(m,n),(m)->(n)"
-        is a matrix for all and a vector for each; `dtypes` are those of the results.
+        `signature` names the axes of one example, as in NumPy's generalized ufuncs: "(m,n),(m)->(n)" takes
+        a matrix, which all examples may share, and a vector per example. `dtypes` are those of the results.
         """
         with self.unwarned():
             return function(*operands)
 
     def per_row(self, function: Callable[..., Array], reduces: bool, *operands: Array) -> Array:
-        """Evaluate a `function` of rows, (..., d), and of what broadcasts to them, row by row.
+        """Evaluate a `function` of rows, (..., d), and of operands that broadcast to them, row by row.
 
-        It makes a number of each row if it `reduces`, else a row.
+        It returns one number per row if it `reduces`, else a row.
         """
         with self.unwarned():
             return function(*operands)
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
-        """Return eq. 3 of rows that come in several arrays, or None where they must be joined for it."""
+        """Return eq. 3 of rows that are split over several arrays, or None where these must be joined."""
         return None
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
-        """Return arrays whose values can be looked at."""
+        """Return the arrays with values that can be looked at; a lazy library computes them."""
         return arrays
 
     def unwarned(self) -> AbstractContextManager[Any]:
-        """Return the scope in which log 0, overflow and inf - inf are results like any other."""
-        return np.errstate(all="ignore")  # what stands on NumPy warns as it does
+        """Return a context in which log 0, overflow and inf - inf, valid results here, raise no warning."""
+        return np.errstate(all="ignore")  # libraries that build on NumPy warn as NumPy does
 
     def visible(self, x: Array) -> bool:
         """Whether the values of x can be looked at without waiting for a device or a computation."""
         return False
 
     def reach(self, grad: Array, x: Array, low: Any, high: Any) -> tuple[Array, bool, bool]:
-        """Return how far each entry of x is from the bound that grad points to, of x's dtype.
+        """Return the distance of each entry of x from the bound that grad points to, in x's dtype.
 
-        And whether values are visible, and whether they tell that no x is outside.
+        The other two results are whether values are visible, and whether they show that no x is outside.
         """
         xp = namespace_of(x)
         up, down = high - x, x - low
@@ -155,7 +155,7 @@ class Library:
     def repeat(
         self, step: Callable[..., tuple[Array, ...]], state: tuple[Array, ...], times: int
     ) -> tuple[Array, ...]:
-        """Return the state after state = step(*state), `times` times, or where that changes nothing more."""
+        """Apply state = step(*state) `times` times, or until the state no longer changes; return it."""
         for _ in range(times):
             old, state = state, step(*state)
             if self.settled(old, state):
@@ -163,21 +163,21 @@ class Library:
         return state
 
     def iterate(self, step: Callable[[Any, Any], Any], state: Any, numbers: Sequence[float]) -> Any:
-        """Return the state after state = step(state, number) for each of some numbers; a tuple of arrays."""
+        """Apply state = step(state, number) for each number in turn; return the state, a tuple of arrays."""
         for number in numbers:
             state = step(state, number)
         return state
 
     def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
-        """Return function(state) where a number's condition holds, else the state."""
+        """Return function(state) if the condition, one number, holds, else the state."""
         return function(state) if condition else state
 
     def places(self, mask: Array) -> Array | None:
-        """Return the places where a vector is True, or None where shapes cannot depend on values."""
+        """Return the indices where a vector is True, or None where shapes cannot depend on values."""
         return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else None
 
     def generators(self, rng: Any, count: int) -> Sequence[Any]:
-        """Return generators of independent draws, the same one where it moves on."""
+        """Return generators of independent draws; a generator that advances is simply repeated."""
         return [rng] * count
 
     def settled(self, old: tuple[Array, ...], new: tuple[Array, ...]) -> bool:
@@ -188,11 +188,11 @@ class Library:
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
     ) -> tuple[Array, Array, Array]:
-        """Draw what `lpfamily.sample` needs from the library's own kind of generator.
+        """Draw the random numbers of `lpfamily.sample` from a generator of this library.
 
-        Uniform in (-1, 1) and Gamma of this concentration, >= 1, both of `shape`; and exponential, one a
-        row, (..., 1). In float32 or float64: `dtype`, or what half precision is computed in, or for None
-        the library's default.
+        They are uniform in (-1, 1) and Gamma of this concentration, >= 1, both of `shape`; and exponential,
+        one number per row, (..., 1). Their dtype is float32 or float64: `dtype`, float32 for half precision,
+        or the library's default for None.
         """
         raise TypeError(
             f"rng must be a NumPy or torch generator, or a JAX key; got {type(rng).__name__}: "
@@ -200,11 +200,12 @@ class Library:
         )
 
     def normal_tail(self, x: Array) -> Array:
-        """Return P(eta >= x) for a standard normal eta, accurate also where 1 - cdf has rounded to 0.
+        """Return P(eta >= x) for a standard normal eta, accurate also where 1 - cdf rounds to 0.
 
-        The array API has no erfc; SciPy's serves what NumPy's functions take (dask stays lazy) or can read.
+        The array API has no erfc. SciPy's works for arrays that NumPy's functions accept (dask stays lazy) or
+        can read.
         """
-        from scipy.special import ndtr  # importing it takes longer than the rest of the core
+        from scipy.special import ndtr  # imported here because it takes longer than the rest of the core
 
         if hasattr(x, "__array_ufunc__") or isinstance(x, np.generic):
             return ndtr(np.negative(x))
@@ -216,30 +217,31 @@ _libraries: dict[str, Library] = {}
 
 
 def library_of(x: Array, name: str = "x") -> Library:
-    """Return the `Library` that serves `x`; `name` is what an error calls it."""
+    """Return the `Library` of `x`; an error calls x `name`."""
     library = library_name(namespace_of(x, name))
     _load(library)
     return _libraries[library]
 
 
 def detoured(function: Callable[..., A], name: str, x: Array, sigma: Any, *others: Any) -> A:
-    """Return function(x, sigma, *others), by the `detour` of x's library; `name` is what an error calls x.
+    """Return function(x, sigma, *others), by the `detour` of x's library; an error calls x `name`.
 
-    An array of radii goes there where it is like x and all are in range: others are not the same to all.
+    An array of radii takes the detour if it has x's type and dtype and all radii are in range. Libraries
+    differ in how they handle others.
     """
     library = library_of(x, name)
     if not isinstance(sigma, int | float):
         alike = type(sigma) is type(x) and sigma.dtype == x.dtype and 0 not in sigma.shape
         if not (alike and library.visible(sigma)):
             return function(x, sigma, *others)
-        xp, seen = namespace_of(sigma), library.constant(sigma)
-        if not 0 <= float(xp.min(seen)) <= float(xp.max(seen)) < math.inf:
+        xp, radii = namespace_of(sigma), library.constant(sigma)
+        if not 0 <= float(xp.min(radii)) <= float(xp.max(radii)) < math.inf:
             return function(x, sigma, *others)
     return library.detour(function, x, sigma, *others)
 
 
 def library_of_generator(rng: Any) -> Library:
-    """Return the `Library` whose arrays a random generator, or key, makes."""
+    """Return the `Library` of a random generator or key."""
     name = type(rng).__module__.partition(".")[0]
     if is_array_api_obj(rng):
         return library_of(rng)
@@ -248,7 +250,7 @@ def library_of_generator(rng: Any) -> Library:
 
 
 def constant(x: Array) -> Array:
-    """Return `x` with its gradient stopped, in whatever library it lives."""
+    """Return `x`, of any library, with its gradient stopped."""
     return library_of(x).constant(x)
 
 
@@ -265,7 +267,7 @@ def _registered(name: str) -> EntryPoints:
     return entries
 
 
-@constant_when_traced  # entry points cannot be read in a traced function
+@constant_when_traced  # a traced function cannot read entry points
 def _load(name: str) -> bool:
     if name in _libraries:
         return True

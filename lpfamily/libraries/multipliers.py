@@ -30,7 +30,7 @@ NEWTON_END = 0.25
 NEWTON_FROM = 1.05
 """Below this p, too few entries of a row take part in a step of Newton's method."""
 
-dots = functools.partial(of_rows.dots, piece=4096)
+dots = functools.partial(of_rows.dots, run=4096)
 """These sums may lose a little more, and take a third of the time."""
 
 Fill = Callable[..., Rows]

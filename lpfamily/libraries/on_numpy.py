@@ -1,10 +1,9 @@
-"""NumPy's kernels: the definitions of the primitives, a block of rows at a time.
+"""NumPy's kernels: the primitives, evaluated one block of rows at a time.
 
-The definitions make some twenty passes over the whole array, each through main memory. Here a block
-of rows stays in the cache from its first pass to its last, p decides once how the power is taken,
-and what is rare (NaN, infinite, zero, subnormal rows) is found on one number a row: such rows are
-done again, scaled, and what that cannot mend goes to the definition. So the common path has only
-the passes that the mathematics needs.
+The definitions read and write the whole array in main memory some twenty times. Here a block of rows stays
+in the cache from start to end, and p decides once how the power is computed. Rare rows (NaN, infinite, zero,
+subnormal) show in one number per row. They are scaled and computed again; rows that are still not exact go
+to the definition. So ordinary rows take only the operations that the mathematics needs.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from lpfamily.nearest import nearest
 from lpfamily.steepest import steepest
 
 BLOCKS_FROM = 1 << 14
-"""Bytes of an array from which blocks save more than they cost."""
+"""Array size in bytes from which blocks save more time than they cost."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How blocks of rows are done, and what it takes."""
+    """A way to compute the steepest step of a block of rows, and the memory that it needs."""
 
     fill: Callable[..., tuple[Any, ...]]
-    """fill(x, sigma, out, t) fills out, t being scratch like x, and returns statistics of each row."""
+    """fill(x, sigma, out, t) fills out, with t as scratch of x's shape, and returns statistics per row."""
     valid: Callable[..., Rows]
-    """valid(sigma, *statistics) is a mask of the rows whose result is exact."""
+    """valid(sigma, *statistics) returns a mask of the rows whose result is exact."""
     scratch: bool = True
     """Whether it uses t."""
-    arrays: int = 3
-    """How many arrays of a block's size it comes back to."""
+    working_arrays: int = 3
+    """Number of block-sized arrays in use at a time."""
     zeroed: bool = False
-    """Whether it needs out to be 0."""
+    """Whether out must be 0 at the start."""
 
 
 class NumpyLibrary(Library):
-    """NumPy, which has no derivatives to be told of."""
+    """NumPy, which has no automatic differentiation."""
 
     def __init__(self) -> None:
         self.implementations = {
@@ -56,7 +55,7 @@ class NumpyLibrary(Library):
         }
 
     def apply(self, primitive: Primitive, p: float, *operands: Floats) -> Floats:
-        """Evaluate `primitive` on rows, by default the definition block by block."""
+        """Evaluate `primitive` on rows; without an implementation, evaluate the definition block by block."""
         x = operands[0]
         if x.size == 0:
             return np.asarray(primitive.value(p, *operands))
@@ -65,17 +64,17 @@ class NumpyLibrary(Library):
         if evaluate is None:
             evaluate = functools.partial(_by_blocks, primitive.value)
         with self.unwarned():
-            # NumPy would first copy a column operand that is wider than this buffer.
+            # With a larger buffer NumPy would first copy the column operands.
             np.setbufsize(16)
             result = evaluate(p, *[_rows(operand, batch) for operand in operands])
             return result.reshape(batch + result.shape[1:])
 
     def visible(self, x: Floats) -> bool:
-        """They are in memory."""
+        """Return True: the values are in memory."""
         return True
 
     def reach(self, grad: Floats, x: Floats, low: Any, high: Any) -> tuple[Floats, bool, bool]:
-        """Select by the bits of grad's sign, in blocks: a choice by a mask costs more than all else."""
+        """Select by the bits of grad's sign, in blocks: selecting by a mask costs more than all the rest."""
         if grad.ndim == 0 or grad.nbytes < BLOCKS_FROM:
             return super().reach(grad, x, low, high)
         grad = np.ascontiguousarray(grad, x.dtype)
@@ -90,65 +89,66 @@ class NumpyLibrary(Library):
                 np.subtract(x[block], sides[0][block], out=down)
                 np.subtract(sides[1][block], x[block], out=up[:k])
                 least.extend([down.min(), up[:k].min()])
-                ours, sign, other = down.view(bits), signs[:k].view(bits), up[:k].view(bits)
+                # selected = down where the sign bit is set, else up
+                selected, sign, other = down.view(bits), signs[:k].view(bits), up[:k].view(bits)
                 np.right_shift(grad[block].view(bits), 8 * x.itemsize - 1, out=sign)
-                ours ^= other
-                ours &= sign
-                ours ^= other
+                selected ^= other
+                selected &= sign
+                selected ^= other
 
         share_out(work, row_blocks(room), room.nbytes)
         return room, True, all(each >= 0 for each in least)
 
     def per_row(self, function: Callable[..., Floats], reduces: bool, *operands: Floats) -> Floats:
-        """Go by blocks; what all rows have in common is given to each."""
+        """Evaluate in blocks; an operand with one row is given to every block."""
         x = operands[0]
         if x.nbytes < BLOCKS_FROM:
             return np.asarray(super().per_row(function, reduces, *operands))
         flat = [each.reshape(-1, each.shape[-1]) for each in operands]
         with self.unwarned():
-            pieces = [
+            results = [
                 function(*(each if len(each) == 1 else each[block] for each in flat))
                 for block in row_blocks(flat[0], 8)
             ]
-        whole = np.concatenate(pieces)
-        return np.asarray(whole.reshape(x.shape[:-1] + whole.shape[1:]))
+        result = np.concatenate(results)
+        return np.asarray(result.reshape(x.shape[:-1] + result.shape[1:]))
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Floats], sigma: Floats) -> Sequence[Floats] | None:
-        """Do at p = 2 and inf what their kernels do with an array: there is no other step between entries."""
+        """Compute leaf by leaf at p = 2, where only a sum couples the leaves, and at p = inf."""
         if p not in (2, math.inf) or any(each.size == 0 for each in leaves):
             return None
         rows, radius = [_rows(each, each.shape[:-1]) for each in leaves], sigma.reshape(-1, 1)
-        kernel, dtype, count = _kernel(p, rows[0].dtype), rows[0].dtype, range(len(rows))
+        kernel, dtype, indices = _kernel(p, rows[0].dtype), rows[0].dtype, range(len(rows))
         ends = np.cumsum([each.size for each in rows])
-        memory = np.empty(ends[-1], dtype)  # in many pieces it would cost more than to fill it
-        made = [each.reshape(x.shape) for each, x in zip(np.split(memory, ends[:-1]), rows, strict=True)]
+        memory = np.empty(ends[-1], dtype)  # many small allocations would cost more than filling the memory
+        out = [each.reshape(x.shape) for each, x in zip(np.split(memory, ends[:-1]), rows, strict=True)]
         totals = [np.empty(0)] * len(rows)
 
-        def add(places: Sequence[int]) -> None:
-            for place in places:
-                totals[place] = dots(rows[place], rows[place])
+        def add_squares(indices: Sequence[int]) -> None:
+            for index in indices:
+                totals[index] = dots(rows[index], rows[index])
 
-        def scale(places: Sequence[int]) -> None:
-            for place in places:
-                np.multiply(rows[place], column, out=made[place])
+        def scale(indices: Sequence[int]) -> None:
+            for index in indices:
+                np.multiply(rows[index], column, out=out[index])
 
-        def fill(places: Sequence[int]) -> None:
-            for place in places:
-                totals[place] = kernel.fill(rows[place], radius, made[place], made[place])[0]
+        def fill(indices: Sequence[int]) -> None:
+            for index in indices:
+                totals[index] = kernel.fill(rows[index], radius, out[index], out[index])[0]
 
         with self.unwarned():
             np.setbufsize(16)
-            share_out(add if p == 2 else fill, count, memory.nbytes)
+            share_out(add_squares if p == 2 else fill, indices, memory.nbytes)
             if p == 2:
                 total = np.sum(totals, axis=0)
                 factor = total**-0.5 * radius[:, 0]
                 column = factor.astype(dtype)[:, None]
-                share_out(scale, count, memory.nbytes)
+                share_out(scale, indices, memory.nbytes)
                 valid = kernel.valid(radius, total, factor)
             else:
                 valid = kernel.valid(radius, totals[0])
-        # rows that are zero, not finite, or of another scale are done joined
-        return [each.reshape(x.shape) for each, x in zip(made, leaves, strict=True)] if valid.all() else None
+        # if a row is zero, not finite, or of an extreme scale, the leaves are joined after all
+        return [each.reshape(x.shape) for each, x in zip(out, leaves, strict=True)] if valid.all() else None
 
     def variates(
         self, rng: Any, shape: tuple[int, ...], concentration: float, dtype: Any
@@ -176,22 +176,22 @@ def _by_blocks(function: Callable[..., Floats], p: float, *rows: Floats) -> Floa
 
 def _steepest(p: float, x: Floats, sigma: Floats) -> Floats:
     kernel = _kernel(p, x.dtype)
-    blocks = row_blocks(x, kernel.arrays)
+    blocks = row_blocks(x, kernel.working_arrays)
     out = np.zeros(x.shape, x.dtype) if kernel.zeroed else np.empty(x.shape, x.dtype)
-    numbers: list[Any] = [()] * len(blocks)
+    per_block: list[Any] = [()] * len(blocks)
 
-    def work(places: Sequence[int]) -> None:
+    def work(indices: Sequence[int]) -> None:
         t = np.empty(x[blocks[0]].shape if kernel.scratch else (0, 0), x.dtype)
-        for place in places:
-            rows = x[blocks[place]]
-            numbers[place] = kernel.fill(rows, sigma[blocks[place]], out[blocks[place]], t[: len(rows)])
+        for index in indices:
+            rows, block = x[blocks[index]], blocks[index]
+            per_block[index] = kernel.fill(rows, sigma[block], out[block], t[: len(rows)])
 
     share_out(work, range(len(blocks)), x.nbytes)
-    whole = numbers[0] if len(blocks) == 1 else map(np.concatenate, zip(*numbers, strict=True))
-    right = kernel.valid(sigma, *whole)
-    if not right.all():
+    statistics = per_block[0] if len(blocks) == 1 else map(np.concatenate, zip(*per_block, strict=True))
+    valid = kernel.valid(sigma, *statistics)
+    if not valid.all():
         for block in blocks:
-            wrong = np.flatnonzero(~right[block]) + block.start
+            wrong = np.flatnonzero(~valid[block]) + block.start
             if wrong.size:
                 out[wrong] = _repaired(p, kernel, x[wrong], sigma[wrong])
     return out
@@ -208,13 +208,13 @@ def _repaired(p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
 
 
 def _scale(x: Floats, out: Floats, p: float) -> Rows:
-    """Fill `out` with x times a power of two, max|x| in [1/2, 1); say for which rows no entry is lost."""
+    """Fill `out` with x times powers of two, so that max|x| is in [1/2, 1); return the rows kept exactly."""
     info = np.finfo(x.dtype)
     top = np.maximum(x.max(axis=1), -x.min(axis=1))
     exponents = np.frexp(top)[1]
     exact: Rows = (top > 0) & (top < math.inf) & (np.abs(exponents) <= info.maxexp - 2)
     if p >= 5 and (down := exact & (exponents > 0)).any():
-        # going down may take a small entry to zero, which matters to a small power of it
+        # scaling down may turn a small entry into zero, which matters for a small power of it
         size = np.abs(x[down])
         size[size == 0] = math.inf
         exact[down] = np.ldexp(size.min(axis=1), -exponents[down]) >= info.tiny
@@ -227,38 +227,36 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
     if p == math.inf:
         return _signs(dtype)
     if p == 1:
-        return Kernel(
-            _fill_largest, lambda sigma, top: (top > 0) & ~np.isnan(sigma[:, 0]), arrays=2, zeroed=True
-        )
+        return Kernel(_fill_largest, _valid_largest, working_arrays=2, zeroed=True)
     power = fastest_power(1 / (p - 1), dtype)
     info = np.finfo(dtype)
     normal, largest = float(info.tiny), float(info.max)
-    # without scaling down, log|x| and its rounding may be large
+    # x is not scaled down here, so log|x| and its rounding may be large
     most = 2.0**40 if p >= 5 else largest * 2.0**-26
     e = power.exact
     exact_root = -e / (e + 1) if e else -1 / Fraction(p)
     root = float(exact_root)
-    # A total far from 1 magnifies what -1/p loses in rounding, so its power takes both parts.
+    # A total far from 1 magnifies the rounding error of -1/p, so the power includes that error.
     lost = float(exact_root - Fraction(root)) if dtype.itemsize == 8 else 0.0
 
     def fill(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats, ...]:
         u, unit = power.take(x, out, t)
         total = dots(u, x)
-        own = total if unit is None else total / unit ** (1 + power.carries)
-        factor = own**root
+        scaled_total = total if unit is None else total / unit ** (1 + power.carries)
+        factor = scaled_total**root
         if lost:
-            factor *= 1 + lost * np.log(own)
+            factor *= 1 + lost * np.log(scaled_total)
         if power.carries:
             factor /= unit
         factor *= sigma[:, 0]
         np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
         return total, factor
 
-    def right(sigma: Floats, total: Floats, factor: Floats) -> Rows:
-        found: Rows = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
-        return found & (total >= normal * 2.0**26) & (total <= most)
+    def valid(sigma: Floats, total: Floats, factor: Floats) -> Rows:
+        in_range: Rows = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
+        return in_range & (total >= normal * 2.0**26) & (total <= most)
 
-    return Kernel(fill, right, power.scratch, power.arrays)
+    return Kernel(fill, valid, power.scratch, power.working_arrays)
 
 
 def _fill_largest(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Floats]:
@@ -272,8 +270,18 @@ def _fill_largest(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Flo
     return (top,)
 
 
+def _valid_largest(sigma: Floats, top: Floats) -> Rows:
+    valid: Rows = (top > 0) & ~np.isnan(sigma[:, 0])
+    return valid
+
+
+def _valid_largest(sigma: Floats, top: Floats) -> Rows:
+    valid: Rows = (top > 0) & ~np.isnan(sigma[:, 0])
+    return valid
+
+
 def _signs(dtype: np.dtype[Any]) -> Kernel:
-    # The least subnormal times `huge` is `least`, so the clip makes every entry +-least, 0 or NaN.
+    # `least` is the least subnormal times `huge`, so after the clip every entry is +-least, 0 or NaN.
     info = np.finfo(dtype)
     huge = dtype.type(2.0 ** (info.maxexp - 1))
     least = huge * info.smallest_subnormal
@@ -285,7 +293,7 @@ def _signs(dtype: np.dtype[Any]) -> Kernel:
         out *= factor
         return (factor[:, 0],)
 
-    return Kernel(fill, lambda sigma, factor: np.isfinite(factor), scratch=False, arrays=1)
+    return Kernel(fill, lambda sigma, factor: np.isfinite(factor), scratch=False, working_arrays=1)
 
 
 library = NumpyLibrary()

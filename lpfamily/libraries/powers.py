@@ -1,4 +1,4 @@
-"""Powers of the entries of NumPy's rows, in the way that is fastest for each exponent."""
+"""Powers of the entries of NumPy arrays, computed in the fastest way for each exponent."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from lpfamily.steepest import is_close
 
 
 class Powers(NamedTuple):
-    """An array, sign(x) |x|^e times a number per row, and what that number is."""
+    """The array sign(x) |x|^e, up to a factor per row that depends on `unit`."""
 
     u: Floats
     unit: Any = None
-    """u is unit * sign(x) |x / unit|^e where the power carries its unit, else without the first factor;
-    None is a unit of 1."""
+    """One number per row; None is 1. u is unit * sign(x) |x / unit|^e if the power `carries` its unit, else
+    sign(x) |x / unit|^e."""
 
 
 @dataclass(frozen=True)
 class Power:
-    """One way to take the power e of the entries of a block."""
+    """One way to compute the power e of the entries of a block."""
 
     take: Callable[[Floats, Floats, Floats], Powers]
-    """take(x, u, t) may fill u, t being scratch like x."""
+    """take(x, u, t) returns the powers and may fill u, with t as scratch of x's shape."""
     exact: Fraction | None = None
     """The exponent, if it is a fraction."""
     scratch: bool = True
     """Whether it uses t."""
-    arrays: int = 3
-    """How many arrays of a block's size it comes back to."""
+    working_arrays: int = 3
+    """Number of block-sized arrays in use at a time."""
     carries: bool = False
-    """Whether the result carries its unit."""
+    """Whether u includes the unit as a factor."""
     least: float = 0.0
-    """The least |x / unit| whose power is taken to nearly full relative accuracy."""
+    """The least |x / unit| whose power has nearly full relative accuracy."""
 
 
 def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
-    """Return how the power e is taken."""
+    """Return the fastest way to compute the power e."""
     whole = round(e) if e < 13 and is_close(e, round(e), dtype) else 0
     root = round(1 / e)
     if whole in _POWERS:
@@ -57,16 +57,17 @@ def fastest_power(e: float, dtype: np.dtype[Any]) -> Power:
     if whole:
         least = _floor(e, dtype) ** 0.5
         return Power(functools.partial(_by_squaring, whole, e), Fraction(whole), carries=True, least=least)
-    if e > 2:  # the rounding of 1 - r, magnified by (e - 1) / r
+    if e > 2:  # `least` bounds the rounding of 1 - r, magnified by (e - 1) / r
         return Power(functools.partial(_steep, e), carries=True, least=(e - 1) / (e + 47))
-    return Power(functools.partial(_by_logarithm, e), least=max(math.exp(-8 / e), 1e-300))  # that of e log r
+    # `least` bounds the rounding of e log r
+    return Power(functools.partial(_by_logarithm, e), least=max(math.exp(-8 / e), 1e-300))
 
 
 @functools.cache
 def _cube_roots_are_slow(dtype: np.dtype[Any]) -> bool:
-    """Whether NumPy takes cube roots one by one on this processor, and logarithms many at a time."""
-    found = np.lib.introspect.opt_func_info(func_name="^(cbrt|log)$")
-    one_by_one = {name: "baseline" in found[name][2 * dtype.char]["current"] for name in ("cbrt", "log")}
+    """Whether NumPy computes cube roots one by one on this processor, but logarithms many at a time."""
+    info = np.lib.introspect.opt_func_info(func_name="^(cbrt|log)$")
+    one_by_one = {name: "baseline" in info[name][2 * dtype.char]["current"] for name in ("cbrt", "log")}
     return one_by_one["cbrt"] and not one_by_one["log"]
 
 
@@ -100,14 +101,14 @@ def _ninth_root(x: Floats, u: Floats, t: Floats) -> Powers:
 
 
 _POWERS = {
-    1: Power(_itself, Fraction(1), scratch=False, arrays=1),
+    1: Power(_itself, Fraction(1), scratch=False, working_arrays=1),
     2: Power(_square, Fraction(2)),
     3: Power(_cube, Fraction(3)),
 }
 _ROOTS = {
     2: Power(_square_root, Fraction(1, 2)),
-    3: Power(_cube_root, Fraction(1, 3), scratch=False, arrays=2),
-    9: Power(_ninth_root, Fraction(1, 9), scratch=False, arrays=2),
+    3: Power(_cube_root, Fraction(1, 3), scratch=False, working_arrays=2),
+    9: Power(_ninth_root, Fraction(1, 9), scratch=False, working_arrays=2),
 }
 
 
@@ -116,7 +117,7 @@ def _floor(e: float, dtype: np.dtype[Any]) -> float:
 
 
 def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Powers:
-    # |x|^(e-1) by squaring, from below where x times it would be subnormal, which is slow
+    # |x|^(e-1) by squaring; its base has a floor, as products with x would become subnormal, which is slow
     unit = scale_down(x, t)
     np.maximum(t, _floor(e, x.dtype), out=t)
     n = whole - 1
@@ -134,7 +135,7 @@ def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Power
 
 
 def _steep(e: float, x: Floats, u: Floats, t: Floats) -> Powers:
-    # log r to full accuracy where r is near 1; the floor is where log1p has no more to give
+    # log1p gives log r to full relative accuracy near r = 1; the floor keeps its argument above -1
     info = np.finfo(x.dtype)
     top = sizes(x, t)
     t -= top[:, None]
@@ -148,7 +149,7 @@ def _steep(e: float, x: Floats, u: Floats, t: Floats) -> Powers:
 
 
 def _by_logarithm(e: float, x: Floats, u: Floats, t: Floats) -> Powers:
-    # a small power of an entry that scaling down takes to zero may be large
+    # no scaling down for small e: an entry that becomes zero may have a large power
     unit = scale_down(x, u, 1.0 if e <= 0.25 else math.inf)
     np.log(u, out=u)
     u *= e

@@ -1,6 +1,6 @@
-"""The laws that the kernels of every array library must obey, as a pytest class to subclass.
+"""Conformance tests for the `Library` of any array library, as a pytest class to subclass.
 
-A library's whole conformance test is::
+The whole conformance test of a library is::
 
     import mylibrary
     from lpfamily.libraries.testing import LibraryTests
@@ -8,8 +8,8 @@ A library's whole conformance test is::
     class TestMine(LibraryTests):
         from_numpy = staticmethod(mylibrary.asarray)
 
-The laws compare with eq. 3 in NumPy's longest float, with the conditions that the maximiser in a box and
-the nearest point obey, and derivatives with central differences.
+Results are compared with eq. 3 in NumPy's longest float and with the optimality conditions of the maximiser
+in a box and of the nearest point; derivatives are compared with central differences.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RADII = np.array([0.5, 1.0, 2.0, 0.0])
 
 
 def rows() -> Floats:
-    """Return examples whose entries have two signs and sizes, with ties and a zero."""
+    """Return examples whose entries differ in sign and size, with ties and zeros."""
     grad = np.random.default_rng(0).standard_normal((4, 12))
     grad[:, 0], grad[1, :4] = 0.0, 3.0
     return grad
 
 
 def steepest(grad: Floats, p: float, radii: Floats) -> Floats:
-    """Return eq. 3 and its limits, of rows with ordinary entries."""
+    """Return eq. 3 and its limits for rows with ordinary entries."""
     size = np.abs(grad).astype(np.longdouble)
     r = size / size.max(axis=1, keepdims=True)
     u = (r == 1) * np.longdouble(1) if p == 1 else (r > 0) * r ** (0 if p == math.inf else 1 / (p - 1))
@@ -52,25 +52,25 @@ def steepest(grad: Floats, p: float, radii: Floats) -> Floats:
 
 
 class LibraryTests:
-    """The laws. Set `from_numpy`, and `to_numpy` where numpy.asarray does not read the library's arrays."""
+    """The tests. Set `from_numpy`, and `to_numpy` if numpy.asarray does not read the library's arrays."""
 
     from_numpy: ClassVar[Callable[[Floats], Any]]
     gradient: ClassVar[Any] = None
-    """gradient(f)(x) is the derivative of a scalar f, where the library differentiates."""
+    """gradient(f)(x) returns the derivative of a scalar f; None if the library does not differentiate."""
     rounding: ClassVar[float] = 1e-12
-    """The relative error that results in the library's float64 may have."""
+    """The largest relative error of results in the library's float64."""
 
     @staticmethod
     def to_numpy(x: Any) -> Floats:
-        """Return an array of the library as NumPy's."""
+        """Return an array of the library as a NumPy array."""
         return np.asarray(x)
 
     def given(self, x: Any) -> Any:
-        """Return x as an array of the library, which stays what it is."""
+        """Return a copy of x as an array of the library."""
         return type(self).from_numpy(np.array(x))
 
     def taken(self, x: Any, like: Any) -> Floats:
-        """Return a result, of the library's own type, as NumPy's."""
+        """Return a result as a NumPy array; it must have the type of `like`."""
         assert type(x) is type(like)
         return np.asarray(type(self).to_numpy(x))
 
@@ -98,7 +98,7 @@ class LibraryTests:
         assert_allclose(step[3:], steepest(grad[3:], p, np.ones(1)), rtol=self.rounding, atol=1e-300)
 
     @pytest.mark.parametrize("p", P)
-    def test_the_penalty_is_what_the_step_gains(self, p: float) -> None:
+    def test_the_penalty_is_the_gain_of_the_step(self, p: float) -> None:
         grad = self.given(rows())
         penalty = self.taken(lpfamily.penalty(grad, p, self.given(RADII)), grad)
         gain = np.sum(rows() * steepest(rows(), p, RADII), axis=1)
@@ -106,9 +106,9 @@ class LibraryTests:
 
     @pytest.mark.parametrize("p", P)
     def test_the_step_in_a_box_is_the_maximiser(self, p: float) -> None:
-        """By its multiplier: what is free follows eq. 3, what is not is at its wall, the budget is spent."""
+        """The free entries follow eq. 3, the others are at their bounds, and the budget is spent."""
         grad, x, radius = rows(), np.full((4, 12), 0.4), 0.7
-        grad[1] += 0.01 * np.arange(12)  # at p = 1 ties have no one maximiser
+        grad[1] += 0.01 * np.arange(12)  # at p = 1 ties have several maximisers
         given = self.given(grad)
         step = self.taken(lpfamily.epsilon(given, p, radius, x=self.given(x), bounds=(0.1, 0.8)), given)
         room = np.where(grad < 0, 0.3, 0.4)
@@ -133,7 +133,7 @@ class LibraryTests:
 
     @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, math.inf])
     def test_the_projection_is_the_nearest_point(self, p: float) -> None:
-        """<v - y, z - y> <= 0 for every z of the ball: the most of <v - y, z> is a dual norm."""
+        """<v - y, z - y> <= 0 for every z of the ball: the largest <v - y, z> is a dual norm."""
         v = self.given(rows())
         y = self.taken(lpfamily.project(v, p, 0.5), v)
         normal = rows() - y
@@ -151,21 +151,21 @@ class LibraryTests:
         def total(g: Any) -> Any:
             return (w * lpfamily.epsilon(g, p, 0.5)).sum()
 
-        found = np.asarray(type(self).to_numpy(type(self).gradient(total)(self.given(grad))))
+        derivative = np.asarray(type(self).to_numpy(type(self).gradient(total)(self.given(grad))))
         expected = np.empty_like(grad)
         for index in np.ndindex(grad.shape):
             change = np.zeros_like(grad)
             change[index] = 1e-5
             up, down = (steepest(grad + s * change, p, np.full(4, 0.5)) for s in (1, -1))
             expected[index] = np.sum(weights * (up - down)) / 2e-5
-        assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert_allclose(derivative, expected, rtol=1e-5, atol=1e-6)
 
     def test_a_zero_gradient_has_no_derivative_but_zero(self) -> None:
         if self.gradient is None:
             return
         zero = self.given(np.zeros((2, 3)))
-        found = type(self).gradient(lambda g: lpfamily.epsilon(g, 2, 1.0).sum())(zero)
-        assert_allclose(np.asarray(type(self).to_numpy(found)), 0.0, atol=0)
+        derivative = type(self).gradient(lambda g: lpfamily.epsilon(g, 2, 1.0).sum())(zero)
+        assert_allclose(np.asarray(type(self).to_numpy(derivative)), 0.0, atol=0)
 
     def test_it_is_a_library(self) -> None:
         library = library_of(self.given(rows()))
@@ -178,7 +178,7 @@ class LibraryTests:
         assert_allclose(self.taken(halved, x), 2.0**-5)
         assert_allclose(self.taken(library.constant(x), x), [[0.5, 3.0, -40.0]])
 
-    def test_its_loop_and_its_choice_are_pythons(self) -> None:
+    def test_iterate_branch_and_places_match_python(self) -> None:
         x = self.given(np.ones((1, 3)))
         library = library_of(x)
         total, product = library.iterate(lambda at, by: (at[0] + by, at[1] * by), (x, x), [2.0, 4.0])
@@ -193,7 +193,7 @@ class LibraryTests:
 
     @pytest.mark.parametrize("p", [1.5, 2.0, math.inf])
     def test_the_adaptive_ascent_finds_the_top(self, p: float) -> None:
-        """The most of -||x + eps - top||^2 in a ball is at the nearest point of it."""
+        """The maximum of -||x + eps - top||^2 in a ball is at the ball's nearest point to top."""
         x, top = self.given(np.zeros((4, 12))), self.given(rows())
         xp = namespace_of(x)
 
@@ -201,7 +201,7 @@ class LibraryTests:
             return -xp.sum((at - top) ** 2, axis=-1), 2 * (top - at)
 
         radii = self.given(RADII)
-        found = self.taken(lpfamily.ascend(value_and_grad, x, p, radii, 60, method="adaptive"), x)
+        eps = self.taken(lpfamily.ascend(value_and_grad, x, p, radii, 60, method="adaptive"), x)
         nearest = self.taken(lpfamily.project(top, p, radii), x)
-        far, near = (np.linalg.norm(rows() - eps, axis=1) for eps in (found, nearest))
-        assert_allclose(far, near, rtol=1e-3, atol=0.05)
+        distance, least = (np.linalg.norm(rows() - point, axis=1) for point in (eps, nearest))
+        assert_allclose(distance, least, rtol=1e-3, atol=0.05)

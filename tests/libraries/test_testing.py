@@ -42,7 +42,7 @@ def blind(p, x, sigma, *walls):
         (
             dual_norm,
             lambda p, x, sigma: sigma[:, 0] * np.abs(x).sum(axis=1),
-            "test_the_penalty_is_what_the_step_gains",
+            "test_the_penalty_is_the_gain_of_the_step",
         ),
         (step_in_box, clipped, "test_the_step_in_a_box_is_the_maximiser"),
         (nearest, blind, "test_the_projection_is_the_nearest_point"),
@@ -72,7 +72,7 @@ def test_a_wrong_loop_or_choice_breaks_its_law(monkeypatch, method, wrong):
 
     monkeypatch.setattr(library_of(np.zeros(1)), method, wrong)
     with pytest.raises(AssertionError):
-        Tests().test_its_loop_and_its_choice_are_pythons()
+        Tests().test_iterate_branch_and_places_match_python()
 
 
 @pytest.mark.numpy
