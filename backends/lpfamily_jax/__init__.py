@@ -1,4 +1,4 @@
-"""The JAX backend: CPU and GPU; and `regularize`, for models and training loops of one's own."""
+"""The JAX backend, on CPU and GPU, and `regularize` for custom models and training loops."""
 
 from lpfamily._packages import needs, same_version
 

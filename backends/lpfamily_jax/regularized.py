@@ -1,4 +1,4 @@
-"""Training of any JAX function: a loss becomes its maximum in an Lp ball, or its penalty."""
+"""The regularised loss of any JAX function: at a perturbed input, or with the penalty of its gradient."""
 
 from __future__ import annotations
 
@@ -43,101 +43,103 @@ def regularize(
     difference_step: float | None = None,
     has_aux: bool = False,
 ) -> Loss:
-    """Return the loss to train with: a function like `loss`, at the steepest step or with the penalty.
+    """Return a regularised loss: a function with the arguments of `loss`, to train with.
 
-    x is the argument `argnum` of `loss`, L(x) what it returns for each example, and eps the step of eq.
-    3 at the gradient of L. Of the result a training loop takes the mean and the derivative, as it did of
-    the loss::
+    x is the argument `argnum` of `loss`, L(x) is what `loss` returns for each example, and eps is eq. 3 at
+    the gradient of L. The training loop takes the mean of the result and its derivative, as it does for the
+    plain loss::
 
         robust = regularize(loss, p=2, sigma=0.5)
         jax.grad(lambda params: robust(params, x, labels).mean())(params)
 
-    - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), eps held constant. The pass that
-      finds eps computes the input gradient and no other, and no second derivative is asked for.
-    - "penalty": L(x) + <grad L(x), eps>, eps held constant, which is L(x) + sigma * ||grad L(x)||_{p*}
-      (eq. 4) by Hölder's equality, and has its derivative by Danskin's theorem; so too with a mask and
-      in a box. By "difference" L(x) + (L(x + h eps) - L(x)) / h, which needs no second derivative.
+    - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), with eps held constant. The pass that
+      computes eps computes the input gradient and no other. No second derivative is needed.
+    - "penalty": L(x) + <grad L(x), eps>, with eps held constant. By Hölder's equality this is
+      L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), and by Danskin's theorem it has the same derivative, also
+      with a mask and in a box. By "difference" it is L(x) + (L(x + h eps) - L(x)) / h, which needs no second
+      derivative.
 
-    With `outputs` it is the loss of TRADES, L(x) + beta KL(f(x) || f(x + eps)); without a loss beta KL with
-    f(x) held constant, that of virtual adversarial training. eps then raises KL.
+    With `outputs` the result is the loss of TRADES, L(x) + beta KL(f(x) || f(x + eps)). Without a loss it is
+    that of virtual adversarial training, beta KL(f(x) || f(x + eps)) with f(x) held constant. eps then raises
+    KL.
 
-    The result is pure where `loss` is. Modules that change in place (Flax NNX) change as in one call of
-    the loss, if they are among its arguments: all other passes are of copies, and see the same dropout.
+    The result is pure where `loss` is. Modules that change in place (Flax NNX) change as in one call of the
+    loss, if they are among its arguments: all other passes use copies of them, and see the same dropout.
 
     Parameters
     ----------
     loss
-        Returns one value per example, of shape `x.shape[:1]`, or a scalar for `batch_ndim` 0; with
-        `has_aux` a pair of that and anything.
+        Returns one value per example, of shape `x.shape[:1]`, or a scalar for `batch_ndim` 0; with `has_aux`
+        a pair of these values and anything.
     p
-        A number in [1, inf]: inf takes the sign of the gradient, 2 its direction, 1 its largest entry.
+        A number in [1, inf]: inf takes the signs of the gradient, 2 its direction, 1 its largest entry.
     sigma
         The radius, in units of x, as in `lpfamily.epsilon`; or a function of the loss's arguments that
         returns it, for a schedule.
     argnum
-        Which positional argument of `loss` is x, a floating array or a pytree of them, as in
-        `lpfamily.epsilon`; or several in a tuple, which are x together.
+        The position of x among the arguments of `loss`, from 0; a tuple of positions makes x of several
+        arguments. x is a floating array or a pytree of them, as in `lpfamily.epsilon`.
     joint
-        True has one ball over all leaves of x, for each example. False has one for each: a step of norm sigma
-        in all of them at once, where the penalties add up; sigma may then be a tree of radii, like x.
+        True has one ball per example, over all leaves of x. False has one ball for each leaf: all of them
+        move at once, each by a step of norm sigma, and the penalties add up. sigma may then be a tree of
+        radii, like x.
     objective
         "perturb" or "penalty", as above.
     clean_weight
-        In [0, 1], the share of L(x) in "perturb".
+        The weight of L(x) in "perturb", in [0, 1].
     bounds
-        (low, high), as in `lpfamily.epsilon`: eps is the maximiser with x + eps in the box. x must lie in
-        it, to rounding: an example further outside has a loss of NaN.
+        (low, high), as in `lpfamily.epsilon`: eps is the maximiser for which x + eps stays in the box. x must
+        lie in the box, up to rounding; the loss of an example further outside is NaN.
     mask
         Boolean, broadcastable to x, or a tree like it, True where x may move; or a function of the loss's
         arguments, for padding.
     scale
-        As in `lpfamily.epsilon`, the ball being ||eps / scale||_p <= sigma; or a function of the loss's
+        As in `lpfamily.epsilon`: the ball is ||eps / scale||_p <= sigma. Or a function of the loss's
         arguments.
     batch_ndim
-        How many leading axes of x index balls: 1, an example has one; 0, x is one example, as under
-        `jax.vmap`; 2, every token of an example has its own, and their penalties add up.
+        The number of leading axes of x that index balls. With 1 each example has a ball, with 2 each token of
+        an example, and their penalties add up. With 0 x is one example, as under `jax.vmap`.
     direction
-        A function of the loss's arguments whose gradient, instead of the loss's, gives eps; like `loss`,
-        but without aux. For the cross-entropy of hard labels that is `lpfamily.error_log_odds`, of sigmoid
-        outputs `lpfamily.binary_error_log_odds`, whose direction does not round away; their `ignore_index`
-        leaves labels out, as the loss should, and any other label that is none is NaN. The penalty takes
-        the loss for a multiple of softplus(direction), so it may be weighted, or a mean over labels, but
-        not smoothed. The dropout and batch statistics of the passes that find eps are those of the loss,
-        or what this function makes of its arguments.
+        A function of the loss's arguments whose gradient gives eps in place of the loss's; like `loss`, but
+        without aux. For the cross-entropy of hard labels take `lpfamily.error_log_odds`, for sigmoid outputs
+        `lpfamily.binary_error_log_odds`: their direction is that of the loss, but does not round away. Their
+        `ignore_index` leaves labels out, as the loss should; any other label that is no class gives NaN. The
+        penalty assumes that the loss is a multiple of softplus(direction): weights and a mean over labels
+        are possible, smoothing is not. The passes that compute eps have the dropout and the batch statistics
+        of the loss, or those that this function makes of its arguments.
     outputs
-        A function of the loss's arguments that returns logits, (n, ..., classes). eps raises how far they go
-        from those at x, KL(f(x) || f(x + eps)), summed over the positions of an example. That has no gradient
-        at x, so it needs a `start`, a function that returns keys. An example whose logits have not moved by
-        more than their rounding stays where it is: compute them in float32.
+        A function of the loss's arguments that returns logits, (n, ..., classes). eps raises their divergence
+        from those at x, KL(f(x) || f(x + eps)), summed over the positions of an example. Its gradient at x is
+        zero, so it needs a `start`, a function that returns keys. An example whose logits move by no more
+        than their rounding stays where it is: compute them in float32.
     beta
         The weight of the divergence in the loss, with `outputs`: 6 in TRADES, 1 in virtual adversarial
         training.
     steps
-        The gradients that "perturb" takes for eps, at least 1, by `lpfamily.ascent.frank_wolfe`.
+        The number of steps of `lpfamily.ascent.frank_wolfe` in "perturb", at least 1, with one gradient each.
     start
-        Where "perturb" takes the first of them, as in `lpfamily.ascend`: None is x; an array, or a tree, like
-        x is a perturbation, projected into ball and box; a key draws one, the same at every call, so give a
-        function of the loss's arguments that returns one of them.
+        Where the steps of "perturb" start, as in `lpfamily.ascend`. None is x. An array, or a tree, like x is
+        a perturbation, which is projected into the ball and the box. A key draws one, the same at every call;
+        so give a function of the loss's arguments that returns a key, or a perturbation.
     penalty_by
         "gradient" or "difference", as above.
     difference_step
-        h, in units of eps; None is 2^-10, and an error where x or the values are in half precision, in
-        which that rounds away. A model that computes in it inside, or in TF32, cannot be seen: give 0.25,
-        say.
+        h, in units of eps. None is 2^-10, and an error where x or the values are in half precision, in which
+        it rounds away. Half precision or TF32 inside the model cannot be seen: give 0.25, say.
     has_aux
-        Whether `loss` returns (values, aux), as its outputs; then so does the result. The aux is that of
-        L(x + eps) for "perturb", of L(x) for "penalty" and with `outputs`.
+        Whether `loss` returns (values, aux); then so does the result. The aux is that of L(x + eps) for
+        "perturb", of L(x) for "penalty" and with `outputs`.
 
     Returns
     -------
     Callable
-        A function of the loss's arguments, which returns what it does.
+        A function of the loss's arguments that returns what `loss` returns.
 
     Raises
     ------
     TypeError, ValueError
-        For an unknown or impossible choice. When called: for an x that is not of floating arrays, values
-        that are not one an example, half precision without a `difference_step`, and as in
+        For an unknown or impossible choice. When called: for an x that is not of floating arrays, for a loss
+        without one value per example, for half precision without a `difference_step`, and as in
         `lpfamily.epsilon`.
 
     References
@@ -148,11 +150,11 @@ def regularize(
     """
     check_p(p)
     check_choices(objective, clean_weight, steps, start, penalty_by, difference_step)
-    places = argnum if isinstance(argnum, tuple) else (argnum,)
-    if not places or not all(isinstance(place, int) and place >= 0 for place in places):
+    positions = argnum if isinstance(argnum, tuple) else (argnum,)
+    if not positions or not all(isinstance(position, int) and position >= 0 for position in positions):
         raise ValueError(
-            f"argnum must be the place of x, from 0, among the arguments of the loss, or a tuple of several; "
-            f"got {argnum!r}"
+            f"argnum must be the position of x, from 0, among the arguments of the loss, or a tuple of "
+            f"several; got {argnum!r}"
         )
     if direction is not None and not callable(direction):
         raise ValueError(
@@ -162,32 +164,34 @@ def regularize(
     check_beta(beta, outputs is not None, objective, clean_weight)
     if outputs is None and loss is None:
         raise TypeError(
-            "loss must be a function of arguments and x; None is for batches without labels, with outputs"
+            "loss must be a function of x and other arguments; None is for batches without labels, with "
+            "outputs"
         )
     if outputs is not None and start is None:
         raise ValueError(
-            "outputs need a start, as their divergence has no gradient at x: a function of the loss's "
+            "outputs need a start, as their divergence has no gradient at x: give a function of the loss's "
             "arguments that returns a key"
         )
     if outputs is not None and (direction is not None or (loss is None and has_aux)):
-        raise ValueError("with outputs eps takes no direction, and there is no aux without a loss")
+        raise ValueError("outputs and direction exclude each other, and has_aux needs a loss")
     by_difference = penalty_by == "difference"
-    followed: Any = next(each for each in (direction, outputs, loss) if each is not None)
+    raised: Any = next(each for each in (direction, outputs, loss) if each is not None)  # by eps
 
-    @functools.wraps(followed if loss is None else loss)
+    @functools.wraps(raised if loss is None else loss)
     def regularized(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, argnum)
-        radius, kept, units, begin = (
+        radius, movable, units, first = (
             choice(*args, **kwargs) if callable(choice) else choice for choice in (sigma, mask, scale, start)
         )
-        ball = Ball(p, radius, bounds, kept, batch_ndim, units, joint)
+        ball = Ball(p, radius, bounds, movable, batch_ndim, units, joint)
         shape = jax.tree.leaves(x)[0].shape[: min(batch_ndim, 1)]
 
-        def evaluate(function: Any, at: Any, each: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-            given, keywords = (args, kwargs) if each is None else jax.tree.map(each, (args, kwargs))
-            replaced = list(given)
-            for place, value in zip(places, at if isinstance(argnum, tuple) else (at,), strict=True):
-                replaced[place] = value
+        def evaluate(function: Any, at: Any, copy: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
+            # `copy` of the leaves makes new trees, so that modules in the arguments do not change in place
+            arguments, keywords = (args, kwargs) if copy is None else jax.tree.map(copy, (args, kwargs))
+            replaced = list(arguments)
+            for position, value in zip(positions, at if isinstance(argnum, tuple) else (at,), strict=True):
+                replaced[position] = value
             result = function(*replaced, **keywords)
             if function is outputs:
                 _check_logits(result, shape)
@@ -202,55 +206,55 @@ def regularize(
             return values, aux
 
         def differentiate(
-            at: Any, each: Callable[[Any], Any], clean: Array | None = None
+            at: Any, copy: Callable[[Any], Any], clean_logits: Array | None = None
         ) -> tuple[Array, Any]:
-            # what is copied here is younger than the differentiation, so that modules may change it
+            # copies are made inside of the differentiated function, so that modules may change them
             def values_at(at: Any) -> Any:
-                values, _ = evaluate(followed, at, each)
-                if clean is None:
+                values, _ = evaluate(raised, at, copy)
+                if clean_logits is None:
                     return values
-                moved, rounding = is_off(x, at, len(shape)), float(finfo(jnp, values.dtype).eps)
-                return divergence_of_moved(clean, _wide(values), moved, len(shape), rounding)
+                is_moved, rounding = is_off(x, at, len(shape)), float(finfo(jnp, values.dtype).eps)
+                return divergence_of_moved(clean_logits, _wide(values), is_moved, len(shape), rounding)
 
-            values, back = jax.vjp(values_at, at)
-            return values, back(jnp.ones_like(values))[0]
+            values, vjp = jax.vjp(values_at, at)
+            return values, vjp(jnp.ones_like(values))[0]
 
-        def step(gradient: Callable[[Any], Any]) -> Any:
-            fixed = jax.lax.stop_gradient(x)
-            first = None if begin is None else ball.begin(fixed, begin)
-            return jax.lax.stop_gradient(ball.ascended(gradient, fixed, steps, first))
+        def ascend(gradient: Callable[[Any], Any]) -> Any:
+            constant_x = jax.lax.stop_gradient(x)
+            begin = None if first is None else ball.begin(constant_x, first)
+            return jax.lax.stop_gradient(ball.ascended(gradient, constant_x, steps, begin))
 
-        # What changes modules in place comes last: every pass then sees the same dropout.
+        # The pass that changes modules in place comes last: every pass then sees the same dropout.
         if outputs is not None:
-            fixed = _wide(jax.lax.stop_gradient(evaluate(outputs, x, _constant)[0]))
-            eps = step(lambda at: differentiate(at, _constant, fixed)[1])
-            ahead, _ = evaluate(outputs, mapped(operator.add, x, eps), _rebuilt)
-            clean, _ = evaluate(outputs, x, None if loss is None else _rebuilt)
+            clean_logits = _wide(jax.lax.stop_gradient(evaluate(outputs, x, _constant)[0]))
+            eps = ascend(lambda at: differentiate(at, _constant, clean_logits)[1])
+            perturbed, _ = evaluate(outputs, mapped(operator.add, x, eps), _unchanged)
+            clean, _ = evaluate(outputs, x, None if loss is None else _unchanged)
             clean = jax.lax.stop_gradient(clean) if loss is None else clean
             values, aux = (0.0, None) if loss is None else evaluate(loss, x)
-            values = values + beta * divergence_between(_wide(clean), _wide(ahead), len(shape))
+            values = values + beta * divergence_between(_wide(clean), _wide(perturbed), len(shape))
         elif objective == "perturb":
-            eps = step(lambda at: differentiate(at, _constant)[1])
-            clean = evaluate(loss, x, _rebuilt)[0] if clean_weight else 0.0
+            eps = ascend(lambda at: differentiate(at, _constant)[1])
+            clean = evaluate(loss, x, _unchanged)[0] if clean_weight else 0.0
             values, aux = evaluate(loss, mapped(operator.add, x, eps))
             values = clean_weight * clean + (1 - clean_weight) * values
         elif by_difference:
-            eps = step(lambda at: differentiate(at, _constant)[1])
+            eps = ascend(lambda at: differentiate(at, _constant)[1])
             h = DIFFERENCE_STEP if difference_step is None else difference_step
-            ahead, _ = evaluate(loss, mapped(lambda x, eps: x + h * eps, x, eps), _rebuilt)
+            perturbed, _ = evaluate(loss, mapped(lambda x, eps: x + h * eps, x, eps), _unchanged)
             if difference_step is None:
-                _check_precision(*jax.tree.leaves(x), ahead)
+                _check_precision(*jax.tree.leaves(x), perturbed)
             values, aux = evaluate(loss, x)
-            values = values + (ahead - values) / h
+            values = values + (perturbed - values) / h
         else:
-            rising, grad = differentiate(x, _rebuilt)
-            products = mapped(functools.partial(_products, batch_ndim), grad, step(lambda _: grad))
+            raised_values, grad = differentiate(x, _unchanged)
+            products = mapped(functools.partial(_products, batch_ndim), grad, ascend(lambda _: grad))
             gain = functools.reduce(operator.add, jax.tree.leaves(products))
-            values, aux = evaluate(loss, x)  # under jit, without a direction, no more than the aux is left
+            values, aux = evaluate(loss, x)  # without a direction, jit removes all of it but the aux
             if direction is None:
-                values = rising  # the same numbers, with one way back to the weights for both terms
+                values = raised_values  # the same numbers, with one backward pass for both terms
             else:
-                gain = values * relative_slope(_wide(rising)) * gain
+                gain = values * relative_slope(_wide(raised_values)) * gain
             values = values + gain.astype(values.dtype)
         return (values, aux) if has_aux else values
 
@@ -260,24 +264,24 @@ def regularize(
 def _input(args: tuple[Any, ...], argnum: int | tuple[int, ...]) -> Any:
     """Return what is perturbed, an array or a tree."""
     if isinstance(argnum, tuple):
-        return tuple(_input(args, place) for place in argnum)
+        return tuple(_input(args, position) for position in argnum)
     if argnum >= len(args):
         raise TypeError(
-            f"argument {argnum} of the loss, what is perturbed, must be given by position; got {len(args)} "
+            f"argument {argnum} of the loss, which is perturbed, must be given by position; got {len(args)} "
             "positional arguments"
         )
     leaves = list(named_leaves(args[argnum], ""))
     if not leaves:
-        raise TypeError(f"argument {argnum} of the loss, what is perturbed, holds no array")
+        raise TypeError(f"argument {argnum} of the loss, which is perturbed, holds no array")
     return rebuilt(args[argnum], (_floating(argnum, path, leaf) for path, leaf in leaves))
 
 
 def _floating(argnum: int, path: str, x: Any) -> Array:
-    name = f"argument {argnum} of the loss{path and ', ' + path}, what is perturbed,"
+    name = f"argument {argnum} of the loss{path and ', ' + path}, which is perturbed,"
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise TypeError(
-            f"{name} must be an array or a pytree of arrays; got {type(x).__name__}: give the loss what is "
-            "to move as an argument of its own"
+            f"{name} must be an array or a pytree of arrays; got {type(x).__name__}: make what "
+            "is to move a separate argument of the loss"
         )
     array = jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -289,16 +293,16 @@ def _floating(argnum: int, path: str, x: Any) -> Array:
 
 
 def _check_logits(logits: Any, shape: tuple[int, ...]) -> None:
-    found = getattr(logits, "shape", type(logits).__name__)
-    if isinstance(found, str) or len(found) <= len(shape) or found[: len(shape)] != shape:
-        raise ValueError(f"outputs must return logits of shape {(*shape, '...', 'classes')}; got {found}")
+    given = getattr(logits, "shape", type(logits).__name__)
+    if isinstance(given, str) or len(given) <= len(shape) or given[: len(shape)] != shape:
+        raise ValueError(f"outputs must return logits of shape {(*shape, '...', 'classes')}; got {given}")
 
 
 def _check_values(values: object, shape: tuple[int, ...]) -> None:
-    found = getattr(values, "shape", type(values).__name__)
-    if found != shape:
+    given = getattr(values, "shape", type(values).__name__)
+    if given != shape:
         raise ValueError(
-            f"the loss, and the direction, must return one value per example, of shape {shape}; got {found}: "
+            f"the loss, and the direction, must return one value per example, of shape {shape}; got {given}: "
             "take the mean of what `regularize` returns, as the penalty of a mean shrinks with the batch; "
             "(values, aux) needs has_aux=True"
         )
@@ -313,7 +317,7 @@ def _check_precision(*arrays: Array) -> None:
             )
 
 
-def _rebuilt(leaf: Any) -> Any:
+def _unchanged(leaf: Any) -> Any:
     return leaf  # the tree around it is new, and so are the modules in it
 
 
@@ -323,7 +327,7 @@ def _constant(leaf: Any) -> Any:
 
 def _products(batch_ndim: int, grad: Array, eps: Array) -> Array:
     """Return <grad, eps> of each example, at least in float32."""
-    # where the mask is, grad may be anything
+    # where the mask keeps x fixed, grad may be anything, also inf or NaN
     products = jnp.where(eps == 0, 0.0, _wide(grad) * _wide(eps))
     return products.sum(axis=tuple(range(min(batch_ndim, 1), products.ndim)))
 

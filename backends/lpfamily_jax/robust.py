@@ -1,4 +1,4 @@
-"""The robustness of any JAX classifier."""
+"""The robustness of any JAX classifier in Lp balls."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def robustness(
     seed: int = 0,
     progress: bool = True,
 ) -> Robustness:
-    """Return how many examples a JAX classifier gets wrong in Lp balls, and how small a ball is enough.
+    """Return the errors of a JAX classifier in Lp balls, and the smallest radii that cause an error.
 
-    The attacks, the parameters and what the numbers mean are those of `lpfamily.robustness`. The function is
-    compiled for few sizes of batches, which are filled up to them; the steps are those of NumPy.
+    The attacks, the parameters and the meaning of the numbers are those of `lpfamily.robustness`. The
+    function is compiled for few batch sizes, to which batches are padded; NumPy computes the steps.
 
     Parameters
     ----------
     logits
-        A function that JAX can trace and differentiate: it maps inputs to logits, of shape (n, classes), each
-        example by itself.
+        A function that JAX can trace and differentiate. It maps inputs to logits, of shape (n, classes), each
+        example independently of the others.
     x, y
         The inputs, a floating array whose first axis indexes examples, or a pytree of them, and their
         classes, integers of shape (n,); or, without y, an iterable of such pairs.
@@ -51,7 +51,7 @@ def robustness(
     Returns
     -------
     Robustness
-        Errors by p and sigma, what fooled which example, the smallest radii, and findings.
+        Errors by p and sigma, which attack fooled which example, the smallest radii, and findings.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def robustness(
         targets = np.full(len(y), -1) if targets is None else targets
         grad, (z, values) = compiled(*(mapped(padded, each) for each in (x, y, targets)))
         z, values, grad = (
-            mapped(lambda each: np.asarray(each)[: len(y)], made) for made in (z, values, grad)
+            mapped(lambda leaf: np.asarray(leaf)[: len(y)], result) for result in (z, values, grad)
         )
         return z, values, grad
 

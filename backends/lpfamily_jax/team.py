@@ -1,4 +1,4 @@
-"""Processes that jax.distributed joins, on one machine or many: gloo between CPUs, NCCL between GPUs."""
+"""A team of processes joined by jax.distributed, on one machine or many: gloo for CPUs, NCCL for GPUs."""
 
 from __future__ import annotations
 
@@ -24,82 +24,84 @@ from lpfamily.training.teams import ALONE, TIMEOUT, Lost, Scalar, Team, gathered
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-ALIKE, BY_PROCESS = P(), P("processes")  # type: ignore[no-untyped-call]
-"""How devices have an array: each all of it, or each process its row."""
+REPLICATED, SHARDED_BY_PROCESS = P(), P("processes")  # type: ignore[no-untyped-call]
+"""How an array lies on the devices: all of it on each, or one row on each process."""
 
 Combine = Callable[[jax.Array], jax.Array]
 
-FAREWELL = 10
-"""The seconds for which a process that ends waits for the others to end."""
+EXIT_TIMEOUT = 10
+"""The seconds for which a process that ends waits for the others."""
 
 _BROKEN = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-"""What is in XLA's messages where a process does not answer another."""
+"""Words in XLA's messages for a process that does not answer another."""
 
 
 def join(device: str) -> Team:
-    """Return the team of the processes that name the same coordinator, or of this one alone.
+    """Return the team of the processes with the same coordinator, or `ALONE`.
 
-    What the variables do not say, JAX asks the cluster: Slurm, Open MPI, Kubernetes.
+    JAX takes the values of unset variables from the cluster: Slurm, Open MPI, Kubernetes.
     """
     if not (address := os.environ.get(ADDRESS)):
         return ALONE
     size = _number(PROCESSES, 1, 10**9)
     rank = _number(PROCESS, 0, size or 10**9)
-    _check(address, rank)
-    remedy = f"; set {PROCESSES} to how many there are and {PROCESS} to this one's, from 0"
+    _check_address(address, rank)
+    remedy = f"; set {PROCESSES} to the number of processes and {PROCESS} to the number of this one, from 0"
     kinds = jax.errors.JaxRuntimeError, ValueError
     with refusing(f"{ADDRESS}={address}: JAX cannot join the processes", remedy, *kinds):
         jax.distributed.initialize(address, size, rank, initialization_timeout=TIMEOUT)
     if jax.process_count() == 1:
         return ALONE
-    atexit.register(_part)
+    atexit.register(_leave_at_exit)
     devices(device)
     team = JaxTeam(device.partition(":")[0])
-    team.gather(np.zeros(1))  # gloo gives up on who comes half a minute late, but only the first time
+    team.gather(np.zeros(1))  # only the first exchange fails for a process half a minute late
     return team
 
 
 def devices(name: str, team: Team = ALONE) -> list[jax.Device]:
-    """Return the devices of this name in all processes: without an index, all that each process has."""
+    """Return the devices of this name in all processes; without an index, all devices of each process."""
     platform, _, index = name.partition(":")
     kinds = RuntimeError, ValueError, IndexError
     with refusing(f"--device {name}: JAX cannot use it", "; cpu always works", *kinds):
         if not platform or not (index or "0").isdecimal():
             raise ValueError("its form is cpu, gpu or gpu:1")
         ranks = range(team.size) if team.size > 1 else [None]
-        found = [jax.local_devices(rank, platform) for rank in ranks]
-        return [device for own in found for device in ([own[int(index)]] if index else own)]
+        by_process = [jax.local_devices(rank, platform) for rank in ranks]
+        return [device for local in by_process for device in ([local[int(index)]] if index else local)]
 
 
 class JaxTeam:
-    """The processes of jax.distributed; one device of each exchanges what they have."""
+    """The processes of jax.distributed; each exchanges arrays through one of its devices."""
 
     def __init__(self, platform: str) -> None:
         self.rank, self.size = jax.process_index(), jax.process_count()
         self._platform = platform
 
     def share(self, content: bytes) -> bytes:
-        """Return what the leader gives, as the sum of it and the others' zeros."""
+        """Return the content that the leader gives, as its sum with the zeros of the others."""
         if self.rank:
             content = b""
-        length = int(self._all(_sum, np.array(len(content))))
-        # each length is a program of its own, so there are few
+        length = int(self._combined(_sum, np.array(len(content))))
+        # every length needs its own program, so pad to few lengths
         padded = np.zeros(1 << length.bit_length(), np.uint8)
         padded[: len(content)] = np.frombuffer(content, np.uint8)
-        return self._all(_sum, padded)[:length].tobytes() if length else b""
+        return self._combined(_sum, padded)[:length].tobytes() if length else b""
 
     def gather(self, rows: NDArray[Scalar]) -> NDArray[Scalar]:
         """Return the rows of all processes."""
-        return gathered(rows, lambda mine: self._all(_same, mine))
+        return gathered(rows, lambda local: self._combined(_identity, local))
 
     def leave(self) -> None:
-        """Do nothing: they part as the process ends, when the command has said why."""
+        """Do nothing: processes leave as they end, after the command has printed the reason."""
 
-    def _all(self, function: Combine, mine: NDArray[Scalar]) -> NDArray[Scalar]:
-        """Return, in every process, a function of what they give, stacked by rank."""
-        with noticing(), jax.enable_x64(True):
+    def _combined(self, function: Combine, local: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return, in every process, a function of the arrays of all processes, stacked by rank."""
+        with translating_errors(), jax.enable_x64(True):
             stacked = jax.make_array_from_callback(
-                (self.size, *mine.shape), NamedSharding(self._mesh, BY_PROCESS), lambda _: mine[None]
+                (self.size, *local.shape),
+                NamedSharding(self._mesh, SHARDED_BY_PROCESS),
+                lambda _: local[None],
             )
             return np.asarray(_replicated(function, self._mesh)(stacked))
 
@@ -109,8 +111,8 @@ class JaxTeam:
 
 
 @contextmanager
-def noticing() -> Iterator[None]:
-    """Say in our words what XLA raises one of two errors for: a process is lost, or memory is out."""
+def translating_errors() -> Iterator[None]:
+    """Raise Lost where a process is lost, MemoryError where memory runs out; XLA has one error for both."""
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as cause:
@@ -122,21 +124,21 @@ def noticing() -> Iterator[None]:
         raise Lost(f"another process of this run has ended or does not answer ({reason})") from cause
 
 
-def _part() -> None:
-    """Part from the others as the process ends; from those who still wait for it, by its end.
+def _leave_at_exit() -> None:
+    """Leave the other processes as this one ends; exit even if they still wait for it.
 
-    JAX would wait for them, and they for it, until it aborts, after minutes and with a stack trace.
+    JAX would wait for them, and they for it, until it aborts after minutes with a stack trace.
     """
-    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    farewell.start()
-    farewell.join(FAREWELL)
-    if farewell.is_alive():
+    shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(EXIT_TIMEOUT)
+    if shutdown.is_alive():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
 
 
-def _same(stacked: jax.Array) -> jax.Array:
+def _identity(stacked: jax.Array) -> jax.Array:
     return stacked
 
 
@@ -146,7 +148,7 @@ def _sum(stacked: jax.Array) -> jax.Array:
 
 @functools.cache
 def _replicated(function: Combine, mesh: Mesh) -> Combine:
-    return jax.jit(function, out_shardings=NamedSharding(mesh, ALIKE))
+    return jax.jit(function, out_shardings=NamedSharding(mesh, REPLICATED))
 
 
 def _number(variable: str, least: int, below: int) -> int | None:
@@ -155,8 +157,8 @@ def _number(variable: str, least: int, below: int) -> int | None:
     return number(variable, least, below, "set it, or leave it to the cluster")
 
 
-def _check(address: str, rank: int | None) -> None:
-    """Raise `BadInput` for an address where JAX would crash, or abort the process."""
+def _check_address(address: str, rank: int | None) -> None:
+    """Raise `BadInput` for an address with which JAX would crash, or abort the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise BadInput(

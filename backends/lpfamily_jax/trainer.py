@@ -1,4 +1,4 @@
-"""Networks in JAX: an epoch is compiled scans over its steps, or of convolutions on the CPU, one step."""
+"""Training of networks in JAX: compiled scans over steps, or single steps of convolutions on the CPU."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from lpfamily.training.tasks import DIFFERENCE_STEP, Objective, Optimiser, Rates
 from lpfamily.training.teams import Team
 from lpfamily_jax.model import LAYERS, Arrays, JaxModel, Randoms, forward
 from lpfamily_jax.padding import padded
-from lpfamily_jax.team import ALIKE, devices, join, noticing
+from lpfamily_jax.team import REPLICATED, devices, join, translating_errors
 
 Settings = tuple[Network, Objective, Optimiser]
 
 SCANNED = 64
-"""The most steps of a scan: their random numbers are made before it."""
+"""The maximal number of steps of a scan, whose random numbers are all drawn before it."""
 
 _LOSSES = LOSSES | {
     "cross-entropy": LOSSES["cross-entropy"]._replace(
@@ -55,13 +55,13 @@ _LOSSES = LOSSES | {
     )
 }
 
-BY_EXAMPLE = P(None, "examples")  # type: ignore[no-untyped-call]
-"""How the devices have what is drawn for steps: each its examples, in the second axis."""
+SHARDED_BY_EXAMPLE = P(None, "examples")  # type: ignore[no-untyped-call]
+"""How the draws of steps lie on the devices: each device has its examples, along the second axis."""
 
 
 @dataclass(frozen=True)
 class JaxBackend:
-    """Trains every network on any platform of JAX's."""
+    """Trains every network on any platform of JAX."""
 
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
@@ -73,7 +73,7 @@ class JaxBackend:
         devices(device)
 
     def compile_problem(self, device: str) -> str:
-        """Have none: every step is compiled, asked or not."""
+        """Return "": JAX compiles every step, with or without --compile."""
         return ""
 
     def join(self, device: str) -> Team:
@@ -105,9 +105,9 @@ class JaxTrainer:
 
     def __init__(self, task: Task, state: State) -> None:
         self.task = task
-        found = devices(task.device, task.team)
-        self._device = next(device for device in found if device.process_index == jax.process_index())
-        self._mesh = Mesh(found, "examples") if len(found) > 1 else None
+        all_devices = devices(task.device, task.team)
+        self._device = next(device for device in all_devices if device.process_index == jax.process_index())
+        self._mesh = Mesh(all_devices, "examples") if len(all_devices) > 1 else None
         with self._scope():
             self._x, self._labels = self._put(task.x), self._put(task.labels)
         self.load(state)
@@ -125,14 +125,15 @@ class JaxTrainer:
         schedule = rates.table().astype(self.task.dtype)
         settings = self.task.network, self.task.objective, self.task.optimiser
         totals, done = [], 0
-        at_once = nullcontext(map) if self._device.platform == "cpu" else by_threads()
-        with self._scope(), at_once as mapped:
-            for batches in launches(order, self.task.batch_size, self._most, self.tick):
-                part = range(done, done := done + len(batches))
-                drawn = draws.steps(part, self.task, batches.shape[1], mapped)
-                steps = self._steps(batches, schedule[part], drawn)
-                given = (settings, self._state, self._x, self._labels, steps)
-                self._state, total = _epoch(*given) if self._mesh is None else _shared(self._mesh, *given)
+        draws_mapped = nullcontext(map) if self._device.platform == "cpu" else by_threads()
+        with self._scope(), draws_mapped as mapped:
+            for batches in launches(order, self.task.batch_size, self._steps_per_launch, self.tick):
+                numbers = range(done, done := done + len(batches))
+                drawn = draws.steps(numbers, self.task, batches.shape[1], mapped)
+                steps = self._steps(batches, schedule[numbers], drawn)
+                arguments = (settings, self._state, self._x, self._labels, steps)
+                run = _epoch if self._mesh is None else functools.partial(_sharded_epoch, self._mesh)
+                self._state, total = run(*arguments)
                 totals.append(total)
             loss, error = (np.sum(jax.device_get(totals), axis=0) / len(order)).tolist()
         return {"loss": loss, "error": error}
@@ -150,24 +151,24 @@ class JaxTrainer:
         return self._computed(_hessian_products, x, labels, v)
 
     def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
-        """Return a function of the network and arrays, computed on one device of this process alone."""
+        """Return a function of the network and arrays, computed on one device of this process."""
         with self._scope():
             state = evaluated(self.task.network, self._state)
-            here = {name: array.addressable_data(0) for name, array in state.items()}
-            given = (jnp.asarray(padded(array)) for array in arrays)
-            return np.asarray(function(self.task.network, here, *given))[: len(arrays[0])]
+            local = {name: array.addressable_data(0) for name, array in state.items()}
+            inputs = (jnp.asarray(padded(array)) for array in arrays)
+            return np.asarray(function(self.task.network, local, *inputs))[: len(arrays[0])]
 
     @property
-    def _most(self) -> int:
-        """The most steps at a time."""
+    def _steps_per_launch(self) -> int:
+        """The maximal number of steps in one launch."""
         convolves = any(len(entering) > 1 for entering in shapes(self.task.network))
-        # inside of a scan, convolutions take 12 times as long on a CPU
+        # on a CPU, convolutions take 12 times as long inside of a scan
         return 1 if convolves and self._device.platform == "cpu" else SCANNED
 
     def _steps(self, batches: Ints, rates: Floats, drawn: Drawn) -> tuple[Any, ...]:
-        """Return what `_epoch` takes for each step.
+        """Return the inputs of `_epoch` for each step.
 
-        Where the devices do not divide a batch, some of its examples come twice, and count once.
+        Where a batch does not divide among the devices, some of its examples occur twice and count once.
         """
         if self._mesh is None:
             return jnp.asarray(batches), jnp.asarray(rates), drawn.map(jnp.asarray), None
@@ -176,24 +177,24 @@ class JaxTrainer:
         counted = np.tile(rows < width, (steps, 1))
 
         def put(array: NDArray[np.generic]) -> Array:
-            return self._put(array.take(rows % width, axis=1), BY_EXAMPLE)
+            return self._put(array.take(rows % width, axis=1), SHARDED_BY_EXAMPLE)
 
-        return put(batches), self._put(rates), drawn.map(put), self._put(counted, BY_EXAMPLE)
+        return put(batches), self._put(rates), drawn.map(put), self._put(counted, SHARDED_BY_EXAMPLE)
 
-    def _put(self, array: Array | NDArray[np.generic], spec: P = ALIKE) -> Array:
-        """Return an array as the devices have it."""
+    def _put(self, array: Array | NDArray[np.generic], spec: P = REPLICATED) -> Array:
+        """Put an array on the devices, in the given sharding."""
         if self._mesh is None:
             return jnp.asarray(array)
         sharding = NamedSharding(self._mesh, spec)
-        # copies: a CPU would keep the memory it is given
-        return jax.make_array_from_callback(array.shape, sharding, lambda part: np.array(array[part]))
+        # copy, as on a CPU JAX would share the memory of the array
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
-        """Compute with the trainer's device, width and precision, whatever the process has set."""
+        """Compute with the device, dtype and precision of the trainer, whatever the process has set."""
         precision = "tensorfloat32" if self.task.tf32 else "highest"
         with (
-            noticing(),
+            translating_errors(),
             jax.default_device(self._device),
             jax.enable_x64(self.task.dtype == "float64"),
             jax.default_matmul_precision(precision),
@@ -209,11 +210,11 @@ def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: An
     def step(state: Arrays, inputs: Any) -> tuple[Arrays, Array]:
         batch, (lr, momentum, sigma, mixing), drawn, counted = inputs
         parameters = {name: state[name] for name in parameter_shapes(network)}
-        at, right = x[batch], labels[batch]
+        batch_x, batch_labels = x[batch], labels[batch]
 
         def mean(parameters: Arrays) -> tuple[Array, tuple[Array, Array]]:
-            losses, logits = _objective(network, objective, parameters, at, right, sigma, drawn)
-            errors = _LOSSES[network.loss].error(jax.lax.stop_gradient(logits), right)
+            losses, logits = _objective(network, objective, parameters, batch_x, batch_labels, sigma, drawn)
+            errors = _LOSSES[network.loss].error(jax.lax.stop_gradient(logits), batch_labels)
             if counted is None:
                 return losses.mean(), (losses.sum(), errors.sum())
             losses = jnp.where(counted, losses, 0)
@@ -232,33 +233,33 @@ def _epoch(settings: Settings, state: Arrays, x: Array, labels: Array, steps: An
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _shared(
+def _sharded_epoch(
     mesh: Mesh, settings: Settings, state: Arrays, x: Array, labels: Array, steps: Any
 ) -> tuple[Arrays, Array]:
-    """Take the steps in order, each device with its part of the examples."""
-    of_steps = (BY_EXAMPLE, ALIKE, BY_EXAMPLE, BY_EXAMPLE)
+    """Take the steps in order, each device on its share of the examples."""
+    step_specs = (SHARDED_BY_EXAMPLE, REPLICATED, SHARDED_BY_EXAMPLE, SHARDED_BY_EXAMPLE)
     epoch = jax.shard_map(
         functools.partial(_epoch, settings),
         mesh=mesh,
-        in_specs=(ALIKE, ALIKE, ALIKE, of_steps),
-        out_specs=ALIKE,
-        check_vma=False,  # the sum over devices is `_mean_over_devices`, not what differentiation puts in
+        in_specs=(REPLICATED, REPLICATED, REPLICATED, step_specs),
+        out_specs=REPLICATED,
+        check_vma=False,  # `_mean_over_devices` sums over devices; differentiation must not insert sums
     )
     result: tuple[Arrays, Array] = epoch(state, x, labels, steps)
     return result
 
 
 def _mean_over_devices(gradients: Arrays, total: Array, counted: Array) -> tuple[Arrays, Array]:
-    """Return the mean gradient of the examples of all devices, and their total, from one exchange."""
-    mine, unravel = ravel_pytree((gradients, total, counted.sum(dtype=total.dtype)))
-    gradients, total, examples = unravel(jax.lax.psum(mine, "examples"))  # type: ignore[no-untyped-call]
+    """Return the mean gradient over the examples of all devices, and their total, in one exchange."""
+    local, unravel = ravel_pytree((gradients, total, counted.sum(dtype=total.dtype)))
+    gradients, total, examples = unravel(jax.lax.psum(local, "examples"))  # type: ignore[no-untyped-call]
     return {name: gradient / examples for name, gradient in gradients.items()}, total
 
 
 def _objective(
     network: Network, objective: Objective, state: Arrays, x: Array, labels: Array, sigma: Array, drawn: Drawn
 ) -> tuple[Array, Array]:
-    """Return the objective of each example and the logits it saw."""
+    """Return the objective of each example, and the logits that it was computed from."""
     random = drawn.layers
     if objective.name == "penalty":
         return _penalised(network, objective, state, x, labels, sigma, random)
@@ -266,33 +267,39 @@ def _objective(
     if objective.name == "noise":
         x = x + sigma * drawn.shift
     elif objective.name in ("perturb", "trades"):
-        fixed, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
+        constant, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
         start = None if drawn.shift is None else sigma * drawn.shift
-        of, targets, dtype = "inner", labels, objective.direction_dtype
+        function, targets, dtype = "inner", labels, objective.direction_dtype
         if objective.name == "trades":
-            of, targets = "divergence", jax.nn.log_softmax(forward(network, fixed, x, drawn.passes[0]))
-        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
-        x = x + ascent(lambda at: _direction(network, fixed, at, targets, next(passes), dtype, of), x, *how)
+            clean_logits = forward(network, constant, x, drawn.passes[0])
+            function, targets = "divergence", jax.nn.log_softmax(clean_logits)
+        ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
+
+        def direction(at: Array) -> Array:
+            return _direction(network, constant, at, targets, next(passes), dtype, function)
+
+        x = x + ascent(direction, x, *arguments)
     logits = forward(network, state, x, random)
     if objective.name == "trades":
-        beside = forward(network, state, clean, random)
-        apart = divergence(logits, jax.nn.log_softmax(beside))
-        return _trained(network, objective, beside, labels) + objective.beta * apart, beside
-    losses = _trained(network, objective, logits, labels)
+        clean_logits = forward(network, state, clean, random)
+        divergences = divergence(logits, jax.nn.log_softmax(clean_logits))
+        losses = _trained_losses(network, objective, clean_logits, labels)
+        return losses + objective.beta * divergences, clean_logits
+    losses = _trained_losses(network, objective, logits, labels)
     if objective.name == "perturb" and (weight := objective.clean_weight):
-        beside = _trained(network, objective, forward(network, state, clean, random), labels)
-        losses = weight * beside + (1 - weight) * losses
+        clean_losses = _trained_losses(network, objective, forward(network, state, clean, random), labels)
+        losses = weight * clean_losses + (1 - weight) * losses
     return losses, logits
 
 
-def _trained(network: Network, objective: Objective, logits: Array, labels: Array) -> Array:
-    """Return the loss of each example that weights are trained with."""
+def _trained_losses(network: Network, objective: Objective, logits: Array, labels: Array) -> Array:
+    """Return the loss of each example that trains the weights, with smoothed labels."""
     losses: Array = _LOSSES[network.loss].value(logits, labels) + _smoothing(objective, logits, labels)
     return losses
 
 
 def _smoothing(objective: Objective, logits: Array, labels: Array) -> Array | float:
-    """Return what smoothed labels add to the loss of each example."""
+    """Return the term that smoothed labels add to the loss of each example."""
     if not objective.label_smoothing:
         return 0.0
     right = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
@@ -318,10 +325,10 @@ def _penalised(
     gradient, (inner, logits) = jax.grad(inner_of, has_aux=True)(x)
     losses, smoothing = loss.outer(inner), _smoothing(objective, logits, labels)
     if objective.penalty_by == "difference":
-        fixed = jax.lax.stop_gradient(gradient)
-        eps = frank_wolfe(lambda _: fixed, x, objective.p, sigma, 1)
-        ahead = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, random)
-        return losses + smoothing + (ahead - losses) / DIFFERENCE_STEP, logits
+        constant = jax.lax.stop_gradient(gradient)
+        eps = frank_wolfe(lambda _: constant, x, objective.p, sigma, 1)
+        perturbed = _losses(network, state, x + DIFFERENCE_STEP * eps, labels, random)
+        return losses + smoothing + (perturbed - losses) / DIFFERENCE_STEP, logits
     return losses + smoothing + loss.slope(inner) * penalty(gradient, objective.p, sigma), logits
 
 
@@ -339,18 +346,18 @@ def _direction(
     targets: Array,
     random: Randoms | None = None,
     dtype: str = "same",
-    of: str = "inner",
+    function: str = "inner",
 ) -> Array:
     """Return the input gradient of the loss's inner function, or of the divergence; none of a weight."""
-    function = divergence if of == "divergence" else _LOSSES[network.loss].inner
-    width = x.dtype if dtype == "same" else jnp.dtype(dtype)
-    rounded = {name: array.astype(width) for name, array in state.items()}
+    of_outputs = divergence if function == "divergence" else _LOSSES[network.loss].inner
+    compute_dtype = x.dtype if dtype == "same" else jnp.dtype(dtype)
+    rounded = {name: array.astype(compute_dtype) for name, array in state.items()}
 
-    def inner(at: Array) -> Array:
-        outputs = forward(network, rounded, at.astype(width), random)
-        return jnp.sum(function(outputs, targets))
+    def total(at: Array) -> Array:
+        outputs = forward(network, rounded, at.astype(compute_dtype), random)
+        return jnp.sum(of_outputs(outputs, targets))
 
-    gradient: Array = jax.grad(inner)(x)
+    gradient: Array = jax.grad(total)(x)
     return gradient
 
 

@@ -1,4 +1,4 @@
-"""The torch backend, CPU and CUDA, and the family inside a torch loop of one's own."""
+"""The torch backend, on CPU and CUDA, and `regularized_loss` for custom models and training loops."""
 
 from lpfamily._packages import needs, same_version
 

@@ -80,7 +80,7 @@ def on_devices(folder):
     """Save what training on all devices gives, and what each of them did for it."""
     from lpfamily_jax import trainer as module
 
-    original, widths, exchanged = module._shared, [], []
+    original, widths, exchanged = module._sharded_epoch, [], []
 
     def watched(*arguments):
         batches, *_ = arguments[-1]
@@ -90,7 +90,7 @@ def on_devices(folder):
         exchanged.append(int(re.fullmatch(r".*:f64\[(.*)\]", sizes)[1]))
         return original(*arguments)
 
-    module._shared = watched
+    module._sharded_epoch = watched
     for number, case in enumerate(CASES):
         widths.clear(), exchanged.clear()
         _, found, _, _ = trained(backends.find("jax"), *case)
