@@ -1,4 +1,4 @@
-"""The embedded backend: dense networks in NumPy, gradients by hand."""
+"""The embedded backend: dense networks in NumPy, with gradients written by hand."""
 
 from lpfamily._packages import needs, same_version
 

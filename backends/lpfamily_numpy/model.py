@@ -1,4 +1,4 @@
-"""The network as it is passed: each layer keeps what the way back through it needs."""
+"""The forward pass of a network; each layer saves what its backward pass needs."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from lpfamily.training.networks import Dense, Floats, Layer, Maxout, Network, Re
 
 
 class Activation(NamedTuple):
-    """What a layer makes of z = inputs @ weight + bias, and how it is differentiated."""
+    """The function of a layer that follows z = inputs @ weight + bias, and its derivatives."""
 
     outputs: Callable[[Floats], tuple[Floats, Any]]
-    """Return the outputs, and what is kept for the derivatives."""
+    """Return the outputs for z, and what to save for the derivatives."""
     to_z: Callable[[Floats, Any], Floats]
-    """Return the gradient in z from that in the outputs, and what was kept."""
+    """Return the gradient with respect to z, from that of the outputs and what was saved."""
     from_z: Callable[[Floats, Any], Floats]
-    """Return the tangent of the outputs from that of z, and what was kept."""
-    bend: Callable[[Any], Floats] | None = None
-    """Return activation'' / activation' from what was kept; None is 0, of piecewise linear functions."""
+    """Return the tangent of the outputs, from that of z and what was saved."""
+    curvature: Callable[[Any], Floats] | None = None
+    """Return activation'' / activation' from what was saved; None is 0, for piecewise linear functions."""
 
 
 def _elementwise(
     function: Callable[[Floats], Floats],
     slope: Callable[[Floats], Floats | Mask],
-    bend: Callable[[Floats], Floats] | None = None,
+    curvature: Callable[[Floats], Floats] | None = None,
 ) -> Activation:
-    """Return an activation that is a function of each number, its derivatives functions of its outputs."""
+    """Return an elementwise activation, whose derivatives are functions of its outputs."""
 
     def outputs(z: Floats) -> tuple[Floats, Floats]:
         result = function(z)
         return result, result
 
-    def scaled(change: Floats, kept: Floats) -> Floats:
-        return change * slope(kept)
+    def scaled(change: Floats, saved: Floats) -> Floats:
+        return change * slope(saved)
 
-    return Activation(outputs, scaled, scaled, bend)
+    return Activation(outputs, scaled, scaled, curvature)
 
 
 def _sigmoid(z: Floats) -> Floats:
-    # tanh saturates where exp would overflow
+    # tanh does not overflow, unlike exp
     result: Floats = 0.5 * np.tanh(0.5 * z) + 0.5
     return result
 
@@ -56,11 +56,11 @@ _DENSE = {
 
 
 def _maxout(layer: Maxout) -> Activation:
-    """Return the largest of each unit's pieces; kept is which one that is, (examples, units, pieces)."""
+    """Return the maximum of each unit's pieces; it saves which one that is, (examples, units, pieces)."""
 
     def outputs(z: Floats) -> tuple[Floats, Mask]:
         pieces = z.reshape(len(z), layer.units, layer.pieces)
-        # argmax along so few takes four times as long as this, which needs it where there are ties
+        # argmax over few pieces takes four times as long as this comparison, and is needed only for ties
         largest = functools.reduce(np.maximum, np.moveaxis(pieces, 2, 0))
         winner = pieces == largest[..., None]
         if np.count_nonzero(winner) != largest.size:
@@ -82,7 +82,7 @@ LAYERS: dict[type[Layer], Callable[[Any], Activation]] = {
     Rectifier: lambda layer: _elementwise(lambda z: np.maximum(z, 0), lambda y: y > 0),
     Maxout: _maxout,
 }
-"""By layer type, the activation of a layer."""
+"""For each layer type, the activation of a layer."""
 
 Resolved = tuple[tuple[Layer, Activation], ...]
 
@@ -92,11 +92,11 @@ def resolved(network: Network) -> Resolved:
     return tuple((layer, LAYERS[type(layer)](layer)) for layer in network.layers)
 
 
-def forward(layers: Resolved, state: State, x: Floats, random: list[Random] | None = None) -> list[Passed]:
-    """Return what passing x left in every layer; the last one's outputs are the logits."""
-    passed: list[Passed] = []
+def forward(layers: Resolved, state: State, x: Floats, random: list[Random] | None = None) -> list[LayerPass]:
+    """Return the forward pass of x through every layer; the outputs of the last one are the logits."""
+    tape: list[LayerPass] = []
     for index, (layer, activation) in enumerate(layers):
-        inputs, factor = passed[-1].outputs if passed else x, None
+        inputs, factor = tape[-1].outputs if tape else x, None
         mask, noise = Random() if random is None else random[index]
         if mask is not None and layer.dropout is not None:
             factor = mask * x.dtype.type(layer.dropout.scale)
@@ -106,33 +106,34 @@ def forward(layers: Resolved, state: State, x: Floats, random: list[Random] | No
         z += state[f"layers.{index}.bias"]
         if noise is not None:
             z += noise
-        passed.append(Passed(activation, weight, inputs, factor, *activation.outputs(z)))
-    return passed
+        tape.append(LayerPass(activation, weight, inputs, factor, *activation.outputs(z)))
+    return tape
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A layer that a batch has passed, and what the way back needs."""
+class LayerPass:
+    """The forward pass of a batch through a layer, with what its backward pass needs."""
 
     activation: Activation
     weight: Floats
     inputs: Floats
     factor: Floats | None
-    """What dropout multiplied the inputs by."""
+    """The factor of dropout in the inputs."""
     outputs: Floats
-    kept: Any
+    saved: Any
+    """What the activation saved for its derivatives."""
 
     def to_inputs(self, delta: Floats) -> Floats:
-        """Return the gradient in the layer's input from that in what enters its activation."""
+        """Return the gradient with respect to the layer's inputs, before dropout, from that of z."""
         delta = delta @ self.weight.T
         return delta if self.factor is None else delta * self.factor
 
-    def into(self, delta: Floats) -> Floats:
-        """Return the gradient in what enters the activation from that in the outputs."""
-        return self.activation.to_z(delta, self.kept)
+    def to_z(self, delta: Floats) -> Floats:
+        """Return the gradient with respect to z from that of the outputs."""
+        return self.activation.to_z(delta, self.saved)
 
-    def bent(self, delta_tangent: Floats, delta: Floats, inner: Floats) -> Floats:
-        """Add what activation'' contributes where what enters the activation moves by `inner`."""
-        if self.activation.bend:
-            delta_tangent += delta * self.activation.bend(self.kept) * inner
+    def add_curvature(self, delta_tangent: Floats, delta: Floats, z_tangent: Floats) -> Floats:
+        """Add the term of activation'' to the tangent of the gradient with respect to z."""
+        if self.activation.curvature:
+            delta_tangent += delta * self.activation.curvature(self.saved) * z_tangent
         return delta_tangent

@@ -1,7 +1,6 @@
-"""Dense networks in NumPy: a step is the chain rule, written out.
+"""Training of dense networks in NumPy: a step is the chain rule, written out.
 
-Read model.py, one layer's part of it, then `_backward` and `_tangent`; `epoch` puts them
-together.
+Read model.py first, for the chain rule of one layer, then `_backward` and `_tangent`; `epoch` uses both.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from lpfamily.training.networks import (
 from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import DIFFERENCE_STEP, Rates, Task
 from lpfamily.training.teams import ALONE, Team
-from lpfamily_numpy.model import LAYERS, Passed, forward, resolved
+from lpfamily_numpy.model import LAYERS, LayerPass, forward, resolved
 
 SMALL_PRODUCT = 40_000_000
-"""Multiplications up to which one thread computes a product, in a millisecond: two hardly gain on it, and
-where other programs hold the cores they wait for each other, many times as long as they compute."""
+"""Multiplications up to which one thread computes a product, in a millisecond. Two threads hardly gain on it,
+and where other programs occupy the cores they wait for each other many times as long as they compute."""
 
 BLOCK = 1 << 18
-"""Bytes of a weight that are updated at once: with gradient and velocity they fit into the caches."""
+"""Bytes of a weight that are updated at once; with gradient and velocity they fit into the caches."""
 
 Factors = tuple[list[Floats], list[Floats]]
-"""For each layer its inputs, and the gradient in what enters its activation: a weight's is their product."""
+"""The inputs of each layer, and the gradients of each layer's z; a weight's gradient is their product."""
 
-# A loss that overflows is for the protocol to notice, once, not for a warning at every step.
-_quiet = np.errstate(all="ignore")
+# The protocol reports a loss that overflows, once; NumPy would warn at every step.
+_without_warnings = np.errstate(all="ignore")
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,11 @@ class NumpyBackend:
             raise BadInput(f"backend 'numpy' computes on cpu; got --device {device}")
 
     def compile_problem(self, device: str) -> str:
-        """Say that there is no compiler."""
+        """Return that there is no compiler."""
         return "NumPy has no compiler; --backend jax compiles every step, --backend torch if it is asked"
 
     def join(self, device: str) -> Team:
-        """Stay alone."""
+        """Return `ALONE`: this backend trains in one process."""
         return ALONE
 
     def trainer(self, task: Task, state: State) -> NumpyTrainer:
@@ -82,12 +81,12 @@ class NumpyBackend:
 
     def model(self, network: Network, parameters: State) -> Callable[[Floats], Floats]:
         """Return the network as a function."""
-        kept, layers = {name: array.copy() for name, array in parameters.items()}, resolved(network)
+        state, layers = {name: array.copy() for name, array in parameters.items()}, resolved(network)
 
         def model(x: Floats) -> Floats:
             """Return the logits, (n, classes), of inputs (n, inputs)."""
             check_inputs(network, x.shape)
-            return forward(layers, kept, x)[-1].outputs
+            return forward(layers, state, x)[-1].outputs
 
         return model
 
@@ -113,7 +112,7 @@ class NumpyTrainer:
     def load(self, state: State) -> None:
         self._state = {name: np.array(array, self.task.dtype) for name, array in state.items()}
 
-    @_quiet
+    @_without_warnings
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         loss, error = 0.0, 0.0
         with self._threads():
@@ -130,36 +129,36 @@ class NumpyTrainer:
                 loss, error = loss + float(losses.sum()), error + float(errors.sum())
         return {"loss": loss / len(order), "error": error / len(order)}
 
-    @_quiet
+    @_without_warnings
     def logits(self, x: Floats) -> Floats:
         with self._threads():
             return self._evaluated._forward(x)[-1].outputs
 
-    @_quiet
+    @_without_warnings
     def losses(self, x: Floats, labels: Array) -> Floats:
         return np.asarray(self._loss.value(self.logits(x), labels))
 
-    @_quiet
+    @_without_warnings
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
         with self._threads():
             return self._evaluated._direction(x, labels, None)
 
-    @_quiet
+    @_without_warnings
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        passed = self._evaluated._forward(x)
-        deltas = _backward(passed, self._loss_delta(passed[-1].outputs, labels))
-        return passed[0].to_inputs(self._tangent(passed, deltas, labels, v)[1][0])
+        tape = self._evaluated._forward(x)
+        deltas = _backward(tape, self._loss_delta(tape[-1].outputs, labels))
+        return tape[0].to_inputs(self._tangent(tape, deltas, labels, v)[1][0])
 
     @property
     def _evaluated(self) -> NumpyTrainer:
-        """The trainer of the averages, where there are any."""
+        """The trainer with the averages of the parameters in their place, if it keeps averages."""
         other = copy.copy(self)
         other._state = evaluated(self.task.network, self._state)
         return other
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Give products one thread where a step's are small: it is no network for several."""
+        """Limit BLAS to one thread where the products of a step are small."""
         largest = max(math.prod(shape) for shape in parameter_shapes(self.task.network).values())
         limit = 1 if self.task.batch_size * largest <= SMALL_PRODUCT else None
         with self._pools.limit(limits=limit, user_api="blas"):
@@ -170,55 +169,59 @@ class NumpyTrainer:
     ) -> tuple[Floats, Array, list[Floats]]:
         """Return the objective and the error of each example, and the summed gradients."""
         objective = self.task.objective
-        random, each, shift = draws.step(step, self.task, len(x))
+        random, random_of_passes, shift = draws.step(step, self.task, len(x))
         if objective.name == "penalty":
             return self._penalised(x, labels, sigma, random)
         shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
-        before, passes = x, iter(each)
-        ascent, how = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
+        clean_x, passes = x, iter(random_of_passes)
+        ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
         if objective.name == "trades":
-            fixed = log_softmax(self._forward(x, each[0])[-1].outputs)
-            eps = ascent(lambda at: self._direction(at, fixed, next(passes), divergence_slope), x, *how)
-            return self._parted(x, x + eps, labels, random)
+            targets = log_softmax(self._forward(x, random_of_passes[0])[-1].outputs)
+            eps = ascent(
+                lambda at: self._direction(at, targets, next(passes), divergence_slope), x, *arguments
+            )
+            return self._trades(x, x + eps, labels, random)
         if objective.name == "perturb":
-            x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *how)
-        losses, errors, trained = self._at(x, labels, random, objective.label_smoothing)
+            x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *arguments)
+        losses, errors, factors = self._losses_at(x, labels, random, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
-            return losses, errors, _gradients((1.0, trained))
-        clean, _, clean_trained = self._at(before, labels, random, objective.label_smoothing)
+            return losses, errors, _gradients((1.0, factors))
+        clean, _, clean_factors = self._losses_at(clean_x, labels, random, objective.label_smoothing)
         losses = weight * clean + (1 - weight) * losses
-        return losses, errors, _gradients((weight, clean_trained), (1 - weight, trained))
+        return losses, errors, _gradients((weight, clean_factors), (1 - weight, factors))
 
-    def _at(
+    def _losses_at(
         self, x: Floats, labels: Array, random: list[Random] | None = None, smoothing: float = 0.0
     ) -> tuple[Floats, Array, Factors]:
-        passed = self._forward(x, random)
-        logits = passed[-1].outputs
+        """Return the loss and the error of each example, and the factors of the weights' gradients."""
+        tape = self._forward(x, random)
+        logits = tape[-1].outputs
         losses, delta = self._loss_and_delta(logits, labels, smoothing)
-        return losses, self._loss.error(logits, labels), _factors(passed, delta)
+        return losses, self._loss.error(logits, labels), _factors(tape, delta)
 
     def _loss_and_delta(self, logits: Floats, labels: Array, smoothing: float) -> tuple[Floats, Floats]:
         losses, delta = np.asarray(self._loss.value(logits, labels)), self._loss_delta(logits, labels)
         if smoothing:
-            added, slope = _smoothing(smoothing, logits, labels)
-            losses, delta = losses + added, delta + slope
+            terms, slope = _smoothing(smoothing, logits, labels)
+            losses, delta = losses + terms, delta + slope
         return losses, delta
 
-    def _parted(
-        self, x: Floats, ahead: Floats, labels: Array, random: list[Random]
+    def _trades(
+        self, x: Floats, perturbed_x: Floats, labels: Array, random: list[Random]
     ) -> tuple[Floats, Array, list[Floats]]:
-        """L(x) + beta KL(f(x) || f(x + eps)); the error is that of x."""
+        """Return the same for L(x) + beta KL(f(x) || f(x + eps)); the error is that of x."""
         objective = self.task.objective
-        clean, moved = self._forward(x, random), self._forward(ahead, random)
+        clean, perturbed = self._forward(x, random), self._forward(perturbed_x, random)
         logits, log_p = clean[-1].outputs, log_softmax(clean[-1].outputs)
         losses, delta = self._loss_and_delta(logits, labels, objective.label_smoothing)
-        apart, beta = divergence(moved[-1].outputs, log_p), x.dtype.type(objective.beta)
-        delta = delta + beta * np.exp(log_p) * (log_p - log_softmax(moved[-1].outputs) - apart[:, None])
-        delta_ahead = beta * divergence_slope(moved[-1].outputs, log_p)
-        gradients = _gradients((1.0, _factors(clean, delta)), (1.0, _factors(moved, delta_ahead)))
-        return losses + beta * apart, self._loss.error(logits, labels), gradients
+        perturbed_logits, beta = perturbed[-1].outputs, x.dtype.type(objective.beta)
+        kl = divergence(perturbed_logits, log_p)
+        delta = delta + beta * np.exp(log_p) * (log_p - log_softmax(perturbed_logits) - kl[:, None])
+        perturbed_delta = beta * divergence_slope(perturbed_logits, log_p)
+        gradients = _gradients((1.0, _factors(clean, delta)), (1.0, _factors(perturbed, perturbed_delta)))
+        return losses + beta * kl, self._loss.error(logits, labels), gradients
 
     def _direction(
         self,
@@ -227,62 +230,62 @@ class NumpyTrainer:
         random: list[Random] | None,
         gradient: Callable[[Floats, Any], Floats] | None = None,
     ) -> Floats:
-        passed = self._forward(x, random)
-        delta = (gradient or self._deltas.inner)(passed[-1].outputs, targets)
-        return passed[0].to_inputs(_backward(passed, delta)[0])
+        tape = self._forward(x, random)
+        delta = (gradient or self._deltas.inner)(tape[-1].outputs, targets)
+        return tape[0].to_inputs(_backward(tape, delta)[0])
 
     def _loss_delta(self, outputs: Floats, labels: Array) -> Floats:
-        """Return the gradient of the loss in the outputs: the slope of outer times that of inner."""
+        """Return the gradient of the loss with respect to the outputs, by the chain rule."""
         slope: Floats = self._loss.slope(self._loss.inner(outputs, labels))
         return slope[:, None] * self._deltas.inner(outputs, labels)
 
     def _penalised(
         self, x: Floats, labels: Array, sigma: float, random: list[Random]
     ) -> tuple[Floats, Array, list[Floats]]:
-        """L + sigma ||grad L||_{p*}, whose second term is <grad L, eps> with eps constant (Hölder)."""
+        """Return the same for L + sigma ||grad L||_{p*}; the norm is <grad L, eps>, eps constant (Hölder)."""
         objective = self.task.objective
-        passed = self._forward(x, random)
-        inputs, logits = [layer.inputs for layer in passed], passed[-1].outputs
+        tape = self._forward(x, random)
+        inputs, logits = [layer.inputs for layer in tape], tape[-1].outputs
         inner = self._loss.inner(logits, labels)
-        inner_deltas = _backward(passed, self._deltas.inner(logits, labels))
-        direction, slope = passed[0].to_inputs(inner_deltas[0]), self._loss.slope(inner)[:, None]
+        inner_deltas = _backward(tape, self._deltas.inner(logits, labels))
+        direction, slope = tape[0].to_inputs(inner_deltas[0]), self._loss.slope(inner)[:, None]
         deltas: list[Floats] = [slope * delta for delta in inner_deltas]
         eps = frank_wolfe(lambda _: direction, x, objective.p, sigma, 1)
         losses, errors = self._loss.outer(inner), self._loss.error(logits, labels)
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
-            ahead, _, ahead_trained = self._at(x + x.dtype.type(h) * eps, labels, random)
-            passes = [(1 - 1 / h, (inputs, deltas)), (1 / h, ahead_trained)]
-            added = (ahead - losses) / x.dtype.type(h)
+            perturbed, _, factors = self._losses_at(x + x.dtype.type(h) * eps, labels, random)
+            passes = [(1 - 1 / h, (inputs, deltas)), (1 / h, factors)]
+            penalties = (perturbed - losses) / x.dtype.type(h)
         else:
-            tangents, delta_tangents = self._tangent(passed, deltas, labels, eps)
-            # the derivative of inputs' @ delta along eps has two terms; the biases' inputs are constant
-            moved: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
-            passes = [(1.0, (moved, deltas)), (1.0, (inputs, delta_tangents))]
-            added = slope[:, 0] * penalty(direction, objective.p, sigma)
+            tangents, delta_tangents = self._tangent(tape, deltas, labels, eps)
+            # the derivative of inputs.T @ delta along eps has two terms; the inputs of biases are constant
+            perturbed_inputs: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
+            passes = [(1.0, (perturbed_inputs, deltas)), (1.0, (inputs, delta_tangents))]
+            penalties = slope[:, 0] * penalty(direction, objective.p, sigma)
         if objective.label_smoothing:
-            smoothed, delta = _smoothing(objective.label_smoothing, logits, labels)
-            passes.append((1.0, (inputs, _backward(passed, delta))))
-            added = added + smoothed
-        return losses + added, errors, _gradients(*passes)
+            smoothing, delta = _smoothing(objective.label_smoothing, logits, labels)
+            passes.append((1.0, (inputs, _backward(tape, delta))))
+            penalties = penalties + smoothing
+        return losses + penalties, errors, _gradients(*passes)
 
-    def _forward(self, x: Floats, random: list[Random] | None = None) -> list[Passed]:
+    def _forward(self, x: Floats, random: list[Random] | None = None) -> list[LayerPass]:
         return forward(self._layers, self._state, x, random)
 
     def _tangent(
-        self, passed: list[Passed], deltas: list[Floats], labels: Array, v: Floats
+        self, tape: list[LayerPass], deltas: list[Floats], labels: Array, v: Floats
     ) -> tuple[list[Floats], list[Floats]]:
         """Return the derivatives along v of the layers' inputs, and of `_backward`'s result for the loss."""
-        tangents, inner = [], []  # of what enters each product, and each activation
-        for layer in passed:
+        tangents, z_tangents = [], []
+        for layer in tape:
             tangents.append(v if layer.factor is None else v * layer.factor)
-            inner.append(tangents[-1] @ layer.weight)
-            v = layer.activation.from_z(inner[-1], layer.kept)
+            z_tangents.append(tangents[-1] @ layer.weight)
+            v = layer.activation.from_z(z_tangents[-1], layer.saved)
         delta_tangents = [self._deltas.loss_tangent(deltas[-1], labels, v)]
-        for index in range(len(passed) - 2, -1, -1):
-            below = passed[index]
-            delta = below.into(passed[index + 1].to_inputs(delta_tangents[0]))
-            delta_tangents.insert(0, below.bent(delta, deltas[index], inner[index]))
+        for index in range(len(tape) - 2, -1, -1):
+            below = tape[index]
+            delta = below.to_z(tape[index + 1].to_inputs(delta_tangents[0]))
+            delta_tangents.insert(0, below.add_curvature(delta, deltas[index], z_tangents[index]))
         return tangents, delta_tangents
 
     def _update(self, gradients: list[Floats], lr: float, momentum: float, examples: int) -> None:
@@ -291,17 +294,17 @@ class NumpyTrainer:
             layer, is_weight = layer_of(self.task.network, name), name.endswith("weight")
             rate, decay = lr * layer.lr_scale, self.task.weight_decay if is_weight else 0.0
             squares = np.zeros(parameter.shape[-1], parameter.dtype)
-            # block by block, so that each is in the caches for all that is done with it
+            # block by block, so that a block stays in the caches for all operations
             for rows in _blocks(parameter):
-                step, speed, at = gradient[rows], velocity[rows], parameter[rows]
-                step *= rate / examples
+                g, v, w = gradient[rows], velocity[rows], parameter[rows]
+                g *= rate / examples
                 if decay:
-                    step += rate * decay * at
-                speed *= momentum
-                speed -= step
-                at += speed
+                    g += rate * decay * w
+                v *= momentum
+                v -= g
+                w += v
                 if is_weight and layer.max_norm is not None:
-                    squares += np.einsum("ij,ij->j", at, at)
+                    squares += np.einsum("ij,ij->j", w, w)
             norms = np.sqrt(squares)
             if layer.max_norm is not None and (long := norms > layer.max_norm).any():
                 parameter *= np.where(long, layer.max_norm / np.where(long, norms, 1), 1).astype(
@@ -312,38 +315,37 @@ class NumpyTrainer:
         for name in parameter_shapes(self.task.network):
             parameter, average = self._state[name], self._state[AVERAGE + name]
             for rows in _blocks(parameter):
-                at = average[rows]
-                difference = parameter[rows] - at
+                difference = parameter[rows] - average[rows]
                 difference *= mixing
-                at += difference
+                average[rows] += difference
 
 
-def _backward(passed: list[Passed], delta: Floats) -> list[Floats]:
-    """Return the gradient with respect to what enters each layer's activation, from that of the last.
+def _backward(tape: list[LayerPass], delta: Floats) -> list[Floats]:
+    """Return the gradients with respect to z of each layer, from that of the last layer.
 
-    No gradient of a weight is computed here, and none of the input, which is `passed[0].to_inputs`.
+    It computes no gradient of a weight. The gradient of the input is `tape[0].to_inputs` of the first one.
     """
     deltas = [delta]
-    for below, layer in zip(passed[-2::-1], passed[:0:-1], strict=True):
-        deltas.insert(0, below.into(layer.to_inputs(deltas[0])))
+    for below, layer in zip(tape[-2::-1], tape[:0:-1], strict=True):
+        deltas.insert(0, below.to_z(layer.to_inputs(deltas[0])))
     return deltas
 
 
-def _factors(passed: list[Passed], delta: Floats) -> Factors:
-    return [layer.inputs for layer in passed], _backward(passed, delta)
+def _factors(tape: list[LayerPass], delta: Floats) -> Factors:
+    return [layer.inputs for layer in tape], _backward(tape, delta)
 
 
 def _blocks(array: Floats) -> Iterator[slice]:
-    """Yield slices along the first axis of some `BLOCK` bytes each."""
+    """Yield slices along the first axis, of about `BLOCK` bytes each."""
     rows = max(1, BLOCK * len(array) // array.nbytes)
     for begin in range(0, len(array), rows):
         yield slice(begin, begin + rows)
 
 
 def _gradients(*passes: tuple[float, Factors]) -> list[Floats]:
-    """Return the gradients of weights and biases, summed over examples and, weighted, over passes.
+    """Return the gradients of weights and biases: sums over examples, and weighted sums over passes.
 
-    They are in the order of the names. Several passes are one product, of all their examples.
+    They are in the order of the parameters' names. The examples of all passes enter one matrix product.
     """
     gradients = []
     for layer in range(len(passes[0][1][0])):
@@ -353,14 +355,14 @@ def _gradients(*passes: tuple[float, Factors]) -> list[Floats]:
     return gradients
 
 
-def _stacked(parts: list[Floats]) -> Floats:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _stacked(arrays: list[Floats]) -> Floats:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _cross_entropy_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
     """Return the derivative of the cross-entropy's gradient along v: y * (v - <y, v>), y the probabilities.
 
-    Taken from v_label, v leaves <y, v> = <delta, v>, and no term that cancels where y_label rounds to 1.
+    With v_label subtracted from v, <y, v> = <delta, v>, and no terms cancel where y_label rounds to 1.
     """
     rows = np.arange(len(labels))
     v = v - v[rows, labels, None]
@@ -371,7 +373,7 @@ def _cross_entropy_tangent(delta: Floats, labels: Ints, v: Floats) -> Floats:
 
 
 def _smoothing(amount: float, logits: Floats, labels: Array) -> tuple[Floats, Floats]:
-    """Return what smoothed labels add to the loss of each example, and to its gradient in the logits."""
+    """Return the terms that smoothed labels add to the loss of each example, and to its logits' gradient."""
     rows, factor = np.arange(len(labels)), logits.dtype.type(amount)
     slope = np.full_like(logits, -factor / logits.shape[1])
     slope[rows, labels] += factor
@@ -384,17 +386,17 @@ def _wrong(odds: Floats) -> Floats:
 
 
 def _distance_delta(outputs: Floats, targets: Floats) -> Floats:
-    """Return the gradient of the distance, the unit vector to the outputs; 0 where they are the targets."""
+    """Return the gradient of the distance, a unit vector; 0 where the outputs are the targets."""
     return epsilon(outputs - targets, 2, outputs.shape[1] ** -0.5)
 
 
 class _Deltas(NamedTuple):
-    """The derivatives of a loss in the outputs."""
+    """The derivatives of a loss with respect to the outputs."""
 
     inner: Callable[[Floats, Any], Floats]
-    """The gradient of inner, of outputs and targets."""
+    """inner(outputs, targets) is the gradient of the loss's inner function."""
     loss_tangent: Callable[[Floats, Any, Floats], Floats]
-    """The derivative of the loss's gradient along v, of that gradient, the targets and v."""
+    """loss_tangent(delta, targets, v) is the derivative along v of the loss's gradient, which is delta."""
 
 
 _LOSSES: dict[LossName, tuple[Loss, _Deltas]] = {

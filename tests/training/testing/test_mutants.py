@@ -47,7 +47,7 @@ class WithEpsilonThatMoves(NumpyTrainer):
 class WithOneBallForTheBatch(NumpyTrainer):
     def _step(self, x, labels, sigma, *rest):
         eps = epsilon(self.input_gradients(x, labels), self.task.objective.p, sigma, batch_ndim=0)
-        losses, errors, trained = self._at(x + eps, labels)
+        losses, errors, trained = self._losses_at(x + eps, labels)
         return losses, errors, _gradients((1.0, trained))
 
 
@@ -128,8 +128,8 @@ class WithADivergenceThatRoundsAway(NumpyTrainer):
 class WithoutTheDivergencesCleanSide(NumpyTrainer):
     """With f(x) held constant in the divergence."""
 
-    def _parted(self, x, ahead, labels, random):
-        losses, errors, _ = super()._parted(x, ahead, labels, random)
+    def _trades(self, x, ahead, labels, random):
+        losses, errors, _ = super()._trades(x, ahead, labels, random)
         clean, moved = self._forward(x, random), self._forward(ahead, random)
         logits = clean[-1].outputs
         slope = self.task.objective.beta * divergence_slope(moved[-1].outputs, log_softmax(logits))
@@ -164,8 +164,8 @@ class WithNoiseAfterTheActivation(NumpyTrainer):
     def _forward(self, x, random=None):
         def moved(activation, noise):
             def outputs(z):
-                result, kept = activation.outputs(z)
-                return (result if noise is None else result + noise), kept
+                result, saved = activation.outputs(z)
+                return (result if noise is None else result + noise), saved
 
             return activation._replace(outputs=outputs)
 
