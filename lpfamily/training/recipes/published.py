@@ -117,10 +117,10 @@ _BEST: dict[str, Any] = {
     "validation": 0,
     "dropout": (),
     "ema": 0.999,
-    "epochs": 60,
+    "epochs": 30,
 }
 BEST: dict[str, dict[str, Any]] = {
-    "sigmoid-mlp": {**_BEST, "epochs": 100, "batch_size": 50, "lr": 0.4},
+    "sigmoid-mlp": {**_BEST, "epochs": 60, "batch_size": 50, "lr": 0.4},
     "relu-mlp": {**_BEST, "units": (1200, 1200), "layer_noise": (), "lr": 0.1},
     "maxout": {**_BEST, "units": (480, 480), "init": 0.05, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
 }
