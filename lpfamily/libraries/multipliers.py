@@ -1,10 +1,12 @@
-"""NumPy's kernels for a budget and walls: one multiplier per row, by Newton's method, a block at a time."""
+"""NumPy's kernels for the step in a box and the nearest point, for one block of rows at a time.
+
+Each row has one multiplier, which Newton's method finds.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,34 +15,44 @@ import numpy as np
 
 from lpfamily.box import step_in_box
 from lpfamily.libraries import Primitive
-from lpfamily.libraries import rows as of_rows
+from lpfamily.libraries.largest_first import fill_largest_first
 from lpfamily.libraries.powers import fastest_power
-from lpfamily.libraries.rows import Floats, Rows, row_blocks, scratch, share_out, sizes, with_sign_of
+from lpfamily.libraries.rows import (
+    Floats,
+    Rows,
+    column,
+    ones_like,
+    rough_dots,
+    row_blocks,
+    scratch,
+    share_out,
+    sizes,
+    within,
+)
 from lpfamily.nearest import nearest
 
 STEPS = 32
-"""Newton's steps at most; what has not come to an end by then goes to the definition."""
+"""Most steps of Newton's method; rows that have not converged by then go to the definition."""
 
 ROUNDINGS = 4
-"""By how many units in the last place what is spent may miss the budget."""
+"""How far the cost may miss the budget, in units in the last place."""
 
 NEWTON_END = 0.25
-"""Of the root of a unit in the last place: the step after so short a one ends in the last place."""
+"""Newton's method stops after a step shorter than NEWTON_END * sqrt(eps): the error left is below eps."""
 
 NEWTON_FROM = 1.05
-"""Below this p, too few entries of a row take part in a step of Newton's method."""
-
-dots = functools.partial(of_rows.dots, run=4096)
-"""These sums may lose a little more, and take a third of the time."""
+"""For a smaller p, too few entries of a row take part in a step of Newton's method."""
 
 Fill = Callable[..., Rows]
-"""fill(*operands, out) fills `out` and returns a mask of the rows whose result is exact."""
+"""fill(*operands, out, space) fills `out`, with `space` as scratch, and returns a mask of the exact rows."""
 
 
 def step_in_box_rows(p: float, x: Floats, sigma: Floats, room: Floats) -> Floats:
     """Evaluate `step_in_box` on rows."""
-    few = 1 < p < NEWTON_FROM
-    fill = _undone if few else {1: _fill_in_order, math.inf: _signs}.get(p, functools.partial(_spend, p))
+    if 1 < p < NEWTON_FROM:
+        fill: Fill = _none_exact
+    else:
+        fill = {1: fill_largest_first, math.inf: _signs}.get(p, functools.partial(_spend, p))
     return fill_blocks(step_in_box, fill, p, x, sigma, room)
 
 
@@ -56,12 +68,12 @@ def nearest_rows(p: float, v: Floats, sigma: Floats, *room: Floats) -> Floats:
     elif p == 1:
         fill = _lower
     else:
-        fill = functools.partial(_share, p) if p >= NEWTON_FROM else _undone
+        fill = functools.partial(_share, p) if p >= NEWTON_FROM else _none_exact
     return fill_blocks(nearest, fill, p, v, sigma, *room)
 
 
 def fill_blocks(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -> Floats:
-    """Fill blocks of rows, and give to the definition those that come out inexact."""
+    """Fill blocks of rows; pass the rows that are not exact to the definition."""
     out = np.empty(operands[0].shape, operands[0].dtype)
 
     def work(blocks: Sequence[slice]) -> None:
@@ -73,16 +85,16 @@ def fill_blocks(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -
                 wrong = ~valid
                 out[block][wrong] = primitive.value(p, *(each[wrong] for each in rows))
 
-    share_out(work, row_blocks(out, 1), 4 * out.nbytes)  # each costs several steps
+    share_out(work, row_blocks(out, 1), 4 * out.nbytes)  # a row costs as much as several steepest steps
     return out
 
 
-def _undone(*operands: Floats) -> Rows:
+def _none_exact(*operands: Floats) -> Rows:
     return np.zeros(len(operands[0]), bool)
 
 
 def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
-    """Split r = |v| / max|v| into tau z + nu z^(p-1), where z = |y| / sigma has norm 1 or is at its wall."""
+    """Split r = |v| / max|v| into tau z + nu z^(p-1); z = |y| / sigma, capped by the room, has norm 1."""
     *room, out, space = rest
     r, w, t, cap = space[:4]
     info, dtype = np.finfo(v.dtype), v.dtype.type
@@ -101,25 +113,25 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
         cap *= dtype(p)
         np.exp(cap, out=cap)
     t *= dtype(p)
-    total = dots(np.exp(t, out=t), ones)
+    total = rough_dots(np.exp(t, out=t), ones)
     outside: Rows = total > 1
-    # what is smaller than `least` of the largest must not matter
+    # entries smaller than `least` times the largest must not matter
     valid: Rows = (tau > least / float(info.eps)) & (tau < math.inf) & ~np.isnan(total)
     rows = np.flatnonzero(outside & valid)
     valid[rows] = _split(p, r, w, tau, cap if room else None, rows, space[4:])
     np.multiply(w, dtype(p), out=t)
     np.exp(t, out=t)
     np.exp(w, out=w)
-    spent = dots(t, ones)
+    spent = rough_dots(t, ones)
     left = 1.0
     if room:
         free = space[4].view(bool)[:, : v.shape[1]]
-        spent = dots(t, np.less(t, cap, out=free))
+        spent = rough_dots(t, np.less(t, cap, out=free))
         np.minimum(t, cap, out=t)
-        left = np.maximum(1 - (dots(t, ones) - spent), 0)
-        # a wall as far as the radius is none, so that what stands at it leaves nothing to share by rounding
+        left = np.maximum(1 - (rough_dots(t, ones) - spent), 0)
+        # A bound as far as the radius does not count. Entries at such bounds leave nothing but rounding.
         valid &= ~outside | (left > 64 * float(info.eps)) | (spent == 0)
-    # what nu's rounding, magnified by 1 / (p - 1), has done to all free entries alike
+    # this undoes the rounding of nu, which 1 / (p - 1) magnifies by one factor for all free entries
     w *= column(radius * (left / np.where(spent > 0, spent, 1)) ** (1 / p), dtype)
     w[~outside] = math.inf
     np.copyto(out, v)
@@ -130,16 +142,16 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
 
 
 def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: Floats) -> Rows:
-    """Make w = log r of these rows the log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1.
+    """Replace w = log r in these rows by log z, with tau z + nu z^(p-1) = r and sum min(z^p, cap) = 1.
 
-    Newton's method for log nu and all entries at once, three to six steps of two exponentials each. Return
-    where it has come to its end.
+    Newton's method for log nu and all entries at once takes three to six steps of two exponentials each.
+    Return a mask of the rows where it has converged.
     """
-    dtype, every, place = w.dtype.type, w, rows
-    found = np.zeros(len(w), bool)
+    dtype, result, place = w.dtype.type, w, rows
+    converged = np.zeros(len(w), bool)
     r, w, tau, cap = r[rows], w[rows], tau[rows], None if cap is None else cap[rows]
     ones = ones_like(w)
-    square = dots(r, r)
+    square = rough_dots(r, r)
     scale = np.minimum(w.shape[1] ** (0.5 - 1 / p) / np.sqrt(square), 0.99 / tau)
     log_nu = np.log(scale * square * (1 - tau * scale))
     alone = (w - column(log_nu, dtype)) * dtype(1 / (p - 1))
@@ -159,7 +171,7 @@ def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows
         t += a
         a += b
         b /= t  # minus the slope of log z in log nu
-        # half the residual of log(a + b) = log r, nearly, and bounded; and what it asks of log z
+        # half the residual of log(a + b) = log r, roughly, but bounded; then the change of log z for it
         np.add(a, r, out=rest)
         np.divide(a, t, out=t)
         np.subtract(a, r, out=a)
@@ -167,12 +179,12 @@ def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows
         largest = 2 * np.maximum(a.max(axis=1), -a.min(axis=1))
         a *= t
         if cap is None:
-            total, weight = dots(power, ones[: len(w)]), ones[: len(w)]
+            total, weight = rough_dots(power, ones[: len(w)]), ones[: len(w)]
         else:
             weight = np.less(power, cap, out=free)
-            total = dots(np.minimum(power, cap, out=t), ones[: len(w)])
-        asked = 2 * dots(np.multiply(power, a, out=t), weight)
-        slope = dots(np.multiply(power, b, out=t), weight)
+            total = rough_dots(np.minimum(power, cap, out=t), ones[: len(w)])
+        asked = 2 * rough_dots(np.multiply(power, a, out=t), weight)
+        slope = rough_dots(np.multiply(power, b, out=t), weight)
         change = np.clip((total * np.log(total) / p - asked) / slope, -3, 3)
         a *= dtype(2)
         w -= a
@@ -182,19 +194,13 @@ def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows
         done = np.maximum(largest, np.abs(change)) < tolerance
         going = ~done & np.isfinite(change)
         if not going.all():
-            every[place[done]], found[place[done]] = w[done], True
+            result[place[done]], converged[place[done]] = w[done], True
             if not going.any():
                 break
             place, r, w, tau, log_nu = (each[going] for each in (place, r, w, tau, log_nu))
             cap = None if cap is None else cap[going]
-    result: Rows = found[rows]
-    return result
-
-
-def column(numbers: Any, dtype: Any) -> Floats:
-    """Return one number per row beside entries of this dtype."""
-    result: Floats = np.asarray(numbers, dtype)[:, None]
-    return result
+    of_rows: Rows = converged[rows]
+    return of_rows
 
 
 def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
@@ -208,7 +214,7 @@ def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
 
 
 def _shrink(v: Floats, sigma: Floats, out: Floats, space: Floats) -> Rows:
-    total, info = dots(v, v), np.finfo(v.dtype)
+    total, info = rough_dots(v, v), np.finfo(v.dtype)
     np.multiply(v, np.minimum(sigma / np.sqrt(total)[:, None], 1).astype(v.dtype), out=out)
     valid: Rows = (total >= float(info.tiny) * 2.0**26) & (total <= float(info.max))
     return valid
@@ -231,9 +237,9 @@ def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
 def _level(
     size: Floats, high: Floats, room: Floats | None, sigma: Floats, t: Floats, zero: Floats, mask: Floats
 ) -> tuple[Floats, Floats]:
-    """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
+    """Return c with sum min(max(size - c, 0), room) = sigma; 0 where the sum is less, NaN if not found.
 
-    In two columns, c = first + second: differences from the first are exact, and second is their rounding.
+    c comes in two columns, first + second: differences from first are exact, and second corrects rounding.
     """
     n, d = size.shape
     first, second = np.zeros((n, 1), t.dtype), np.full((n, 1), math.nan, t.dtype)
@@ -252,15 +258,15 @@ def _level(
             np.less(t[:k], room, out=below[:k])
             free[:k] &= below[:k]
             np.minimum(t[:k], room, out=t[:k])
-        count = dots(ones[:k], free[:k])
-        over = dots(t[:k], ones[:k]) - sigma
+        count = rough_dots(ones[:k], free[:k])
+        over = rough_dots(t[:k], ones[:k]) - sigma
         low, high = np.where(over > 0, at, low), np.where(over > 0, high, at)
         change = np.where(count > 0, over / count, 0.0)
         new = np.nextafter((at + change).astype(t.dtype), t.dtype.type(0))
         inside = (at == 0) & (over <= 0)
         last = (new <= at) | (high <= np.nextafter(at, t.dtype.type(math.inf)))
         done = inside | (np.abs(over) <= tolerance * sigma) | ((count > 0) & (over > 0) & last)
-        # beyond this, what is left of sigma would be their rounding
+        # a larger change would leave nothing of sigma but rounding
         change = np.where(inside, 0.0, np.where(change > 4 * sigma, math.nan, np.maximum(change, 0)))
         first[rows[done], 0], second[rows[done], 0] = at[done], change[done]
         going = ~done & ~np.isnan(over)
@@ -288,130 +294,6 @@ def _signs(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -
     return valid
 
 
-SAMPLE = 16
-"""One entry in so many tells roughly how far the budget goes at p = 1."""
-
-SAMPLED_FROM = 512
-"""Entries of a row from which a sample saves more than it costs."""
-
-
-def _fill_in_order(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Rows:
-    """Send entries to their walls from the largest |x| down, the last as far as the budget goes.
-
-    Only entries near the last are sorted: those between two bounds, of which a sample tells.
-    """
-    size, cost, t, mask = space[:4]
-    n, d = x.shape
-    above, near = (mask.view(bool)[:, k * d : (k + 1) * d] for k in range(2))
-    top, budget = sizes(x, size), sigma[:, 0].astype(np.float64)
-    np.minimum(room, sigma, out=cost)
-    least, share = np.empty(n, x.dtype), np.empty(n)
-    astray: Rows = np.ones(n, bool)
-    if d >= SAMPLED_FROM:
-        high, low = _bracket(size[:, ::SAMPLE], cost[:, ::SAMPLE], sigma / SAMPLE)
-        np.greater(size, high, out=above)
-        np.greater(size, low, out=near)
-        left, beyond = budget - dots(cost, above), budget - dots(cost, near)
-        near ^= above
-        astray = ~((left >= 0) & ((beyond <= 0) | (low[:, 0] == 0)))
-        near[astray] = False
-        where = np.flatnonzero(near)
-        begins = np.searchsorted(where, d * np.arange(n + 1))
-        count = np.diff(begins)
-        width = max(count.max(), 1)
-        places = np.arange(len(where)) + np.repeat(np.arange(n) * width - begins[:-1], count)
-        few = np.zeros((2, n * width), x.dtype)
-        few[0, places], few[1, places] = size.take(where), cost.take(where)
-        values, prices = few.reshape(2, n, width)
-        least[...], share[...] = _last(values, prices, left)
-    if astray.any():
-        some = size[astray]
-        least[astray], share[astray] = _last(some, np.where(some > 0, cost[astray], 0), budget[astray])
-    np.subtract(size, least[:, None], out=t)
-    bits = f"i{x.itemsize}"
-    np.right_shift(t.view(bits), 8 * x.itemsize - 1, out=t.view(bits))
-    np.invert(t.view(bits), out=t.view(bits))
-    np.bitwise_and(cost.view(bits), t.view(bits), out=out.view(bits))
-    where = np.flatnonzero(np.equal(size, least[:, None], out=near))
-    np.put(out, where, np.minimum(share[where // d], cost.take(where)))
-    with_sign_of(x, out, t)
-    valid: Rows = np.isfinite(top) & ~np.isnan(share)
-    return valid
-
-
-def _last(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats]:
-    """Return the least size that the budget reaches, and what its entries may cost: inf where all can."""
-    size, cost = _in_order(size, cost)
-    spent = np.zeros((len(size), size.shape[1] + 1))
-    spent[:, 1:] = cost
-    np.cumsum(spent, axis=1, out=spent)
-    rows, reached = np.arange(len(size)), _first(spent[:, 1:] > budget[:, None])
-    ample = reached == size.shape[1]
-    least = size[rows, np.where(ample, 0, reached)]
-    least[ample] = np.finfo(size.dtype).smallest_subnormal
-    first = _first(size <= least[:, None])
-    ties = np.where(ample, 1, _first(size < least[:, None]) - first)
-    share = budget - spent[rows, first]
-    if (most := ties.max()) > 1:
-        place = np.arange(most)
-        prices = cost[rows[:, None], np.minimum(first[:, None] + place, size.shape[1] - 1)]
-        share = _even(np.where(place < ties[:, None], prices, math.inf), ties, share)
-    share[ample & ~np.isnan(spent[:, -1])] = math.inf
-    return least, share
-
-
-def _first(mask: Rows) -> Any:
-    """Return where each row has its first True, or how long it is."""
-    at = mask.argmax(axis=1)
-    return np.where(mask[np.arange(len(mask)), at], at, mask.shape[1])
-
-
-def _in_order(size: Floats, cost: Floats) -> tuple[Floats, Floats]:
-    """Sort sizes, the largest of each row first, and costs with them; neither is negative."""
-    if size.itemsize == 4:  # one number of 64 bits for both, which takes a third of the time
-        both = np.empty((*size.shape, 2), size.dtype)
-        major = int(sys.byteorder == "little")
-        both[..., major], both[..., 1 - major] = size, cost
-        both.view(np.int64)[..., 0].sort(axis=1)
-        return both[:, ::-1, major], both[:, ::-1, 1 - major]
-    order = np.argsort(-size, axis=1)
-    return np.take_along_axis(size, order, axis=1), np.take_along_axis(cost, order, axis=1)
-
-
-def _even(prices: Floats, count: Any, budget: Floats) -> Floats:
-    """Return c with sum min(c, price) = budget, of the `count` finite prices of each row."""
-    prices.sort(axis=1)
-    place = np.arange(prices.shape[1])
-    real = place < count[:, None]
-    paid = np.cumsum(np.where(real, prices, 0), axis=1, dtype=np.float64)
-    share = (budget[:, None] - np.where(real, paid - prices, 0)) / np.maximum(count[:, None] - place, 1)
-    enough = (share <= prices) | (place == count[:, None] - 1)
-    return np.take_along_axis(share, np.argmax(enough, axis=1)[:, None], axis=1)[:, 0]
-
-
-def _bracket(size: Floats, cost: Floats, sigma: Floats) -> tuple[Floats, Floats]:
-    """Return two columns that the least |x| which the budget affords is likely to lie between."""
-    size, cost = _in_order(size, cost)
-    at = _first(np.cumsum(cost, axis=1) > sigma)
-    margin = (3 + 3 * np.sqrt(at)).astype(int)
-    last, rows = size.shape[1] - 1, np.arange(len(size))
-    high = np.where(at < margin, math.inf, size[rows, np.clip(at - margin, 0, last)])
-    low = np.where(at + margin > last, 0, size[rows, np.clip(at + margin, 0, last)])
-    return column(high, size.dtype), column(low, size.dtype)
-
-
-def ones_like(x: Floats) -> Floats:
-    """Return ones in the shape of x, all of them one row in memory."""
-    return np.ndarray(x.shape, x.dtype, np.ones(x.shape[1], x.dtype), 0, (0, x.itemsize))
-
-
-def within(x: Floats, room: Floats, t: Floats) -> None:
-    """Bring the entries of x to -wall or wall where they are beyond."""
-    np.minimum(x, room, out=x)
-    np.negative(room, out=t)
-    np.maximum(x, t, out=x)
-
-
 def _spend(
     p: float,
     x: Floats,
@@ -432,10 +314,10 @@ def _spend(
     s = _multiplier(weights, limits, budget, t, free, ends, most)
     exhausted = s == math.inf
     root = Fraction(1) / Fraction(p)
-    own = s if unit is None else s * unit ** (1 + power.carries)
-    factor = own ** float(root)
+    scaled_s = s if unit is None else s * unit ** (1 + power.carries)
+    factor = scaled_s ** float(root)
     if x.itemsize == 8:
-        factor *= 1 + float(root - Fraction(float(root))) * np.log(np.where(own > 0, own, 1))
+        factor *= 1 + float(root - Fraction(float(root))) * np.log(np.where(scaled_s > 0, scaled_s, 1))
     if power.carries:
         factor /= unit
     factor *= scale
@@ -443,8 +325,8 @@ def _spend(
     within(out, room, t)
     valid: Rows = (factor >= info.tiny) & (factor <= info.max)
     if unit is not None:
-        # own * sum r^{p*} of what walls leave free is at most 1
-        valid &= own <= power.least ** (p / (1 - p))
+        # scaled_s * sum r^{p*}, over the free entries, is at most 1
+        valid &= scaled_s <= power.least ** (p / (1 - p))
     if exhausted.any():
         gone = x[exhausted]
         out[exhausted] = np.copysign(np.where(gone == 0, 0, room[exhausted]), gone)
@@ -454,7 +336,7 @@ def _spend(
 
 
 def _room_powers(p: float, room: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Any, Floats]:
-    """Fill `out` with wall^p in a unit, and return the unit and the budget in it."""
+    """Fill `out` with (room / unit)^p, and return the unit and the budget (sigma / unit)^p."""
     if p == 2:
         np.multiply(room, room, out=out)
         budget = sigma * sigma
@@ -490,15 +372,15 @@ def _multiplier(
     ends: tuple[float, float],
     most: float = math.inf,
 ) -> Floats:
-    """Return s with sum min(s * weights, limits) = budget, at most `most`, or inf if all reach their limits.
+    """Return s with sum min(s * weights, limits) = budget, at most `most`; inf if all reach their limits.
 
-    The sum is concave and piecewise linear in s: Newton's steps from below never pass the solution, and
-    end in its piece.
+    The sum is concave and piecewise linear in s, so Newton's steps from below never pass the solution, and
+    end in its linear segment.
     """
     result, rows = np.full(len(weights), math.nan), np.arange(len(weights))
     ones = ones_like(t)
-    # what is pressed against its wall is so in every box of pixels
-    total = dots(weights, np.greater(limits, 0, out=free))
+    # in a box of pixels many entries have no room: leave them out of the start
+    total = rough_dots(weights, np.greater(limits, 0, out=free))
     s = np.where(total > 0, np.minimum(budget / np.where(total > 0, total, 1), most), 1.0)
     s[total > ends[1]], s[budget == 0] = math.nan, 0.0
     tolerance = ROUNDINGS * float(np.finfo(t.dtype).eps)
@@ -506,9 +388,9 @@ def _multiplier(
         k = len(rows)
         np.multiply(weights, s.astype(t.dtype)[:, None], out=t[:k])
         np.less(t[:k], limits, out=free[:k])
-        slope = dots(weights, free[:k])
+        slope = rough_dots(weights, free[:k])
         np.minimum(t[:k], limits, out=t[:k])
-        rest = budget - dots(t[:k], ones[:k])
+        rest = budget - rough_dots(t[:k], ones[:k])
         done = (np.abs(rest) <= tolerance * budget) | ((s >= most) & (rest >= 0))
         exhausted = ~done & (slope == 0) & (rest > 0)
         result[rows] = np.where(

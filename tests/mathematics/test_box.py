@@ -27,7 +27,7 @@ from helpers.mutants import check as check_law
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
 from lpfamily.box import step_in_box
-from lpfamily.libraries import multipliers, threads
+from lpfamily.libraries import largest_first, multipliers, threads
 from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.nearest import nearest
 
@@ -425,8 +425,10 @@ def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypa
     grad[1::3] = np.round(2 * grad[1::3])
     grad[2::3] *= 10 ** rng.uniform(-12, 0, (20, 4000))
     operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), wall)]
-    in_order = multipliers._in_order
-    monkeypatch.setattr(multipliers, "_in_order", lambda *a: sorted_.append(a[0].size) or in_order(*a))
+    sort_together = largest_first._sort_together
+    monkeypatch.setattr(
+        largest_first, "_sort_together", lambda *a: sorted_.append(a[0].size) or sort_together(*a)
+    )
     step = step_in_box(1, *operands)
     with np.errstate(all="ignore"):
         definition = step_in_box.value(1, *(a.astype("f8") for a in operands))
@@ -627,7 +629,7 @@ def test_numpy_blocks_agree_with_the_definition(data, per_block, sampled_from):
     sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
-        patch.setattr(multipliers, "SAMPLED_FROM", sampled_from)
+        patch.setattr(largest_first, "SAMPLED_FROM", sampled_from)
         blocks = step_in_box(box.case.p, rows, sigma, wall)
     with np.errstate(all="ignore"):
         definition = step_in_box.value(box.case.p, rows, sigma, wall)
