@@ -1,1 +1,1 @@
-"""How fast, as ratios of interleaved runs."""
+"""Measurements of speed, as ratios of interleaved runs."""

@@ -1,7 +1,8 @@
-"""Other packages' attacks in an Lp ball inside [0, 1], and ours, as functions of a torch model.
+"""Attacks of other packages, and of lpfamily, in an Lp ball inside [0, 1], as functions of a torch model.
 
-They come with `pip install --group benchmarks`, and with `pip install --no-deps torchattacks==3.5.1
-adv-lib==0.2.8`, whose other dependencies these attacks do not use. What is not installed is left out.
+The packages come with `pip install --group benchmarks`, and with `pip install --no-deps torchattacks==3.5.1
+adv-lib==0.2.8`; these attacks do not need the dependencies of the last two. Packages that are not installed
+are left out.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from torch.nn.functional import cross_entropy
 from lpfamily_torch import ascend
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""attack(model, x, y): inputs, of which some may have the wrong class."""
+"""attack(model, x, y) returns perturbed inputs, of which some may be misclassified."""
 
 NAMES = {1: "L1", 2: "L2", math.inf: "Linf"}
 MODULES = {"torchattacks": "torchattacks", "adv-lib": "adv_lib", "foolbox": "foolbox", "ART": "art"}
 
 
 class Counted(nn.Module):
-    """A model that counts in `gradients` of how many images one has been taken."""
+    """A model that counts in `gradients` the images whose gradient was computed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -47,14 +48,15 @@ class Counted(nn.Module):
 
 
 def is_installed(peer: str) -> bool:
-    """Return whether a package is there."""
+    """Return whether a package is installed."""
     return importlib.util.find_spec(MODULES[peer]) is not None
 
 
 def within(p: float, sigma: float, peers: list[str]) -> dict[str, Attack]:
     """Return attacks that look for an error in a ball, with the settings that their packages publish.
 
-    Step sizes are for the radius what they are for the package's own; APGD's lengths are AutoAttack's.
+    Step sizes are scaled from the radius of the package to this one; numbers of steps of APGD are those of
+    AutoAttack.
     """
     attacks: dict[str, Attack] = {}
     for peer in peers:
@@ -145,7 +147,7 @@ _WITHIN: dict[str, Callable[[float, float], dict[str, Attack]]] = {
 
 
 def smallest(p: float, steps: int, peers: list[str]) -> dict[str, Attack]:
-    """Return attacks that look for the smallest perturbation, with so many gradients."""
+    """Return attacks that look for the smallest perturbation, with this number of gradients."""
     attacks: dict[str, Attack] = {}
     if "foolbox" in peers:
         import foolbox
@@ -154,8 +156,8 @@ def smallest(p: float, steps: int, peers: list[str]) -> dict[str, Attack]:
         if p == 2:
             kinds["DDN"] = "DDNAttack"
         for name, kind in kinds.items():
-            made = getattr(foolbox.attacks, kind)(steps=steps)
-            attacks[f"foolbox {name}"] = lambda model, x, y, made=made: made(
+            attack = getattr(foolbox.attacks, kind)(steps=steps)
+            attacks[f"foolbox {name}"] = lambda model, x, y, attack=attack: attack(
                 _for_foolbox(model), x, y, epsilons=None
             )[0]
     if "adv-lib" in peers:
@@ -180,7 +182,7 @@ class _Anything(types.ModuleType):
 
 @contextmanager
 def _without_torchvision() -> Iterator[None]:
-    """Let adv-lib import what it wants for other attacks than these, where it is not installed."""
+    """Let adv-lib import packages that only its other attacks need, even if they are not installed."""
     lacking = [name for name in ("torchvision", "visdom") if importlib.util.find_spec(name) is None]
     sys.modules |= {name: _Anything(name) for name in lacking}
     try:

@@ -1,4 +1,4 @@
-"""The networks that `benchmarks.attacks` attacks: trained with fixed seeds on real images, and kept."""
+"""The networks that `benchmarks.attacks` attacks: trained with fixed seeds on real images, and cached."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class Attacked:
-    """A network: what it is, in which ball it is trained, and in which it is attacked, as (p, sigma)."""
+    """A network, the ball in which it is trained, and the balls in which it is attacked, as (p, sigma)."""
 
     make: Callable[[], nn.Module]
     balls: tuple[tuple[float, float], ...]
     trained: tuple[float, float] | None = None
-    """None is training on clean images."""
+    """None means training on clean images."""
     steps: int = 5
-    """Gradients for each image that is trained on."""
+    """The number of gradients with which training perturbs an image."""
     data: str = "mnist"
     epochs: int = 2
     lr: float = 2e-3
@@ -79,7 +79,7 @@ NETWORKS = {
 
 
 def network(name: str, seed: int, folder: Path) -> nn.Module:
-    """Return a network in evaluation mode: the one in the folder, or else trained and put there."""
+    """Return a network in evaluation mode, loaded from the folder, or trained and saved there."""
     attacked, path = NETWORKS[name], folder / f"{name.replace('/', ' of ')}, seed {seed}.safetensors"
     torch.manual_seed(seed)
     model = attacked.make()
@@ -96,8 +96,8 @@ def network(name: str, seed: int, folder: Path) -> nn.Module:
 def images(name: str, *, train: bool) -> tuple[Tensor, Tensor]:
     """Return images in [0, 1], of shape (n, channels, height, width), and their classes."""
     if name == "cifar10":
-        parts = cifar10.images(data.folder(name))
-        pixels, labels = parts[:2] if train else parts[2:]
+        arrays = cifar10.images(data.folder(name))
+        pixels, labels = arrays[:2] if train else arrays[2:]
         return torch.from_numpy(pixels).reshape(-1, *cifar10.SHAPE) / 255, torch.from_numpy(labels)
     split = getattr(data.load(name), "train" if train else "test")
     return torch.from_numpy(split.x).reshape(-1, 1, 28, 28), torch.from_numpy(split.labels)
@@ -116,7 +116,7 @@ def _trained(model: nn.Module, attacked: Attacked) -> Iterator[float]:
             at, of = x[batch], labels[batch]
             if attacked.trained:
                 p, sigma = attacked.trained
-                # rising over a half: at once, large balls leave a network at chance
+                # sigma rises over half of the training; large balls from the start leave a network at chance
                 how = {
                     "p": p,
                     "sigma": sigma * min(1.0, 2 * done / steps),

@@ -1,13 +1,14 @@
-"""`python -m benchmarks.attacks`: how much our attacks leave of accuracy, beside other packages'.
+"""`python -m benchmarks.attacks`: the accuracy that attacks leave, of lpfamily and of other packages.
 
-The networks are trained with fixed seeds on the real MNIST and CIFAR-10, and kept in --folder. Every attack
-is given the same test images, in [0, 1]; what leaves ball or box counts as no error found. `left` is the
-accuracy that an attack leaves, `gradients` what it takes of each image on average, by counting backward
-passes, and `seconds` its wall time. Ours is the whole of `lpfamily_torch.robustness`, with the smallest sigma
-of each image, for which it takes gradients too. `smallest` is the median of these, found in a ball of `WIDER`
-times the radius by ours and, with as many gradients, by attacks that look for nothing else. At the end stand
-seconds per gradient, of interleaved rounds, and which goals are met. All of it takes hours; --networks,
---examples and --peers take less.
+The networks are trained with fixed seeds on the real MNIST and CIFAR-10, and saved in --folder. Every attack
+gets the same test images, in [0, 1]. A perturbed image outside ball or box does not count as an error. In the
+tables `left` is the accuracy that an attack leaves, `gradients` the mean number of gradients per image,
+counted by backward passes, and `seconds` the wall time. "quick" and "standard" are the whole of
+`lpfamily_torch.robustness`, including the gradients of its search for the smallest sigma of each image.
+`smallest` is the median of these sigmas. lpfamily finds it in a ball of `WIDER` times the radius; attacks
+that only search for the smallest perturbation get as many gradients. At the end come seconds per gradient,
+from interleaved rounds, and the goals that are met. All of it takes hours; --networks, --examples and --peers
+select less.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ EFFORTS = ("quick", "standard")
 SMALLEST = "standard, wider"
 WIDER = 4
 TIMED = 20
-"""Steps of the attacks whose seconds per gradient are compared."""
+"""The number of steps of the attacks whose seconds per gradient are compared."""
 PER_GRADIENT = 1.15
-"""What a gradient of ours may take, in units of one of torchattacks' PGD."""
+"""The most time that a gradient of lpfamily may take, in units of a gradient of torchattacks' PGD."""
 
 Ball = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What an attack has left, and what it took."""
+    """The result of an attack, and its cost."""
 
     left: float
     gradients: float
     seconds: float
     smallest: float = math.nan
     right: Any = None
-    """Which images are still right."""
+    """A mask of the images that are still classified correctly."""
 
 
 def main() -> None:
@@ -56,14 +57,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", help="some of them, by name (default: all)")
-    parser.add_argument("--examples", type=int, default=500, help="test images (default: 500)")
-    parser.add_argument("--seed", type=int, default=1, help="of the networks' training (default: 1)")
+    parser.add_argument("--networks", nargs="+", help="names of networks to attack (default: all)")
+    parser.add_argument("--examples", type=int, default=500, help="number of test images (default: 500)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
     parser.add_argument(
-        "--folder", type=Path, default=Path("build/attacked"), help="of the networks (default: %(default)s)"
+        "--folder",
+        type=Path,
+        default=Path("build/attacked"),
+        help="where networks are saved (default: %(default)s)",
     )
-    parser.add_argument("--peers", nargs="*", help="some of the packages (default: those that are installed)")
+    parser.add_argument("--peers", nargs="*", help="packages to compare with (default: all installed)")
     options = parser.parse_args()
     threads(options.threads)
 
@@ -79,13 +83,13 @@ def main() -> None:
         ("peer", options.peers or [], list(attack_peers.MODULES)),
     ):
         if unknown := set(given) - set(known):
-            parser.error(f"no such {kind}: {', '.join(unknown)}; there are {'; '.join(known)}")
+            parser.error(f"no such {kind}: {', '.join(unknown)}; choose from {'; '.join(known)}")
     if options.peers is None:
         options.peers = list(filter(attack_peers.is_installed, attack_peers.MODULES))
     goals = _Goals(options.examples)
     for name in names:
         model = attack_peers.Counted(network(name, options.seed, options.folder))
-        x, y = (part[: options.examples] for part in images(NETWORKS[name].data, train=False))
+        x, y = (each[: options.examples] for each in images(NETWORKS[name].data, train=False))
         for ball in NETWORKS[name].balls:
             rows = dict(_rows(model, x, y, ball, options.peers))
             _print_table(name, ball, rows)
@@ -96,7 +100,7 @@ def main() -> None:
 
 
 def _rows(model: Any, x: Tensor, y: Tensor, ball: Ball, peers: list[str]) -> Iterator[tuple[str, Row]]:
-    """Attack, and yield what each attack has come to."""
+    """Run the attacks, and yield the name and the result of each."""
     import torch
 
     from benchmarks import attack_peers
@@ -105,53 +109,56 @@ def _rows(model: Any, x: Tensor, y: Tensor, ball: Ball, peers: list[str]) -> Ite
     p, sigma = ball
     how = {"p": p, "bounds": (0, 1), "progress": False}
     for name, effort, factor in (*((effort, effort, 1) for effort in EFFORTS), (SMALLEST, "standard", WIDER)):
-        with _measured(model, len(x)) as took:
-            found = robustness(model, x, y, sigma=factor * sigma, effort=effort, **how).balls[p]
-        right = torch.from_numpy(found.smallest > sigma)
-        yield name, Row(_share(right), *took, statistics.median(found.smallest.tolist()), right)
-    budget = round(took[0])
+        with _measured(model, len(x)) as cost:
+            result = robustness(model, x, y, sigma=factor * sigma, effort=effort, **how).balls[p]
+        right = torch.from_numpy(result.smallest > sigma)
+        yield name, Row(_share(right), *cost, statistics.median(result.smallest.tolist()), right)
+    budget = round(cost[0])
     attacks = {"adaptive, 100": attack_peers.adaptive(p, sigma, 100)}
     attacks |= attack_peers.within(p, sigma, peers)
     for name, attack in attacks.items():
-        with _measured(model, len(x)) as took:
-            there = attack(model, x, y).detach()
-        right = ~_is_fooled(model, x, y, there, p, sigma)
-        yield name, Row(_share(right), *took, right=right)
+        with _measured(model, len(x)) as cost:
+            perturbed = attack(model, x, y).detach()
+        right = ~_is_fooled(model, x, y, perturbed, p, sigma)
+        yield name, Row(_share(right), *cost, right=right)
     for name, attack in attack_peers.smallest(p, budget, peers).items():
-        with _measured(model, len(x)) as took:
-            there = attack(model, x, y).detach()
-        radii = torch.linalg.vector_norm((there - x).flatten(1), ord=p, dim=1)
-        radii[~_is_fooled(model, x, y, there, p, math.inf)] = math.inf
+        with _measured(model, len(x)) as cost:
+            perturbed = attack(model, x, y).detach()
+        radii = torch.linalg.vector_norm((perturbed - x).flatten(1), ord=p, dim=1)
+        radii[~_is_fooled(model, x, y, perturbed, p, math.inf)] = math.inf
         right = radii > sigma
-        yield name, Row(_share(right), *took, statistics.median(radii.tolist()), right)
+        yield name, Row(_share(right), *cost, statistics.median(radii.tolist()), right)
 
 
 @contextmanager
 def _measured(model: Any, examples: int) -> Iterator[list[float]]:
-    """Yield a list that has, after the block, the gradients of an image that it took and its seconds."""
-    took: list[float] = []
+    """Yield a list; after the block it has the number of gradients per image and the seconds."""
+    cost: list[float] = []
     model.gradients, begin = 0, time.perf_counter()
-    yield took
-    took += [model.gradients / examples, time.perf_counter() - begin]
+    yield cost
+    cost += [model.gradients / examples, time.perf_counter() - begin]
 
 
 def _share(right: Tensor) -> float:
     return float(right.double().mean())
 
 
-def _is_fooled(model: Any, x: Tensor, y: Tensor, there: Tensor, p: float, sigma: float) -> Tensor:
-    """Return which images are in ball and box, to rounding, and have another class, or have one at first."""
+def _is_fooled(model: Any, x: Tensor, y: Tensor, perturbed: Tensor, p: float, sigma: float) -> Tensor:
+    """Return a mask of the images that are misclassified, clean or perturbed.
+
+    A perturbed image counts only inside ball and box, to rounding.
+    """
     import torch
 
     with torch.no_grad():
-        wrong, begin = (model(at).argmax(dim=1) != y for at in (there, x))
-    norms = torch.linalg.vector_norm((there - x).flatten(1), ord=p, dim=1)
-    outside = (there - there.clamp(0, 1)).abs().flatten(1).amax(dim=1)
-    return begin | wrong & (norms <= 1.0001 * sigma) & (outside <= 1e-6)
+        wrong, wrong_when_clean = (model(at).argmax(dim=1) != y for at in (perturbed, x))
+    norms = torch.linalg.vector_norm((perturbed - x).flatten(1), ord=p, dim=1)
+    outside = (perturbed - perturbed.clamp(0, 1)).abs().flatten(1).amax(dim=1)
+    return wrong_when_clean | wrong & (norms <= 1.0001 * sigma) & (outside <= 1e-6)
 
 
 def _speed(model: Any, x: Tensor, y: Tensor) -> dict[float, float]:
-    """Return by p what a gradient of ours takes, in units of one of torchattacks' PGD."""
+    """Return by p the time of a gradient of lpfamily, in units of a gradient of torchattacks' PGD."""
     from benchmarks import attack_peers
 
     x, y, ratios = x[:100], y[:100], {}
@@ -163,13 +170,13 @@ def _speed(model: Any, x: Tensor, y: Tensor) -> dict[float, float]:
                 ("PGD", attack_peers.pgd(p, sigma, TIMED)),
             )
         }
-        taken = {}
+        gradients = {}
         for name, call in calls.items():
-            with _measured(model, len(x)) as took:
+            with _measured(model, len(x)) as cost:
                 call()
-            taken[name] = took[0]
+            gradients[name] = cost[0]
         times = medians(calls, rounds=5)
-        ratios[p] = times["ours"] / taken["ours"] / (times["PGD"] / taken["PGD"])
+        ratios[p] = times["ours"] / gradients["ours"] / (times["PGD"] / gradients["PGD"])
     return ratios
 
 
@@ -182,7 +189,7 @@ def _print_table(name: str, ball: Ball, rows: dict[str, Row]) -> None:
 
 
 class _Goals:
-    """What is compared in each ball: lines of what was found and whether the goal is met."""
+    """The goals: for each, its comparisons, and whether each of them is met."""
 
     def __init__(self, examples: int) -> None:
         self.examples = examples
@@ -214,7 +221,7 @@ class _Goals:
             self._line(f"a gradient takes at most {PER_GRADIENT} of PGD's", ratio <= PER_GRADIENT, text)
 
     def print(self) -> None:
-        """Print how often each goal is met, and where it is missed."""
+        """Print in how many comparisons each goal is met, and those in which it is missed."""
         for goal, lines in self.lines.items():
             print(f"\n{goal}: {sum(met for met, _ in lines)} of {len(lines)}")
             for met, text in lines:

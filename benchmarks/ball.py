@@ -1,10 +1,11 @@
-"""`python -m benchmarks.ball`: the step in a box and the projection, beside a step that is clipped.
+"""`python -m benchmarks.ball`: the step in a box and the projection, compared with a step that is clipped.
 
-Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every call
-allocates its result. `epsilon` in a box is measured against np.clip(x + epsilon(grad, p, sigma), 0, 1),
-`project` against np.clip(x + c * v, 0, 1) with c = min(1, sigma / ||v||_2). Three quarters of x are at a
-wall and the others random, or x takes four values (clustered). After the tables it prints which goals are
-met; `--threads 2` measures wall time of threads against one. All of it takes some ten minutes.
+It runs in a single thread, pinned where the system allows it, and prints CPU time, as medians of interleaved
+rounds; every call allocates its result. `epsilon` in a box is compared with
+np.clip(x + epsilon(grad, p, sigma), 0, 1), and `project` with np.clip(x + c * v, 0, 1) where c = min(1, sigma
+/ ||v||_2). Three quarters of x are at a bound and the others random, or x takes four values (clustered). The
+goals that are met follow the tables. `--threads 2` compares the wall time of two threads with that of one.
+All of it takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--function", nargs="+", choices=FUNCTIONS, default=FUNCTIONS)
     parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=["NumPy"])
-    parser.add_argument("--threads", type=int, default=1, help="for wall time beside one thread (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="with more than 1, wall time (default: 1)")
     options = parser.parse_args()
     threads(options.threads)
     for shape in SHAPES if options.shape is None else (SHAPES[options.shape],):
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def sigma_of(p: float, d: int) -> float:
-    """Return the radius of a ball that holds entries of 1/32, as 8/255 at p = inf is."""
+    """Return the norm of d entries of 1/32, which is close to 8/255 at p = inf."""
     return float(d ** (1 / p) / 32)
 
 
@@ -131,7 +132,7 @@ def _call(library: str, name: str, grad: Any, x: Any, p: float, sigma: float) ->
 
 
 def _print_table(shape: tuple[int, int], times: Times) -> None:
-    print(f"\n{shape} float32; times what a step that is clipped takes (ns an entry)")
+    print(f"\n{shape} float32; ratios to the time of a clipped step, which is in ns per entry")
     _print_line("", [f"p = {p:g}" for p in times])
     for row in dict.fromkeys(row for column in times.values() for row in column):
         kind, name, library = row
@@ -144,9 +145,9 @@ def _print_table(shape: tuple[int, int], times: Times) -> None:
 
 
 def _print_goals(shape: tuple[int, int], times: Times) -> None:
-    """Print each ratio's goal, and where it is missed.
+    """Print the goal of each ratio, and the p at which it is missed.
 
-    Easy data at (512, 3072) have goals of their own, which other data and shapes may miss by a factor.
+    The goals are for easy data of shape (512, 3072); other data and shapes may miss them by a factor.
     """
     print(f"\n{shape}: goals, as ratios of times")
     _print_line("", [f"p = {p:g}" for p in times])
@@ -171,7 +172,7 @@ def _print_goals(shape: tuple[int, int], times: Times) -> None:
 
 
 def goal(name: str, p: float) -> float:
-    """Return the most that a function may cost, in units of the step that is clipped."""
+    """Return the most time that a function may take, in units of the clipped step."""
     named, others = {
         "epsilon in a box": ({1: 7.0, math.inf: 1.6, 1.5: 3.0, 2: 3.0, 3: 3.0, 4: 3.0, 10: 3.0}, 4.0),
         "project": ({2: 1.3, math.inf: 1.5, 1: 12.0}, 60.0),

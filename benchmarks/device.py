@@ -1,9 +1,9 @@
-"""`python -m benchmarks.device`: the compiled step on one device, against a copy there.
+"""`python -m benchmarks.device`: the compiled step on one device, compared with a copy on the same device.
 
-Memory is what bounds it: a step must read its gradient and write its result, as a copy does, and reads a
-gradient whose row does not fit in fast memory twice. Medians of interleaved rounds, wall time between
-synchronisations; the share is (copy's time) / (step's time), so that 1 is a copy. The goal is 0.7 on CUDA
-at (4096, 150528), which takes 5 GB.
+Memory bandwidth bounds the step: it must read its gradient and write its result, as a copy does, and it reads
+a gradient twice if its row does not fit in fast memory. Times are wall times between synchronisations, as
+medians of interleaved rounds. The share is the time of a copy divided by that of a step, so that 1 is as fast
+as a copy. The goal is 0.7 on CUDA at (4096, 150528), which takes 5 GB.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     print(f"{tuple(options.shape)} float32 on {options.device}, torch {torch.__version__}")
     print(f"{'p':>6}{'copy GB/s':>12}{'compiled':>12}{'eager':>12}")
     for p in options.p:
-        torch.compiler.reset()  # it gives up after recompiling a function for a few values of p
+        torch.compiler.reset()  # else it gives up after recompiling a function for a few values of p
         step = functools.partial(epsilon, p=p, sigma=1.0)
         compiled = torch.compile(step, fullgraph=True)
         calls = {

@@ -1,8 +1,9 @@
 """`python -m benchmarks.epoch`: an epoch of 60,000 examples by each backend, on one device.
 
-The recipes of MNIST as they are, in float32, with dropout, norm constraints and p = inf, on synthetic inputs
-of its shape. Wall time from order and rates to metrics, so with all that the host draws; `drawing` is what
-one core takes for an epoch's random numbers alone. Medians of interleaved rounds, after two that compile.
+It trains the recipes of MNIST, unchanged, in float32, with dropout, norm constraints and p = inf, on
+synthetic inputs of its shape. Times are wall times from order and rates to metrics, and so include all random
+numbers that the host draws; `drawing` is the time of one core for the random numbers of an epoch alone. They
+are medians of interleaved rounds, after two that compile.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ from lpfamily.training.networks import initial_state
 from lpfamily.training.tasks import Machine, Objective, Task
 
 GOALS = {"sigmoid-mlp": 60.0, "maxout": 60.0, "conv-maxout": 300.0}
-"""Models, and the milliseconds that an epoch shall take on an H200."""
+"""By model, the goal for an epoch on an H200, in milliseconds."""
 DEVICES = {"torch": "cuda", "jax": "gpu"}
 
 
 def main() -> None:
     """Print the milliseconds of an epoch."""
-    found = [name for name in DEVICES if importlib.util.find_spec(name)]
+    installed = [name for name in DEVICES if importlib.util.find_spec(name)]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=GOALS, default=list(GOALS))
     objectives = ("plain", "perturb", "penalty")
     parser.add_argument("--objectives", nargs="+", choices=objectives, default=["perturb"])
-    parser.add_argument("--backends", nargs="+", choices=found, default=found)
+    parser.add_argument("--backends", nargs="+", choices=installed, default=installed)
     parser.add_argument("--device", help="(default: cuda for torch, gpu for JAX)")
-    parser.add_argument("--tf32", action="store_true", help="as of lpfamily.train")
+    parser.add_argument("--tf32", action="store_true", help="as in lpfamily.train")
     parser.add_argument("--examples", type=int, default=60_000, help="(default: 60000)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     options = parser.parse_args()
     columns = ["drawing", *_columns(options.backends)]
     header = "".join(f"{name:>18}" for name in [*columns, "goal, H200"])
-    print(f"{'ms an epoch':14}{'objective':10}{header}", flush=True)
+    print(f"{'ms per epoch':14}{'objective':10}{header}", flush=True)
     for model in options.models:
         for objective in options.objectives:
             calls = _calls(model, objective, options)
@@ -79,8 +80,8 @@ def _calls(model: str, objective: str, options: argparse.Namespace) -> dict[str,
     for column in _columns(options.backends):
         name = column.partition(" ")[0]
         device = options.device or DEVICES[name]
-        own = dataclasses.replace(task, machine=Machine(device, options.tf32, column != name))
-        trainer: Any = backends.find(name).trainer(own, state)
+        on_device = dataclasses.replace(task, machine=Machine(device, options.tf32, column != name))
+        trainer: Any = backends.find(name).trainer(on_device, state)
         calls[column] = functools.partial(trainer.epoch, order, rates, draws)
     return calls
 

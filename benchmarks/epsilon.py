@@ -1,11 +1,11 @@
-"""`python -m benchmarks.epsilon`: the step against a copy, a power, bare formulas, and the peers.
+"""`python -m benchmarks.epsilon`: the step compared with a copy, a power, bare formulas, and other packages.
 
-Single thread, pinned where the system allows it; CPU time, medians of interleaved rounds; every call
-allocates its result. For each shape it prints a table for each kind of gradient, in units of np.copyto,
-and then which goals are met; at last the step over all weights of a network, as a tree, and the block that
-moves a model's weights by it. All of it takes some twenty minutes, and 2 GB of memory. Libraries that are
-not installed are left out, and so is torch.compile without a C++ compiler; `pip install --group
-benchmarks` (pip 25.1) brings the peers.
+It runs in a single thread, pinned where the system allows it, and prints CPU time, as medians of interleaved
+rounds; every call allocates its result. For each shape it prints a table for each kind of gradient, in units
+of np.copyto, and then the goals that are met. Last come the step over all weights of a network, as a tree,
+and the context manager that moves a model's weights by that step. All of it takes about twenty minutes and
+2 GB of memory. Libraries that are not installed are left out, and so is torch.compile without a C++ compiler;
+`pip install --group benchmarks` (pip 25.1) installs the other packages, the peers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.timing import medians, one_thread
 SHAPES = ((128, 784), (512, 3072), (64, 150528))
 EXPONENTS = (1.0, 1.01, 1.1, 1.5, 2.0, 2.5, 3.0, 4.0, 10.0, math.inf)
 UNNAMED = (1.01, 2.5)
-"""Stand for every p that the goals do not name."""
+"""These stand for every p that the goals do not name."""
 KINDS = {"normal": "normal", "zeros": "77 % zeros", "decades": "12 decades"}
 MODULES = {"NumPy": "numpy", "torch": "torch", "jax.jit": "jax", "torch.compile": "torch", "peers": "numpy"}
 
@@ -42,7 +42,7 @@ RESNET_18 = (
 COPY, POWER = "np.copyto", "np.power(np.abs)"
 
 Row = tuple[str, str]
-"""A kind of gradient and what is called on it."""
+"""A kind of gradient, and the name of the call on it."""
 Times = dict[float, dict[Row, float]]
 """Seconds by p and row; infinite for a peer that fails."""
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _print_tree(exponents: list[float], libraries: list[str], rounds: int) -> None:
-    """Print what a ball over a network's weights takes of the time of one tensor of as many entries."""
+    """Print the time of the step over a network's weights, relative to one tensor with as many entries."""
     import numpy as np
 
     from lpfamily import epsilon
@@ -93,9 +93,7 @@ def _print_tree(exponents: list[float], libraries: list[str], rounds: int) -> No
                 calls[name, kind, p] = functools.partial(epsilon, given, p, 1.0, batch_ndim=0)
     times = medians(calls, rounds)
     bounds = [1.5 if p in (2, math.inf) else 2.5 for p in exponents]
-    print(
-        f"\n{len(leaves)} weights of a ResNet-18 as a tree, times one tensor of as many entries, {row.size}"
-    )
+    print(f"\n{len(leaves)} weights of a ResNet-18 as a tree; ratios to one tensor of {row.size} entries")
     _print_line("", [f"p = {p:g}" for p in exponents])
     _print_line("at most", [f"{bound:.2f}" for bound in bounds])
     for name in libraries:
@@ -110,7 +108,7 @@ def _print_tree(exponents: list[float], libraries: list[str], rounds: int) -> No
 
 
 def _print_block(rounds: int) -> None:
-    """Print what an empty block of moved weights takes of the time of one by hand."""
+    """Print the time of an empty `with` block of moved weights, relative to one written by hand."""
     import torch
 
     from lpfamily_torch import perturbed_weights
@@ -128,15 +126,15 @@ def _print_block(rounds: int) -> None:
     def by_hand() -> None:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         steps = torch._foreach_mul(grads, 0.05 / (norm + 1e-12))
-        kept = [weight.clone() for weight in weights]
+        before = [weight.clone() for weight in weights]
         torch._foreach_add_(weights, steps)
-        torch._foreach_copy_(weights, kept)
+        torch._foreach_copy_(weights, before)
 
     calls = {p: functools.partial(block, p) for p in (2.0, math.inf)}
     times = medians({"by hand": by_hand, **calls}, rounds)
     ratios = [times[p] / times["by hand"] for p in calls]
     verdict = "met" if max(ratios) <= 1.25 else "missed"
-    print("\nperturbed_weights of them, times a block of p = 2 by torch._foreach, at most 1.25")
+    print("\nperturbed_weights of them; ratios to a block of p = 2 by torch._foreach, at most 1.25")
     _print_line("", [f"p = {p:g}" for p in calls])
     _print_line("lpfamily, torch", [f"{ratio:.2f}" for ratio in ratios], verdict)
 
@@ -152,7 +150,7 @@ def _gradient(shape: tuple[int, int], kind: str) -> Any:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    # of size 1, where most powers in the bare formulas are normal numbers: subnormal ones are slow
+    # with entries near 1 most powers in the bare formulas are normal numbers; subnormal ones are slow
     grad = rng.standard_normal(shape)
     if kind == "zeros":
         grad[rng.random(shape) < 0.77] = 0
@@ -183,7 +181,7 @@ def _measure(grads: dict[str, Any], p: float, libraries: list[str], rounds: int)
                         calls[kind, name] = call
                     except AssertionError:
                         failed[kind, name] = math.inf
-        # the second-level cache holds the smallest arrays if nothing comes between two calls
+        # repeated, so that the smallest arrays are in the second-level cache
         shortest = 1e-2 if grad.shape == SHAPES[0] else 0.0
         return medians(calls, rounds, shortest) | failed
 
@@ -206,7 +204,7 @@ def _calls(library: str, grads: dict[str, Any], p: float) -> dict[Row, Callable[
 
 
 def _library(name: str) -> tuple[Any, Callable[[Any], Any], Callable[..., Any]]:
-    """Return the namespace, what makes an array of it, and what makes a function of it fast."""
+    """Return the namespace, a function that converts to its arrays, and one that compiles a function."""
     if name == "NumPy":
         import numpy as np
 
@@ -219,7 +217,7 @@ def _library(name: str) -> tuple[Any, Callable[[Any], Any], Callable[..., Any]]:
     import torch
 
     torch.set_num_threads(1)
-    torch.compiler.reset()  # it gives up after recompiling a function for a few values of p
+    torch.compiler.reset()  # else it gives up after recompiling a function for a few values of p
     compiled = functools.partial(torch.compile, fullgraph=True)
     return array_api_compat.torch, torch.from_numpy, compiled if name == "torch.compile" else lambda f: f
 
@@ -234,7 +232,7 @@ def _as_written(xp: Any, grad: Any, p: float) -> Any:
 
 
 def _without_guards(xp: Any, grad: Any, p: float) -> Any:
-    """Take one power an entry as lpfamily does, but scale nothing and look for no ties or special entries."""
+    """Take one power per entry as lpfamily does, but do not scale, and ignore ties and special entries."""
     if p == math.inf:
         return xp.sign(grad)
     size = xp.abs(grad)
@@ -249,8 +247,8 @@ def _without_guards(xp: Any, grad: Any, p: float) -> Any:
 
 def _print_table(shape: tuple[int, int], kind: str, times: Times) -> None:
     copies = [column[kind, COPY] / math.prod(shape) for column in times.values()]
-    print(f"\n{shape} float32, {KINDS[kind]}; times np.copyto, which takes ", end="")
-    print(f"{1e9 * min(copies):.2f} to {1e9 * max(copies):.2f} ns an entry")
+    print(f"\n{shape} float32, {KINDS[kind]}; ratios to np.copyto, which takes ", end="")
+    print(f"{1e9 * min(copies):.2f} to {1e9 * max(copies):.2f} ns per entry")
     _print_line("", [f"p = {p:g}" for p in times])
     fullest_first = sorted(times.values(), key=len, reverse=True)
     for row in dict.fromkeys(row for column in fullest_first for row in column if row[0] == kind):
@@ -282,12 +280,12 @@ def _comparison(row: Row, than: list[Row]) -> str:
 
 
 def _goals(shape: tuple[int, int]) -> Iterator[tuple[Row, list[Row], tuple[float, ...], float]]:
-    """Yield rows that take, at these p, at most so many times what the fastest of some others takes."""
+    """Yield goals: a row, other rows, the p, and the largest ratio of its time to the fastest other."""
     from benchmarks.peers import ART_FORMULA, TORCH_PEERS
 
     peers = [("normal", name) for name in TORCH_PEERS]
     for row in ("normal", "lpfamily, NumPy"), ("normal", "lpfamily, torch"):
-        if shape == SHAPES[0]:  # which the second-level cache holds
+        if shape == SHAPES[0]:  # these arrays fit into the second-level cache
             yield row, peers, (2.0,), 1.5
             yield row, peers, (math.inf,), 3.5
             continue

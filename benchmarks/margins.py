@@ -1,7 +1,8 @@
 """`python -m benchmarks.margins`: margins of a linear softmax, in units of one X @ W of the same run.
 
-60,000 x 784 inputs in float32, as MNIST's training set, and 10 classes. Single thread, pinned where the
-system allows it; CPU time, medians of interleaved rounds; every call allocates its result.
+There are 60,000 x 784 inputs in float32, as in MNIST's training set, and 10 classes. It runs in a single
+thread, pinned where the system allows it, and prints CPU time, as medians of interleaved rounds; every call
+allocates its result.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def _calls() -> dict[str, Callable[[], object]]:
 
 
 def _line_search(weights: Any, bias: Any, x: Any, labels: Any, p: float) -> Any:
-    """Go along the gradient of the loss (V-A), a block of rows at a time, the direction included."""
+    """Search along the gradient of the loss (V-A), by blocks of rows, and compute that direction, too."""
     import numpy as np
 
     from lpfamily import epsilon
     from lpfamily.margins import flip_distance
 
-    parts = []
+    blocks = []
     for start in range(0, len(x), BLOCK):
         block = slice(start, start + BLOCK)
         right = labels[block, None] == np.arange(CLASSES)
@@ -70,8 +71,8 @@ def _line_search(weights: Any, bias: Any, x: Any, labels: Any, p: float) -> Any:
         odds = np.exp(z - z.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)  # the gradient of the error log-odds is odds - right
         direction = epsilon((odds - right).astype(x.dtype) @ weights.T, p, 1.0)
-        parts.append(flip_distance((weights, bias), x[block], direction, labels[block]))
-    return np.concatenate(parts)
+        blocks.append(flip_distance((weights, bias), x[block], direction, labels[block]))
+    return np.concatenate(blocks)
 
 
 if __name__ == "__main__":

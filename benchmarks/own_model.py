@@ -1,15 +1,15 @@
-"""`python -m benchmarks.own_model`: what a regularised step costs a user's own torch model.
+"""`python -m benchmarks.own_model`: the cost of a regularised step for a custom torch model.
 
-A network like ResNet-18 for small images and one like a small vision transformer, on synthetic images; SGD,
-p = inf where nothing else is said. `time` is the median over interleaved rounds, on a CPU of the process's
-time, over that of the plain step. `memory` is the peak of what is allocated in a step beyond that of a plain
-step, in units of one input gradient (the size of the batch).
+The models are like ResNet-18 for small images and like a small vision transformer, on synthetic images,
+trained by SGD at p = inf unless another p is named. `time` is the median over interleaved rounds (on a CPU of
+the time of this process) divided by that of the plain step. `memory` is the peak of memory allocated in a
+step beyond that of a plain step, in units of one input gradient (the size of the batch).
 
-`by hand` are loops that one writes: `input gradient` asks autograd for that alone, and updates the batch
-norms' statistics twice; `backward` is the textbooks' loop, whose first pass takes the weights' gradients
-too; `double backward` is the penalty. The peers are their attacks in the same loop, and ART's own trainer;
-they also clip to [0, 1], and torchattacks and ART take batch norms' running statistics. They come with
-`pip install --group benchmarks`, torchattacks with `--no-deps`.
+`by hand` are loops as a user writes them. `input gradient` asks autograd for that gradient alone, and updates
+the statistics of batch norm twice; `backward` is the textbook loop, whose first backward pass computes the
+gradients of the weights, too; `double backward` is the penalty. The peers are the attacks of other packages
+in the same loop, and ART's trainer. They also clip to [0, 1], and torchattacks and ART use the running
+statistics of batch norm. They come with `pip install --group benchmarks`, torchattacks with `--no-deps`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ OURS: dict[str, dict[str, Any]] = {
     "penalty, p = 2, by difference": {"p": 2, "objective": "penalty", "penalty_by": "difference"},
 }
 PLAIN, BY_HAND = ("plain", ""), ("by hand", "input gradient")
-KEPT = ("lpfamily", "putting back what a pass changes")
+RESTORED = ("lpfamily", "restoring what a forward pass changes")
 AS_PEERS = ("lpfamily", "perturb, running statistics")
-"""What torchattacks and ART do, which put the model into evaluation mode."""
+"""The step of torchattacks and ART, which put the model into evaluation mode."""
 
 
 def main() -> None:
-    """Print the table of each model, and which goals are met."""
+    """Print the table of each model, and the goals that are met."""
     peers = [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,7 +62,7 @@ def main() -> None:
 
     import torch
 
-    torch.backends.cudnn.allow_tf32 = False  # as of matrix products; in TF32 a difference would round away
+    torch.backends.cudnn.allow_tf32 = False  # as for matrix products; TF32 would round differences to zero
     for fused in torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp:
         fused(False)  # these have no second derivative
     print(f"torch {torch.__version__} on {options.device}, batches of {options.batch}", end="; ")
@@ -72,9 +72,9 @@ def main() -> None:
         times = medians(calls, options.rounds, clock=device_clock(options.device))
         peaks = {row: _peak(call, options.device) for row, call in calls.items()}
         gradient = options.batch * 3 * 32 * 32 * 4
-        kept = 1e3 * times.pop(KEPT)
+        restored = 1e3 * times.pop(RESTORED)
         print(f"\n{name}: plain {1e3 * times[PLAIN]:.1f} ms, {peaks[PLAIN] / 2**20:.1f} MiB", end="; ")
-        print(f"{KEPT[1]}: {kept:.2f} ms")
+        print(f"{RESTORED[1]}: {restored:.2f} ms")
         print(f"{'':42}{'time':>8}{'memory':>10}")
         for row in times:
             extra = (peaks[row] - peaks[PLAIN]) / gradient
@@ -142,7 +142,7 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
 
         def call() -> None:
             perturbed = attack(x, y)
-            twin.train()  # what a peer has put it into is its own affair
+            twin.train()  # a peer may leave it in evaluation mode
             optimizer.zero_grad()
             cross_entropy(twin(perturbed), y).backward()
             optimizer.step()
@@ -155,13 +155,13 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
         ("by hand", "backward"): attacked("eager loop"),
         ("by hand", "double backward, p = 2"): step(double_backward),
     }
-    kept_as_it_is, _ = new()
+    unchanged, _ = new()
 
-    def keep() -> None:
-        with without_side_effects(kept_as_it_is, x.device, "none", "batch"):
+    def restore() -> None:
+        with without_side_effects(unchanged, x.device, "none", "batch"):
             pass
 
-    calls[KEPT] = keep
+    calls[RESTORED] = restore
     for kind, given in OURS.items():
         arguments = {"p": math.inf, "sigma": SIGMA} | given
         calls["lpfamily", kind] = step(
@@ -177,7 +177,7 @@ def _calls(name: str, options: argparse.Namespace) -> dict[tuple[str, str], Call
 
 
 def _peak(call: Callable[[], object], device: str) -> int:
-    """Return the most bytes that are allocated at a time while `call` runs, beyond those before it."""
+    """Return the peak of allocated bytes while `call` runs, beyond those before it."""
     import torch
 
     if device.startswith("cuda"):
@@ -190,10 +190,10 @@ def _peak(call: Callable[[], object], device: str) -> int:
     ) as seen:
         call()
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak
 
 
@@ -203,15 +203,15 @@ def resnet(width: int) -> Any:
     from torch import nn
 
     class Block(nn.Module):
-        def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        def __init__(self, in_channels: int, channels: int, stride: int) -> None:
             super().__init__()
-            self.first = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
-            self.second = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
-            self.norms = nn.ModuleList(nn.BatchNorm2d(leaving) for _ in range(2))
+            self.first = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+            self.second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
             self.short: nn.Module = nn.Identity()
             if stride != 1:
                 self.short = nn.Sequential(
-                    nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving)
+                    nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
                 )
 
         def forward(self, x: Any) -> Any:
@@ -219,12 +219,12 @@ def resnet(width: int) -> Any:
             return torch.relu(self.norms[1](self.second(inner)) + self.short(x))
 
     layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    entering = width
+    in_channels = width
     for stage in range(4):
-        leaving = width * 2**stage
-        layers += [Block(entering, leaving, 1 if stage == 0 else 2), Block(leaving, leaving, 1)]
-        entering = leaving
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(entering, 10))
+        channels = width * 2**stage
+        layers += [Block(in_channels, channels, 1 if stage == 0 else 2), Block(channels, channels, 1)]
+        in_channels = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, 10))
 
 
 def _vit(width: int) -> Any:

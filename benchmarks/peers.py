@@ -1,8 +1,8 @@
-"""What other packages take for the same step: each peer's own code, given a gradient.
+"""The same step by other packages, the peers: the code of each, given a gradient.
 
-They come with `pip install --group benchmarks`. Each is stopped where the perturbation is
-ready, before it is added to the input and clipped. What a peer does not do, it has no call for; what is
-not installed is left out.
+They come with `pip install --group benchmarks`. Each call ends when the perturbation is computed, before it
+is added to the input and clipped. A peer has calls only for steps that it implements; packages that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _art(grad: Any, p: float) -> Calls:
 
 
 def _art_formula(grad: Any, q: float) -> Any:
-    # art/attacks/evasion/fast_gradient.py, _apply_norm, without its tests of what it is given
+    # art/attacks/evasion/fast_gradient.py, _apply_norm, without its checks of the arguments
     return (np.abs(grad) / np.linalg.norm(grad, ord=q, axis=1, keepdims=True)) ** (q - 1) * np.sign(grad)
 
 
@@ -75,8 +75,8 @@ def _cleverhans(grad: Any, p: float) -> Calls:
 
 
 def _torchattacks(grad: Any, p: float) -> Calls:
-    # Its step stands in the middle of an attack's `forward`, between the model and the clipping, and
-    # cannot be called; so these are its lines, from attacks/fgsm.py and attacks/pgdl2.py.
+    # Its step cannot be called, as it is in the middle of an attack's `forward`, between the model and the
+    # clipping; so its lines are copied here, from attacks/fgsm.py and attacks/pgdl2.py.
     name = "torchattacks' formula"
     if p == 2:
         return {name: lambda: 1.0 * (grad / (grad.norm(p=2, dim=1) + 1e-10).view(-1, 1))}

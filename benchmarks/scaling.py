@@ -1,16 +1,16 @@
-"""`python -m benchmarks.scaling`: one step by 1, 2, ... processes (torch) or devices (JAX) of this machine.
+"""`python -m benchmarks.scaling`: a step of 1, 2, ... processes (torch) or devices (JAX) of this machine.
 
-Each has its part of every batch and one core; perturb at p = inf, without dropout, on synthetic inputs.
-Medians of epochs, of launches in turn. A step takes
+Each has one core and takes a share of every batch. They train perturb at p = inf, without dropout, on
+synthetic inputs. Times are medians over epochs of alternating launches. A step takes
 
-    t(N) = work / N + exchange,    exchange = what t(N) exceeds t(1) / N by,
+    t(N) = work / N + exchange,    exchange = t(N) - t(1) / N,
 
-and exchanges the weight gradients once: in a ring, 2 (N - 1) / N times their bytes leave each process. From
-the bytes a second that the largest N attains, the last lines say how it would go on with more of them, and
-what rate would keep nine tenths of the speed. What each process does for all examples, such as to update
-the weights, counts as exchange too.
+and exchanges the weight gradients once: in a ring, 2 (N - 1) / N times their bytes leave each process. The
+last lines extrapolate to more processes from the bytes per second of the largest N, and give the rate that
+would keep nine tenths of the speed. Work that each process does for all examples, such as updating the
+weights, counts as exchange, too.
 
-`--loop ddp` measures torch's DistributedDataParallel, in the loop that one writes with it, in our place.
+`--loop ddp` measures torch's DistributedDataParallel instead, in a loop as a user writes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INPUTS, CLASSES = (1, 28, 28), 10
 
 
 def main() -> None:
-    """Print the table, or as one of the processes measured take part."""
+    """Print the table, or take part as one of the measured processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("torch", "jax"), default="torch")
     parser.add_argument("--model", choices=("sigmoid-mlp", "maxout", "conv-maxout"), default="maxout")
     parser.add_argument("--batch-size", type=int, default=400)
-    parser.add_argument("--most", type=int, default=cores, help="processes (default: one a core)")
+    parser.add_argument("--most", type=int, default=cores, help="processes (default: one per core)")
     parser.add_argument("--loop", choices=("lpfamily", "ddp"), default="lpfamily")
     parser.add_argument("--cores", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
@@ -57,15 +57,15 @@ def main() -> None:
 
 
 def _launched(options: argparse.Namespace, count: int) -> dict[str, object]:
-    """Return what the processes, or the process of several devices, say."""
-    own = ["benchmarks.scaling", "--member", "--backend", options.backend, "--model", options.model]
-    command = ["-m", *own, "--batch-size", str(options.batch_size), "--loop", options.loop]
+    """Return the output of the processes, or of the process with several devices."""
+    member = ["benchmarks.scaling", "--member", "--backend", options.backend, "--model", options.model]
+    command = ["-m", *member, "--batch-size", str(options.batch_size), "--loop", options.loop]
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     if options.backend == "torch":
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *command]
     else:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-        command += ["--cores", str(count)]  # the devices of one process share its threads, one a core
+        command += ["--cores", str(count)]  # the devices of one process share its threads, one per core
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
     )
@@ -75,7 +75,7 @@ def _launched(options: argparse.Namespace, count: int) -> dict[str, object]:
 
 
 def _member(options: argparse.Namespace) -> None:
-    """Train as one of the processes; the first says how long the epochs took."""
+    """Train as one of the processes; the first prints how long the epochs took."""
     if options.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
 
@@ -144,8 +144,8 @@ def _ddp(backend: Any, team: Any, task: Any, state: Any, recipe: Any, timed: Any
     def epoch(number: int) -> None:
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(number))
         for batch in order.split(task.batch_size):
-            part = batch.chunk(team.size)[team.rank]
-            at, labels = inputs[part].requires_grad_(), classes[part]
+            share = batch.chunk(team.size)[team.rank]
+            at, labels = inputs[share].requires_grad_(), classes[share]
             (gradient,) = torch.autograd.grad(cross_entropy(model(at), labels), at)
             optimizer.zero_grad()
             loss = cross_entropy(wrapped(at.detach() + recipe.sigma * gradient.sign()), labels)
@@ -160,7 +160,7 @@ def _print(options: argparse.Namespace, times: dict[int, float], parameters: int
     what = "processes" if options.backend == "torch" else "devices"
     code = "DistributedDataParallel" if options.loop == "ddp" else options.backend
     print(f"{code}, {options.model}, batches of {options.batch_size}; {what} of one core")
-    print(f"{what:>10}{'ms a step':>12}{'speed-up':>10}{'exchange ms':>13}{'MB sent':>9}{'GB/s':>7}")
+    print(f"{what:>10}{'ms per step':>12}{'speed-up':>10}{'exchange ms':>13}{'MB sent':>9}{'GB/s':>7}")
     rate = math.inf
     for count, seconds in times.items():
         exchange, sent = seconds - times[1] / count, _sent(size, count)
@@ -182,7 +182,7 @@ def _print(options: argparse.Namespace, times: dict[int, float], parameters: int
 
 
 def _sent(size: int, count: int) -> float:
-    """Return the bytes that leave each of `count` in a ring that adds `size` bytes up."""
+    """Return the bytes that leave each of `count` processes in a ring all-reduce of `size` bytes."""
     return 2 * (count - 1) / count * size
 
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: A B C, B C A, ..., and the median of each, since a machine's speed drifts."""
+"""Interleaved timing: A B C, B C A, ..., and the median of each, because a machine's speed drifts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def one_thread() -> None:
 
 
 def threads(count: int) -> None:
-    """Bind this process, and those it starts, to as many cores, and their libraries to as many threads."""
+    """Bind this process, and those it starts, to this many cores, and their libraries to as many threads."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
-    os.environ["NPROC"] = str(count)  # JAX's
+    os.environ["NPROC"] = str(count)  # for JAX
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
 
@@ -35,9 +35,9 @@ def medians(
 ) -> dict[Name, float]:
     """Return the median seconds of each call, over `rounds` rounds after two to compile and warm up.
 
-    Each round has an order of its own, as a call pays for what the one before it left of the caches and
-    gave back to the system. A call is repeated until a sample takes `shortest` seconds, of this process's
-    CPU time unless `clock` tells another.
+    Each round has a different order, because a call pays for the state in which the one before it has left
+    caches and memory. A call is repeated until a sample takes `shortest` seconds by the clock, which is the
+    CPU time of this process by default.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     repeats = dict.fromkeys(calls, 1)
@@ -58,7 +58,7 @@ def medians(
 
 
 def device_clock(device: str) -> Callable[[], float]:
-    """Return a clock for work on a torch device: wall time when it is done, on a CPU this process's time."""
+    """Return a clock for a torch device: wall time after synchronising, on a CPU the process's CPU time."""
     if not device.startswith("cuda"):
         return time.process_time
     import torch

@@ -1,21 +1,23 @@
-"""`python -m benchmarks.training`: a training step of each backend, against the FLOPs it needs and the peers.
+"""`python -m benchmarks.training`: a training step of each backend, with its FLOPs, beside other packages.
 
-Minibatches of 100 synthetic examples of MNIST's shape: uniform inputs, random labels. All train in float32
-on the CPU with momentum, at p = inf, without dropout; norm constraints, which the peers do not have, are
-left out unless --max-norm asks for the recipe's. A sample is an epoch of few steps. Wall time, medians of
-interleaved rounds; each framework has a process of its own, and the peers are in torch's.
+Minibatches have 100 synthetic examples of MNIST's shape: uniform inputs and random labels. All code trains in
+float32 on the CPU with momentum, at p = inf, without dropout. The other packages, the peers, have no norm
+constraints, so these are left out unless --max-norm asks for the recipe's. A sample is an epoch of few steps.
+Times are wall times, as medians of interleaved rounds; each framework has a separate process, and the peers
+run in torch's.
 
 With F the FLOPs of a forward pass and F1 those of the first layer's product, a step needs
 
     plain 3F - F1    perturb 5F - F1    penalty 6F - F1,
 
-the matrix products and convolutions that cannot be left out. `GFLOP/s` counts these alone, `of peak` divides
-by the fastest product of large square matrices in the same process, `x plain` is a ratio to the time of the
-same code's plain step, `x floor` that ratio over the ratio of FLOPs needed. `products alone` are those of
-perturb in a dense network, one after the other: a batch is 100 rows, and weights are not in the caches when
-they are needed, so these miss the peak too. torch's goals are those of its compiled steps. The peers come
-with `pip install --group benchmarks` (pip 25.1); torchattacks with `pip install --no-deps torchattacks`, as
-torchvision, which it asks for, is imported by none of its attacks.
+for the matrix products and convolutions that no implementation can avoid. `GFLOP/s` counts these alone. `of
+peak` divides by the rate of the fastest product of large square matrices in the same process. `x plain` is
+the ratio to the time of the same code's plain step, and `x floor` is that ratio divided by the ratio of the
+FLOPs. `products alone` are the products of perturb in a dense network, one after the other: a batch has only
+100 rows, and the weights are not in the caches when they are needed, so these also stay below the peak. The
+goals of torch are for its compiled steps. The peers come with `pip install --group benchmarks` (pip 25.1);
+torchattacks comes with `pip install --no-deps torchattacks`, as none of its attacks imports torchvision,
+which it requires.
 """
 
 from __future__ import annotations
@@ -35,28 +37,28 @@ from benchmarks.workers import Row, medians
 
 BATCH, IMAGE, CLASSES = 100, (1, 28, 28), 10
 STEPS = {"sigmoid-mlp": 20, "maxout": 20, "conv-maxout": 2}
-"""Models, and how many steps a sample takes."""
+"""By model, the number of steps in a sample."""
 FLOORS: dict[str, tuple[int, int]] = {
     "plain": (3, 1),
     "perturb": (5, 1),
     "penalty by gradient": (6, 1),
     "penalty by difference": (6, 1),
 }
-"""Objectives, and the FLOPs that a step needs: so many times F less so many times F1."""
+"""By objective, the FLOPs of a step: (a, b) stands for a F - b F1."""
 PEERS = {"ART": "art", "torchattacks": "torchattacks", "foolbox": "foolbox", "cleverhans": "cleverhans"}
-"""Peers, and the modules that they are."""
+"""By peer, the name of its module."""
 SIZES = (1024, 2048)
-"""Of the square matrices whose product is the peak."""
+"""The sizes of the square matrices whose product gives the peak."""
 
 OURS, COMPILED, ALONE = "lpfamily", "lpfamily --compile", "products alone"
 
 Key = tuple[str, Row]
 Times = dict[Key, float]
-"""Seconds a step (of a product of matrices, a call) by framework, whose code it is, and objective."""
+"""Seconds per step, or per call of a matrix product, by framework, code and objective."""
 
 
 def main() -> None:
-    """Print the table of each model, and which goals are met."""
+    """Print the table of each model, and the goals that are met."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     frameworks, peers = _installed({name: name for name in ("numpy", "torch", "jax")}), _installed(PEERS)
     parser = argparse.ArgumentParser(
@@ -68,12 +70,12 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=peers, default=peers, help="with torch")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
     parser.add_argument(
-        "--threads", type=int, choices=range(1, cores + 1), default=cores, help="(default: one a core)"
+        "--threads", type=int, choices=range(1, cores + 1), default=cores, help="(default: one per core)"
     )
     parser.add_argument("--max-norm", action="store_true", help="keep the recipe's norm constraints")
     options = parser.parse_args()
     for name in (name for name in PEERS if name not in peers):
-        print(f"{name} is left out, as it is not installed: --help says how")
+        print(f"{name} is not installed and left out; --help says how to install it")
     environments = _bind(options.threads)
     print(", ".join(f"{name} {version(name)}" for name in options.backends))
     times: dict[str, Times] = {}
@@ -96,9 +98,9 @@ def _installed(modules: dict[str, str]) -> list[str]:
 def _bind(count: int) -> dict[str, dict[str, str]]:
     threads(count)
     os.environ["TQDM_DISABLE"] = "1"  # ART's trainer draws bars
-    # Unbound, two of OpenMP's threads may land on one core; bound ones leave other libraries one core.
+    # Without binding, two OpenMP threads may share a core; with it, other libraries get only one core.
     environments = {"torch": {"OMP_PROC_BIND": "true"}} if count > 1 else {}
-    print(f"{count} threads" if count > 1 else "1 thread", end=" a process, on as many cores")
+    print(f"{count} threads" if count > 1 else "1 thread", end=" per process, on as many cores")
     print("; OMP_PROC_BIND=true for torch" if environments else "")
     return environments
 
@@ -106,7 +108,7 @@ def _bind(count: int) -> dict[str, dict[str, str]]:
 def _calls(
     framework: str, model: str, objectives: list[str], peers: list[str], max_norm: bool
 ) -> dict[Row, Callable[[], object]]:
-    """Return an epoch of each objective and peer, and the products of matrices; runs in their process."""
+    """Return calls for an epoch of each objective and peer, and for products; runs in their process."""
     import numpy as np
 
     from lpfamily.training import backends, recipes
@@ -129,10 +131,10 @@ def _calls(
         for name in objectives:
             objective = extract(_recipe(model, name, max_norm), Objective)
             for code in (OURS, COMPILED) if framework == "torch" else (OURS,):
-                own = dataclasses.replace(
+                changed = dataclasses.replace(
                     task, objective=objective, machine=Machine(compile=code == COMPILED)
                 )
-                trainer = backend.trainer(own, state)
+                trainer = backend.trainer(changed, state)
                 calls[code, name] = functools.partial(trainer.epoch, draws.order(count), rates, draws)
     if model != "conv-maxout":
         calls[ALONE, "perturb"] = _together(framework, _operands(network, rng), STEPS[model])
@@ -174,7 +176,7 @@ def _products(framework: str) -> dict[Row, Callable[[], object]]:
 
 
 def _operands(network: Any, rng: Any) -> list[tuple[Any, Any]]:
-    """Return the factors of perturb's products: of the pass for the input, then of the other."""
+    """Return the factors of perturb's products: first for the input gradient, then for the weights'."""
     from lpfamily.training.networks import parameter_shapes
 
     first: list[tuple[Any, Any]] = []
@@ -191,7 +193,7 @@ def _operands(network: Any, rng: Any) -> list[tuple[Any, Any]]:
 
 
 def _together(framework: str, operands: list[tuple[Any, Any]], times: int) -> Callable[[], object]:
-    """Return what multiplies all pairs so many times."""
+    """Return a call that multiplies all pairs this many times."""
     if framework == "torch":
         import torch
 
@@ -208,9 +210,9 @@ def _together(framework: str, operands: list[tuple[Any, Any]], times: int) -> Ca
         return lambda: [jax.block_until_ready(products(arrays)) for _ in range(times)]
     import numpy as np
 
-    spaces = [a @ b for a, b in operands]
+    outs = [a @ b for a, b in operands]
     return lambda: [
-        np.matmul(*pair, out=out) for _ in range(times) for pair, out in zip(operands, spaces, strict=True)
+        np.matmul(*pair, out=out) for _ in range(times) for pair, out in zip(operands, outs, strict=True)
     ]
 
 
@@ -229,7 +231,7 @@ def _flops(model: str) -> dict[str, float]:
         shape = weights[f"layers.{index}.weight"] + layer.positions(entering)
         products.append(2.0 * BATCH * math.prod(shape))
     forward, first = sum(products), products[0]
-    return {name: all_ * forward - less * first for name, (all_, less) in FLOORS.items()}
+    return {name: a * forward - b * first for name, (a, b) in FLOORS.items()}
 
 
 def _peak(times: Times, framework: str) -> float:
@@ -247,7 +249,7 @@ def _print_table(model: str, times: Times) -> None:
     )
     peaks = {framework: _peak(times, framework) / 1e9 for framework, _ in times}
     print("peaks in GFLOP/s:", ", ".join(f"{framework} {peak:.0f}" for framework, peak in peaks.items()))
-    _print_line("", ["ms a step", "GFLOP/s", "of peak", "x plain", "x floor"])
+    _print_line("", ["ms per step", "GFLOP/s", "of peak", "x plain", "x floor"])
     for key, seconds in times.items():
         if _is_product(key):
             continue
@@ -278,7 +280,10 @@ def _print_goals(times: dict[str, Times]) -> None:
 
 
 def _goals() -> Iterator[tuple[Key, Key | None, dict[str, float]]]:
-    """Yield what takes at most so many times what another takes, or None: its FLOPs at the peak."""
+    """Yield goals: a key, the key that it is compared with, and the largest ratio of times by model.
+
+    None in the place of the second key stands for the FLOPs of the first at the peak.
+    """
 
     def ours(framework: str, objective: str) -> Key:
         return framework, (COMPILED if framework == "torch" else OURS, objective)

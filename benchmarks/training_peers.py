@@ -1,8 +1,8 @@
 """The same training by other code: a plain torch.nn model, one step of p = inf, SGD with momentum.
 
-`eager loop` is the textbooks' loop, whose first pass takes the weights' gradients too. The others are the
-packages' attacks in that loop, and ART's own loop: AdversarialTrainer with FastGradientMethod,
-torchattacks.FGSM, foolbox's LinfFastGradientAttack, cleverhans' fast_gradient_method. Attacks also clip
+`eager loop` is the textbook loop, whose first backward pass computes the gradients of the weights, too. The
+others are ART's loop, AdversarialTrainer with FastGradientMethod, and attacks of other packages in the eager
+loop: torchattacks.FGSM, foolbox's LinfFastGradientAttack, cleverhans' fast_gradient_method. Attacks also clip
 to [0, 1].
 """
 
@@ -45,7 +45,7 @@ def loops(
 
 
 class _Maxout(nn.Module):
-    """The largest of each unit's pieces; with its gradient, max takes less time than amax."""
+    """The largest of each unit's linear pieces; max with its gradient takes less time than amax."""
 
     def __init__(self, pieces: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Maxout(nn.Module):
 
 
 class _Bias(nn.Module):
-    """One number a filter, or a filter and position."""
+    """A bias with one number per filter, or per filter and position."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Bias(nn.Module):
 
 
 def plain_model(network: Network, state: State) -> nn.Sequential:
-    """Return the network as one writes it in torch.nn, for inputs (n, inputs)."""
+    """Return the network as a user writes it in torch.nn, for inputs (n, inputs)."""
     modules: list[nn.Module] = [nn.Unflatten(1, network.image)] if network.image else []
     for index, layer in enumerate(network.layers):
         weight, bias = (torch.tensor(state[f"layers.{index}.{name}"]) for name in ("weight", "bias"))
@@ -138,7 +138,7 @@ def _torchattacks(model: nn.Module, sigma: float) -> Attack:
 def _foolbox(model: nn.Module, sigma: float) -> Attack:
     import foolbox
 
-    # `run`, as calling the attack also asks the model whether it has been fooled
+    # `run`, because a call of the attack also evaluates the model on the result
     attack, bounded = foolbox.attacks.LinfFastGradientAttack(), foolbox.PyTorchModel(model.eval(), (0, 1))
     return lambda x, labels: attack.run(bounded, x, labels, epsilon=sigma)
 
@@ -156,7 +156,7 @@ ATTACKS: dict[str, Callable[[nn.Module, float], Attack]] = {
     "foolbox": _foolbox,
     "cleverhans": _cleverhans,
 }
-"""What perturbs a batch, by whose code."""
+"""The attack that perturbs a batch, by package."""
 
 
 def art_trainer(

@@ -1,7 +1,7 @@
-"""Calls of several frameworks, interleaved: each in a process of its own, idle while another measures.
+"""Interleaved calls of several frameworks, each in a separate process that is idle while another measures.
 
-In one process their threads disturb one another: those of one still spin, or are bound to cores, when
-the next one starts.
+In one process their threads would disturb each other: the threads of one framework still spin, or are bound
+to cores, when the next one starts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Row = tuple[str, str]
-"""What is measured: by whose code, and what."""
+"""The code that is measured, and its objective or task."""
 Build = Callable[..., Mapping[Row, Callable[[], object]]]
 
 PAUSE = 0.02
-"""The seconds before a sample: threads spin for some milliseconds after their last work."""
+"""The seconds to wait before a sample, as threads spin for some milliseconds after their last work."""
 
 
 def medians(
@@ -31,8 +31,8 @@ def medians(
 ) -> dict[tuple[str, Row], float]:
     """Return the median wall seconds of the calls that `build(*arguments[name])` returns in process `name`.
 
-    Each of the rounds, after two to compile and warm up, has an order of its own over all processes.
-    `environments[name]` are variables that the libraries of that process read as they are imported.
+    Two rounds to compile and warm up come first. Each round has a different order over all processes.
+    `environments[name]` has variables that the libraries of that process read when they are imported.
     """
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -45,7 +45,7 @@ def medians(
         processes[-1].start()
         os.environ.clear()
         os.environ.update(before)
-        end.close()  # so that the end of the process is the end of the pipe
+        end.close()  # so that the pipe ends when the process does
     order = [(name, row) for name, pipe in pipes.items() for row in _received(name, pipe)]
     times: dict[tuple[str, Row], list[float]] = {key: [] for key in order}
     shuffle = random.Random(0).shuffle
@@ -78,5 +78,5 @@ def _received(name: str, pipe: Connection) -> Any:
         return pipe.recv()
     except EOFError:
         raise SystemExit(
-            f"the process of {name} ended: its error is above; run without {name} or mend it"
+            f"the process of {name} ended: its error is above; fix it, or run without {name}"
         ) from None

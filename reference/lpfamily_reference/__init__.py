@@ -1,8 +1,8 @@
-"""The paper in NumPy float64, slow and obvious, to hold faster code against.
+"""The paper in NumPy float64, slow and obvious, to compare faster code with.
 
-`equations` is the paper equation by equation, `equations_noise` its section V; `definitions` answers the
-same questions from their definitions alone, by numerical optimisation and differences; `networks` has the
-forward passes of section IV's networks.
+`equations` has the paper equation by equation, and `equations_noise` its section V. `definitions` answers the
+same questions from the definitions alone, by numerical optimisation and differences. `networks` has the
+forward passes of the networks of section IV.
 """
 
 from lpfamily_reference import definitions, equations, equations_noise, networks

@@ -1,4 +1,4 @@
-"""Slow answers that know no closed form: optimisers, enumeration and central differences."""
+"""Slow answers that use no closed form: optimisers, enumeration and central differences."""
 
 from collections.abc import Callable
 from itertools import product
@@ -13,13 +13,13 @@ Array = NDArray[np.float64]
 def maximise_on_ball(grad: Array, p: float, sigma: float) -> Array:
     """Maximise <grad, epsilon> subject to ||epsilon||_p <= sigma, numerically.
 
-    At p = 1 and p = inf the problem is a linear program; between them it is one smooth convex
-    constraint, which goes to SLSQP together with the box that contains the ball: without the box, a
-    large p sends its steps to where the norm is all but a maximum and its gradient jumps.
-    The problem is convex, so one start suffices: the optimum over the box. It is solved for a gradient
-    whose largest entry is 1 on the unit ball, which makes the accuracy (a relative gain of 1e-6 or
-    better for up to 8 entries) independent of both scales. A zero gradient gives zero; where there are
-    several maximisers, as with ties at p = 1, any one is returned.
+    At p = 1 and p = inf the problem is a linear program. Between them it has one smooth convex constraint,
+    and SLSQP solves it together with the box that contains the ball. Without the box, a large p sends the
+    steps of SLSQP to where the norm is nearly a maximum and its gradient jumps. The problem is convex, so one
+    start suffices: the optimum over the box. It is solved on the unit ball for a gradient whose largest entry
+    is 1; the accuracy (a relative gain of 1e-6 or better for up to 8 entries) is thus independent of both
+    scales. A zero gradient gives zero. If there are several maximisers, as with ties at p = 1, any one is
+    returned.
     """
     if not p >= 1:
         raise ValueError(f"p must lie in [1, inf]; got {p}: below 1 the ball is not convex")
@@ -38,7 +38,7 @@ def maximise_on_ball(grad: Array, p: float, sigma: float) -> Array:
     best = corner / _norm(corner, p)
     start = best / 2
     for _ in range(2):  # the second round starts afresh where a line search may have stalled
-        found = minimize(
+        point = minimize(
             lambda epsilon: -unit @ epsilon,
             start,
             jac=lambda _: -unit,
@@ -51,7 +51,7 @@ def maximise_on_ball(grad: Array, p: float, sigma: float) -> Array:
             },
             options={"ftol": 1e-12, "maxiter": 200},
         ).x
-        start = found / _norm(found, p)
+        start = point / _norm(point, p)
         best = max(best, start, key=lambda epsilon: float(unit @ epsilon))
     return np.asarray(sigma * best)
 
@@ -60,8 +60,8 @@ def maximise_residual(theta: Array, residual: Array, p: float, sigma: float, sta
     """Maximise ||residual - theta @ epsilon||_2 subject to ||epsilon||_p <= sigma (eq. 21), numerically.
 
     A convex function is largest at an extreme point of the ball. At p = 1 and p = inf there are finitely
-    many, and all are tried. Otherwise it is climbed from many points of the sphere, written as sigma v /
-    ||v||_p for any v; the best of the summits is the answer, with no promise that it is the highest.
+    many, and all are tried. Otherwise BFGS climbs from many points of the sphere, written as sigma v /
+    ||v||_p for any v. The best local maximum is the answer; it may not be the global one.
     """
     n = theta.shape[1]
     if p in (1, np.inf):
@@ -92,7 +92,7 @@ def central_difference(function: Callable[[Array], float | Array], x: Array, ste
 
 
 def _norm(x: Array, p: float) -> float:
-    # Divided by its largest entry, as a large p would underflow every term.
+    # Divided by the largest entry, as every term would underflow for a large p.
     largest = np.max(np.abs(x))
     return float(largest * np.sum((np.abs(x) / largest) ** p) ** (1 / p))
 

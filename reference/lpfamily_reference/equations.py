@@ -2,9 +2,9 @@
 
 Lyu, Huang and Liang, "A Unified Gradient Regularization Family for Adversarial Examples" (2015).
 Throughout, `grad` is the gradient of the loss L with respect to the input x, `sigma` the radius of the
-Lp ball in the units of x, and p* = p / (p - 1) the dual exponent. An equation that states a value
-returns it; one that states an equality of two quantities returns both sides, left first. Jacobians
-have one row per entry of x, as the paper's chain rule grad_x L = J_y(x) grad_y L demands.
+Lp ball in the units of x, and p* = p / (p - 1) the dual exponent. A function returns the value that its
+equation states; if the equation states an equality of two quantities, it returns both sides, left first.
+Jacobians have one row per entry of x, as in the paper's chain rule grad_x L = J_y(x) grad_y L.
 A zero gradient has no direction; as sign(0) = 0, every perturbation of it is zero.
 """
 
@@ -25,7 +25,7 @@ def eq3(grad: Array, p: float, sigma: float) -> Array:
     """Eq. 3, the maximiser of eq. 2: sigma sign(grad) (|grad| / ||grad||_{p*})^(1/(p-1)).
 
     p = inf and p = 1 are its limits, eq. 8 and eq. 11. The power multiplies the rounding of its base
-    by 1 / (p - 1): that many more units in the last place are lost as p nears 1.
+    by 1 / (p - 1), so it loses that many units in the last place as p approaches 1.
     """
     if p == 1:
         return eq11(grad, sigma)
@@ -40,7 +40,7 @@ def eq4(loss: float, grad: Array, p: float, sigma: float) -> float:
 
 
 def eq5(grad: Array, sigma: float, p: float = 1e9) -> Array:
-    """Eq. 5, eq. 3 as p grows to inf: a large p stands in for the limit, at an error of order 1/p."""
+    """Eq. 5, eq. 3 as p grows to inf: a large p stands for the limit, with an error of order 1/p."""
     return eq3(grad, p, sigma)
 
 
@@ -60,7 +60,7 @@ def eq8(grad: Array, sigma: float) -> Array:
 
 
 def eq9(grad: Array, sigma: float, p: float = 1 + 2.0**-24) -> Array:
-    """Eq. 9, eq. 3 as p falls to 1: an error of order p - 1, plus rounding that grows as 1/(p - 1)."""
+    """Eq. 9, eq. 3 as p falls to 1: the error is of order p - 1, plus rounding that grows as 1/(p - 1)."""
     return eq3(grad, p, sigma)
 
 
@@ -89,7 +89,7 @@ def eq11(grad: Array, sigma: float) -> Array:
 def eq12(grad: Array, sigma: float) -> Array:
     """Eq. 12, p = 2: sigma sign(grad) (|grad| / ||grad||_2)^1.
 
-    Printed with the norm ||grad|| in the numerator, where its entries' absolute values must stand.
+    Printed with the norm ||grad|| in the numerator instead of the absolute values of its entries.
     The second line, sigma grad / ||grad||_2, is eq. 22.
     """
     return sigma * np.sign(grad) * _over(np.abs(grad), _norm(grad, 2)) ** 1
@@ -149,8 +149,8 @@ def eq20(loss: float, grad: Array, hessian: Array, sigma: float) -> float:
 def remark2(grad: Array, p: float, sigma: float) -> float:
     """Remark 2, the second-order term for any p: sigma^2 ||grad||_{p*}^2 / 2.
 
-    It is epsilon' grad grad' epsilon / 2 with the epsilon of eq. 3: eq. 17's last term, with all that eq. 14
-    says against it.
+    It is epsilon' grad grad' epsilon / 2 with the epsilon of eq. 3: the last term of eq. 17, with the
+    limitation of eq. 14.
     """
     return sigma**2 / 2 * _norm(grad, _dual(p)) ** 2
 
@@ -158,7 +158,7 @@ def remark2(grad: Array, p: float, sigma: float) -> float:
 def eq21(t: Array, theta: Array, x: Array, epsilon: Array, p: float, sigma: float) -> tuple[float, float]:
     """Eq. 21, the objective ||t - Theta (x + epsilon)||_2 and the slack sigma - ||epsilon||_p, which is >= 0.
 
-    Not as hard for a fixed Theta as the text has it: a convex function is largest at an extreme point, and
+    For a fixed Theta it is easier than the paper says: a convex function is largest at an extreme point, and
     at p = 2 its square is a trust-region problem.
     """
     return _norm(t - theta @ (x + epsilon), 2), sigma - _norm(epsilon, p)
@@ -185,8 +185,8 @@ def eq24(grad_y: Array, jacobian: Array, sigma: float) -> Array:
 def eq25(y: Array, t: Array, jacobian_logits: Array, sigma: float) -> Array:
     """Eq. 25, eq. 23 with grad = J_o(x) (y - t), the softmax's logits o and a one-hot t.
 
-    Transposed as eq. 24 is. Only the true class's entry of y - t is negative, whatever the prediction;
-    the text calls the whole of it negative.
+    Printed transposed, as eq. 24 is. Only the true class's entry of y - t is negative, whatever the
+    prediction; the paper calls the whole of it negative.
     """
     return eq23(jacobian_logits @ (y - t), sigma)
 
@@ -199,7 +199,7 @@ def eq34(grad: Array, epsilon: Array, p: float, sigma: float) -> tuple[float, fl
 def eq35(grad: Array, epsilon: Array, p: float, sigma: float) -> tuple[float, float]:
     """Eq. 35, the objective and the residual ||epsilon||_p - sigma, which must be 0.
 
-    A point inside the ball with a gain above 0 gains more when scaled up to the sphere.
+    A point inside the ball with a gain above 0 gains more if it is scaled up to the sphere.
     """
     return float(grad @ epsilon), _norm(epsilon, p) - sigma
 
@@ -225,7 +225,7 @@ def eq38(grad: Array, epsilon: Array, multiplier: float, p: float, sigma: float)
 
 
 def eq39(grad: Array, epsilon: Array, multiplier: float, p: float, sigma: float) -> tuple[Array, Array]:
-    """Eq. 39: |grad|^p* = lambda^p* (|epsilon| / sigma)^p. Eq. 40 is a number on an empty line of it."""
+    """Eq. 39: |grad|^p* = lambda^p* (|epsilon| / sigma)^p. Eq. 40 is the number of an empty line."""
     return np.abs(grad) ** _dual(p), multiplier ** _dual(p) * (np.abs(epsilon) / sigma) ** p
 
 
@@ -263,8 +263,8 @@ def eq46(y: Array, t: Array) -> Array:
 def lemma_b1(jacobian: Array, y: Array, t: Array) -> tuple[Array, Array]:
     """Lemma B.1: grad_x L grad_x L' = J_y(x) H_L(y) J_y(x)', for a one-hot t.
 
-    The hypothesis is printed as delta_il = 0 for i != l, which says nothing of t; it means
-    t_i = delta_il. A soft t gives the gradient's outer product entries off the diagonal, which eq. 46 lacks.
+    The hypothesis is printed as delta_il = 0 for i != l, which does not mention t; it means t_i = delta_il.
+    With a soft t the outer product of the gradient has entries off the diagonal, which eq. 46 lacks.
     """
     grad = jacobian @ eq45(y, t)
     return np.outer(grad, grad), jacobian @ eq46(y, t) @ jacobian.T
@@ -279,7 +279,7 @@ def _dual(p: float) -> float:
 
 
 def _norm(x: Array, p: float) -> float:
-    # Divided by its largest entry: |x|^p* leaves float64 early, as p* = 1001 already at p = 1.001.
+    # Divided by the largest entry: |x|^p* soon leaves float64, as p* = 1001 already at p = 1.001.
     largest = float(np.max(np.abs(x)))
     if p == math.inf or largest == 0:
         return largest
@@ -287,5 +287,5 @@ def _norm(x: Array, p: float) -> float:
 
 
 def _over(numerator: Array, norm: float) -> Array:
-    # A zero norm belongs to a zero gradient, whose direction is zero.
+    # Only a zero gradient has a zero norm, and its direction is zero.
     return numerator / norm if norm > 0 else np.zeros_like(numerator)

@@ -1,8 +1,8 @@
-"""Section V, eq. 26-33: how often Gaussian noise changes a prediction.
+"""Section V, eq. 26-33: the probability that Gaussian noise changes a prediction.
 
-eta ~ N(0, sigma^2 I_d) is the noise; `perturbations` has one row for each direction in which a
-prediction can be changed: a_i, the minimum perturbation. Expectations are integrated numerically, so
-that each line of the chain from eq. 30 to eq. 32 is computed by itself.
+eta ~ N(0, sigma^2 I_d) is the noise. `perturbations` has one row a_i, the minimum perturbation, for each
+direction in which a prediction can be changed. Expectations are integrated numerically, so that each line of
+the chain from eq. 30 to eq. 32 is computed independently.
 """
 
 import math
@@ -33,14 +33,14 @@ def eq27(perturbations: Array, sigma: float) -> float:
 
 
 def eq28(distance: float, sigma: float) -> float:
-    """Eq. 28, one term of eq. 27: P(eta_0 >= ||a_i||), free of the dimension."""
+    """Eq. 28, one term of eq. 27: P(eta_0 >= ||a_i||), independent of the dimension."""
     return _tail(distance / sigma)
 
 
 def eq29(n: float, d: float) -> float:
     """Eq. 29, n equal distances with sigma = ||a|| / sqrt(d): n P(eta_0 / sigma >= sqrt(d)).
 
-    The text sets the mean distortion equal to the variance; the equation needs the standard deviation.
+    The paper sets the mean distortion equal to the variance; the equation needs the standard deviation.
     """
     return n * _tail(math.sqrt(d))
 
@@ -48,7 +48,7 @@ def eq29(n: float, d: float) -> float:
 def eq30(n: float, mean: float, std: float, sigma: float) -> float:
     """Eq. 30: n P(eta_0 >= ||a||) for ||a|| ~ N(mean, std^2), eq. 28 averaged over ||a||.
 
-    A negative ||a||, which the normal distribution allows, counts as the formula has it.
+    The normal distribution allows a negative ||a||, to which the formula applies unchanged.
     """
     return n * _average(lambda a: _tail(a / sigma), mean, std)
 
@@ -66,8 +66,8 @@ def eq32(n: float, mean: float, std: float, sigma: float) -> float:
 def eq33(error: float, n: float, mean: float, std: float, sigma: float) -> float:
     """Eq. 33: P(miss) + (1 - P(miss)) P(delta >= 0), in n directions.
 
-    Column 0 of Table VIII is the measured error, not this at sigma = 0. That noise corrects nothing,
-    its assumption, is false: on MNIST it corrects nearly as many as it spoils at sigma = 0.01.
+    Column 0 of Table VIII is the measured error, not eq. 33 at sigma = 0. The equation assumes that noise
+    corrects nothing, which is false: on MNIST it corrects nearly as many as it spoils at sigma = 0.01.
     """
     return error + (1 - error) * eq32(n, mean, std, sigma)
 
@@ -88,7 +88,7 @@ def _tail(x: float) -> float:
 
 
 def _average(function: Callable[[float], float], mean: float, std: float) -> float:
-    # over a normal variable, in units of its deviation
+    # over a normal variable, in units of its standard deviation
     def weighted(u: float) -> float:
         return function(mean + std * u) * math.exp(-u * u / 2) / math.sqrt(2 * math.pi)
 

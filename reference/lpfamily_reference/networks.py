@@ -1,7 +1,7 @@
-"""The networks' forward passes, slow and obvious, for real and complex arrays.
+"""The forward passes of the networks, slow and obvious, for real and complex arrays.
 
-Examples lie along the first axis. Where several numbers are the largest, the first is taken, so that a
-complex step finds its derivative; complex numbers are compared by their real parts.
+Examples are along the first axis. If several numbers are the largest, the first is taken, so that a complex
+step finds its derivative; complex numbers are compared by their real parts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def sigmoid(z: Array) -> Array:
 
 
 def rectifier(z: Array) -> Array:
-    """Return max(0, z), the first of the two where they are equal."""
+    """Return max(0, z); if z = 0 the first of the two is taken."""
     return _largest(np.stack([np.zeros_like(z), z]), 0)
 
 
 def dense(x: Array, weight: Array, bias: Array) -> Array:
-    """Return x W + b, x of shape (n, inputs) and W of shape (inputs, units)."""
+    """Return x W + b, with x of shape (n, inputs) and W of shape (inputs, units)."""
     result: Array = x @ weight + bias
     return result
 
@@ -39,7 +39,7 @@ def maxout(z: Array, pieces: int) -> Array:
 def convolution(x: Array, weight: Array, bias: Array, padding: int = 0) -> Array:
     """Return the cross-correlation of images (n, channels, height, width) with filters, and a bias.
 
-    weight has shape (filters, channels, k, k); bias (filters,), or (filters, height, width) of the result.
+    weight has shape (filters, channels, k, k); bias has (filters,), or (filters, height, width) of the result.
     """
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     k = weight.shape[-1]
@@ -53,7 +53,7 @@ def convolution(x: Array, weight: Array, bias: Array, padding: int = 0) -> Array
 
 
 def max_pooling(x: Array, pool: int, stride: int) -> Array:
-    """Return the largest of pool x pool entries every `stride`; the last windows may reach over the end."""
+    """Return the largest of pool x pool entries every `stride`; the last windows may pass the edge."""
     rows, columns = (range(0, max(side - pool, 0) + stride, stride) for side in x.shape[2:])
     windows = [[x[:, :, i : i + pool, j : j + pool] for j in columns] for i in rows]
     return np.stack(
