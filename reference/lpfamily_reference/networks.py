@@ -39,7 +39,7 @@ def maxout(z: Array, pieces: int) -> Array:
 def convolution(x: Array, weight: Array, bias: Array, padding: int = 0) -> Array:
     """Return the cross-correlation of images (n, channels, height, width) with filters, and a bias.
 
-    weight has shape (filters, channels, k, k); bias has (filters,), or (filters, height, width) of the result.
+    weight has shape (filters, channels, k, k); bias (filters,), or (filters, height, width) of the result.
     """
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     k = weight.shape[-1]
