@@ -276,7 +276,8 @@ def _objective(
         ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
 
         def direction(at: Array) -> Array:
-            return _direction(network, constant, at, targets, next(passes), dtype, function)
+            gradient: Array = _direction(network, constant, at, targets, next(passes), dtype, function)
+            return gradient
 
         x = x + ascent(direction, x, *arguments)
     logits = forward(network, state, x, random)

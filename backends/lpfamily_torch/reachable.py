@@ -21,7 +21,7 @@ GENERATORS = frozenset(get_args(Generator))
 _COMMON_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 Model = Callable[..., Any]
-"""A module or any other callable; its loss alone must understand what it takes and returns."""
+"""A module or any other callable, with any inputs, and any outputs that its loss takes."""
 
 Reach = tuple[dict[nn.Module, bool], list[Generator]]
 """Modules, each with whether a call of it runs only torch's own code; and generators."""
