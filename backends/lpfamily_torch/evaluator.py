@@ -36,7 +36,7 @@ Point = TypeVar("Point")
 
 @dataclass(frozen=True)
 class EpsOptions:
-    """What is differentiated for eps, and in which modes and dtype the passes that compute eps run."""
+    """How eps is computed: the function to differentiate, and the modes and dtype of the passes."""
 
     direction: Direction
     ignore_index: float | None
@@ -68,7 +68,7 @@ class EpsOptions:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with its loss, labels and other arguments: a function of what is perturbed alone."""
+    """A model with its loss, labels and other arguments, as a function of the perturbed input alone."""
 
     model: Model
     loss: Loss | None
@@ -143,7 +143,7 @@ class Evaluator:
             yield
 
     def _eps_objective(self, at: Any, outputs: Any, examples: int) -> Tensor:
-        """Return what eps raises for each example: the direction's function, or the divergence."""
+        """Return the values that eps raises: those of the direction's function, or the divergence."""
         if self.clean is None:
             return self._direction(outputs, examples)
         x, clean_outputs = self.clean
@@ -153,7 +153,7 @@ class Evaluator:
         return values
 
     def losses_and_divergence(self, at: Any, perturbed: Any, beta: float) -> tuple[Tensor, Any]:
-        """Return L(x) + beta KL(f(x) || f(x + eps)), by an ordinary pass at x, and the outputs there.
+        """Return L(x) + beta KL(f(x) || f(x + eps)) and the outputs at x, by an ordinary pass at x.
 
         Without a loss, the outputs at x are constant targets.
         """
@@ -235,7 +235,7 @@ def _per_example(values: object, examples: int, name: str) -> Tensor:
 def with_gradient(
     evaluate: Callable[[Point], tuple[Tensor, Any]], at: Point, create_graph: bool = False
 ) -> tuple[Any, Point]:
-    """Return what `evaluate` returns as (total, aux): aux, and the gradient of total."""
+    """Return aux and the gradient of total, where evaluate(at) returns (total, aux)."""
     if torch._C._functorch.maybe_current_level() is not None:  # a transform forbids requires_grad_()
         result: Any = torch.func.vjp(evaluate, at, has_aux=True)
         total, vjp, aux = result
