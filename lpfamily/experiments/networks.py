@@ -289,16 +289,16 @@ class _Job:
     def __init__(self, setting: Setting, network: str, seed: int) -> None:
         self.setting, self.network, self.seed = setting, network, seed
         self.name = f"{network}-{seed}"
-        self.here = setting.out / "runs" / self.name
+        self.folder = setting.out / "runs" / self.name
         self.share = 0.0
 
     def existing_folder(self) -> Path | None:
         """Return the folder of a finished run elsewhere, else that of a run begun here, else None."""
-        return self._elsewhere() or (self.here if (self.here / runs.CONFIG).exists() else None)
+        return self._elsewhere() or (self.folder if (self.folder / runs.CONFIG).exists() else None)
 
     def finish(self, stop: threading.Event) -> Path:
         """Train the run and return its folder; once `stop` is set, do not begin it, or leave it to resume."""
-        folder = self.existing_folder() or self.here
+        folder = self.existing_folder() or self.folder
         self._check(folder)
         if not (folder / runs.RESULT).exists() and not stop.is_set():
             self._train(folder, stop)

@@ -129,11 +129,11 @@ def _summary(summary: Summary, items: Sequence[Item]) -> str:
     # "Table I" of the title "Table I. Test error of ..."
     names = {item.name: item.title.partition(". ")[0] for item in items}
     if summary.findings:
-        said = (
+        entries = (
             f'<li>{_prose(text)} <a href="#{name}">{escape(names[name])}</a></li>'
             for text, name in summary.findings
         )
-        parts += ["<ol>", *said, "</ol>"]
+        parts += ["<ol>", *entries, "</ol>"]
     return _titled("section", "summary", "Summary", parts, ' class="summary"')
 
 

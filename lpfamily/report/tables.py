@@ -38,10 +38,10 @@ def grid_table(run: Run) -> str:
         rows = [
             (
                 name,
-                "not finite" if kept == grid.NOT_FINITE else f"{kept['validation_error']:.2%}",
-                kept["epoch"],
+                "not finite" if entry == grid.NOT_FINITE else f"{entry['validation_error']:.2%}",
+                entry["epoch"],
             )
-            for name, kept in values["combinations"].items()
+            for name, entry in values["combinations"].items()
         ]
         chosen = values["chosen"]
     first = max((len(name) for name, _, _ in rows), default=0)

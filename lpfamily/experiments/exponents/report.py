@@ -42,7 +42,7 @@ def _table(name: str, data: str, source: str, measurement: Measurement) -> Exper
         shown = columns(
             (TEXT, "training"),
             *((PERCENT, head, "standard error") for head in heads.values()),
-            ("{:.2g}", "passes of plain"),
+            ("{:.2g}", "passes relative to plain"),
         )
         rows: list[tuple[Cell, ...]] = []
         for network, runs in results.items():

@@ -84,8 +84,10 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
         def draw(figure: Figure) -> None:
             for row, each in _network_rows(figure, result, names):
                 images = np.array(each["x"]) + sigma * np.array(each["eps"])
-                said = each["predicted"][f"{sigma:g}"]
-                shown = zip(row, images, said["label"], said["probability"], each["labels"], strict=True)
+                predicted = each["predicted"][f"{sigma:g}"]
+                shown = zip(
+                    row, images, predicted["label"], predicted["probability"], each["labels"], strict=True
+                )
                 for axes, image, label, probability, right in shown:
                     _grey(axes, image)
                     _say(axes, label, probability, right)
@@ -144,8 +146,8 @@ def _turned(result: Json) -> Table:
     digits = [result["digits"][name] for name in measure.PICTURED]
     pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
     rows = tuple(
-        (str(k), said, *(str(label) for pair in labels for label in pair))
-        for k, (said, *labels) in enumerate(zip(THE_PAPERS, *pairs, strict=True))
+        (str(k), in_paper, *(str(label) for pair in labels for label in pair))
+        for k, (in_paper, *labels) in enumerate(zip(THE_PAPERS, *pairs, strict=True))
     )
     notes = (
         "Columns: what the paper says of the digit, and for two sigmoid networks, trained with p = 2 and "
@@ -201,10 +203,10 @@ def _exponents(setting: Setting, result: Json) -> Iterator[Item]:
                 _signed(axes, eps, float(np.max(np.abs(eps))), x)
                 if sigma is None:
                     axes.set_xlabel("none", fontsize=7)
-            said = "" if means[p] is None else f"mean $\\sigma$ {means[p]:.2g}"
-            row[0].set_ylabel(f"p = {p}\n{said}", fontsize=8)
+            radius = "" if means[p] is None else f"mean $\\sigma$ {means[p]:.2g}"
+            row[0].set_ylabel(f"p = {p}\n{radius}", fontsize=8)
 
-    said = ", ".join(f"{mean:.2g} at p = {p}" for p, mean in means.items() if mean is not None)
+    listed = ", ".join(f"{mean:.2g} at p = {p}" for p, mean in means.items() if mean is not None)
     notes = (
         "One row per p, one column per digit, the first MNIST test example of each class. Every step raises "
         "the loss of its image as much as the step of p = 2, sigma 1; its radius is found by bisection on "
@@ -215,7 +217,7 @@ def _exponents(setting: Setting, result: Json) -> Iterator[Item]:
     )
     alt = (
         "Perturbations of ten digits for five p, from a single pixel at p = 1 to equal changes of all "
-        f"pixels at p = inf. Mean sigma: {said}."
+        f"pixels at p = inf. Mean sigma: {listed}."
     )
     title = (
         "Perturbations of ten digits that raise the loss of a sigmoid network equally, by p: red adds ink, "
@@ -237,14 +239,14 @@ def _draw_classes(result: Json, figure: Figure) -> None:
         for k, (axes, (label, coefficient, part, share)) in enumerate(zip(row[2:], whats, strict=True)):
             _signed(axes, part, most, each["x"])
             name = "the others" if label is None else f"class {label}"
-            said = f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}"
-            axes.set_xlabel(said, fontsize=8)
+            caption = f"{name}: {round(share, 2) + 0:.0%}\n{coefficient / missing:+.2f}"
+            axes.set_xlabel(caption, fontsize=8)
             sign = "=" if k == 0 else "+"
             axes.annotate(sign, (-0.13, 0.5), xycoords="axes fraction", ha="center", va="center")
 
 
 def _classes(setting: Setting, result: Json) -> Iterator[Item]:
-    said = "; ".join(
+    listed = "; ".join(
         f"for the {each['label']}, its own class contributes {each['shares'][0]:.0%} and class "
         f"{each['classes'][1]} contributes {each['shares'][1]:.0%}"
         for each in result["digits"]
@@ -263,7 +265,7 @@ def _classes(setting: Setting, result: Json) -> Iterator[Item]:
     yield Plot(
         "figure-classes",
         "What each class contributes to a sigmoid network's perturbation of a digit (eq. 25, p = 2, sigma 1)",
-        f"Digits, their perturbations, and the contributions of classes that sum to them: {said}.",
+        f"Digits, their perturbations, and the contributions of classes that sum to them: {listed}.",
         lambda figure: _draw_classes(result, figure),
         (7.0, 4.3),
         notes,

@@ -159,9 +159,9 @@ def signed_distances(weights: Floats, z: Floats, labels: Labels) -> Floats:
     probability of at least Q(min d / sigma).
     """
     lengths = np.linalg.norm(weights[:, :, None] - weights[:, None, :], axis=0)[labels]
-    own = np.arange(z.shape[1]) == labels[:, None]
-    gaps = z[own][:, None] - z
-    return np.where(own, math.inf, gaps / np.where(own, 1.0, lengths))
+    right = np.arange(z.shape[1]) == labels[:, None]
+    gaps = z[right][:, None] - z
+    return np.where(right, math.inf, gaps / np.where(right, 1.0, lengths))
 
 
 def flips(before: Floats, after: Floats, labels: Labels) -> tuple[float, float]:
@@ -277,8 +277,8 @@ def measure(setting: Setting, tick: Tick) -> Json:
 
     for seed, (name, split) in enumerate(sets.items()):
         noise = under_noise(fits[1:], split, seed, drawn)
-        for here, fitted, errors in zip(models, fits[1:], noise, strict=True):
-            here[name] = distances(fitted, split) | {"noise": errors}
+        for model, fitted, errors in zip(models, fits[1:], noise, strict=True):
+            model[name] = distances(fitted, split) | {"noise": errors}
     return {"examples": {name: len(split.x) for name, split in sets.items()}, "models": models}
 
 

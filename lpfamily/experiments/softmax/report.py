@@ -77,9 +77,9 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
         return model["name"], model["decay"], paper.mean, *means, paper.std, *stds
 
     def margins(name: str, model: Json) -> tuple[Cell, ...]:
-        here = model[name]
-        nearest = (here["nearest"][p][what] for p in ("2", "1", "inf") for what in MOMENTS.values())
-        return f"{model['name']}, {name}", here["along"]["mean"], *nearest
+        stats = model[name]
+        nearest = (stats["nearest"][p][what] for p in ("2", "1", "inf") for what in MOMENTS.values())
+        return f"{model['name']}, {name}", stats["along"]["mean"], *nearest
 
     along = (f"{what}, {whose}" for what in MOMENTS for whose in ("paper", *BOTH))
     exact = (f"{norm}, {what}" for norm in ("L2", "L1", "Linf") for what in MOMENTS)
@@ -116,11 +116,11 @@ def _table6(_: Setting, result: Json) -> Iterator[Item]:
     )
 
 
-def _noise(here: Json, std: float) -> tuple[float, float | None]:
+def _noise(stats: Json, std: float) -> tuple[float, float | None]:
     """Return the error under noise and its standard error, None without noise."""
     if std == 0:
-        return here["error"], None
-    drawn = here["noise"][f"{std:g}"]
+        return stats["error"], None
+    drawn = stats["noise"][f"{std:g}"]
     return drawn["error"], drawn["standard_error"]
 
 
@@ -160,18 +160,18 @@ def _eq33(error: float | None, mean: float | None, std: float | None, sigma: flo
 
 def _table8(_: Setting, result: Json) -> Iterator[Item]:
     def row(paper: Printed, model: Json, index: int, sigma: float) -> tuple[Cell, ...]:
-        here = model["training"]
-        normal = here["error"], here["along"]["mean"], here["along"]["std"]
+        stats = model["training"]
+        normal = stats["error"], stats["along"]["mean"], stats["along"]["std"]
         return (
             model["name"],
             sigma,
             paper.predicted[index],
             _eq33(paper.actual[0], paper.mean, paper.std, sigma),
             _eq33(*normal, sigma),
-            float(two_sided_error(*normal, here["beyond"]["mean"], here["beyond"]["std"], sigma)),
-            here["at_least"][f"{sigma:g}"],
-            here["at_most"][f"{sigma:g}"],
-            _noise(here, sigma)[0],
+            float(two_sided_error(*normal, stats["beyond"]["mean"], stats["beyond"]["std"], sigma)),
+            stats["at_least"][f"{sigma:g}"],
+            stats["at_most"][f"{sigma:g}"],
+            _noise(stats, sigma)[0],
         )
 
     of_paper = "paper", "eq. 33, paper's Table VI"
@@ -200,8 +200,8 @@ def _table8(_: Setting, result: Json) -> Iterator[Item]:
 
 def _table9(_: Setting, result: Json) -> Iterator[Item]:
     def row(name: str, paper: Printed, model: Json) -> tuple[Cell, ...]:
-        here = model[name]
-        error, line, drawn = here["error"], here["line"], here["noise"][f"{SMALL:g}"]
+        stats = model[name]
+        error, line, drawn = stats["error"], stats["line"], stats["noise"][f"{SMALL:g}"]
         return (
             f"{model['name']}, {name}",
             paper.added,
@@ -260,9 +260,9 @@ def _panels(models: Sequence[Json], fill: Callable[[Axes, Json], None]) -> Calla
 
 
 def _figure5(_: Setting, result: Json) -> Iterator[Item]:
-    def fill(axes: Axes, here: Json) -> None:
-        mean, std, most = here["along"]["mean"], here["along"]["std"], here["histogram"]["high"]
-        _bars(axes, here["histogram"], here["right"], COLOURS[0], "correctly classified training images")
+    def fill(axes: Axes, stats: Json) -> None:
+        mean, std, most = stats["along"]["mean"], stats["along"]["std"], stats["histogram"]["high"]
+        _bars(axes, stats["histogram"], stats["right"], COLOURS[0], "correctly classified training images")
         at = np.linspace(mean - 3 * std, most, 200)
         normal = np.exp(-(((at - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
         axes.plot(at, normal, color=COLOURS[1], linewidth=1.3, label="normal distribution of eq. 30")
@@ -291,10 +291,10 @@ def _figure5(_: Setting, result: Json) -> Iterator[Item]:
 
 
 def _figure7(_: Setting, result: Json) -> Iterator[Item]:
-    def fill(axes: Axes, here: Json) -> None:
-        at, line = np.array([0.0, CUT]), here["line"]
-        _bars(axes, here["near"], here["right"], COLOURS[0], "correctly classified")
-        _bars(axes, here["near_wrong"], here["right"], COLOURS[4], "wrong, left of zero")
+    def fill(axes: Axes, stats: Json) -> None:
+        at, line = np.array([0.0, CUT]), stats["line"]
+        _bars(axes, stats["near"], stats["right"], COLOURS[0], "correctly classified")
+        _bars(axes, stats["near_wrong"], stats["right"], COLOURS[4], "wrong, left of zero")
         for side, style, label in ((at, "-", "line with intercept"), (-at, ":", "the same below zero")):
             density = line["intercept"] + line["slope"] * side
             axes.plot(side, density, color=COLOURS[3], linestyle=style, label=label)
@@ -351,27 +351,27 @@ def _figure6(_: Setting, result: Json) -> Iterator[Item]:
 
 
 def _table6_finding(_: Setting, result: Json) -> str:
-    said = (
+    phrases = (
         f"{model['training']['along']['mean']:.4f} for {model['name']} (the paper: {paper.mean:.4f})"
         for paper, model in _models(result)
         if paper.mean is not None
     )
     return (
         "The mean L2 distance of a training image to the decision boundary of softmax regression on MNIST, "
-        f"along the gradient, is {', '.join(said)}."
+        f"along the gradient, is {', '.join(phrases)}."
     )
 
 
 def _table8_finding(_: Setting, result: Json) -> str:
     largest = max(STDS)
-    said = []
+    phrases = []
     for model in result["models"]:
-        here = model["training"]
-        predicted = _eq33(here["error"], here["along"]["mean"], here["along"]["std"], largest)
-        said.append(f"{predicted:.2%} for {model['name']} (measured: {_noise(here, largest)[0]:.2%})")
+        stats = model["training"]
+        predicted = _eq33(stats["error"], stats["along"]["mean"], stats["along"]["std"], largest)
+        phrases.append(f"{predicted:.2%} for {model['name']} (measured: {_noise(stats, largest)[0]:.2%})")
     return (
         f"Under Gaussian noise of sigma = {largest}, eq. 33 predicts from the distances alone a training "
-        f"error of {', '.join(said)}."
+        f"error of {', '.join(phrases)}."
     )
 
 

@@ -103,14 +103,14 @@ def _finding(_: Setting, result: Json) -> str:
 
 
 def _report(setting: Setting, result: Json) -> Iterator[Item]:
-    said = [_reach(result, name) for name in NAMES]
+    sentences = [_reach(result, name) for name in NAMES]
     method = (
         f"Means over the first {result['examples']} MNIST test examples; eq. 20 takes {result['probes']} "
         f"probes, and the noise {result['draws']} pairs of draws. Sigmas are those of the table: a "
         "prediction that holds up to one of them fails at the next."
     )
-    numbers = "sigma", "L increases by", *(label for label, _, _ in LOOKS.values())
-    shares = "{:.0%}", f"examples to {TOLERANCE:.0%}"
+    numbers = "sigma", "increase of L", *(label for label, _, _ in LOOKS.values())
+    shares = "{:.0%}", f"examples within {TOLERANCE:.0%}"
     heads = columns((TEXT, "network", "step"), ("{:.3g}", *numbers), shares)
     rows: list[tuple[Cell, ...]] = []
     for name in NAMES:
@@ -133,10 +133,10 @@ def _report(setting: Setting, result: Json) -> Iterator[Item]:
         "figure-theory",
         "Ratio of the predicted (eq. 4 to 20) to the measured increase of the loss, of sigmoid networks on "
         "MNIST",
-        f"Ratio of the predicted to the measured increase of the loss, by sigma. {' '.join(said)}",
+        f"Ratio of the predicted to the measured increase of the loss, by sigma. {' '.join(sentences)}",
         lambda figure: _draw(result, figure),
         (7.0, 4.4),
-        (*said, *second, paper, band, method, *networks),
+        (*sentences, *second, paper, band, method, *networks),
     )
     title = "Increase of the loss of sigmoid networks on MNIST, measured and predicted by eq. 4 to 20"
     meaning = (
