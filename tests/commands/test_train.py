@@ -6,16 +6,15 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import struct
 import termios
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib.metadata import version
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, load_file, save, save_file
+from safetensors.numpy import load_file
 
 from helpers.backends_under_test import NAMES, trainer_on_digits
 from helpers.commandline import (
@@ -23,7 +22,6 @@ from helpers.commandline import (
     NAME,
     SOFTMAX,
     assert_refused,
-    begun_with,
     idx,
     in_process,
     metrics,
@@ -37,10 +35,10 @@ from helpers.commandline import (
     unchanged,
     wait_for_epochs,
 )
+from helpers.run_edits import arrays, changed
 from lpfamily.report import drawing, plots
 from lpfamily.training import backends, data, evaluation, runs
 from lpfamily.training.recipes import Recipe
-from lpfamily.training.runs.positions import Position
 
 OBJECTIVES = {
     "plain": (),
@@ -277,7 +275,7 @@ def test_gradients_that_are_zero_are_counted_and_said_once(backend, tmp_path, ob
     trained(folder, "--backend", backend, "--objective", objective, *flags)
     (folder / "result.json").unlink()
     changed(recipe={"epochs": 3})(folder)
-    saturated = arrays(lambda state: state | {BIAS: np.full(600, 1e3, np.float32)}, epoch=1)
+    saturated = arrays(lambda state: state | {"layers.0.bias": np.full(600, 1e3, np.float32)}, epoch=1)
     saturated(folder)
     resumed = in_process("--resume", folder, "--quiet")
     assert resumed.returncode == 0, resumed
@@ -376,88 +374,6 @@ def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
     draw = functools.partial(plots.training_curves, metrics=run.metrics(), monitor_steps=5)
     expected = drawing.rendered(draw, plots.TRAINING_SIZE, ["png"], "", pytest.fail, title)["png"]
     assert (tmp_path / "run/curves.png").read_bytes() == expected
-
-
-def epochs(count, **errors):
-    """Return metrics whose errors begin at those that are given, and fall by a tenth with each epoch."""
-    return [
-        {"epoch": k, "stage": 1, "loss": 3 * 0.9**k} | {name: e * 0.9**k for name, e in errors.items()}
-        for k in range(1, count + 1)
-    ]
-
-
-LOOKS = {"monitor_clean": 0.3, "monitor_one_step": 0.5, "monitor_multi_step": 0.7}
-METRICS = {
-    "two epochs": epochs(2, error=0.9, validation_error=0.4, **LOOKS),
-    "one": epochs(1, error=0.9),
-    "a hundred": epochs(100, error=0.9, validation_error=0.4, **LOOKS),
-    "errors of nothing": epochs(60, error=0.9, validation_error=0.0, **LOOKS),
-    "a second stage": [
-        *epochs(40, error=0.9, validation_error=0.4, **LOOKS),
-        *({**line, "epoch": 41, "stage": 2, "held_out_loss": 0.2} for line in epochs(1, error=0.1, **LOOKS)),
-    ],
-    "nothing learnt": [{"epoch": k, "stage": 1, "loss": 2.302, "error": 0.9} for k in range(1, 9)],
-    "a loss that grows": [{"epoch": k, "stage": 1, "loss": 10.0**k, "error": 0.9} for k in range(1, 30)],
-}
-
-
-def ticks(axis):
-    """Return what the ticks say that are within the limits of an axis."""
-    low, high = axis.get_view_interval()
-    shown = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-    assert not any(text.get_text() for text in axis.get_minorticklabels())
-    return [text.get_text() for at, text in shown if low <= at <= high]
-
-
-@pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS)
-def test_curves_show_the_metrics_on_axes_that_a_person_can_read(metrics):
-    with drawing.drawn(
-        functools.partial(plots.training_curves, metrics=metrics, monitor_steps=5), plots.TRAINING_SIZE
-    ) as figure:
-        drawing.entitle(figure, "A title")
-        figure.draw_without_rendering()
-        errors, loss = figure.axes
-        for axes, unit, names in (
-            (errors, 100, ("validation_error", "monitor_one_step", "monitor_multi_step", "error")),
-            (loss, 1, ("held_out_loss", "loss")),
-        ):
-            shown = [line for line in axes.get_lines() if not line.get_label().startswith("second stage")]
-            drawn = {}
-            for line in shown:  # one for each stage
-                drawn[line.get_label()] = drawn.get(line.get_label(), {}) | dict(
-                    zip(*line.get_data(), strict=True)
-                )
-            there = [name for name in names if any(name in each for each in metrics)]
-            for name, points in zip(there, drawn.values(), strict=True):
-                also = name.replace("validation_error", "monitor_clean")  # where all examples are trained on
-                values = {each["epoch"]: each.get(name, each.get(also)) for each in metrics}
-                assert points == {epoch: unit * value for epoch, value in values.items() if value is not None}
-            assert all(text.isdecimal() for text in ticks(axes.xaxis))
-            assert len(ticks(axes.xaxis)) >= min(2, len(metrics))
-            assert len([float(text) for text in ticks(axes.yaxis)]) >= 3
-            low, high = axes.get_ylim()
-            assert min(y for line in shown for y in line.get_ydata()) >= low
-            assert max(y for line in shown for y in line.get_ydata()) < high
-        (legend,) = figure.legends
-        labels = [text.get_text() for text in legend.get_texts()]
-        assert set(labels) == {line.get_label() for axes in figure.axes for line in axes.get_lines()}
-        box, title = (each.get_window_extent() for each in (legend, figure._suptitle))
-        inside = figure.bbox.padded(1)
-        assert all(inside.contains(*corner) for each in (box, title) for corner in each.corners())
-        for axes in figure.axes:
-            around = axes.get_tightbbox()
-            assert not around.overlaps(box)
-            assert not around.overlaps(title)
-
-
-def test_curves_do_not_follow_a_link(begun, tmp_path):
-    folder = shutil.copytree(begun, tmp_path / "run")
-    (tmp_path / "mine").write_text("mine")
-    (folder / "curves.png").symlink_to(tmp_path / "mine")
-    assert in_process("--resume", folder, "--quiet").returncode == 0
-    assert (tmp_path / "mine").read_text() == "mine"
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert not (folder / "curves.png").is_symlink()
 
 
 # Options
@@ -606,231 +522,6 @@ def test_bad_data_is_named_with_its_remedy(tmp_path, name, content, parts):
     flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
     assert_refused(unchanged(tmp_path, lambda: in_process(*flags)), folder / name, *parts)
     assert not (tmp_path / "run").exists()
-
-
-# Runs to go on with
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A run that stopped after 2 of 4 epochs."""
-    root = tmp_path_factory.mktemp("begun")
-    small_mnist(root / "mnist")
-    flags = ("--data", "mnist", "--data-dir", root, "--validation", 5, "--batch-size", 10)
-    trained(root / "run", *SOFTMAX, *flags)
-    for name in ("result.json", "curves.png"):
-        (root / "run" / name).unlink()
-    changed(recipe={"epochs": 4})(root / "run")
-    return root / "run"
-
-
-def changed(recipe=(), without=(), **values):
-    """Return what lets a run be one that began with another config."""
-
-    def edit(config):
-        config["recipe"] |= dict(recipe)
-        config |= values
-        for name in without:
-            owner = config if name in config else config["recipe"]
-            del owner[name]
-
-    return lambda folder: begun_with(folder, edit)
-
-
-def rewritten(name, content):
-    """Return what replaces a file of a run: by bytes, or by a function of its bytes."""
-
-    def edit(folder):
-        path = folder / name
-        path.write_bytes(content(path.read_bytes()) if callable(content) else content)
-
-    return edit
-
-
-def arrays(change, without=(), **position):
-    """Return what rewrites the arrays of a checkpoint, and its position, otherwise that after epoch 2."""
-    values = {"epoch": 2} | position
-    kept = {name: value for name, value in (asdict(Position()) | values).items() if name not in without}
-
-    def edit(folder):
-        state = change(load_file(folder / "checkpoint.safetensors"))
-        text = json.dumps(runs.sealed(kept, runs.Run(folder).decisive, state))
-        save_file(state, folder / "checkpoint.safetensors", {"lpfamily": text})
-
-    return edit
-
-
-def annotated(text):
-    """Return what puts a text in the place of a checkpoint's position."""
-    return rewritten("checkpoint.safetensors", lambda content: save(load(content), {"lpfamily": text}))
-
-
-def unchanged_arrays(state):
-    return state
-
-
-def retyped(dtype, size):
-    """Return what makes a checkpoint one of zeros of a type that NumPy may not have."""
-
-    def convert(content):
-        length = int.from_bytes(content[:8], "little")
-        header, end = json.loads(content[8 : 8 + length]), 0
-        for name in sorted(header.keys() - {"__metadata__"}):
-            begin, end = end, end + size * int(np.prod(header[name]["shape"]))
-            header[name] |= {"dtype": dtype, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + bytes(end)
-
-    return rewritten("checkpoint.safetensors", convert)
-
-
-def removed(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def made_a_folder(name):
-    def edit(folder):
-        (folder / name).unlink()
-        (folder / name).mkdir()
-
-    return edit
-
-
-BIAS = "layers.0.bias"
-CHECKPOINTS = {
-    "no file": removed("checkpoint.safetensors"),
-    "empty": rewritten("checkpoint.safetensors", b""),
-    "truncated": rewritten("checkpoint.safetensors", lambda content: content[:-10]),
-    "garbage": rewritten("checkpoint.safetensors", b"garbage" * 99),
-    "not a number": arrays(lambda state: state | {BIAS: np.full(10, np.nan, np.float32)}),
-    "infinite": arrays(lambda state: state | {BIAS: np.full(10, -np.inf, np.float32)}),
-    "an array less": arrays(lambda state: {name: state[name] for name in state if name != BIAS}),
-    "an array more": arrays(lambda state: state | {"layers.1.bias": state[BIAS]}),
-    "another shape": arrays(lambda state: state | {BIAS: np.zeros(11, np.float32)}),
-    "float64": arrays(lambda state: {name: array.astype(np.float64) for name, array in state.items()}),
-    "bfloat16": retyped("BF16", 2),
-    "float8": retyped("F8_E4M3", 1),
-    "no epoch": arrays(unchanged_arrays, without=["epoch"]),
-    "epoch as text": arrays(unchanged_arrays, epoch="2"),
-    "half an epoch": arrays(unchanged_arrays, epoch=1.5),
-    "epoch below 0": arrays(unchanged_arrays, epoch=-1),
-    "epoch past the last": arrays(unchanged_arrays, epoch=5),
-    "the best one to come": arrays(unchanged_arrays, best=3, best_error=0.5),
-    "no best parameters": arrays(unchanged_arrays, best=1, best_error=0.5),
-    "a second stage begun later": arrays(unchanged_arrays, best=1, first=3, target=0.1),
-    "a target as text": arrays(unchanged_arrays, best=1, first=2, target="low"),
-    "brackets": annotated(100_000 * "["),
-}
-CONFIGS = {
-    "truncated": rewritten("config.json", lambda content: content[:100]),
-    "a list": rewritten("config.json", b"[]"),
-    "not text": rewritten("config.json", b"\xff\xfe\xfa"),
-    "no versions": changed(without=["versions"]),
-    "no tf32": changed(without=["tf32"]),
-    "no compile": changed(without=["compile"]),
-    "an unknown choice": changed(recipe={"temperature": 3}),
-    "an unknown model": changed(recipe={"model": "resnet"}),
-    "p below 1": changed(recipe={"p": 0.5}),
-    "lr as text": changed(recipe={"lr": "fast"}),
-    "half an epoch": changed(recipe={"epochs": 3.5}),
-    "no batch": changed(recipe={"batch_size": 0}),
-    "an unknown objective": changed(recipe={"objective": "pertub"}),
-    "no data_dir": changed(without=["data_dir"]),
-    "no checksum": changed(without=["data_sha256"]),
-    "no backend": changed(without=["backend"]),
-    "no device": changed(without=["device"]),
-    "a number as folder": changed(data_dir=5),
-    "brackets": rewritten("config.json", 100_000 * b"["),
-}
-METRICS = {
-    "garbage": rewritten("metrics.jsonl", b"garbage\n"),
-    "a list": rewritten("metrics.jsonl", b"[1]\n"),
-    "no epoch": rewritten("metrics.jsonl", b'{"loss": 1}\n'),
-    "an epoch less": rewritten("metrics.jsonl", lambda content: content.splitlines(keepends=True)[0]),
-    "only epochs": rewritten("metrics.jsonl", b'{"epoch": 1}\n{"epoch": 2}\n'),
-    "loss as text": rewritten(
-        "metrics.jsonl", lambda content: content.replace(b'"loss": ', b'"loss": "",\n"_": ')
-    ),
-    "brackets": rewritten("metrics.jsonl", 100_000 * b"[" + b"\n"),
-    "a folder": made_a_folder("metrics.jsonl"),
-}
-DAMAGES = {
-    "checkpoint.safetensors": CHECKPOINTS,
-    "config.json": CONFIGS,
-    "metrics.jsonl": METRICS,
-    "result.json": {"truncated": rewritten("result.json", b'{"test_er')},
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        pytest.param(name, damage, id=f"{name} {what}")
-        for name, damages in DAMAGES.items()
-        for what, damage in damages.items()
-    ],
-)
-def test_a_damaged_run_is_left_alone_and_the_file_is_named(begun, tmp_path, name, damage):
-    folder = shutil.copytree(begun, tmp_path / "run")
-    damage(folder)
-    result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--quiet"))
-    assert_refused(result, folder / name, "restore")
-
-
-def test_a_refused_checkpoint_is_one_line_without_quiet_too(begun, tmp_path):
-    folder = shutil.copytree(begun, tmp_path / "run")
-    CHECKPOINTS["truncated"](folder)
-    assert_refused(train("--resume", folder, cwd=tmp_path), folder / "checkpoint.safetensors")
-
-
-def test_the_run_that_the_damages_are_done_to_goes_on(begun, tmp_path):
-    folder = shutil.copytree(begun, tmp_path / "run")
-    result = in_process("--resume", folder, "--quiet")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3, 4]
-
-
-def test_other_data_is_not_gone_on_with(begun, tmp_path):
-    folder, other = shutil.copytree(begun, tmp_path / "run"), small_mnist(tmp_path / "mnist")
-    (other / LABELS).write_bytes(idx(np.zeros(40)))
-    result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--data-dir", tmp_path))
-    assert_refused(result, f"--resume {folder}", "other mnist data", "--data-dir")
-
-
-@pytest.mark.parametrize("given", ["--data-dir", "LPFAMILY_DATA"])
-def test_the_folder_of_the_data_is_known_when_the_run_goes_on(tmp_path, monkeypatch, given):
-    monkeypatch.chdir(small_mnist(tmp_path / "mnist").parent)
-    flags = ("--data", "mnist", "--validation", 5, "--batch-size", 10)
-    if given == "--data-dir":
-        trained(tmp_path / "run", *SOFTMAX, *flags, given, ".")
-    else:
-        monkeypatch.setenv(given, ".")
-        trained(tmp_path / "run", *SOFTMAX, *flags)
-        monkeypatch.delenv(given)
-    monkeypatch.chdir("/")
-    (tmp_path / "run/result.json").unlink()
-    result = in_process("--resume", tmp_path / "run", "--quiet")
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_digits_need_no_folder(tmp_path):
-    (tmp_path / "loop").symlink_to("loop")
-    trained(tmp_path / "run", *SOFTMAX, "--data-dir", tmp_path / "loop")
-    assert json.loads((tmp_path / "run/config.json").read_text())["data_dir"] is None
-
-
-@pytest.mark.parametrize("folder", ["nothing", "empty", "file", "x" * 300])
-def test_only_a_run_can_be_resumed(tmp_path, folder):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
-    result = unchanged(tmp_path, lambda: train("--resume", folder, cwd=tmp_path))
-    assert_refused(result, f"--resume {folder}", "not a run", "give the folder of one")
-
-
-@pytest.mark.parametrize("flags", [("--lr", 0.1), ("--out", "other"), ("--dtype", "float64")])
-def test_what_makes_the_run_cannot_be_changed_on_the_way(begun, tmp_path, flags):
-    result = unchanged(begun, lambda: in_process("--resume", begun, *flags))
-    assert_refused(result, flags[0], "cannot be changed", "start a new run")
 
 
 # What has learnt nothing

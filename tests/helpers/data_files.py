@@ -7,6 +7,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lpfamily.training import data
 
@@ -65,3 +66,23 @@ class Mirror:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+COUNTS = {"train": 5, "t10k": 3}
+
+
+def idx(array: NDArray[np.uint8], magic: bytes | None = None) -> bytes:
+    """Write an array as the IDX format describes it, optionally with another magic number."""
+    magic = bytes((0, 0, 8, array.ndim)) if magic is None else magic
+    return magic + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
+
+
+def mnist_files() -> dict[str, bytes]:
+    """Return a small MNIST by file name, not compressed."""
+    rng = np.random.default_rng(7)
+    contents = {}
+    for prefix, count in COUNTS.items():
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        contents[f"{prefix}-images-idx3-ubyte"] = idx(images)
+        contents[f"{prefix}-labels-idx1-ubyte"] = idx(rng.integers(0, 10, count, dtype=np.uint8))
+    return contents
