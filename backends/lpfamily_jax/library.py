@@ -1,4 +1,4 @@
-"""What JAX tells the core: derivatives, and that a definition is one compiled function."""
+"""What JAX does in its own way: it gets derivatives, and compiles each definition as one function."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class JaxLibrary(Library):
         self.implementations = {step_in_box: multipliers.step_in_box_rows, nearest: multipliers.nearest_rows}
 
     def apply(self, primitive: Primitive, p: float, *operands: jax.Array) -> jax.Array:
-        """Evaluate as one compiled function whose derivatives are the primitive's own."""
+        """Evaluate as one compiled function with the primitive's derivatives."""
         return _function(primitive, p)(*operands)
 
     def per_example(
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
     ) -> Any:
-        """Evaluate as one compiled function: a loop in an eager call would be compiled at every call."""
-        if isinstance(function, functools.partial):  # each is a function of its own to jax.jit
+        """Evaluate as one compiled function: in an eager call, a loop would be compiled at every call."""
+        if isinstance(function, functools.partial):  # jax.jit would take each partial for a new function
             return _compiled(function.func, *function.args)(*operands)
         return _compiled(function)(*operands)
 
     def repeat(
         self, step: Callable[..., tuple[jax.Array, ...]], state: tuple[jax.Array, ...], times: int
     ) -> tuple[jax.Array, ...]:
-        """Loop in XLA, which would otherwise compile every step."""
+        """Loop in XLA, so that it compiles one step instead of all."""
 
         def changes(carry: tuple[int | jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> jax.Array:
             count, old, new = carry
@@ -49,14 +49,14 @@ class JaxLibrary(Library):
         return tuple(result)
 
     def iterate(self, step: Callable[[Any, Any], Any], state: Any, numbers: Sequence[float]) -> Any:
-        """Loop in XLA where the state is traced."""
+        """Loop in XLA if the state is traced."""
         if not numbers or not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
             return super().iterate(step, state, numbers)
         xs = jax.numpy.asarray(numbers)
         return jax.lax.scan(lambda state, number: (step(state, number), None), state, xs)[0]
 
     def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
-        """Decide in XLA where the condition is traced."""
+        """Branch in XLA if the condition is traced."""
         if not isinstance(condition, jax.core.Tracer):
             return super().branch(condition, function, state)
         return jax.lax.cond(condition, function, lambda state: state, state)

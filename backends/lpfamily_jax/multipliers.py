@@ -1,6 +1,7 @@
-"""JAX's kernels for a budget and walls: one multiplier per row, by Newton's method, all rows at once.
+"""JAX's kernels for the step in a box and the nearest point, for all rows at once.
 
-Each kernel returns sizes, which have the signs of their operand, and a mask of the rows where they are exact.
+Each row has one multiplier, which Newton's method finds. A kernel returns sizes, without the signs of its
+operand, and a mask of the rows where the sizes are exact.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lpfamily.libraries.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, S
 from lpfamily.nearest import nearest
 
 EXPONENT = 32
-"""Up to here the rounding of an exponent costs no more than that of its row's sums."""
+"""Up to this exponent, the rounding of exp's argument costs no more than that of the row's sums."""
 
 Kernel = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -44,7 +45,7 @@ def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> 
 
 
 def _where_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operands: jax.Array) -> jax.Array:
-    """Return what a kernel returns where it is exact for all rows, else what the definition does."""
+    """Return the kernel's result if it is exact for all rows, else that of the definition."""
     definition: Callable[..., jax.Array] = functools.partial(primitive.value, p)
     if kernel is None or operands[0].size == 0:
         return definition(*operands)
@@ -55,23 +56,24 @@ def _where_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operand
 
 
 def _spend(p: float, x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Spend sigma^p: with r = |x| / max|x|, eps = min((s r^{p*})^(1/p) sigma, wall)."""
+    """Spend sigma^p: with r = |x| / max|x|, eps = min((s r^{p*})^(1/p) sigma, room)."""
     e, (r, top), reach = 1 / (p - 1), _scaled(x), jnp.minimum(room, sigma)
     u, most = _power(r, e), math.inf
     if not _is_half_whole(e):
-        lost = abs(x) - top - (r - 1) * top if e > 2 else 0  # by the rounding of r, which the power magnifies
+        lost = abs(x) - top - (r - 1) * top if e > 2 else 0  # rounding error of r; the power magnifies it
         u, most = jnp.exp(e * (jnp.log(r) + lost / _unit(top))), math.exp(EXPONENT)
     limits = _limits(p, sigma, room)
-    s, gone, valid = _multiplier(u * r, limits, math.inf)
+    s, exhausted, valid = _multiplier(u * r, limits, math.inf)
     factor = s ** (1 / p)
-    eps = jnp.minimum(jnp.where(gone, jnp.where(x == 0, 0, reach), u * (factor * sigma)), reach)
-    valid = valid & _ordinary(top) & _ordinary(sigma) & (gone | _ordinary(factor * sigma) & (factor <= most))
-    (all_of_it,) = _sums(jnp.where(x == 0, 0, limits))  # also of what has vanished
-    return eps, valid & (~gone | (all_of_it <= 1))
+    eps = jnp.minimum(jnp.where(exhausted, jnp.where(x == 0, 0, reach), u * (factor * sigma)), reach)
+    in_range = _ordinary(factor * sigma) & (factor <= most)
+    valid = valid & _ordinary(top) & _ordinary(sigma) & (exhausted | in_range)
+    (total,) = _sums(jnp.where(x == 0, 0, limits))  # includes entries whose weight underflows to 0
+    return eps, valid & (~exhausted | (total <= 1))
 
 
 def _fill_in_order(x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Send entries to their walls from the largest |x| down, the last as far as the budget goes."""
+    """Move entries to their bounds from the largest |x| down, the last one as far as the budget goes."""
     size = abs(x)
     cost = jnp.where(size > 0, jnp.minimum(room, sigma), 0)
     least, left, valid = _last(size, cost, sigma)
@@ -83,9 +85,10 @@ def _fill_in_order(x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax
 
 
 def _last(size: jax.Array, cost: jax.Array, budget: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the least size that the budget reaches, what it leaves to entries of that size, and where.
+    """Return the least size that the budget reaches, the budget left for entries of that size, and a mask.
 
-    Sizes are in the order of their bits as integers, of which each step halves what is left.
+    The mask holds the valid rows. Sizes have the same order as their bits as integers, so the search bisects
+    these integers.
     """
     bits = jnp.dtype(f"int{8 * size.dtype.itemsize}")
     top = jnp.max(size, axis=-1, keepdims=True)
@@ -108,16 +111,16 @@ def _last(size: jax.Array, cost: jax.Array, budget: jax.Array) -> tuple[jax.Arra
 
 
 def _shrink(v: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the nearest |y| = min(c |v|, wall) at p = 2, c at most 1."""
+    """Return the nearest |y| = min(c |v|, room) at p = 2, with c at most 1."""
     (r, top), reach = _scaled(v), jnp.minimum(room, sigma)
     most = (top / _unit(sigma)) ** 2
-    s, gone, valid = _multiplier(r * r, _limits(2, sigma, room), most)
-    step = jnp.where(gone | (s >= most), abs(v), r * (jnp.sqrt(s) * sigma))
+    s, exhausted, valid = _multiplier(r * r, _limits(2, sigma, room), most)
+    step = jnp.where(exhausted | (s >= most), abs(v), r * (jnp.sqrt(s) * sigma))
     return jnp.minimum(step, reach), valid & _ordinary(top) & _ordinary(sigma) & _ordinary(most)
 
 
 def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split r = |v| / max|v| into tau z + nu z^(p-1), where z = |y| / sigma has norm 1 or is at its wall."""
+    """Split r = |v| / max|v| into tau z + nu z^(p-1); z = |y| / sigma, capped by the room, has norm 1."""
     info = np.finfo(v.dtype)
     least = float(info.tiny) ** 0.8
     size, (r, top) = abs(v), _scaled(v)
@@ -131,16 +134,16 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[
         log_z, cap, within = jnp.minimum(log_z, log_room), jnp.exp(p * log_room), jnp.minimum(size, room[0])
     (total,) = _sums(jnp.exp(p * log_z))
     outside = (total > 1) & (sigma > 0)
-    log_z, found = _split(p, r, log_r, tau, cap, outside)
+    log_z, converged = _split(p, r, log_r, tau, cap, outside)
     power = jnp.exp(p * log_z)
     free = power < cap
     spent, paid = _sums(jnp.where(free, power, 0), jnp.where(free, 0, cap))
     left = jnp.maximum(1 - paid, 0)
-    # what nu's rounding, magnified by 1 / (p - 1), has done to all free entries alike
+    # this undoes the rounding of nu, which 1 / (p - 1) magnifies by one factor for all free entries
     y = jnp.exp(log_z) * (radius * (left / _unit(spent)) ** (1 / p))
-    # what is smaller than `least` of the largest must not matter
-    valid = (tau > least / float(info.eps)) & (tau < math.inf) & ~jnp.isnan(total) & (found | ~outside)
-    # a wall as far as the radius is none, so that what stands at it leaves nothing to share by rounding
+    # entries smaller than `least` times the largest must not matter
+    valid = (tau > least / float(info.eps)) & (tau < math.inf) & ~jnp.isnan(total) & (converged | ~outside)
+    # A bound as far as the radius does not count. Entries at such bounds leave nothing but rounding.
     valid = valid & (~outside | (left > 64 * float(info.eps)) | (spent == 0))
     return jnp.minimum(jnp.where(outside, jnp.minimum(y, within), within), sigma), valid
 
@@ -148,18 +151,18 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[
 def _split(
     p: float, r: jax.Array, log_r: jax.Array, tau: jax.Array, cap: jax.Array, outside: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1, and the rows where it is found.
+    """Return log z with tau z + nu z^(p-1) = r, sum min(z^p, cap) = 1, and a mask of the converged rows.
 
     Newton's method for log nu and all entries at once.
     """
     tolerance = NEWTON_END * float(np.finfo(r.dtype).eps) ** 0.5
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, w, log_nu, done, found = state
+        count, w, log_nu, done, converged = state
         z, b = jnp.exp(w), jnp.exp((p - 1) * w + log_nu)
         power, a = z * b * jnp.exp(-log_nu), tau * z
         flat = 1 / (a + (p - 1) * b)
-        # half the residual of log(a + b) = log r, nearly, and bounded; and what it asks of log z
+        # half the residual of log(a + b) = log r, roughly, but bounded; then the change of log z for it
         residual = (a + b - r) / (a + b + r)
         asked, slope = residual * (a + b) * flat, b * flat  # minus that of log z in log nu
         free = power < cap
@@ -171,20 +174,20 @@ def _split(
         ends = jnp.maximum(largest, abs(change)) < tolerance
         w = jnp.where(done, w, w - 2 * asked - slope * change)
         log_nu = jnp.where(done, log_nu, log_nu + change)
-        return count + 1, w, log_nu, done | ends | ~jnp.isfinite(change), jnp.where(done, found, ends)
+        return count + 1, w, log_nu, done | ends | ~jnp.isfinite(change), jnp.where(done, converged, ends)
 
     (square,) = _sums(r * r)
     scale = jnp.minimum(r.shape[-1] ** (0.5 - 1 / p) / jnp.sqrt(square), 0.99 / tau)
     log_nu = jnp.log(scale * square * (1 - tau * scale))
     begin = jnp.minimum(log_r - jnp.log(tau), (log_r - log_nu) / (p - 1))
-    _, w, _, _, found = jax.lax.while_loop(
+    _, w, _, _, converged = jax.lax.while_loop(
         lambda state: (state[0] < STEPS) & ~jnp.all(state[3]), step, (0, begin, log_nu, ~outside, outside)
     )
-    return w, found
+    return w, converged
 
 
 def _lower(v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lower every |v| by the same, to 0 at least."""
+    """Lower every |v| by the same amount, down to 0."""
     size, cap = abs(v), room[0] if room else math.inf
     first, second = _level(size, sigma, cap)
     low = jnp.maximum(size - first, 0)
@@ -194,9 +197,9 @@ def _lower(v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array,
 
 
 def _level(size: jax.Array, sigma: jax.Array, room: Any) -> tuple[jax.Array, jax.Array]:
-    """Return c with sum min(max(size - c, 0), wall) = sigma, 0 where that is less, NaN where it is not found.
+    """Return c with sum min(max(size - c, 0), room) = sigma; 0 where the sum is less, NaN if not found.
 
-    In two parts, c = first + second: differences from the first are exact, and second is their rounding.
+    c comes in two terms, first + second: differences from first are exact, and second corrects rounding.
     """
     tolerance = ROUNDINGS * float(np.finfo(size.dtype).eps)
 
@@ -211,14 +214,14 @@ def _level(size: jax.Array, sigma: jax.Array, room: Any) -> tuple[jax.Array, jax
         new = jnp.nextafter(at + change, jnp.zeros_like(at))
         inside = (sigma == 0) | (at == 0) & (rest <= 0)
         last = (new <= at) | (high <= jnp.nextafter(at, jnp.full_like(at, math.inf)))
-        found = inside | (abs(rest) <= tolerance * sigma) | ((count > 0) & (rest > 0) & last)
-        # beyond this, what is left of sigma would be their rounding
+        converged = inside | (abs(rest) <= tolerance * sigma) | ((count > 0) & (rest > 0) & last)
+        # a larger change would leave nothing of sigma but rounding
         second = jnp.where(inside, 0, jnp.where(change > 4 * sigma, math.nan, jnp.maximum(change, 0)))
         middle = (low + high) / 2
         middle = jnp.where(middle < high, middle, low)
         new = jnp.where((count > 0) & (new > low) & (new < high), new, middle)
-        done = found | jnp.isnan(rest)
-        return steps + 1, jnp.where(done, at, new), low, high, jnp.where(found, second, math.nan), done
+        done = converged | jnp.isnan(rest)
+        return steps + 1, jnp.where(done, at, new), low, high, jnp.where(converged, second, math.nan), done
 
     zero = jnp.zeros_like(sigma)
     top = jnp.max(size, axis=-1, keepdims=True)
@@ -233,7 +236,7 @@ def _is_half_whole(e: float) -> bool:
 
 
 def _power(x: jax.Array, e: float) -> jax.Array:
-    """Return x^e of what is not negative; XLA's own power, and its cube root, take one entry at a time."""
+    """Return x^e for x >= 0; XLA's power and cube root functions compute one entry at a time."""
     if not _is_half_whole(e):
         return jnp.exp(e * jnp.log(x))
     whole = jax.lax.integer_pow(x, int(e))
@@ -241,7 +244,7 @@ def _power(x: jax.Array, e: float) -> jax.Array:
 
 
 def _limits(p: float, sigma: jax.Array, room: jax.Array) -> jax.Array:
-    """Return (wall / sigma)^p; a wall that the whole budget cannot pass is none."""
+    """Return (room / sigma)^p, infinite where the room is beyond the reach of the whole budget."""
     return jnp.where(room >= sigma, math.inf, _power(jnp.minimum(room, sigma) / _unit(sigma), p))
 
 
@@ -250,23 +253,23 @@ def _unit(size: jax.Array) -> jax.Array:
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return |x| / max|x| and max|x| of rows."""
+    """Return |x| / max|x| and max|x| of each row."""
     size = abs(x)
     top = jnp.max(size, axis=-1, keepdims=True)
     return size / _unit(top), top
 
 
 def _ordinary(size: jax.Array) -> jax.Array:
-    """Whether numbers are 0, or neither so small nor so large that a power, or a sum, leaves the dtype."""
+    """Whether numbers are 0, or far enough from the dtype's limits that powers and sums stay in its range."""
     info = np.finfo(size.dtype)
     return (size == 0) | (size > float(info.tiny) * 2.0**26) & (size < float(info.max) * 2.0**-26)
 
 
 def _sums(*terms: jax.Array) -> list[jax.Array]:
-    """Return the sums of rows of several arrays, in one pass over what they are computed from.
+    """Return the row sums of several arrays, fused into one loop over the arrays they are computed from.
 
-    XLA adds the entries of a row one after another on a CPU, and loses d / 8 units in the last place where
-    they are alike. So: first those that are `width` apart.
+    On a CPU XLA adds the entries of a row one after another, and loses d / 8 units in the last place if they
+    are similar. So this adds entries that are `width` apart first.
     """
     *shape, d = terms[0].shape
     width = 2 ** (d.bit_length() // 2)
@@ -278,18 +281,19 @@ def _sums(*terms: jax.Array) -> list[jax.Array]:
         [len(shape)],
     )
     rest = [term[..., whole:] for term in terms]
-    both = (jnp.concat(pair, axis=-1) for pair in zip(columns, rest, strict=True))
-    return [jnp.sum(each, axis=-1, keepdims=True) for each in both]
+    joined = (jnp.concat(pair, axis=-1) for pair in zip(columns, rest, strict=True))
+    return [jnp.sum(each, axis=-1, keepdims=True) for each in joined]
 
 
 def _multiplier(weights: jax.Array, limits: jax.Array, most: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return s, at most `most`, with sum min(s weights, limits) = 1, for each row.
 
-    Beside it whether all reach their limits, and whether s is exact. The sum is concave and piecewise linear
-    in s: Newton's steps from below never pass the solution, and end in its piece.
+    The other two results are masks of the rows where all entries reach their limits, and where s is exact.
+    The sum is concave and piecewise linear in s, so Newton's steps from below never pass the solution, and
+    end in its linear segment.
     """
     info = np.finfo(weights.dtype)
-    # weights that have vanished must not matter beside those that walls leave free
+    # weights that underflow must not matter beside those of the free entries
     tolerance, least = ROUNDINGS * float(info.eps), float(info.tiny) * 2.0**40
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -298,16 +302,16 @@ def _multiplier(weights: jax.Array, limits: jax.Array, most: Any) -> tuple[jax.A
         slope, total = _sums(jnp.where(spent < limits, weights, 0), jnp.minimum(spent, limits))
         rest = 1 - total
         full = (s >= most) & (rest >= 0)
-        gone = ~full & (slope == 0) & (rest > tolerance)
+        exhausted = ~full & (slope == 0) & (rest > tolerance)
         new = jnp.minimum(s + rest / _unit(slope), most)
-        # where the sums round, a step is no progress
-        done = full | gone | (abs(rest) <= tolerance) | (new <= s)
-        return count + 1, jnp.where(done, s, new), done, gone, gone | full | (slope >= least)
+        # s no longer grows once a step is smaller than the rounding of the sums
+        done = full | exhausted | (abs(rest) <= tolerance) | (new <= s)
+        return count + 1, jnp.where(done, s, new), done, exhausted, exhausted | full | (slope >= least)
 
     (total,) = _sums(jnp.where(limits > 0, weights, 0))
     begin = jnp.minimum(1 / _unit(total), most)
     no = jnp.zeros_like(total, bool)
-    _, s, done, gone, steep = jax.lax.while_loop(
+    _, s, done, exhausted, steep = jax.lax.while_loop(
         lambda state: (state[0] < STEPS) & ~jnp.all(state[2]), step, step((0, begin, no, no, no))
     )
-    return s, gone, done & steep
+    return s, exhausted, done & steep

@@ -1,4 +1,4 @@
-"""Batches of few sizes: JAX compiles a function anew for every shape."""
+"""Padding of batches to a few lengths, because JAX compiles a function anew for every shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def padded(x: NDArray[Any]) -> NDArray[Any]:
-    """Return an array with its first entry repeated at its end, to one of few lengths."""
+    """Return an array padded at its end with copies of its first entry, to one of a few lengths."""
     unit = 1 << max(len(x).bit_length() - 2, 0)
     missing = -len(x) % unit
     return np.concatenate([x, np.repeat(x[:1], missing, axis=0)]) if missing else x

@@ -1,4 +1,4 @@
-"""What torch tells the core: derivatives, and that plain CPU tensors are NumPy arrays too."""
+"""What torch does in its own way: it gets derivatives, and its plain CPU tensors are computed by NumPy."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class TorchLibrary(Library):
     """torch: eager, compiled, and under its function transforms."""
 
     def apply(self, primitive: Primitive, p: float, *operands: torch.Tensor) -> Any:
-        """Evaluate as an autograd function whose derivatives are the primitive's own."""
+        """Evaluate as an autograd function with the primitive's derivatives."""
         if not torch.compiler.is_compiling():
             return _Function.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
-        # torch.compile refuses a function with a jvp, and fails on one whose operands need no gradient
+        # torch.compile refuses a function with a jvp, and fails on a function whose operands need no gradient
         if any(operand.requires_grad for operand in operands):
             return _ReverseOnly.apply(primitive, p, *operands)  # type: ignore[no-untyped-call]
         return _value(primitive, p, *operands)
 
     def detour(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Take plain tensors that need no derivative through NumPy, without autograd's bookkeeping."""
-        if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # where they may carry tangents
+        """Compute plain tensors that need no derivative by NumPy, without autograd's bookkeeping."""
+        if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # tensors may carry tangents
             return function(*arguments)
         arrays, size = [], 0
         for argument in arguments:
@@ -41,15 +41,15 @@ class TorchLibrary(Library):
         return _in_numpy(size, function, *arrays)
 
     def unwarned(self) -> AbstractContextManager[None]:
-        """Leave NumPy's error state alone: torch warns of nothing, and torch.compile cannot trace it."""
+        """Leave NumPy's error state alone: torch never warns, and torch.compile cannot trace the state."""
         return nullcontext()
 
     def places(self, mask: torch.Tensor) -> torch.Tensor | None:
-        """Wait for the device, if values can be seen: a pass through a model would cost more."""
+        """Return indices if values can be seen, and wait for the device: a model's evaluation costs more."""
         return torch.nonzero(mask)[:, 0] if _has_values(mask) else None
 
     def settled(self, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> bool:
-        """Wait for the device, if values can be seen: hundreds of steps more would cost more."""
+        """Compare if values can be seen, and wait for the device: hundreds of more steps would cost more."""
         return all(map(_has_values, new)) and all(map(torch.equal, old, new))
 
     def variates(
@@ -66,7 +66,7 @@ class TorchLibrary(Library):
         return 2 * uniform - 1, gammas, torch._standard_gamma(ones, rng)
 
     def visible(self, x: torch.Tensor) -> bool:
-        """Plain tensors of the CPU are, eagerly."""
+        """Return True for eager plain tensors on the CPU."""
         return _is_plain(x)
 
     def constant(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ class TorchLibrary(Library):
 
 library = TorchLibrary()
 
-_OF_NUMPY = (torch.float32, torch.float64, torch.bool)
+_SHARED_DTYPES = (torch.float32, torch.float64, torch.bool)
 
 
 def _value(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ def _value(primitive: Primitive, p: float, *operands: torch.Tensor) -> torch.Ten
 
 @torch.library.custom_op("lpfamily::evaluate", mutates_args=())
 def _whole(name: str, p: float, operands: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Evaluate a primitive whose steps torch.compile would unroll."""
+    """Evaluate as one operation a primitive whose steps torch.compile would unroll."""
     result: torch.Tensor = primitives[name](p, *operands)
     return result
 
@@ -113,10 +113,10 @@ class _ReverseOnly(torch.autograd.Function):
         if all(map(_is_plain, operands)):
             arrays = [operand.detach().numpy() for operand in operands]
             evaluate = functools.partial(library_of(arrays[0]).apply, primitive, p)
-            made: torch.Tensor = _in_numpy(arrays[0].nbytes, evaluate, *arrays)
-            return made
+            shared: torch.Tensor = _in_numpy(arrays[0].nbytes, evaluate, *arrays)
+            return shared
         result = _value(primitive, p, *operands)
-        # an operand that is empty may be its own value, which autograd wants as another tensor
+        # the value of an empty operand may be that operand; autograd needs another tensor
         return result.view_as(result) if any(result is operand for operand in operands) else result
 
     @staticmethod
@@ -126,7 +126,7 @@ class _ReverseOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # a compiled graph is differentiated once
+        # a compiled graph is differentiated only once, so the operands need no graph
         operands = tuple(operand.detach() for operand in ctx.saved_tensors)
         return None, None, *ctx.primitive.vjp(ctx.p, operands, cotangent)
 
@@ -156,29 +156,29 @@ def _has_values(x: torch.Tensor) -> bool:
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    """Whether x is nothing but values in this computer's memory."""
+    """Whether x is an ordinary tensor in this computer's memory, without wrappers or lazy views."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is torch.Tensor
         and x.is_cpu
         and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        # under a transform what is not wrapped has no memory to share either
+        # under a transform, tensors that are not wrapped have no memory to share either
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
 def _is_shared(x: torch.Tensor) -> bool:
-    """Whether NumPy takes x for what it is, and no derivative is asked for."""
-    dense = x.layout is torch.strided and not x.is_nested  # what is not is refused elsewhere
-    return dense and x.dtype in _OF_NUMPY and not x.requires_grad and _is_plain(x)
+    """Whether NumPy can compute with x's memory, and x needs no derivative."""
+    dense = x.layout is torch.strided and not x.is_nested  # `admit` refuses others
+    return dense and x.dtype in _SHARED_DTYPES and not x.requires_grad and _is_plain(x)
 
 
 def _in_numpy(size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `function` of arrays of so many bytes, in as many threads as torch has where that helps."""
+    """Return function(*arguments) as tensors; for arrays of many bytes use torch's number of threads."""
     if size < THREADS_FROM // 4:
-        made = function(*arguments)
+        result = function(*arguments)
     else:
         with threads_by_default(torch.get_num_threads()):
-            made = function(*arguments)
-    return tuple(map(torch.from_numpy, made)) if isinstance(made, tuple) else torch.from_numpy(made)
+            result = function(*arguments)
+    return tuple(map(torch.from_numpy, result)) if isinstance(result, tuple) else torch.from_numpy(result)
