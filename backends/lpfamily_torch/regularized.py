@@ -68,11 +68,11 @@ def regularized_loss(
     beta KL(f(x) || f(x + eps)) with f(x) held constant.
 
     The passes that compute eps compute the input gradient and no other, and have no side effects:
-    `param.grad` and the modes of modules are as before, parameters and buffers are the same tensors with the
-    same bits, and random states are restored: those of torch (on the CPU and on x's device), of Python, of
-    NumPy, and of generators that the model has. Other attributes of modules are not restored, nor are
-    parameters above 1 MiB or in a module of torch's own: a pass that changes one of these in place is an
-    error. A change through `.data` goes unseen, and stays, in such a parameter and in a buffer above 1 MiB.
+    `param.grad` and the modes of modules are as before, and parameters and buffers are the same tensors with
+    the same bits. Random states are restored: those of torch (on the CPU and on x's device), of Python, of NumPy, and
+    of generators that the model has. Other attributes of modules are not restored. Nor is a parameter above
+    1 MiB, or in a module of torch's own, but a pass that changes one in place raises an error. A change
+    through `.data` goes unseen: it stays in such a parameter, and in a buffer above 1 MiB.
 
     The weights are trained by an ordinary call of the model, with the side effects of such a call: at x + eps
     for "perturb", at x for "penalty" and for direction="outputs". `clean_weight`, a difference and a
@@ -84,13 +84,13 @@ def regularized_loss(
     Parameters
     ----------
     model
-        A module in the mode that it is trained in, or any callable. The modules of a callable are restored
-        where its code shows them. A function shows the globals and cells that its code names, and the
-        defaults of its arguments; a partial, a method or another object, and an object that a function names,
-        shows its attributes. The model may be compiled, wrapped in DistributedDataParallel (around the
-        compiled module, not inside it) or in Opacus' GradSampleModule, and run under autocast. It must not be
-        TorchScript, lazy before its first pass, or checkpointed with use_reentrant=True, and must not change
-        its input in place.
+        A module in the mode that it is trained in, or any callable. The modules that a callable uses are
+        restored as far as its code shows them: a function shows the globals and cells that its code names,
+        and the defaults of its arguments; a partial, a method or another object, and an object that a
+        function names, shows its attributes. The model may be compiled, wrapped in DistributedDataParallel
+        (around the compiled module, not inside it) or in Opacus' GradSampleModule, and run under autocast. It
+        must not be TorchScript, lazy before its first pass, or checkpointed with use_reentrant=True, and must
+        not change its input in place.
     loss
         `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`. None is for a
         batch without labels, with direction="outputs".
@@ -147,7 +147,8 @@ def regularized_loss(
         Autocast is off in these passes, unless x is in half precision.
     ignore_index
         The label that "log-odds" and "binary-log-odds" leave out, as the loss should: 255 for a void pixel,
-        -1 or NaN for a missing target; or None. An example without any other label stays where it is.
+        -1 or NaN for a missing target. None leaves out nothing. An example without any other label stays
+        where it is.
     steps, start
         The number of Frank-Wolfe steps, one gradient each, and where in the ball they start, as in
         `lpfamily.ascend`: a perturbation, or a `torch.Generator` that draws one.
