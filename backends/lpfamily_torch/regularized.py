@@ -69,10 +69,10 @@ def regularized_loss(
 
     The passes that compute eps compute the input gradient and no other, and have no side effects:
     `param.grad` and the modes of modules are as before, and parameters and buffers are the same tensors with
-    the same bits. Random states are restored: those of torch (on the CPU and on x's device), of Python, of NumPy, and
-    of generators that the model has. Other attributes of modules are not restored. Nor is a parameter above
-    1 MiB, or in a module of torch's own, but a pass that changes one in place raises an error. A change
-    through `.data` goes unseen: it stays in such a parameter, and in a buffer above 1 MiB.
+    the same bits. Random states are restored: those of torch (on the CPU and on x's device), of Python, of
+    NumPy, and of generators that the model has. Other attributes of modules are not restored. Nor is a
+    parameter above 1 MiB, or in a module of torch's own, but a pass that changes one in place raises an
+    error. A change through `.data` goes unseen: it stays in such a parameter, and in a buffer above 1 MiB.
 
     The weights are trained by an ordinary call of the model, with the side effects of such a call: at x + eps
     for "perturb", at x for "penalty" and for direction="outputs". `clean_weight`, a difference and a
