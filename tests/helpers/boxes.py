@@ -1,10 +1,11 @@
 """Cases of a ball and a box, the step that gains most there, and laws that several functions obey."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 
 from helpers.laws import FEW, Case, cases, closed_form, dual, norms, scaled
 from helpers.libraries import Floats
@@ -143,3 +144,39 @@ def loses_nothing_to_clipping(epsilon, box):
     clipped = np.sign(clipped) * np.minimum(np.abs(clipped), box.wall)
     least = box.gain(clipped) * (1 - case.tolerance) - box.slack
     assert np.all(box.gain(box.step(epsilon)) >= least), box
+
+
+def moves_nothing_further_outside(epsilon, box):
+    seen = box.case.floats.seen
+    sides = (seen(box.x), seen(box.low), seen(box.high), box.ulp)
+    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in sides)
+    reached = x + box.step(epsilon)
+    assert np.all(reached >= np.minimum(x, low - ulp)), box
+    assert np.all(reached <= np.maximum(x, high + ulp)), box
+
+
+def spends_nothing_outside_the_mask(epsilon, box):
+    # whatever stands there, x out of its bounds included
+    mask = box.case.rng.random(box.case.grad.shape) < 0.6
+    noise = box.case.rng.choice([math.nan, math.inf, 1.0], mask.shape)
+    inside = replace(box, case=replace(box.case, grad=np.where(mask, box.case.grad, 0)))
+    outside = replace(
+        box,
+        case=replace(box.case, grad=np.where(mask, box.case.grad, noise)),
+        x=np.where(mask, box.x, 7),
+    )
+    step = outside.step(epsilon, mask=box.case.lib.from_numpy(mask))
+    assert_array_equal(step, inside.step(epsilon))
+
+
+def keeps_nan_in_its_row(epsilon, box):
+    case = box.case
+    hit = case.rng.random(len(case.grad)) < 0.5
+    grad = case.grad.copy().reshape(case.rows.shape)
+    grad[hit, 0] = math.nan
+    step = replace(box, case=replace(case, grad=grad.reshape(case.grad.shape))).step(epsilon)
+    nan = np.isnan(step)
+    assert_array_equal(nan[:, 0], hit)
+    if case.p < math.inf:
+        assert_array_equal(nan.all(axis=1), hit)
+    assert not nan[~hit].any()

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from numpy.testing import assert_allclose
 
+from lpfamily import error_log_odds
 from lpfamily.training import data
 
 
@@ -82,3 +84,48 @@ class OfEquinox(equinox.Module):
 
 def of_batch(model, x, state):
     return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+
+
+OBJECTIVES = {
+    "perturb": {},
+    "mixed": {"clean_weight": 0.3},
+    "steps": {"steps": 3},
+    "penalty": {"objective": "penalty"},
+    "difference": {"objective": "penalty", "penalty_by": "difference"},
+}
+
+
+def odds(params, x, labels):
+    return error_log_odds(logits_of(params, x), labels)
+
+
+def values_and_slopes(function, params, *rest):
+    """Return the values of each example, and the derivative of their sum with respect to the weights."""
+
+    def total(params):
+        values = function(params, *rest)
+        return values.sum(), values
+
+    slopes, values = jax.grad(total, has_aux=True)(params)
+    return values, slopes
+
+
+# Compiling takes the time of these tests: without XLA's own optimisation, and many cases in a program.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def run(function, *arrays):
+    """Return what a compiled function makes of arrays as they are, float64 too, as NumPy's."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, compiled(function)(*jax.tree.map(jnp.asarray, arrays)))
+
+
+def logits_at(params, x, *_):
+    return logits_of(params, x)
+
+
+BETWEEN = {"outputs": logits_at, "beta": 3.0}
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)

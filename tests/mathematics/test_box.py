@@ -2,7 +2,6 @@
 
 import functools
 import math
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -16,18 +15,21 @@ from helpers.boxes import (
     Box,
     attains_the_most,
     boxes,
+    keeps_nan_in_its_row,
     loses_nothing_to_clipping,
     maximiser,
+    moves_nothing_further_outside,
+    spends_nothing_outside_the_mask,
     stays_in_ball_and_box,
 )
-from helpers.laws import Case, closed_form, norms
+from helpers.laws import closed_form, norms
 from helpers.libraries import P, numpy_readonly
 from helpers.libraries_under_test import NAMES
 from helpers.mutants import check as check_law
 from lpfamily import ascend, certify, epsilon, project
 from lpfamily._arrays import namespace_of
 from lpfamily.box import step_in_box
-from lpfamily.libraries import largest_first, multipliers, threads
+from lpfamily.libraries import largest_first, multipliers
 from lpfamily.libraries import rows as rows_of_numpy
 from lpfamily.nearest import nearest
 
@@ -35,15 +37,6 @@ needs_jax = pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test
 
 
 # The laws.
-
-
-def moves_nothing_further_outside(epsilon, box):
-    seen = box.case.floats.seen
-    sides = (seen(box.x), seen(box.low), seen(box.high), box.ulp)
-    x, low, high, ulp = (a.reshape(box.case.rows.shape) for a in sides)
-    reached = x + box.step(epsilon)
-    assert np.all(reached >= np.minimum(x, low - ulp)), box
-    assert np.all(reached <= np.maximum(x, high + ulp)), box
 
 
 def is_unbounded_where_the_box_is(epsilon, box):
@@ -81,33 +74,6 @@ def hands_on_what_infinite_entries_leave(epsilon, box):
     most = finite.gain(np.stack([maximiser(row, case.p, radius, near) for row, radius, near in rows]))
     got = finite.gain(np.where(flat, 0, step))
     assert np.all(got >= most * (1 - 2 * case.tolerance) - finite.slack), other
-
-
-def spends_nothing_outside_the_mask(epsilon, box):
-    # whatever stands there, x out of its bounds included
-    mask = box.case.rng.random(box.case.grad.shape) < 0.6
-    noise = box.case.rng.choice([math.nan, math.inf, 1.0], mask.shape)
-    inside = replace(box, case=replace(box.case, grad=np.where(mask, box.case.grad, 0)))
-    outside = replace(
-        box,
-        case=replace(box.case, grad=np.where(mask, box.case.grad, noise)),
-        x=np.where(mask, box.x, 7),
-    )
-    step = outside.step(epsilon, mask=box.case.lib.from_numpy(mask))
-    assert_array_equal(step, inside.step(epsilon))
-
-
-def keeps_nan_in_its_row(epsilon, box):
-    case = box.case
-    hit = case.rng.random(len(case.grad)) < 0.5
-    grad = case.grad.copy().reshape(case.rows.shape)
-    grad[hit, 0] = math.nan
-    step = replace(box, case=replace(case, grad=grad.reshape(case.grad.shape))).step(epsilon)
-    nan = np.isnan(step)
-    assert_array_equal(nan[:, 0], hit)
-    if case.p < math.inf:
-        assert_array_equal(nan.all(axis=1), hit)
-    assert not nan[~hit].any()
 
 
 def is_scale_free(epsilon, box):
@@ -436,142 +402,6 @@ def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypa
     assert sum(sorted_) < grad.size
 
 
-@st.composite
-def boxed_points(draw, lib):
-    """Draw a box and the point that is projected: far from the ball, or near it."""
-    box = draw(boxes(lib))
-    size = np.minimum(norms(box.case.rows, box.case.p), box.case.floats.largest / 4).astype(float)
-    share = np.array([draw(st.sampled_from([0.5, 1 - 1e-4, 0.01, 2.0])) for _ in size])
-    near = lib.floats[box.case.floats.compute].round(share * size)
-    return replace(box, case=replace(box.case, sigma=near)) if draw(st.booleans()) else box
-
-
-def nothing_in_ball_and_box_is_nearer(project, box):
-    """<v - y, z - y> <= 0 for every z of ball and box; the most of <v - y, z> is known."""
-    case, y = box.case, box.step(project).astype(np.longdouble)
-    rest = case.rows - y
-    rows = zip(rest.astype(float), case.radii, box.wall, strict=True)
-    if case.p == math.inf:
-        best = np.sign(rest) * np.minimum(case.radii[:, None], box.wall)
-    else:
-        best = np.stack([maximiser(row, case.p, radius, wall) for row, radius, wall in rows])
-    unit = np.maximum(np.abs(case.rows).max(axis=1, keepdims=True), case.floats.least)
-    gap = np.sum(rest / unit * (best - y), axis=1)
-    parts = (np.abs(rest) + np.abs(case.rows)) / unit * (np.abs(y) + np.abs(best))
-    bad = ~(gap <= 16 * case.tolerance * np.sum(parts, axis=1) + box.slack)
-    assert not bad.any(), f"nearer by {gap[bad]} of {np.sum(parts, axis=1)[bad]}\n{box}"
-
-
-PROJECT_LAWS = [
-    stays_in_ball_and_box,
-    moves_nothing_further_outside,
-    nothing_in_ball_and_box_is_nearer,
-    spends_nothing_outside_the_mask,
-    keeps_nan_in_its_row,
-]
-
-
-@pytest.mark.parametrize("law", PROJECT_LAWS, ids=lambda law: law.__name__)
-@given(data=st.data())
-def test_project_in_a_box(data, lib, law):
-    law(project, data.draw(boxed_points(lib)))
-
-
-@pytest.mark.parametrize("p", [1, 1.05, 1.5, 2, 2.7, 5, 20, math.inf])
-def test_walls_as_far_as_the_radius(lib, p):
-    rng, floats = np.random.default_rng(4), lib.floats["float32"]
-    grad = floats.round(rng.standard_normal((200, 6)))
-    wall = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
-    box = Box(Case(lib, floats, grad, p, 1.0, 0), np.zeros_like(wall), -wall, wall)
-    attains_the_most(epsilon, box)
-    stays_in_ball_and_box(project, box)
-    nothing_in_ball_and_box_is_nearer(project, box)
-
-
-@pytest.mark.parametrize("p", [1.5, 2, 3])
-def test_projecting_leaves_zero_entries_where_they_are(lib, p):
-    """A wall that underflows in units of sigma is no further than a zero entry may go."""
-    v, high = (lib.from_numpy(np.asarray([row], "f4")) for row in ([3e24, 0, 1e24], [1e30, 1e-37, 1e30]))
-    assert lib.to_numpy(project(v, p, 3e9, x=0.0, bounds=(-1e30, high)))[0, 1] == 0
-
-
-@pytest.mark.parametrize("walled", [False, True])
-@given(data=st.data(), per_block=st.integers(1, 4))
-def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
-    box = data.draw(boxed_points(numpy_readonly()))
-    case, compute = box.case, box.case.floats.compute
-    operands = [case.rows.astype(compute), case.radii.astype(compute)[:, None], box.wall.astype(compute)]
-    operands = operands if walled else operands[:2]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_of_numpy, "CACHE_BYTES", per_block * operands[0][0].nbytes)
-        blocks = nearest(case.p, *operands).astype(np.longdouble)
-    with np.errstate(all="ignore"):
-        definition = nearest.value(case.p, *operands).astype(np.longdouble)
-    size, underflow = norms(definition, 2), 4 * case.underflow
-    assert np.all(norms(blocks - definition, 2) <= 64 * case.tolerance * size + underflow), box
-    longest = norms(definition, case.p) * (1 + case.tolerance) + underflow
-    assert np.all(norms(blocks, case.p) <= np.maximum(longest, case.radii)), box
-
-
-def hard_rows(p, d):
-    """Return operands with zeros, twelve decades, ties, and walls of which many are 0 or 1."""
-    rng = np.random.default_rng(0)
-    grad = rng.standard_normal((60, d))
-    grad[::4] *= rng.random((15, d)) < 0.23
-    grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, d))
-    grad[2::4] = np.round(grad[2::4])
-    wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
-    return [a.astype(np.float32) for a in (grad, np.full((60, 1), d ** (1 / p) / 32), wall)]
-
-
-@pytest.mark.parametrize(
-    ("p", "d"),
-    [(1, 7), *((p, 600) for p in (1, 1.05, 1.3, 1.5, 2, 2.7, 3, 4, 6, 10, 20, math.inf))],
-)
-def test_numpy_blocks_leave_only_rare_rows_to_the_definition(p, d, monkeypatch):
-    operands, left = hard_rows(p, d), []
-    fill_blocks = multipliers.fill_blocks
-
-    def counted(primitive, fill, p, *operands):
-        def counting(*arguments):
-            valid = fill(*arguments)
-            left.append(np.count_nonzero(~valid))
-            return valid
-
-        return fill_blocks(primitive, counting, p, *operands)
-
-    monkeypatch.setattr(multipliers, "fill_blocks", counted)
-    for primitive, few in (step_in_box, operands), (nearest, operands[:2]), (nearest, operands):
-        left.clear()
-        primitive(p, *few)
-        assert sum(left) <= (20 if p < 1.1 else 0), primitive.name
-
-
-@pytest.mark.jax
-@needs_jax
-@pytest.mark.parametrize("exponent", [1, 1.3, 2, 4])
-def test_jax_leaves_no_row_to_the_definition(exponent, monkeypatch):
-    from lpfamily_jax import multipliers as kernels
-
-    def checked(primitive, kernel, p, *operands):
-        size, valid = kernel(*operands)
-        assert valid.all(), primitive.name
-        with np.errstate(all="ignore"):
-            definition = primitive.value(p, *(a.astype(float) for a in operands))
-        error = norms(np.copysign(size, operands[0]) - definition, p)
-        assert np.all(error <= 64 * (16 + d**0.5) * np.finfo("f4").eps * operands[1][:, 0])
-
-    monkeypatch.setattr(kernels, "_where_exact", checked)
-    for d in 7, 600:
-        v, *rest = hard_rows(exponent, d)
-        if exponent == 1.3 and d == 7:  # some of whose rows have one entry of any size, which is at its wall
-            v[1::4] = v[3::4]
-        kernels.step_in_box_rows(exponent, v, *rest)
-        kernels.nearest_rows(exponent, v, *rest)
-        if exponent != 2:
-            kernels.nearest_rows(exponent, v, rest[0])
-
-
 def test_many_entries_that_are_alike_spend_the_budget(lib):
     """A sum that adds one after another loses d / 8 units in the last place."""
     d = 1 << 15
@@ -580,46 +410,6 @@ def test_many_entries_that_are_alike_spend_the_budget(lib):
         arrays = (lib.from_numpy(a, "float32") for a in (grad, x))
         step = lib.to_numpy(function(next(arrays), p, d ** (1 / p) / 32, x=next(arrays), bounds=(0, 1)))
         assert_allclose(norms(step, p).astype(float), d ** (1 / p) / 32, rtol=(16 + d**0.5) * 2.0**-23)
-
-
-@pytest.mark.parametrize("p", [1, 1.5, 2, 2.7, math.inf])
-def test_threads_change_no_byte(p, monkeypatch):
-    rng = np.random.default_rng(1)
-    grad, x = rng.standard_normal((50, 300)).astype("f4"), rng.random((50, 300)).astype("f4")
-    grad[7, 3], grad[8, 0], grad[9] = math.nan, math.inf, 0
-    monkeypatch.setattr(rows_of_numpy, "CACHE_BYTES", 5 * grad[0].nbytes)
-    monkeypatch.setattr(rows_of_numpy, "THREADS_FROM", 0)
-    box = {"x": x, "bounds": (0, 1)}
-    results = []
-    for count in 1, 3:
-        with threads(count):
-            steps = epsilon(grad, p, 0.5), epsilon(grad, p, 0.5, **box), project(grad, p, 0.5, **box)
-            results.append([step.tobytes() for step in (*steps, project(grad, p, 0.5))])
-    assert results[0] == results[1]
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "several"), [(1, 1 << 30, False), (3, 1 << 30, True), (3, 1, False)]
-)
-def test_as_many_threads_as_are_allowed(count, size, several):
-    workers, together = set(), threading.Barrier(count if several else 1, timeout=30)
-
-    def work(blocks):
-        workers.add(threading.get_ident())
-        together.wait()
-        assert len(blocks) == 6 / together.parties
-
-    with threads(count):
-        rows_of_numpy.share_out(work, range(6), size)
-    assert len(workers) == together.parties
-
-
-def test_what_goes_wrong_in_a_thread_is_raised():
-    def work(blocks):
-        raise MemoryError
-
-    with pytest.raises(MemoryError), threads(2):
-        rows_of_numpy.share_out(work, range(4), 1 << 30)
 
 
 @given(data=st.data(), per_block=st.integers(1, 4), sampled_from=st.sampled_from([1, 512]))
@@ -747,34 +537,6 @@ def beyond_the_ball(grad, p, sigma, *, x, bounds, mask=None):
 
 def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
-
-
-def projection_scaled_and_clipped(v, p, sigma, *, x, bounds, mask=None):
-    rows = v.reshape(len(v), -1)
-    size = np.maximum(norms(rows, p), 1e-300)
-    factor = np.minimum(1, np.broadcast_to(sigma, len(v)) / size).reshape(-1, *[1] * (v.ndim - 1))
-    return np.clip((v * factor).astype(v.dtype), bounds[0] - x, bounds[1] - x)
-
-
-def projection_without_walls(v, p, sigma, *, x, bounds, mask=None):
-    return project(v, p, sigma, mask=mask)
-
-
-def projection_short_of_the_ball(v, p, sigma, *, x, bounds, mask=None):
-    return project(v, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
-
-
-PROJECTION_MUTANTS = [
-    (projection_scaled_and_clipped, nothing_in_ball_and_box_is_nearer),
-    (projection_without_walls, stays_in_ball_and_box),
-    (projection_short_of_the_ball, nothing_in_ball_and_box_is_nearer),
-]
-
-
-@pytest.mark.parametrize(("mutant", "law"), PROJECTION_MUTANTS, ids=lambda function: function.__name__)
-def test_a_mistake_in_projecting_breaks_its_law(mutant, law):
-    with pytest.raises(AssertionError), np.errstate(all="ignore"):
-        check_law(law, mutant, boxed_points(numpy_readonly()))
 
 
 def walls_ignored(x, wall, t):

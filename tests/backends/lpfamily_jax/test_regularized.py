@@ -14,37 +14,36 @@ from numpy.testing import assert_allclose, assert_array_equal
 from helpers.backends_under_test import NAMES
 from helpers.boxes import maximiser
 from helpers.commandline import python
-from helpers.jax_models import OfEquinox, OfFlax, by_hand, digits, logits_of, loss, losses, of_batch, problem
+from helpers.jax_models import (
+    BETWEEN,
+    OBJECTIVES,
+    assert_same,
+    by_hand,
+    compiled,
+    logits_at,
+    logits_of,
+    loss,
+    odds,
+    problem,
+    run,
+    values_and_slopes,
+)
 from helpers.jaxprs import dot_generals
 from helpers.laws import closed_form, dual, norms
 from helpers.libraries import P
-from lpfamily import binary_error_log_odds, cross_entropy, epsilon, error_log_odds, project
+from lpfamily import binary_error_log_odds, cross_entropy, error_log_odds, project
 
 if "jax" not in NAMES:
     pytest.skip("JAX is not under test", allow_module_level=True)
 
-import equinox
 import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 
 from lpfamily_jax import regularize
 
 pytestmark = pytest.mark.jax
 
-OBJECTIVES = {
-    "perturb": {},
-    "mixed": {"clean_weight": 0.3},
-    "steps": {"steps": 3},
-    "penalty": {"objective": "penalty"},
-    "difference": {"objective": "penalty", "penalty_by": "difference"},
-}
 LAYERS = 2
-
-
-def odds(params, x, labels):
-    return error_log_odds(logits_of(params, x), labels)
 
 
 # The definition: the network's derivatives by hand, and eq. 3 from `laws`.
@@ -89,27 +88,6 @@ def defined(objective, params, x, labels, p, radii):
             array[index] = middle
             slope[index] = (sides[0] - sides[1]) / 2e-6
     return penalised(params), slopes
-
-
-def values_and_slopes(function, params, *rest):
-    """Return the values of each example, and the derivative of their sum with respect to the weights."""
-
-    def total(params):
-        values = function(params, *rest)
-        return values.sum(), values
-
-    slopes, values = jax.grad(total, has_aux=True)(params)
-    return values, slopes
-
-
-# Compiling takes the time of these tests: without XLA's own optimisation, and many cases in a program.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def run(function, *arrays):
-    """Return what a compiled function makes of arrays as they are, float64 too, as NumPy's."""
-    with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, compiled(function)(*jax.tree.map(jnp.asarray, arrays)))
 
 
 CASES = {
@@ -346,111 +324,6 @@ def test_a_tree_maps_over_examples():
     assert_allclose(one, other, rtol=1e-12)
 
 
-def kl(clean, logits):
-    f, g = jax.nn.log_softmax(clean), jax.nn.log_softmax(logits)
-    return (jnp.exp(f) * (f - g)).sum(axis=-1)
-
-
-def logits_at(params, x, *_):
-    return logits_of(params, x)
-
-
-BETWEEN = {"outputs": logits_at, "beta": 3.0}
-
-
-def test_between_outputs_a_step_is_one_of_power_iteration():
-    """By the dense Hessian of the divergence; repeated, it ends at the leading eigenvector."""
-    params, x, labels = problem()
-    start = 1e-7 * np.random.default_rng(0).standard_normal(x.shape)  # in all balls
-
-    def of_one(params, x, at):
-        return kl(jax.lax.stop_gradient(logits_of(params, x)), logits_of(params, at))
-
-    def train(params, x, labels, start):
-        dense = jax.vmap(lambda x: jax.hessian(lambda at: of_one(params, x, at))(x))(x)
-        found = {}
-        for p in 1.5, 2.0:
-            seen = regularize(
-                lambda params, x, labels, start: (loss(params, x, labels), x),
-                p, sigma=1e-6, start=lambda *given: given[-1], has_aux=True, **BETWEEN,
-            )  # fmt: skip
-            robust = regularize(None, p, sigma=1e-6, start=lambda *given: given[-1], **BETWEEN)
-            found[p] = robust(params, x, labels, start), seen(params, x, labels, start)[1]
-        last = jax.lax.fori_loop(0, 60, lambda _, start: moved(params, x, start), start)
-        return dense, found, last
-
-    def moved(params, x, start):
-        """Return eps, which the outputs see."""
-        at = []
-
-        def seen(params, x):
-            at.append(x)
-            return logits_of(params, x)
-
-        regularize(None, 2, sigma=1e-6, start=lambda *_: start, outputs=seen, beta=1.0)(params, x)
-        return at[-2] - x
-
-    dense, found, last = run(train, params, x, labels, start)
-    turned = (dense @ start[..., None])[..., 0]
-    for p, (apart, at) in found.items():
-        assert_array_equal(at, x)  # the aux is of the clean input
-        eps = closed_form(turned, p, np.full(4, 1e-6)).astype(np.float64)
-        quadratic = (eps * (dense @ eps[..., None])[..., 0]).sum(axis=1) / 2
-        assert_allclose(apart, 3 * quadratic, rtol=1e-3)
-    leading = np.linalg.eigh(dense)[1][..., -1]
-    assert_allclose(np.abs((last * leading).sum(axis=1)), 1e-6, rtol=1e-5)
-
-
-def test_between_outputs_it_is_the_loss_of_trades_and_without_labels_of_vat():
-    options = {"p": math.inf, "sigma": 0.2, "steps": 2, "start": lambda *_: jax.random.key(3)}
-
-    def train(params, x, labels):
-        seen = []
-
-        def looking(params, x, *_):
-            seen.append(x)
-            return logits_of(params, x)
-
-        def by_hand(trained, labels):
-            clean = logits_of(trained, x)
-            far = kl(clean if labels is not None else jax.lax.stop_gradient(clean), logits_of(trained, at))
-            return 3 * far + (0 if labels is None else loss(trained, x, labels))
-
-        found, expected = [], []
-        for function, rest in (loss, (x, labels)), (None, (x,)):
-            robust = regularize(function, **options, outputs=looking, beta=3.0)
-            found.append(values_and_slopes(robust, params, *rest))
-            robust(params, *rest)
-            at = jax.lax.stop_gradient(seen[-2])
-            expected.append(values_and_slopes(by_hand, params, labels if function else None))
-        return found, expected
-
-    assert_same(*run(train, *problem()))
-
-
-def test_between_outputs_no_step_follows_rounding_errors():
-    params, x, _ = problem(n=40)
-    directions = np.random.default_rng(1).standard_normal(x.shape)
-
-    def train(params, x, start):
-        seen = []
-
-        def looking(params, x):
-            seen.append(x)
-            return logits_of(params, x)
-
-        regularize(None, sigma=0.5, start=lambda *_: start, outputs=looking, beta=1.0)(params, x)
-        return seen[-2] - x
-
-    exact = run(train, params, x, 1e-5 * directions)
-    single = jax.tree.map(np.float32, (params, x))
-    for length, least, most in (0, 0, 0), (1e-30, 0, 0), (1e-6, 0, 39), (1e-2, 40, 40):
-        eps = run(train, *single, np.float32(length * directions))
-        still = np.abs(eps).max(axis=1) < 1e-6
-        assert least <= np.sum(~still) <= most
-        assert np.all((eps * exact).sum(axis=1)[~still] > 0.9 * 0.25)
-
-
 def test_in_a_box_it_is_the_exact_maximum():
     rng = np.random.default_rng(1)
     w, x = rng.standard_normal((5, 8)), np.clip(rng.normal(0.5, 0.5, (5, 8)), 0, 1)
@@ -678,10 +551,6 @@ def test_it_maps_over_examples_and_computes_again_what_it_forgot():
     assert_same(rest[2], rest[0])
 
 
-def assert_same(found, expected):
-    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
-
-
 def test_nan_stays_in_its_example():
     params, x, labels = problem()
     spoilt = x.copy()
@@ -792,104 +661,6 @@ for options in {}, {"objective": "penalty"}:
         assert {math.prod(map(int, shape.split(","))) for shape in shapes} == exchanged, results
         np.testing.assert_allclose(function(*put), function(w, x), rtol=1e-5, atol=1e-6)
 """
-
-
-# Loops: of Optax's users, of Flax's and of Equinox's.
-
-STEPS, RADIUS = 40, 0.3
-
-
-def assert_learnt(model):
-    """Raise unless a function to logits fits the digits, and withstands the steepest step."""
-    x, labels = digits()
-
-    @compiled
-    def judge(x):
-        values, back = jax.vjp(lambda x: losses(model, x, labels), x)
-        eps = epsilon(back(jnp.ones_like(values))[0], 2, RADIUS)
-        return values.mean(), (model(x + eps).argmax(axis=1) != labels).mean()
-
-    value, error = judge(x)
-    assert value < 1  # of chance it is log 10
-    assert error < 0.4  # of chance it is 0.9
-
-
-def test_a_loop_of_optax():
-    x, labels = digits()
-    rng = np.random.default_rng(0)
-    params = tuple(jnp.asarray(0.1 * rng.standard_normal(n), "float32") for n in ((64, 32), 32, (32, 10), 10))
-    robust, optimizer = regularize(loss, sigma=RADIUS, direction=odds), optax.adam(0.02)
-
-    @compiled
-    def step(params, state):
-        updates, state = optimizer.update(jax.grad(lambda p: robust(p, x, labels).mean())(params), state)
-        return optax.apply_updates(params, updates), state
-
-    state = optimizer.init(params)
-    for _ in range(STEPS):
-        params, state = step(params, state)
-    assert_learnt(lambda x: logits_of(params, x))
-
-
-def test_a_loop_of_flax():
-    x, labels = digits()
-    model = OfFlax()
-    robust, optimizer = (
-        regularize(losses, sigma=RADIUS),
-        nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param),
-    )
-
-    @nnx.jit
-    def step(model, optimizer):
-        optimizer.update(model, nnx.grad(lambda model: robust(model, x, labels).mean())(model))
-
-    for _ in range(STEPS):
-        step(model, optimizer)
-    assert_learnt(nnx.view(model, deterministic=True, use_running_average=True))
-    assert model.dropout.rngs.count[...] == STEPS
-
-
-def test_modules_of_flax_change_as_in_a_plain_step():
-    x, labels = digits()
-    names = "mixed", "penalty", "difference"
-    functions = [losses, *(regularize(losses, sigma=0.0, **OBJECTIVES[name]) for name in names)]
-    models = [OfFlax() for _ in functions]
-
-    def slopes(function, model):
-        return nnx.grad(lambda model: function(model, x, labels).mean())(model)
-
-    found = nnx.jit(lambda models: list(map(slopes, functions, models)))(models)
-    states = [nnx.to_pure_dict(nnx.state(model, (nnx.BatchStat, nnx.RngCount))) for model in models]
-    expected, *others = [nnx.to_pure_dict(part) for part in found]
-    for other, state in zip(others, states[1:], strict=True):
-        jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-3), (other, state), (expected, states[0]))
-
-
-def test_a_loop_of_equinox():
-    x, labels = digits()
-    model, state = equinox.nn.make_with_state(OfEquinox)()
-
-    def with_state(model, x, labels, state):
-        logits, state = of_batch(model, x, state)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), state
-
-    robust, optimizer = regularize(with_state, sigma=RADIUS, has_aux=True), optax.adam(0.02)
-
-    @equinox.filter_jit
-    def step(model, state, moments):
-        def mean(model):
-            values, new = robust(model, x, labels, state)
-            return values.mean(), new
-
-        slopes, state = equinox.filter_grad(mean, has_aux=True)(model)
-        updates, moments = optimizer.update(slopes, moments)
-        return equinox.apply_updates(model, updates), state, moments
-
-    moments = optimizer.init(equinox.filter(model, equinox.is_array))
-    for _ in range(STEPS):
-        model, state, moments = step(model, state, moments)
-    quiet = equinox.nn.inference_mode(model)
-    assert_learnt(lambda x: of_batch(quiet, x, state)[0])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
