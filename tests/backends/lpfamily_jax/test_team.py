@@ -171,7 +171,7 @@ def test_what_cannot_be_joined_is_bad_input(tmp_path):
         "JAX_PROCESS_ID must be a whole number from 0 to 1; got 'x'",
         "127.0.0.1:1: the coordinator does not answer .* start process 0",
         "its port cannot be used here .* give a free one",
-        "set JAX_NUM_PROCESSES to how many there are",
+        "set JAX_NUM_PROCESSES to the number of processes",
     ]
     assert len(lines) == len(patterns), lines
     for line, pattern in zip(lines, patterns, strict=True):
