@@ -414,7 +414,7 @@ def network_notes(setting: Setting, outcomes: Mapping[str, Outcome]) -> list[str
         f"{NETWORKS[name].label}, {run['epochs']} epochs, test error {run['clean']:.2%}"
         for name, run in outcomes.items()
     )
-    notes = [f"The networks (seed 0): {each}."]
+    notes = [f"Networks (seed 0): {each}."]
     for name, run in outcomes.items():
         # results of earlier versions have no number of test examples
         notes += chance_notes({name: [run]}, run.get("test_examples", 0))

@@ -138,12 +138,12 @@ def test_the_sentence_says_what_was_found(contents):
     for sentence, name in zip(plot.notes, theory.NAMES, strict=False):
         for p, each in found["steps"][name].items():
             bound = theory.holds_to(each, "eq4")
-            assert f"at p = {p} " + ("nowhere" if bound is None else f"to {bound:.2g}") in sentence
+            assert f"p = {p}: " + ("nowhere" if bound is None else f"up to {bound:.2g}") in sentence
     bent = json.loads(json.dumps(found))
     for each in bent["steps"][theory.NAMES[0]]["2"]:
         each["predicted"]["eq4"] = 2 * each["measured"]
     said = next(CHAPTER.experiments[0].report(Setting(None, None), bent)).notes[0]
-    assert "at p = 2 nowhere" in said
+    assert "p = 2: nowhere" in said
     assert said != plot.notes[0]
 
 

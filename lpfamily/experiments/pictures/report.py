@@ -104,7 +104,7 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
             "Below each image: the network's prediction and its probability, coloured and bold if it is "
             "wrong.",
             *remarks,
-            *network_notes(setting, result["runs"]),
+            *network_notes(setting, {network: result["runs"][network] for network in names}),
         )
         yield Plot(name, title, alt, draw, (7.0, 0.1 + 0.9 * len(names)), notes)
 

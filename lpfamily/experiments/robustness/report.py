@@ -65,7 +65,12 @@ def _plot(name: str, result: Json) -> Plot:
         "under noise of the same norm.",
         functools.partial(robustness_curves, result=result),
         (9.0, 3.4),
-        tuple(f"{each[0].upper()}{each[1:]}." for each in findings(result)),
+        (
+            f"Errors on the first {result['examples']} test examples, with a band of one standard error; "
+            "one panel per p. The dotted line is the sigma of the recipe, converted to this p; plain "
+            "training does not use it.",
+            *(f"{each[0].upper()}{each[1:]}." for each in findings(result)),
+        ),
     )
 
 

@@ -61,19 +61,19 @@ def _draw(result: Json, figure: Figure) -> None:
 
 def _limit(increases: Sequence[Increase], model: str) -> str:
     last = measure.holds_to(increases, model)
-    return "nowhere" if last is None else f"to {last:.2g}"
+    return "nowhere" if last is None else f"up to {last:.2g}"
 
 
 def _reach(result: Json, name: str) -> str:
     """Return up to which sigma the predictions hold for a network, in a sentence."""
     steps = [
-        f"at p = {p} {_limit(each, 'eq4')} ({_limit(each, 'eq13')})"
+        f"p = {p}: {_limit(each, 'eq4')} (eq. 13: {_limit(each, 'eq13')})"
         for p, each in result["steps"][name].items()
     ]
     noise = _limit(result["noise"][name], "remark1")
     return (
-        f"{NETWORKS[name].label}: range of sigma in which eq. 4 (eq. 13) is within {TOLERANCE:.0%} of the "
-        f"measured increase: {'; '.join(steps)}. The trace of Remark 1 is, under noise: {noise}."
+        f"{NETWORKS[name].label}, the sigmas at which eq. 4 is within {TOLERANCE:.0%} of the measured "
+        f"increase: {'; '.join(steps)}. The trace of Remark 1 is, under noise: {noise}."
     )
 
 
