@@ -275,11 +275,6 @@ def _valid_largest(sigma: Floats, top: Floats) -> Rows:
     return valid
 
 
-def _valid_largest(sigma: Floats, top: Floats) -> Rows:
-    valid: Rows = (top > 0) & ~np.isnan(sigma[:, 0])
-    return valid
-
-
 def _signs(dtype: np.dtype[Any]) -> Kernel:
     # `least` is the least subnormal times `huge`, so after the clip every entry is +-least, 0 or NaN.
     info = np.finfo(dtype)
