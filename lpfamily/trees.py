@@ -63,9 +63,13 @@ def _node(x: Any) -> Node | None:
     if x is None:
         return [], [], lambda _: None
     if isinstance(x, dict):
-        return [f"[{key!r}]" for key in x], list(x.values()), lambda made: x | dict(zip(x, made, strict=True))
+        return (
+            [f"[{key!r}]" for key in x],
+            list(x.values()),
+            lambda children: x | dict(zip(x, children, strict=True)),
+        )
     if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return [f".{name}" for name in x._fields], list(x), lambda made: type(x)(*made)
+        return [f".{name}" for name in x._fields], list(x), lambda children: type(x)(*children)
     if isinstance(x, list | tuple):
         return [f"[{index}]" for index in range(len(x))], list(x), type(x)
     jax: Any = sys.modules.get("jax")  # nothing is registered with JAX before it is loaded
@@ -141,10 +145,10 @@ class Joint:
         box: Box = (),
     ) -> Joint:
         """Return a tree with the mask, scale and box of its leaves."""
-        return cls.made(name, tree, batch_ndim, *_columns(name, tree, mask, scale, box))
+        return cls.from_leaves(name, tree, batch_ndim, *_columns(name, tree, mask, scale, box))
 
     @classmethod
-    def made(
+    def from_leaves(
         cls,
         name: str,
         tree: Any,
@@ -312,15 +316,17 @@ def over_leaves(
 
     def call(first: Array, sigma: Numbers, *others: Any) -> Any:
         given = first, *others
-        joint = Joint.made(name, tree, batch_ndim, *(given[k : k + n] for k in range(0, len(given), n)))
+        joint = Joint.from_leaves(
+            name, tree, batch_ndim, *(given[k : k + n] for k in range(0, len(given), n))
+        )
         if (leaves := by_leaves(joint, sigma)) is not None:
             return tuple(leaves)
-        made = function(joint.rows, sigma, **joint.within)
-        return made if reduces else tuple(joint.split(made))
+        result = function(joint.rows, sigma, **joint.within)
+        return result if reduces else tuple(joint.split(result))
 
     first, *others = chain(*columns)
-    made = detoured(call, _paths(name, tree)[0], first, sigma, *others)
-    return made if reduces else rebuilt(tree, iter(made))
+    result = detoured(call, _paths(name, tree)[0], first, sigma, *others)
+    return result if reduces else rebuilt(tree, iter(result))
 
 
 def _columns(name: str, tree: Any, mask: Any, scale: Any, box: Box) -> list[list[Any]]:

@@ -150,7 +150,7 @@ def with_sign_of(x: Floats, u: Floats, t: Floats) -> Floats:
 
 
 def within(x: Floats, room: Floats, t: Floats) -> None:
-    """Bring the entries of x to -wall or wall where they are beyond."""
+    """Clip the entries of x to [-room, room]; t is scratch."""
     np.minimum(x, room, out=x)
     np.negative(room, out=t)
     np.maximum(x, t, out=x)
