@@ -121,14 +121,14 @@ class Batch(Examples):
     ) -> Ball:
         """Attack every example in balls of these radii, in the given order; `tick` is told which is next."""
         n, plan, before = len(self.labels), self.plan, self.gradients
-        part = np.where(self.predicted != self.labels, 0, -1)
-        smallest = np.where(part == 0, 0.0, math.inf)
+        fooled_by = np.where(self.predicted != self.labels, 0, -1)
+        smallest = np.where(fooled_by == 0, 0.0, math.inf)
         best = np.zeros(tuple(self.x.shape), self.classifier.host(self.x[:0]).dtype)
         fooled, one_step, late = [], [], np.zeros(len(sigmas), np.int64)
 
         def note(indices: Ints, eps: Array, hit: NDArray[np.bool_], sigma: Any, name: str) -> None:
             """Note which of these examples a perturbation fools, and how small it is."""
-            part[indices[hit & (part[indices] < 0)]] = PARTS.index(name)
+            fooled_by[indices[hit & (fooled_by[indices] < 0)]] = PARTS.index(name)
             # rounding can put the norm above sigma
             size = np.minimum(self.norms(indices, eps, p), sigma)
             less = hit & (size < smallest[indices])
@@ -136,7 +136,7 @@ class Batch(Examples):
 
         def attack(name: str, sigma: float, perturbations: Callable[[Ints], Array]) -> Ints:
             """Attack the examples that are left; return the indices of those that are fooled."""
-            indices = np.flatnonzero(part < 0)
+            indices = np.flatnonzero(fooled_by < 0)
             if not len(indices):
                 return indices
             eps = perturbations(indices)
@@ -159,8 +159,8 @@ class Batch(Examples):
                 attack("restarts", sigma, partial(shrink, steps=plan.steps, start=self.rng))
             for _ in range(plan.noise):
                 attack("noise", sigma, partial(self.noise, p=p, sigma=sigma))
-            fooled.append(part >= 0)
-        if plan.walk and len(indices := np.flatnonzero(part > 0)):
+            fooled.append(fooled_by >= 0)
+        if plan.walk and len(indices := np.flatnonzero(fooled_by > 0)):
             tick(len(sigmas), "smallest sigma")
             for way in boundary.WAYS:
                 start = self.here(best[indices], self.x) * way.begin
@@ -173,7 +173,7 @@ class Batch(Examples):
             p=p,
             sigmas=tuple(sigmas),
             smallest=smallest,
-            part=part,
+            part=fooled_by,
             fooled=np.array(fooled) | (smallest <= np.array(sigmas)[:, None]),
             one_step=np.array(one_step),
             late=late,
