@@ -209,7 +209,7 @@ def _completed(xp: ModuleType) -> ModuleType:
     if xp.__name__ != "ndonnx":
         return xp
     completed = ModuleType(xp.__name__, xp.__doc__)
-    # signs of zeros and NaNs do not matter here: ndonnx computes both arguments itself
+    # size is 0 where x is 0, and NaN where x is NaN, so the signs of these do not matter
     vars(completed).update(vars(xp) | {"copysign": lambda size, x: xp.where(x < 0, -size, size)})
     return completed
 

@@ -96,7 +96,7 @@ def room_to_move(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -
 def room_down_and_up(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -> tuple[Array, Array]:
     """Return how far entries may move down and up, as rows."""
     one = given.xp.ones_like(given.array)
-    down, up = (room_to_move(replace(given, array=ahead), x, low, high) for ahead in (-one, one))
+    down, up = (room_to_move(replace(given, array=grad), x, low, high) for grad in (-one, one))
     return down, up
 
 
