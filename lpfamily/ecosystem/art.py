@@ -167,7 +167,7 @@ class LpGradientMethod(EvasionAttack):
         radius: Floats = whole[(slice(None), *[0] * inner)]
         if np.any(eps != radius.reshape(-1, *[1] * inner)):
             raise ValueError(
-                f"eps must be one number per example, of shape {(len(x), *[1] * inner)}; got an array of "
+                f"eps must be one radius per example, of shape {(len(x), *[1] * inner)}; got an array of "
                 f"shape {eps.shape} that varies within an example"
             )
         return radius
