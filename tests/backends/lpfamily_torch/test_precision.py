@@ -126,7 +126,8 @@ def test_torch_a_compiled_model_has_all_but_the_penalty_by_gradient():
         assert_allclose(mine, other, rtol=1e-12)
     in_place = network()
     in_place.compile(backend="aot_eager")
-    for each in compiled, in_place, torch.compile(lambda x: x, backend="eager"):
+    function = lambda x: compiled(x)  # noqa: E731 - finds what it calls
+    for each in compiled, in_place, function, torch.compile(lambda x: x, backend="eager"):
         with pytest.raises(ValueError, match="differentiated once: pass penalty_by='difference'"):
             regularized_loss(each, losses_of, x, y, sigma=0.5, objective="penalty")
 

@@ -347,12 +347,6 @@ def test_torch_the_modules_of_a_function_are_kept_too(kind):
     assert_same(before, snapshot(model))
 
 
-def test_torch_a_function_of_a_compiled_module_has_no_penalty_by_gradient():
-    compiled, (x, y) = torch.compile(network(), backend="eager"), batch()
-    with pytest.raises(ValueError, match="differentiated once: pass penalty_by='difference'"):
-        regularized_loss(lambda x: compiled(x), losses_of, x, y, sigma=0.5, objective="penalty")
-
-
 # Random numbers.
 
 

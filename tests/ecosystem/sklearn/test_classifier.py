@@ -1,4 +1,4 @@
-"""The scikit-learn classifier: scikit-learn's own checks, one network on every backend, and a real effect."""
+"""The scikit-learn classifier: one network on every backend, class weights, and a real effect."""
 
 import copy
 import math
@@ -13,20 +13,17 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.ensemble import AdaBoostClassifier
-from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from helpers.backends_under_test import NAMES
 from helpers.commandline import python
 from helpers.laws import norms
 from lpfamily.ecosystem.sklearn import LpRegularizedClassifier
 from lpfamily.training.networks import initial_state
-from lpfamily.training.protocol import NotFinite
 from lpfamily.training.testing import oracle
 from lpfamily_reference.equations import eq3
 
@@ -52,11 +49,6 @@ def iris():
 
 def small(**options):
     return LpRegularizedClassifier(**SMALL | options)
-
-
-@parametrize_with_checks([small()])
-def test_it_is_an_estimator_of_scikit_learns(estimator, check):
-    check(estimator)
 
 
 @pytest.fixture(scope="module", params=[name for name in NAMES if name != "numpy"])
@@ -179,14 +171,6 @@ def test_perturb_is_eq_3_where_it_misleads(p, iris):
     assert not many[:, 1].any()
     assert norms(many, p).max() <= 0.4 * (1 + 1e-12)
     assert np.all((x + many >= x.min(axis=0) - 1e-12) & (x + many <= x.max(axis=0) + 1e-12))
-
-
-def test_too_few_examples_to_hold_out_is_an_error_that_says_what_to_do(iris):
-    x, y = iris
-    with pytest.raises(
-        ValueError, match=r"n_iter_no_change holds out 0.1 of the examples: raise validation_"
-    ):
-        small(n_iter_no_change=3).fit(x[::10], y[::10])
 
 
 def test_its_radius_is_the_trainings_at_the_same_strength(iris):
@@ -418,15 +402,10 @@ def test_what_cannot_be_used_is_named(iris):
     x, y = iris
     with pytest.raises(ValueError, match="y holds 1 class, a; a classifier needs two or more"):
         small().fit(x, ["a"] * len(x))
-    with pytest.raises(NotFinite, match="is not finite; bring X to one scale"):
-        small(learning_rate_init=1e308).fit(x, y)
-    with pytest.raises(NotFittedError):
-        small().perturb(x, y)
     model = small().fit(x, y)
     with pytest.raises(ValueError, match="previously unseen labels"):
         model.perturb(x, y + 1)
     for weights, message in (
-        (np.zeros(150), "(?i)sample.weight.*zero|sample_weight is 0"),
         (-np.ones(150), "sample_weight must be 0 or more; got -1"),
         (np.full(150, np.nan), "NaN"),
         (np.ones(149), "sample_weight"),
@@ -438,13 +417,9 @@ def test_what_cannot_be_used_is_named(iris):
         small().partial_fit(x, y)
     with pytest.raises(ValueError, match="cannot balance their classes: pass"):
         small(class_weight="balanced").partial_fit(x, y, [0, 1, 2])
-    with pytest.raises(ValueError, match="pass n_iter_no_change=None"):
-        small(n_iter_no_change=3).partial_fit(x, y, [0, 1, 2])
     with pytest.raises(ValueError, match="must stay those of the first call"):
         small().fit(x, y).partial_fit(x, y, [0, 1])
     with pytest.raises(ValueError, match="previously unseen labels"):
         small().partial_fit(x, y, [0, 1])
-    with pytest.raises(ValueError, match="call fit for a new one"):
-        small().fit(x, y).set_params(hidden_layer_sizes=(5,)).partial_fit(x, y)
     with pytest.raises(ValueError, match="sigma is the ball's radius"):
         model.perturb(x, y, sigma=-1.0)

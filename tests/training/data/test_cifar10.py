@@ -117,12 +117,6 @@ def test_one_record_a_file_is_enough(tmp_path: Path) -> None:
     assert (loaded.train.x.shape, loaded.test.x.shape) == ((5, 3072), (1, 3072))
 
 
-def test_the_environment_names_the_folder(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LPFAMILY_DATA serves where no folder is given."""
-    monkeypatch.setenv("LPFAMILY_DATA", str(local))
-    assert_same(data.load("cifar10"), data.load("cifar10", local))
-
-
 @pytest.mark.parametrize("missing", NAMES)
 def test_a_missing_file_names_the_paths_and_nothing_is_downloaded(
     local: Path, monkeypatch: pytest.MonkeyPatch, missing: str
