@@ -200,7 +200,7 @@ class _Opened:
         test = self.dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
         seed, steps = given.get("seed", self.recipe.seed), given.get("steps", STEPS)
         result = robustness.measure(self.trainer, test.x, test.labels, self.recipe, radii, steps, seed, tick)
-        made = {
+        provenance = {
             "command": f"{NAME} {shlex.join(argv)}",
             "versions": commands.versions(),
             "backend": self.backend,
@@ -211,7 +211,7 @@ class _Opened:
             "data_sha256": self.data_sha256,
             "scale": self.recipe.scale,
         }
-        return made | result | {"findings": robustness.findings(result)}
+        return provenance | result | {"findings": robustness.findings(result)}
 
 
 def _evaluate_runs(given: Given, argv: list[str]) -> int:
@@ -235,10 +235,10 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
     radii = _radii(given, first.recipe, first.dataset.train.x.shape[1])
     out = _folder(given) if several else _file(given)
     progress, results = Progress(given.get("quiet", False)), {}
-    whats = {name: f"robustness of {name}" if several else "robustness" for name in names}
-    with _interrupts.interruptible(), progress.parts(dict.fromkeys(whats.values(), 1.0)) as part:
+    part_names = {name: f"robustness of {name}" if several else "robustness" for name in names}
+    with _interrupts.interruptible(), progress.parts(dict.fromkeys(part_names.values(), 1.0)) as part:
         for name, run in opened.items():
-            with part(whats[name]) as tick:
+            with part(part_names[name]) as tick:
                 results[name] = run.measured(radii, given, argv, tick)
     content = json.dumps(results if several else results[names[0]], indent=2, allow_nan=False) + "\n"
     if several:

@@ -176,7 +176,7 @@ SUMMARY = Summary(
 )
 
 FACTS = (
-    ("Command", "`python -m lpfamily.reproduce --piece table6 --budget quick --seeds 3 --out runs/report`"),
+    ("Command", "`python -m lpfamily.reproduce table6 --budget quick --seeds 3 --out runs/report`"),
     ("Seeds", "0, 1, 2"),
     ("Versions", "Python 3.11.7, NumPy 2.4.6, torch 2.13.0"),
     ("Budget", "20 epochs instead of the paper's 300"),

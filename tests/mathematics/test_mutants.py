@@ -201,7 +201,7 @@ def of_noisy_errors(seed):
 
 def of_flips(seed):
     """Of right to wrong less wrong to right, both of variance 1."""
-    return measure._drawn(0.0, np.random.default_rng(seed).standard_normal((10, 2)))["standard_error"]
+    return measure._flip_stats(0.0, np.random.default_rng(seed).standard_normal((10, 2)))["standard_error"]
 
 
 def of_seeds(seed):

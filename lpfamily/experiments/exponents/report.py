@@ -15,7 +15,7 @@ STD = "0.3"
 BALLS = tuple(f"{p:g}" for p in ATTACKED)
 
 
-def _of(run: Json) -> dict[str, float]:
+def _errors_of(run: Json) -> dict[str, float]:
     """Return the errors of a run by column: in each ball, in the worst of them, clean and under noise."""
     fooled = [run["fooled"][p] for p in BALLS]
     return dict(zip(BALLS, fooled, strict=True)) | {
@@ -27,7 +27,7 @@ def _of(run: Json) -> dict[str, float]:
 
 def _mean_and_error(runs: Sequence[Json], column: str) -> tuple[float, float]:
     """Return the mean over seeds and its standard error; with one seed, that of an error over the images."""
-    values = [_of(run)[column] for run in runs]
+    values = [_errors_of(run)[column] for run in runs]
     mean, deviation = mean_and_deviation(values)
     examples = runs[0]["attacked" if column in (*BALLS, "worst") else "test_examples"]
     return mean, resolution(mean, examples) if deviation is None else deviation / math.sqrt(len(values))

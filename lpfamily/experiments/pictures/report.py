@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CHANCE = 1 - 1 / MNIST.classes
 FUZZY, CLEAR = "becomes fuzzy", "stays clear"
-THE_PAPERS = (
+IN_PAPER = (
     *(CLEAR, CLEAR, "becomes a 7", "becomes an 8", FUZZY),
     *(FUZZY, "becomes a 5", FUZZY, FUZZY, CLEAR),
 )
@@ -63,7 +63,7 @@ def _signed(axes: Axes, values: ArrayLike, most: float, outline: ArrayLike) -> N
     axes.contour(measure.square(outline), levels=[0.5], colors=INK, linewidths=0.5)
 
 
-def _say(axes: Axes, label: int, probability: float, right: int) -> None:
+def _write_label(axes: Axes, label: int, probability: float, right: int) -> None:
     colour, weight = (INK, "normal") if label == right else (COLOURS[1], "bold")
     axes.set_xlabel(f"{label}: {probability:.0%}", fontsize=7.5, color=colour, weight=weight, labelpad=2)
 
@@ -90,7 +90,7 @@ def _figure(name: str, title: str, sigma: float, names: Sequence[str], *remarks:
                 )
                 for axes, image, label, probability, right in shown:
                     _grey(axes, image)
-                    _say(axes, label, probability, right)
+                    _write_label(axes, label, probability, right)
 
         counts = []
         for network in names:
@@ -136,18 +136,18 @@ def _figure3(setting: Setting, result: Json) -> Iterator[Item]:
 
 def _figure4(setting: Setting, result: Json) -> Iterator[Item]:
     yield from FIGURE_4.report(setting, result)
-    yield _turned(result)
-    yield _led(result)
+    yield _digit_table(result)
+    yield _class_table(result)
 
 
-def _turned(result: Json) -> Table:
+def _digit_table(result: Json) -> Table:
     heads = (f"{SHORT[name]}: {what}" for name in measure.PICTURED for what in ("runner-up", "becomes"))
     shown = columns((TEXT, "digit", "in the paper", *heads))
     digits = [result["digits"][name] for name in measure.PICTURED]
     pairs = [zip(each["runner_up"], each["predicted"]["10"]["label"], strict=True) for each in digits]
     rows = tuple(
         (str(k), in_paper, *(str(label) for pair in labels for label in pair))
-        for k, (in_paper, *labels) in enumerate(zip(THE_PAPERS, *pairs, strict=True))
+        for k, (in_paper, *labels) in enumerate(zip(IN_PAPER, *pairs, strict=True))
     )
     notes = (
         "Columns: what the paper says of the digit, and for two sigmoid networks, trained with p = 2 and "
@@ -164,7 +164,7 @@ def _turned(result: Json) -> Table:
     )
 
 
-def _led(result: Json) -> Table:
+def _class_table(result: Json) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name in measure.PICTURED:
         for sigma, each in result["led_to"][name].items():

@@ -190,12 +190,12 @@ def under_noise(models: Sequence[Fit], split: Split, seed: int, tick: Callable[[
         tick()
     errors = [float(np.mean(z.argmax(axis=1) != split.labels)) for z in clean]
     return [
-        {std: _drawn(error, np.array(each)) for std, each in results.items()}
+        {std: _flip_stats(error, np.array(each)) for std, each in results.items()}
         for error, results in zip(errors, drawn, strict=True)
     ]
 
 
-def _drawn(error: float, flipped: Floats) -> Json:
+def _flip_stats(error: float, flipped: Floats) -> Json:
     spoiled, corrected = flipped.mean(axis=0)
     net = flipped[:, 0] - flipped[:, 1]
     return {

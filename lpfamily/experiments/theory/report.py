@@ -77,7 +77,7 @@ def _reach(result: Json, name: str) -> str:
     )
 
 
-def _second(result: Json, name: str) -> str:
+def _second_order(result: Json, name: str) -> str:
     """Return what eq. 4, 13, 17 and 20 predict at the paper's sigma, in a sentence."""
     each = next(one for one in result["steps"][name]["2"] if one["sigma"] == 1)
     first, hessian, rank_one, trace = (each["predicted"][model] for model in MODELS[:4])
@@ -124,7 +124,7 @@ def _report(setting: Setting, result: Json) -> Iterator[Item]:
         "this holds on average over labels drawn from the model, and not for a single example."
     )
     networks = network_notes(setting, result["runs"])
-    second = (_second(result, name) for name in NAMES)
+    second = (_second_order(result, name) for name in NAMES)
     band = (
         "One row per network, one panel per p and one for Gaussian noise, whose sigma is its standard "
         f"deviation. The grey band is {TOLERANCE:.0%} about 1. At p = 1 and inf, eq. 17 is Remark 2."
