@@ -53,7 +53,7 @@ def test_all_is_the_public_surface():
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_what_is_public_says_what_it_does(name):
+def test_each_public_function_documents_its_arguments(name):
     function = getattr(lpfamily, name)
     for part in "Parameters", "Raises", *function.__annotations__.keys() - {"return"}:
         assert part in function.__doc__ or "As in `" in function.__doc__
@@ -142,7 +142,7 @@ def test_an_import_that_lacks_a_package_says_how_to_install_it(module, package, 
     assert done.stdout.splitlines() == expected
 
 
-def test_what_a_present_package_lacks_is_not_taken_for_it():
+def test_a_module_missing_inside_a_package_is_not_a_missing_package():
     with pytest.raises(ModuleNotFoundError, match="other") as caught, needs("pip install this", "this"):
         raise ModuleNotFoundError("no module named other", name="other.this")
     assert type(caught.value) is ModuleNotFoundError

@@ -42,7 +42,7 @@ def test_backends_follow_numpys_trajectory(name, objective):
 @pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
 @pytest.mark.parametrize("network", [OF_MAXOUT, OF_RECTIFIERS], ids=["maxout", "rectifiers"])
-def test_so_they_do_with_dropout(name, network, objective):
+def test_backends_follow_numpys_trajectory_with_dropout(name, network, objective):
     assert_one_trajectory(["numpy", name], network, objective)
 
 
@@ -51,7 +51,7 @@ if {"torch", "jax"} <= set(NAMES):
     @pytest.mark.torch
     @pytest.mark.jax
     @pytest.mark.parametrize("objective", WITH_DROPOUT, ids=str)
-    def test_and_with_convolutions(objective):
+    def test_torch_and_jax_follow_one_trajectory_with_convolutions(objective):
         assert_one_trajectory(["torch", "jax"], OF_CONVOLUTIONS, objective)
 
 

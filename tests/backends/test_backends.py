@@ -15,7 +15,7 @@ from lpfamily.training.testing import NETWORKS, BackendTests, _state, _task
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_does_not_fit_into_memory_is_a_memory_error(name):
+def test_a_batch_beyond_memory_is_a_memory_error(name):
     """Here some views of one example, copied: more than any address reaches."""
     task, state = (made(NETWORKS["sigmoid"]) for made in (_task, _state))
     trainer = backends.find(name).trainer(task, state)

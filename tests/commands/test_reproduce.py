@@ -46,7 +46,7 @@ def counted(monkeypatch):
     return calls
 
 
-def test_what_is_measured_is_kept(counted, tmp_path, capsys):
+def test_measurements_are_kept(counted, tmp_path, capsys):
     out = tmp_path / "out"
     assert reproduce.main(["all", "--out", str(out), *QUIET]) == 0
     assert capsys.readouterr() == (f"{out / 'index.html'}\n", "")
@@ -87,7 +87,7 @@ def test_the_page_begins_with_the_three_findings_that_matter_most(counted, monke
     assert "<dt>budget</dt><dd>paper: " in (tmp_path / "index.html").read_text()
 
 
-def test_what_takes_no_seeds_is_not_measured_anew_for_them(tmp_path):
+def test_another_number_of_seeds_repeats_no_measurement_without_seeds(tmp_path):
     setting = Setting(tmp_path, None)
     for measurement in {
         m.name: m for experiment in catalogue.EXPERIMENTS.values() for m in experiment.measurements
@@ -139,7 +139,7 @@ def test_data_that_are_not_there_are_bad_input(tmp_path, capsys, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_measured_of_data_that_are_not_there_is_left_out(counted, monkeypatch, tmp_path, capsys):
+def test_measurements_of_missing_data_are_left_out(counted, monkeypatch, tmp_path, capsys):
     other = Experiment("other", (Measurement("others", None),), lambda setting, found: [])
     monkeypatch.setitem(catalogue.EXPERIMENTS, "other", other)
     write(kept(tmp_path, "others"), Record({}, 1.0, {}))
@@ -156,7 +156,7 @@ def test_progress_is_lines_where_there_is_no_terminal(counted, tmp_path, capsys)
     assert capsys.readouterr().err == "counted: begun\ncounted: done in 0 s\n"
 
 
-def test_what_is_kept_and_damaged_is_named(counted, tmp_path, capsys):
+def test_a_damaged_kept_measurement_is_named(counted, tmp_path, capsys):
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "counted.json").write_text("{")
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 2

@@ -192,6 +192,6 @@ def test_only_a_run_can_be_resumed(tmp_path, folder):
 
 
 @pytest.mark.parametrize("flags", [("--lr", 0.1), ("--out", "other"), ("--dtype", "float64")])
-def test_what_makes_the_run_cannot_be_changed_on_the_way(begun, tmp_path, flags):
+def test_a_resumed_run_keeps_its_recipe(begun, tmp_path, flags):
     result = unchanged(begun, lambda: in_process("--resume", begun, *flags))
     assert_refused(result, flags[0], "cannot be changed", "start a new run")

@@ -166,7 +166,7 @@ def test_without_out_the_folder_is_named_after_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("validation", [197, 0])
-def test_a_log_gets_a_line_an_epoch(tmp_path, validation):
+def test_a_log_gets_one_line_per_epoch(tmp_path, validation):
     result = train(*SOFTMAX, "--validation", validation, "--out", tmp_path / "run", cwd=tmp_path)
     first, *lines, last = result.stderr.splitlines()
     assert first == f"run folder: {tmp_path / 'run'}"
@@ -309,7 +309,7 @@ class Stub:
 
 
 @pytest.mark.parametrize(("sigma", "share"), [(0.5, 0.4), (0.0, 0.1)])
-def test_what_has_no_direction_is_counted_and_stays_clean(sigma, share):
+def test_examples_without_a_direction_are_counted_and_stay_clean(sigma, share):
     x = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
     gradients, labels = -x, x.argmax(axis=1)
     gradients[:3], gradients[3] = 0.0, np.nan
@@ -332,7 +332,7 @@ def test_a_zero_last_layer_leaves_everything_unused():
     assert found["one_step_unused"] == dict.fromkeys(("1", "2", "inf"), 1.0)
 
 
-def test_what_cannot_be_compiled_is_trained_without(tmp_path):
+def test_a_run_trains_uncompiled_where_compiling_fails(tmp_path):
     """NumPy has no compiler; torch may lack one, and says so in the same words."""
     result = in_process(*SOFTMAX, "--compile", "--quiet", "--out", tmp_path / "run")
     assert result.returncode == 0, result
@@ -418,7 +418,7 @@ def test_curves_need_neither_the_users_settings_nor_a_window(tmp_path):
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
-def test_a_bad_option_is_named_with_what_would_do(tmp_path, flags, parts):
+def test_a_bad_option_is_named_with_what_is_allowed(tmp_path, flags, parts):
     assert_refused(unchanged(tmp_path, lambda: in_process(*flags, "--out", tmp_path / "run")), *parts)
     assert not (tmp_path / "run").exists()
 
@@ -463,7 +463,7 @@ def test_a_backend_is_not_asked_for_what_it_does_not_know(tmp_path, monkeypatch,
         ("--lr-decay linear --lr-factor 2", ["--lr-factor needs --lr-decay exponential"]),
     ],
 )
-def test_an_option_that_nothing_looks_at_is_refused(tmp_path, flags, parts):
+def test_an_option_without_effect_is_refused(tmp_path, flags, parts):
     assert_refused(in_process(*flags.split(), "--out", tmp_path / "run"), *parts)
     assert not (tmp_path / "run").exists()
 
@@ -534,7 +534,7 @@ def test_bad_data_is_named_with_its_remedy(tmp_path, name, content, parts):
         (9, ("--lr", 1), ""),
     ],
 )
-def test_what_has_learnt_nothing_is_said(tmp_path, epochs, flags, said):
+def test_a_run_that_learnt_nothing_says_so(tmp_path, epochs, flags, said):
     result = in_process(*SOFTMAX, "--epochs", epochs, *flags, "--quiet", "--out", tmp_path / "run")
     assert result.returncode == 0, result
     found = re.findall("warning: the network (.*), so it has learnt nothing; train it longer", result.stderr)

@@ -48,7 +48,7 @@ def test_equal_differences_say_nothing_and_others_what_their_counts_say():
         (measure.CIFAR, "paper", None, 3),
     ],
 )
-def test_so_many_seeds_are_trained_as_were_asked_for(monkeypatch, measurement, budget, given, count):
+def test_as_many_seeds_are_trained_as_asked_for(monkeypatch, measurement, budget, given, count):
     monkeypatch.setattr(measure, "all_finished", lambda setting, wanted, tick: wanted)
     monkeypatch.setattr(measure, "result", lambda setting, name, folder: folder)
     setting = Setting(None, None, budget=budget, seeds=given)

@@ -71,7 +71,7 @@ def test_the_perturbations_are_the_papers(name, p, sigma, clean_weight):
     assert told == ("perturb", p, sigma, clean_weight)
 
 
-def test_what_measures_loads_nothing_that_reports(tmp_path):
+def test_measuring_loads_no_module_of_the_report(tmp_path):
     folder = Path(catalogue.__file__).parent
     chapters = sorted(path.parent.name for path in folder.glob("*/measure.py"))
     assert len(chapters) == len(catalogue.CHAPTERS)
@@ -140,7 +140,7 @@ def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_what_a_backend_cannot_train_is_named_before_anything_is_trained(setting, monkeypatch, capsys):
+def test_a_network_that_a_backend_cannot_train_is_named_before_training(setting, monkeypatch, capsys):
     monkeypatch.setitem(QUICK, "conv", ("--validation", "5", "--epochs", "1", "--batch-size", "10"))
     where = ["--data-dir", str(setting.data_dir), "--out", str(setting.out), "--quiet"]
     assert reproduce.main(["table6", "table2", "--backend", "numpy", *where]) == 2

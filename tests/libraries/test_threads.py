@@ -30,7 +30,7 @@ def test_threads_change_no_byte(p, monkeypatch):
 @pytest.mark.parametrize(
     ("count", "size", "several"), [(1, 1 << 30, False), (3, 1 << 30, True), (3, 1, False)]
 )
-def test_as_many_threads_as_are_allowed(count, size, several):
+def test_no_more_threads_run_than_are_allowed(count, size, several):
     workers, together = set(), threading.Barrier(count if several else 1, timeout=30)
 
     def work(blocks):
@@ -43,7 +43,7 @@ def test_as_many_threads_as_are_allowed(count, size, several):
     assert len(workers) == together.parties
 
 
-def test_what_goes_wrong_in_a_thread_is_raised():
+def test_an_error_in_a_thread_is_raised():
     def work(blocks):
         raise MemoryError
 

@@ -167,7 +167,7 @@ def test_an_infinite_entry_takes_any_budget(lib):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_what_a_mask_leaves_out_is_zero_and_the_rest_as_without_it(lib, p):
+def test_masked_entries_are_zero_and_the_others_as_without_them(lib, p):
     rng = np.random.default_rng(3)
     v, x, mask = rng.standard_normal((4, 6)), rng.random((4, 6)), rng.random(6) < 0.6
     wild = np.where(mask, x, 100.0)

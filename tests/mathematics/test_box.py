@@ -177,7 +177,7 @@ def test_sorting_in_float64_agrees(lib, p, radius):
 
 @pytest.mark.parametrize("p", [1.05, 1.1, 1.3, 1.49, 1.8, 2, 2.7, 3.5, 5, 12, 40])
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_what_is_pressed_against_its_wall_sets_no_scale(lib, name, p):
+def test_an_entry_at_its_bound_sets_no_scale(lib, name, p):
     # not of the powers of the rest, however much smaller that is
     rng, floats = np.random.default_rng(6), lib.floats[name]
     for span in np.log(floats.largest) * np.array([0.01, 0.1, 0.45]):
@@ -279,7 +279,7 @@ FURTHER = 12
 
 @functions
 @pytest.mark.parametrize("p", [1.5, math.inf])
-def test_what_is_outside_by_more_than_rounding(lib, p, function):
+def test_entries_outside_by_more_than_rounding_are_errors_or_spoil_their_example(lib, p, function):
     """It is an error that names it where it can be seen, and elsewhere spoils its example alone."""
     x, grad = np.full((4, 2), 0.5), np.ones((4, 2))
     grad[1, 1] = 0  # nor is it hidden by a gradient that asks for nothing

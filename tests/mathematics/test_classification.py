@@ -218,7 +218,7 @@ def test_a_binary_label_that_is_none_is_seen_or_spoils_its_row(lib, label):
         assert_array_equal(np.isnan(odds), [False, True, False])
 
 
-def test_what_can_be_left_out_is_a_number(lib):
+def test_ignore_index_must_be_a_number(lib):
     z, soft = lib.from_numpy(np.zeros((2, 3)), "float32"), lib.from_numpy(np.full((2, 3), 1 / 3), "float32")
     for bad in 0.5, True, "void":
         with pytest.raises(TypeError, match="ignore_index must be an integer or None; got"):

@@ -143,7 +143,7 @@ def test_in_float32_too_what_is_fooled_has_no_larger_radius(p):
         assert_array_equal(ball.smallest <= sigma, fooled)
 
 
-def test_what_is_called_robust_was_attacked_by_every_part(monkeypatch):
+def test_a_robust_example_withstood_every_attack(monkeypatch):
     found, asked, *_ = attacked(monkeypatch)
     every_part_has_attacked(found, asked)
     for p, ball in found.balls.items():

@@ -418,7 +418,7 @@ def test_batches_and_sigmas_broadcast(lib, p):
 
 @pytest.mark.parametrize("function", [worst_residual, first_order, shortfall, residual_bound])
 @pytest.mark.parametrize("p", EXACT)
-def test_what_cannot_move_stays(lib, p, function):
+def test_zero_or_empty_parameters_move_nothing(lib, p, function):
     for shape in (0, 3), (3, 0), (0, 0):
         theta, r = (
             lib.from_numpy(np.zeros(shape), "float32"),

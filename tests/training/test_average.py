@@ -110,7 +110,7 @@ def test_weights_of_another_run_are_its_average_and_so_is_the_first_average(tmp_
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.15, 0.99])
-def test_what_the_average_keeps_rises_from_a_tenth_to_ema_in_each_stage(ema):
+def test_the_decay_of_the_average_rises_from_a_tenth_to_ema_in_each_stage(ema):
     recipe = replace(RECIPE, ema=ema)
     expected = [1 - min(ema, (1 + t) / (10 + t)) for t in range(3000)]
     stage = [rates(recipe, epoch, 300).mixing for epoch in range(10)]

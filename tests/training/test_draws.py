@@ -83,7 +83,7 @@ def test_an_input_stays_with_its_probability(include):
 
 
 @pytest.mark.parametrize("include", [0.0, 0.3, 0.5, 0.8, 1 - 2**-24, 1.0])
-def test_what_stays_is_where_numpys_generator_is_below_the_probability(include):
+def test_an_input_is_kept_where_numpys_generator_is_below_the_probability(include):
     for shape in (), (1,), (7, 9), (3, 2, 50):
         bits = np.random.Philox(key=(2, 4), counter=(0, 5 + (1 << 16), 3, 1))
         expected = np.random.Generator(bits).random(shape, np.float32) < np.float32(include)
@@ -125,7 +125,7 @@ def test_every_seed_epoch_step_layer_and_pass_has_its_own():
     assert abs(np.mean(drawn[0][1] * inputs)) < 5 / np.sqrt(1000)
 
 
-def test_what_is_drawn_depends_on_nothing_else():
+def test_draws_depend_on_seed_epoch_and_step_alone():
     draws = Draws(3, 4)
     expected = [draws.kept(step, 1, (50,), 0.5) for step in range(3)]
     draws.order(100)

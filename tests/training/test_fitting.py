@@ -122,7 +122,7 @@ def stop(*arguments):
 
 
 @pytest.mark.parametrize("epoch", [1, 4, 5])
-def test_what_a_callback_raises_comes_out_and_the_run_goes_on_after_that_epoch(tmp_path, undisturbed, epoch):
+def test_the_error_of_a_callback_is_raised_and_the_run_resumes_after_that_epoch(tmp_path, undisturbed, epoch):
     told, folder = [], tmp_path / "run"
 
     def callback(line):
@@ -188,7 +188,7 @@ def test_the_page_tells_a_tracker_every_epoch_the_recipe_and_the_result(tmp_path
 
 
 @pytest.mark.parametrize("callbacks", [print, ["print"], [None]])
-def test_what_cannot_be_called_is_refused_before_a_folder_is_made(tmp_path, callbacks):
+def test_a_callback_that_cannot_be_called_is_refused_before_a_folder_is_made(tmp_path, callbacks):
     with pytest.raises(TypeError):
         fit(RECIPE, DIGITS, "numpy", out=tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run").exists()
@@ -236,7 +236,7 @@ def test_a_recipe_with_more_epochs_makes_the_run_longer(tmp_path):
         (lambda out: fit(RECIPE, DIGITS, "numpy", resume=True), "resume=True needs out"),
     ],
 )
-def test_what_is_no_going_on_is_refused_and_changes_nothing(undisturbed, act, part):
+def test_a_wrong_continuation_is_refused_and_changes_nothing(undisturbed, act, part):
     def refused():
         with pytest.raises(BadInput, match=part):
             act(undisturbed)
@@ -503,7 +503,7 @@ def test_each_combination_begins_with_the_weights(tmp_path, source):
         (("--second-stage", "scratch", "--patience", 1), "--second-stage scratch begins with new weights"),
     ],
 )
-def test_what_cannot_begin_with_the_weights_is_refused_before_a_folder_is_made(tmp_path, source, flags, part):
+def test_unfit_initial_weights_are_refused_before_a_folder_is_made(tmp_path, source, flags, part):
     flags = (*flags, "--init-from", source, "--out", tmp_path / "run")
     assert_refused(in_process(*flags), f"--init-from {source}: ", part)
     assert not (tmp_path / "run").exists()

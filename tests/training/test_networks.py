@@ -105,6 +105,6 @@ def test_two_layers_of_one_name_are_refused():
         ((ConvMaxout(1, 1, 1), ConvMaxout(1, 1, 1, pool=2, stride=3)), "layer 1 has --stride 3 and --pool 2"),
     ],
 )
-def test_what_does_not_fit_is_said_with_its_layer(layers, problem):
+def test_an_error_names_the_layer_that_does_not_fit(layers, problem):
     with pytest.raises(ValueError, match=f"^{problem}"):
         shapes(Network(12, layers, (1, 3, 4)))

@@ -63,7 +63,7 @@ def test_nothing_to_do_shows_nothing(monkeypatch):
     assert shown.getvalue() == ""
 
 
-def test_what_fails_is_not_shown_as_done(monkeypatch):
+def test_a_failed_step_is_not_shown_as_done(monkeypatch):
     shown = terminal(monkeypatch)
 
     def stopped():

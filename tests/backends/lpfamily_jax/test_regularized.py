@@ -355,7 +355,7 @@ def test_in_a_box_it_is_the_exact_maximum():
         assert_array_equal(slopes[:, 2], 7.0)
 
 
-def test_what_is_outside_by_rounding_stands_at_its_wall():
+def test_an_entry_outside_by_rounding_counts_as_at_the_bound():
     low, high = (0 - 0.1307) / 0.3081, (1 - 0.1307) / 0.3081
     x = (np.arange(24, dtype="float32").reshape(4, 6) % 2 - np.float32(0.1307)) / np.float32(0.3081)
     w = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")

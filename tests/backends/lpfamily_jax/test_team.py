@@ -158,7 +158,7 @@ def endlessly():
     return commands.run("test", lambda: with_others(lead))
 
 
-def test_what_cannot_be_joined_is_bad_input(tmp_path):
+def test_processes_that_cannot_be_joined_are_bad_input(tmp_path):
     result = python(BAD, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -138,7 +138,7 @@ def test_the_aux_is_of_the_weights_that_stay():
     assert_array_equal(aux, params[1])
 
 
-def test_what_is_no_floating_array_stays():
+def test_arrays_that_are_not_floating_stay():
     params, x, labels = problem()
     tree = {"w": params, "count": jnp.arange(3), "name": "of the network", "rate": 0.5, "none": None}
     seen = []
@@ -245,6 +245,6 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("call", "error", "says"), ERRORS, ids=range(len(ERRORS)))
-def test_what_cannot_be_done_is_an_error(call, error, says):
+def test_unsupported_calls_are_errors(call, error, says):
     with pytest.raises(error, match=says):
         call()

@@ -106,7 +106,7 @@ def test_torch_a_difference_that_may_round_to_tf32_is_an_error(monkeypatch):
     regularized_loss(model, losses_of, x, y, difference_step=0.25, **options)
 
 
-def test_torch_what_cannot_be_done_is_an_error():
+def test_torch_unsupported_models_are_errors():
     model, (x, y) = network(), batch()
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference mode .* use torch.no_grad"):
         perturb(model, losses_of, x, y, sigma=0.1)

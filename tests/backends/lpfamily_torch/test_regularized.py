@@ -170,7 +170,7 @@ def test_torch_cached_parametrizations_are_trained(objective):
     [{"clean_weight": 0.5}, {"objective": "penalty"}, {"objective": "penalty", "penalty_by": "difference"}],
     ids=str,
 )
-def test_torch_what_is_computed_again_in_backward_is_the_same(options):
+def test_torch_a_checkpointed_forward_pass_is_repeated_exactly(options):
     class Checkpointed(nn.Sequential):
         def forward(self, x):
             return checkpoint(super().forward, x, use_reentrant=False)
@@ -405,7 +405,7 @@ def test_torch_pixels_further_outside_are_an_error_on_the_cpu():
             call(model, losses_of, x, y, sigma=0.5, bounds=(0, 1))
 
 
-def test_torch_what_is_traced_is_not_looked_at():
+def test_torch_values_of_traced_tensors_are_not_read():
     x = torch.tensor([[0.5, 0.5], [0.5, 1.5], [1 + 2**-23, 0.5]])
     grad = torch.ones(3, 2)
 
@@ -479,7 +479,7 @@ class Gated(nn.Module):
         return self.net(x) * gate["scale"][:, None] + self.offset[:3]
 
 
-def test_torch_what_an_ascent_has_settled_takes_no_more_passes():
+def test_torch_examples_that_an_ascent_has_settled_take_no_more_passes():
     model, (x, y) = Gated(network(seed=3)), batch()
     gate = {"scale": torch.linspace(0.2, 2, len(x), dtype=torch.float64)}
     weighted = lambda outputs, y: y["weight"] * losses_of(outputs, y["label"])  # noqa: E731

@@ -135,7 +135,7 @@ sys.exit(main(flags))
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_who_follows_needs_no_folder_to_go_on_where_the_command_says_what_computes(tmp_path, finished):
+def test_only_the_first_process_needs_the_run_folder_to_resume(tmp_path, finished):
     for rank in "01":
         (tmp_path / rank).mkdir()
     run = tmp_path / "0/run"
@@ -194,7 +194,7 @@ def test_without_torchrun_there_is_one_process_whatever_its_variables_say(monkey
         ({"MASTER_ADDR": None}, "torch cannot join the processes of MASTER_ADDR= and MASTER_PORT="),
     ],
 )
-def test_variables_that_torchrun_does_not_set_so_are_bad_input(tmp_path, monkeypatch, variables, problem):
+def test_invalid_variables_of_torchrun_are_bad_input(tmp_path, monkeypatch, variables, problem):
     torchruns = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     for name, value in (torchruns | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | variables).items():
         if value is None:

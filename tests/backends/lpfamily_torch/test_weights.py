@@ -408,7 +408,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("make", "options", "error", "says"), ERRORS, ids=range(len(ERRORS)))
-def test_what_cannot_be_done_is_an_error(make, options, error, says):
+def test_unsupported_calls_are_errors(make, options, error, says):
     model = make()
     before = bits(model)
     with pytest.raises(error, match=says), perturbed_weights(model, **options):

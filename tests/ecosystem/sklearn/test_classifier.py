@@ -82,7 +82,7 @@ np.save("found.npy", model.predict_log_proba(np.load("x.npy")))
 """
 
 
-def test_what_a_backend_has_trained_predicts_without_it(other, iris, tmp_path):
+def test_a_trained_classifier_predicts_without_its_backend(other, iris, tmp_path):
     name, model = other
     (tmp_path / "model").write_bytes(pickle.dumps(model))
     np.save(tmp_path / "x.npy", iris[0])
@@ -203,7 +203,7 @@ def test_a_weight_is_how_often_an_example_is_there(options, class_weight, iris):
     same_network(clone(model).fit(x, y, sample_weight=COUNTS), repeated)
 
 
-def test_one_backends_weights_are_every_others(other, iris):
+def test_sample_weights_mean_the_same_on_every_backend(other, iris):
     name, _ = other
     found, expected = (small(backend=backend).fit(*iris, FRACTIONS) for backend in (name, "numpy"))
     for key, array in expected.trained_.parameters.items():
@@ -398,7 +398,7 @@ def test_inf_may_be_a_string(iris):
     assert_array_equal(text.perturb(*iris, p="inf"), number.perturb(*iris))
 
 
-def test_what_cannot_be_used_is_named(iris):
+def test_wrong_arguments_are_named(iris):
     x, y = iris
     with pytest.raises(ValueError, match="y holds 1 class, a; a classifier needs two or more"):
         small().fit(x, ["a"] * len(x))

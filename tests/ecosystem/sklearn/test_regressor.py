@@ -362,7 +362,7 @@ def test_a_y_that_cannot_be_learnt_is_named(values, message, one):
             train(x, values(y.copy()))
 
 
-def test_what_cannot_be_used_is_named(one):
+def test_wrong_arguments_are_named(one):
     x, y = one
     with pytest.raises(ValueError, match="p must be a number of at least 1"):
         small(p=0.5).fit(x, y)

@@ -51,7 +51,7 @@ def test_it_trains(install, tmp_path):
         ("", "install what strange needs"),
     ],
 )
-def test_what_it_lacks_is_named_with_the_remedy(install, tmp_path, metadata, remedy):
+def test_a_missing_requirement_is_named_with_the_remedy(install, tmp_path, metadata, remedy):
     environment = install(code="import framework_that_is_not_there\n", metadata=metadata)
     result = train("--backend", "strange", cwd=tmp_path, **environment)
     assert_refused(result, "'strange'", "No module named 'framework_that_is_not_there'", remedy)
@@ -70,7 +70,7 @@ def test_what_it_lacks_is_named_with_the_remedy(install, tmp_path, metadata, rem
         ),
     ],
 )
-def test_one_that_cannot_be_loaded_is_one_line(install, tmp_path, code, reason):
+def test_a_backend_that_cannot_be_loaded_is_one_line(install, tmp_path, code, reason):
     result = train("--backend", "strange", cwd=tmp_path, **install(code=code))
     assert_refused(result, "'strange'", reason, "install what strange needs")
 

@@ -110,7 +110,7 @@ def test_local_files_are_read_in_every_layout_plain_and_compressed(
         np.testing.assert_allclose(split.x, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_one_record_a_file_is_enough(tmp_path: Path) -> None:
+def test_one_record_per_file_is_enough(tmp_path: Path) -> None:
     """The smallest data set there is."""
     write(tmp_path, {name: content[:3073] for name, content in example_files().items()})
     loaded = data.load("cifar10", tmp_path)

@@ -275,7 +275,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_an_npz_file_must_not_have_is_one_line_and_leaves_nothing(case, folder):
+def test_a_wrong_npz_file_is_one_line_and_leaves_nothing(case, folder):
     changes, parts = BAD[case]
     np.savez("mine.npz", **{name: each for name, each in (arrays() | changes).items() if each is not None})
     refused = unchanged(folder, lambda: in_process("--data", "mine.npz", *SHORT))
@@ -454,7 +454,7 @@ def test_a_run_of_images_knows_its_size_and_its_files(tmp_path, monkeypatch):
     assert_refused(in_process("--resume", "run"), "other digits/ data")
 
 
-def test_what_is_no_folder_of_images_is_one_line(tmp_path, monkeypatch):
+def test_a_wrong_folder_of_images_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images(tmp_path / "pets", {"a": 3, "b": 3})
     whole = (tmp_path / "pets/a/0.png").read_bytes()
@@ -676,7 +676,7 @@ def test_a_data_set_of_another_distribution_is_one_like_any_other(install, tmp_p
         ({"recipe": '{"epochs": 0}'}, ["toy", "epochs"]),
     ],
 )
-def test_one_that_cannot_be_used_is_one_line(kinds, parts, install):
+def test_a_data_set_that_cannot_be_used_is_one_line(kinds, parts, install):
     install(**kinds)
     assert_refused(in_process("--data", "toy", "--units", "5"), *parts)
 

@@ -49,7 +49,7 @@ def cache(tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> Pa
 ARCHIVES = [f"{name}.gz" for name in NAMES]
 
 
-def test_what_was_downloaded_is_kept(
+def test_downloaded_files_are_kept(
     tmp_path: Path, mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first mirror serves all; the second load needs no network and says nothing."""
@@ -282,7 +282,7 @@ def test_the_page_of_a_redirect_is_not_read(
         pytest.param(b"HTTP/1.1 404 " + b"x" * 60_000, "404: xxx", id="long"),
     ],
 )
-def test_what_a_server_says_is_shown_and_not_obeyed(
+def test_control_characters_of_a_server_are_shown_and_not_obeyed(
     raw: RawMirror, tmp_path: Path, answer: bytes, said: str
 ) -> None:
     """No control character reaches a terminal, and no page of text."""
@@ -331,7 +331,7 @@ def test_a_write_that_fails_leaves_nothing(
         assert re.search(r"ubyte\.gz cannot be kept \(No space left.*--data-dir", str(caught.value))
 
 
-def test_who_writes_the_same_file_meanwhile_is_not_in_the_way(
+def test_another_process_may_write_the_same_file_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when several runs that begin together download the same data: each leaves a whole file."""

@@ -113,7 +113,7 @@ def test_the_tables_say_what_was_chosen(chosen):
     assert result.startswith("test error")
 
 
-def test_going_on_with_a_finished_one_says_so_and_changes_nothing(chosen):
+def test_resuming_a_finished_choice_says_so_and_changes_nothing(chosen):
     folder, _, _ = chosen
     result = unchanged(folder, lambda: in_process("--resume", folder))
     assert (result.returncode, result.stderr) == (0, "")
@@ -183,7 +183,7 @@ def choose(tmp_path):
     return act
 
 
-def test_of_equal_ones_the_first_is_chosen(choose):
+def test_the_first_of_equal_combinations_is_chosen(choose):
     name, found, _ = choose(9, a=[0.3], b=[0.2, 0.1, 0.4, 0.1], c=[0.1, 0.2])
     assert name == "b"
     assert found["b"] == {"validation_error": 0.1, "epoch": 2}
@@ -196,7 +196,7 @@ def test_without_patience_the_last_epoch_counts(choose):
     assert found["a"] == {"validation_error": 0.4, "epoch": 2}
 
 
-def test_what_is_not_finite_is_not_chosen(choose, capsys):
+def test_a_combination_that_is_not_finite_is_not_chosen(choose, capsys):
     name, _, table = choose(9, a=[0.1, None], b=[0.3])
     assert name == "b"
     assert re.search(r"\n  a +not finite\n", table)

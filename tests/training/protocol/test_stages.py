@@ -277,7 +277,7 @@ def test_a_position_that_no_run_has_is_refused(recipe, values):
         ({"validation": EXAMPLES}, "hold out fewer"),
     ],
 )
-def test_what_does_not_go_together_is_named(changes, part):
+def test_options_that_exclude_each_other_are_named(changes, part):
     with pytest.raises(BadInput, match=part):
         stages.check(replace(RECIPE, **changes), dataset())
 
@@ -316,7 +316,7 @@ def test_the_checkpoint_of_the_last_look_before_catastrophic_overfitting_is_kept
     )
 
 
-def test_what_goes_on_after_its_end_names_no_checkpoint_that_is_gone(tmp_path, capsys):
+def test_a_run_that_continues_after_its_end_names_no_missing_checkpoint(tmp_path, capsys):
     recipe = replace(PERTURBED, monitor=2)
     run, _ = trained(tmp_path / "run", OverfitScript([0]), replace(recipe, epochs=3))
     trained(tmp_path / "run", OverfitScript([0]), recipe, resume=True)

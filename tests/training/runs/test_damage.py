@@ -363,7 +363,7 @@ def test_numbers_beyond_floats_are_refused(plain, tmp_path, name):
         assert "is not finite" in line
 
 
-def test_what_is_too_large_to_be_read_is_refused_unread(plain, tmp_path):
+def test_a_file_that_is_too_large_is_refused_unread(plain, tmp_path):
     for name in (CONFIG, METRICS, CHECKPOINT):
         folder = shutil.copytree(plain.copies[2], tmp_path / name)
         os.truncate(folder / name, 1 << 42)  # a hole, which takes no room on the disk
@@ -379,9 +379,7 @@ def test_what_is_too_large_to_be_read_is_refused_unread(plain, tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("name", [CONFIG, METRICS, CHECKPOINT])
-def test_what_the_system_refuses_is_named_and_nothing_is_given_up_for_it(
-    plain, tmp_path, monkeypatch, name, number
-):
+def test_an_error_of_the_system_is_named_and_nothing_is_lost(plain, tmp_path, monkeypatch, name, number):
     folder = shutil.copytree(plain.copies[2], tmp_path / "run")
     opened = os.open
 

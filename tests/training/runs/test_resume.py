@@ -138,7 +138,7 @@ def test_disturbed_at_any_touch_of_a_file_a_run_goes_on(tmp_path, how):
     assert not wrong, "\n".join(wrong)
 
 
-def test_going_on_with_a_finished_run_says_so_and_changes_nothing(tmp_path):
+def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path):
     folder = tmp_path / "run"
     trained(folder, *SOFTMAX)
     result = unchanged(tmp_path, lambda: in_process("--resume", folder))
@@ -170,7 +170,7 @@ def test_the_command_goes_on_on_another_backend_and_says_so(tmp_path, backend):
     assert metrics(folder)[:1] == begun
 
 
-def test_whatever_else_it_goes_on_with_is_said(tmp_path):
+def test_every_other_change_of_a_resumed_run_is_announced(tmp_path):
     folder = tmp_path / "run"
     trained(folder, *SOFTMAX)
     for values, flags, words in (
@@ -376,7 +376,9 @@ NOT_LONGER = {
 
 
 @pytest.mark.parametrize(("flags", "more", "part"), NOT_LONGER.values(), ids=NOT_LONGER)
-def test_where_a_longer_run_would_have_done_something_else_it_is_said(tmp_path, no_curves, flags, more, part):
+def test_more_epochs_are_refused_where_a_longer_run_would_have_differed(
+    tmp_path, no_curves, flags, more, part
+):
     trained(tmp_path / "run", *flags, "--seed", 1)
     refused = unchanged(tmp_path, lambda: in_process("--resume", tmp_path / "run", "--epochs", more))
     assert_refused(refused, part, "start a new run")
