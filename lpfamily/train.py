@@ -68,8 +68,8 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
     if "init_from" in given:
         config = initial_weights.from_run(config, given["init_from"], dataset, f"{flag('init_from')} ")
     _check(candidates, dataset, name, backend)
-    called = f"{recipe.model}-{recipe.short_data}-grid" if config.grid else fitting.run_name(recipe)
-    folder = given.get("out") or fitting.new_folder(called)
+    name_of_run = f"{recipe.model}-{recipe.short_data}-grid" if config.grid else fitting.run_name(recipe)
+    folder = given.get("out") or fitting.new_folder(name_of_run)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
     run = runs.create(folder, configs.to_json(config))
     with run.locked():
@@ -78,7 +78,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
                 f"{dataset.name} has inputs up to {abs(dataset.train.x).max():.4g}, on which networks learn "
                 "badly; scale them with --scale standard or --scale unit"
             )
-        return _go(run, config, dataset, backend, given)
+        return _finish(run, config, dataset, backend, given)
 
 
 def _resume(given: Given) -> int:
@@ -92,10 +92,10 @@ def _resume(given: Given) -> int:
             return 0
         config = configs.read(run)
         given = {"backend": config.backend, "device": config.machine.device} | given
-    return _together(given["backend"], given["device"], functools.partial(_go_on, given))
+    return _together(given["backend"], given["device"], functools.partial(_resume_run, given))
 
 
-def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
+def _resume_run(given: Given, backend: backends.Backend, team: Team) -> int:
     run = runs.find(given["resume"])
     with run.locked():
         config = configs.read(run)
@@ -118,7 +118,7 @@ def _go_on(given: Given, backend: backends.Backend, team: Team) -> int:
         if (every := config.recipe.monitor) != began.monitor:
             _note(f"it goes on checking for catastrophic overfitting every {every} epochs")
         extension.extend(run, began, config.recipe)
-        return _go(run, config, dataset, backend, given)
+        return _finish(run, config, dataset, backend, given)
 
 
 def _note(text: str) -> None:
@@ -130,11 +130,11 @@ def _is_finished(run: runs.Run, given: Given) -> bool:
         return False
     if "epochs" in given and given["epochs"] != configs.read(run).recipe.epochs:
         return False
-    _say(run, result, given, f"{run.folder} is finished; nothing to do")
+    _print_result(run, result, given, f"{run.folder} is finished; nothing to do")
     return True
 
 
-def _say(run: runs.Run, result: Json, given: Given, text: str) -> None:
+def _print_result(run: runs.Run, result: Json, given: Given, text: str) -> None:
     """Print the outcome of a run: as JSON, as its folder alone, or as text."""
     if "json" in given:
         text = json.dumps({"run": str(run.folder)} | result, indent=2, allow_nan=False)
@@ -165,7 +165,9 @@ def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], i
         team.leave()
 
 
-def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.Backend, given: Given) -> int:
+def _finish(
+    run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.Backend, given: Given
+) -> int:
     from lpfamily.report import tables
 
     progress, recipe = Progress(given.get("quiet", False)), config.recipe
@@ -186,7 +188,7 @@ def _go(run: runs.Run, config: Config, dataset: data.Dataset, backend: backends.
             result = trained(run, recipe)
             run.finish(result)
             table = chosen + tables.result_table(result, recipe, dataset.train.x.shape[1])
-            _say(run, result, given, table)
+            _print_result(run, result, given, table)
             _draw(run, recipe, progress)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)

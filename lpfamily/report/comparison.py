@@ -77,6 +77,10 @@ def write(results: Results, folder: Path, warn: Callable[[str], None]) -> None:
                     f"{title}, and standard errors",
                     columns((TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, *heads)),
                     rows,
+                    (
+                        "Columns: the exponent p and the radius sigma of the ball, in units of the input; "
+                        "for each run its error and the standard error.",
+                    ),
                 ),
                 Plot("curves", title, alt, partial(curves, results=results), size),
             ),

@@ -90,6 +90,11 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                             (TEXT, "p"), ("{:.4g}", "sigma"), (PERCENT, "error", "standard error", "one step")
                         ),
                         tuple(_errors(content)),
+                        (
+                            "Columns: the exponent p and the radius sigma of the ball, in units of the "
+                            "input; the error after all attacks, with its standard error; the error after "
+                            "one step (eq. 3).",
+                        ),
                     ),
                     Plot("curves", title_of(content), ends, draw, plots.panels_size(list(balls))),
                     Table(
@@ -97,6 +102,7 @@ def save(content: Content, folder: Path, warn: Callable[[str], None]) -> None:
                         f"Number of the {n} examples that each attack was the first to fool, by p",
                         columns((TEXT, "p", *some["fooled_first_by"], "none")),
                         first,
+                        ("The last column counts the examples that no attack has fooled.",),
                     ),
                     Table(
                         "smallest",
