@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("helpers")  # so that its assertions say what the
 from helpers.libraries import LIBRARIES, TestLibrary  # noqa: E402 - after it is registered
 from helpers.libraries_under_test import DIFFERENTIABLE, KERAS, NAMES, UNDER_TEST  # noqa: E402
 
-# NumPy's kernels are its own and cost nothing; compiled libraries have fewer cases to draw from
+# NumPy's own implementation is fast; compiled libraries have fewer cases to draw from
 EXAMPLES = min(
     3 if library.slow or library.compiles else 40 if library.name == "numpy" else 15 for library in UNDER_TEST
 )
@@ -36,7 +36,7 @@ settings.load_profile("laws")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # which the other test process is still writing; this one compiles for itself
+    # the other test process may still be writing the entry; then this one compiles for itself
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
     for name in LIBRARIES:
         config.addinivalue_line("markers", f"{name}: {name} makes a difference to what is tested")
@@ -51,11 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark a test with the libraries among its parameters, by which test environments choose.
+    """Mark each test with the libraries among its parameters, and sample the cases of slow environments.
 
-    NumPy runs all cases. Elsewhere, those of a test that differ in p or objective alone are the first,
-    the middle and the last; of a function that is made of primitives, or where each takes long, the
-    middle one.
+    Test environments select tests by these marks. NumPy runs all cases. Other libraries take three of the
+    cases that differ in p or objective alone: the first, the middle and the last. They take only the middle
+    one of functions that are made of primitives, and of cases that take long.
     """
     cases = defaultdict(list)
     for item in items:
@@ -63,11 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for value in params.values():
             if (name := str(value)) in LIBRARIES:
                 item.add_marker(name)
-        # the laws that are shipped for a library have neither: all cases run of those that are not long
+        # the laws in `LibraryTests` lack these parameters: all their cases run, except the long ones
         long = item.originalname == "test_the_adaptive_ascent_finds_the_top"
         sampled = SAMPLED if long or {"lib", "autodiff", "objective"} & params.keys() else ()
         others = [re.sub(r", [\d.]+$|, inf$", "", str(params[key])) for key in params if key not in sampled]
-        # a compiler sees the lines that the other tests, and other libraries, run
+        # a compiled function runs the lines that other tests and other libraries run too
         takes_long = long or "compiles" in item.name or (FEW and "objective" not in params)
         all_three = not takes_long and getattr(params.get("call"), "is_primitive", True)
         cases[item.nodeid.partition("[")[0], all_three, *others].append(item)
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Look for garbage seldom, and not among what is there to stay: it takes a tenth of JAX's tests."""
+    """Collect garbage rarely, and ignore what exists already: it takes a tenth of the time of JAX's tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
@@ -91,7 +91,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> Iterator[None]:
-    """Forget what JAX has compiled for the tests of a file: for all of them it takes 5 GiB."""
+    """Clear JAX's compiled functions after each test file: those of all files take 5 GiB."""
     yield
     if "jax" in NAMES:
         import jax
@@ -101,7 +101,7 @@ def compiled() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def keras_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep Keras, wherever a test imports it, from the settings of who runs the tests."""
+    """Keep Keras from reading the user's settings, wherever a test imports it."""
     if KERAS:
         os.environ |= {"KERAS_BACKEND": KERAS, "KERAS_HOME": str(tmp_path_factory.mktemp("keras"))}
 

@@ -1,4 +1,4 @@
-"""The backends that this test run is for: those of LPFAMILY_TEST_LIBRARIES that are backends."""
+"""The backends under test: those that LPFAMILY_TEST_LIBRARIES names."""
 
 import functools
 import importlib
@@ -14,7 +14,7 @@ from lpfamily.training.networks import Dense, Network, initial_state
 _LIBRARIES = os.environ.get("LPFAMILY_TEST_LIBRARIES", "numpy,array-api-strict").split(",")
 
 DEVICE = os.environ.get("LPFAMILY_TEST_DEVICE", "cpu")
-"""Where the laws train: "cuda" for torch, "gpu" for JAX, where there is one."""
+"""The device on which the laws train: with a GPU, "cuda" for torch and "gpu" for JAX."""
 
 NAMES = [name for name in ("numpy", "torch", "jax") if name in _LIBRARIES]
 

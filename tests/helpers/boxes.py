@@ -68,7 +68,7 @@ def boxes(draw, lib, **options):
 
 
 def _box(kind, radius, shape, floats, rng):
-    """Return x, low and high; but for pixels, and what was rounded, x is zero: walls may have any scale."""
+    """Return x, low and high; x is zero except for "pixels" and "rounded": bounds may have any scale."""
     zero = np.zeros(shape)
     if kind == "rounded":
         return _rounded(radius, shape, floats, rng)
@@ -108,7 +108,7 @@ def _rounded(radius, shape, floats, rng):
 
 
 def maximiser(row, p, radius, wall):
-    """Solve by Newton's method, in long floats, to its end: walls that are passed are kept to."""
+    """Solve by Newton's method in long floats: an entry that passes its bound stays there."""
     free, at_wall, left = (row != 0) & (wall > 0), np.zeros(row.shape, bool), np.longdouble(radius)
     while True:
         step = np.abs(closed_form(np.where(free, row, 0)[None], p, [left])[0])

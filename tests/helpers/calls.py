@@ -1,4 +1,4 @@
-"""Every public function of arrays with arrays to call it with: what a transform must hold of all."""
+"""Every public function of arrays, with arguments: transforms and layouts must work for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m lpfamily.train`, judged by what it leaves behind: as a user runs it, or without the wait."""
+"""Run `python -m lpfamily.train`, as users do or faster in this process, and check what it leaves."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in 
 WITH_HELPERS = ENVIRONMENT | {
     "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
 }
-"""Where Python can import `helpers`."""
+"""The environment of a process that imports `helpers`."""
 
 
 def command(*flags: object) -> list[str]:
@@ -85,7 +85,7 @@ def joined(size: int, *arguments: object, cwd: Path) -> None:
 
 
 def in_process(*flags: object, command: Callable[..., int] = main) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process, which has imported already what takes a new one seconds."""
+    """Run the command in this process: it has already imported modules that take a new process seconds."""
     arguments, out, err = list(map(str, flags)), io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = command(arguments)
@@ -93,21 +93,21 @@ def in_process(*flags: object, command: Callable[..., int] = main) -> subprocess
 
 
 def trained(folder: Path, *flags: object) -> subprocess.CompletedProcess[str]:
-    """Train into a new folder, quietly, and raise unless that succeeds with the folder as its only word."""
+    """Train into a new folder with --quiet; raise unless that succeeds and prints only the folder."""
     result = in_process(*flags, "--quiet", "--out", folder)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{folder}\n", ""), result
     return result
 
 
 def tabled(folder: Path, *flags: object) -> str:
-    """Train into a new folder, and return the table; raise unless that succeeds without a warning."""
+    """Train into a new folder and return the printed table; raise unless that succeeds without a warning."""
     result = in_process(*flags, "--out", folder)
     assert (result.returncode, "warning" in result.stderr) == (0, False), result
     return result.stdout
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let curves.png be some bytes: of a short run in this process, drawing takes the most time."""
+    """Write some bytes as curves.png: drawing takes most of the time of a short run in this process."""
     monkeypatch.setattr(drawing, "rendered", lambda *arguments: {"png": bytes(99)})
 
 
@@ -126,7 +126,7 @@ def start(
 
 
 def wait_for_epochs(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
-    """Return when the metrics show so many epochs; raise if the process ends before, or after a minute."""
+    """Wait until the metrics show this many epochs; raise if the process ends first, or after a minute."""
     deadline = time.monotonic() + 60
     while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < epochs:
         assert process.poll() is None, process.communicate()
@@ -164,7 +164,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def timeless(folder: Path) -> dict[str, Any]:
-    """Return what two runs of one trajectory share: all but the plot and how long things took."""
+    """Return all results of a run except the plot and the times: equal runs agree in them."""
     result = json.loads((folder / "result.json").read_text())
     del result["seconds_per_epoch"], result["sha256"]
     lines = metrics(folder)
@@ -180,14 +180,14 @@ def timeless(folder: Path) -> dict[str, Any]:
 
 
 def position(folder: Path) -> dict[str, Any]:
-    """Return what a run's checkpoint says of where in the run it belongs."""
+    """Return the position in the run that a checkpoint records."""
     with safe_open(folder / "checkpoint.safetensors", framework="numpy") as file:
         values: dict[str, Any] = json.loads(file.metadata()["lpfamily"])
     return {name: value for name, value in values.items() if name not in ("format", "sha256")}
 
 
 def begun_with(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Let a run be one that began with another config, which `edit` makes of its own in place."""
+    """Rewrite a run as if it had begun with another config; `edit` changes its config in place."""
     run, state, where = Run(folder), load_file(folder / "checkpoint.safetensors"), position(folder)
     config, result = run.config, run.result
     edit(config)

@@ -1,4 +1,4 @@
-"""A finding of the page's summary has its numbers from the table or figure that it names."""
+"""Check that the numbers of a finding in the summary stand in the table or figure that it names."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A program that disturbs a training command at each of its accesses to a file, and goes on with its run."""
+"""A program that interrupts a training command at each of its file accesses, and then resumes the run."""
 
 EVERY_INSTANT = """
 import json, os, resource, signal, sys

@@ -24,7 +24,7 @@ def loss(params, x, labels):
 
 
 def problem(seed=0, n=4):
-    """Return weights, inputs and labels, which float32 holds exactly."""
+    """Return weights, inputs and labels; float32 represents them exactly."""
     rng = np.random.default_rng(seed)
     shapes = (6, 5), (5,), (5, 3), (3,)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in (*shapes, (n, 6))]
@@ -115,7 +115,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 def run(function, *arrays):
-    """Return what a compiled function makes of arrays as they are, float64 too, as NumPy's."""
+    """Compile a function, call it on arrays without casting float64, and return NumPy arrays."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, compiled(function)(*jax.tree.map(jnp.asarray, arrays)))
 

@@ -1,4 +1,4 @@
-"""What must hold of a steepest step, as functions of the step: they raise AssertionError.
+"""Laws of a steepest step: functions of the step that raise AssertionError where it breaks them.
 
 The Hypothesis tests give them `lpfamily.epsilon`, the mutants something broken. Nothing here knows
 the code under test: norms and the closed form are computed in NumPy's longest float, on rows divided
@@ -64,7 +64,7 @@ class Case:
         return 2 * self.floats.least * self.rows.shape[1] ** (1 / self.p)
 
     def step(self, epsilon: Epsilon, **options: Any) -> np.ndarray:
-        """Return epsilon(grad, p, sigma), checked to be of grad's library, shape and dtype, as float64."""
+        """Return epsilon(grad, p, sigma) as float64; raise unless it has grad's library, shape and dtype."""
         with self.lib.scope():
             grad = self.lib.from_numpy(self.grad, self.floats.name)
             result = epsilon(grad, self.p, self.sigma, **options)
@@ -79,7 +79,7 @@ class Case:
 
 @st.composite
 def cases(draw: Any, lib: TestLibrary, *, kinds: tuple[str, ...] = KINDS, p: Any = None) -> Case:
-    """Draw dtype, shape, p, sigma, and of each row its kind and scale; the rest comes from a seed."""
+    """Draw dtype, shape, p, sigma, and the kind and scale of each row; a seed determines the rest."""
     floats = lib.floats[draw(st.sampled_from(lib.dtypes))]
     if lib.compiles:  # every p, shape and dtype is a compilation
         single = floats.name == "float32"

@@ -1,4 +1,4 @@
-"""The array libraries that the suite runs on, each as a small piece of data."""
+"""The array libraries that the tests run on, each described by a dataclass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ P = (1, 1 + 1e-12, 1.1, 4 / 3, 1.5, 2, 2.7, 3, 5, 1e9, float("inf"))
 
 @dataclass(frozen=True)
 class Floats:
-    """The numbers of a dtype: its rounding, its range, and the least that its results can hold."""
+    """The numbers of a dtype: its rounding, its range, and the smallest number in a result."""
 
     name: str
     eps: float
@@ -67,13 +67,13 @@ class TestLibrary:
     convert: Callable[[np.ndarray], Any]
     back: Callable[[Any], np.ndarray]
     flushes: tuple[str, ...] = ()
-    """The dtypes whose subnormals are zeros to it."""
+    """The dtypes whose subnormals the library flushes to zero."""
     compiles: bool = False
-    """Every p and shape costs a compilation, so the laws draw them from a short list."""
+    """Every p and every shape costs a compilation, so the laws draw them from a short list."""
     slow: bool = False
-    """Every operation costs milliseconds, so a run that names this library draws fewer examples of a law."""
+    """Every operation costs milliseconds, so a test run with this library draws fewer examples of a law."""
     looking: Callable[[], Any] = contextlib.nullcontext
-    """The scope of what has to look at values."""
+    """A context in which functions may read the values of arrays."""
     scope: Callable[[], Any] = contextlib.nullcontext
     jit: Callable[[Callable[..., Any]], Callable[..., Any]] = plain
     derivative: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None

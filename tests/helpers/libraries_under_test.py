@@ -1,4 +1,4 @@
-"""The libraries that this test run is for: those of LPFAMILY_TEST_LIBRARIES."""
+"""The array libraries under test: those that LPFAMILY_TEST_LIBRARIES names."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Results as experiments keep them, and a progress that only checks its numbers."""
+"""Results of runs as experiments record them, without training, and a silent progress callback."""
 
 
 def silent(done, of, what=""):

@@ -1,4 +1,4 @@
-"""Check a law of a step that may be wrong, quickly: the tests of laws expect it to raise."""
+"""Check a law with a step that may be wrong: tests expect AssertionError from each mutant."""
 
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -9,7 +9,7 @@ LIBRARY = numpy_readonly()
 
 
 def check(law, step, drawn=None, examples=2000):
-    """Raise what `law` raises of `step`, without looking for the smallest example."""
+    """Raise if `step` breaks `law`; do not shrink the example."""
 
     @settings(
         max_examples=examples,

@@ -1,4 +1,4 @@
-"""Edits of the files of a run: each returns a function of its folder."""
+"""Edits of the files of a run: each function here returns a function that edits a run folder."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from lpfamily.training.runs.positions import Position
 
 
 def changed(recipe=(), without=(), **values):
-    """Return what lets a run be one that began with another config."""
+    """Return an edit that makes a run look as if it had begun with another config."""
 
     def edit(config):
         config["recipe"] |= dict(recipe)
@@ -25,7 +25,7 @@ def changed(recipe=(), without=(), **values):
 
 
 def rewritten(name, content):
-    """Return what replaces a file of a run: by bytes, or by a function of its bytes."""
+    """Return an edit that replaces a file of a run, by bytes or by a function of its bytes."""
 
     def edit(folder):
         path = folder / name
@@ -35,7 +35,7 @@ def rewritten(name, content):
 
 
 def arrays(change, without=(), **position):
-    """Return what rewrites the arrays of a checkpoint, and its position, otherwise that after epoch 2."""
+    """Return an edit of a checkpoint's arrays and position; the position is after epoch 2 by default."""
     values = {"epoch": 2} | position
     kept = {name: value for name, value in (asdict(Position()) | values).items() if name not in without}
 
@@ -48,7 +48,7 @@ def arrays(change, without=(), **position):
 
 
 def annotated(text):
-    """Return what puts a text in the place of a checkpoint's position."""
+    """Return an edit that replaces the position of a checkpoint by a text."""
     return rewritten("checkpoint.safetensors", lambda content: save(load(content), {"lpfamily": text}))
 
 
@@ -57,7 +57,7 @@ def unchanged_arrays(state):
 
 
 def retyped(dtype, size):
-    """Return what makes a checkpoint one of zeros of a type that NumPy may not have."""
+    """Return an edit that replaces a checkpoint's arrays by zeros of a dtype that NumPy may not have."""
 
     def convert(content):
         length = int.from_bytes(content[:8], "little")

@@ -1,4 +1,4 @@
-"""Models, batches and losses in torch, and a snapshot of all that a model and torch remember."""
+"""Models, batches and losses in torch, and snapshots of a model and of torch's random state."""
 
 import math
 from collections import namedtuple
@@ -14,7 +14,7 @@ def losses_of(outputs, y):
 
 
 def network(*inner, inputs=6, seed=0, dtype=torch.float64):
-    """Return a network of three products."""
+    """Return a network of three matrix products."""
     torch.manual_seed(seed)
     layers = nn.Linear(inputs, 5), nn.Tanh(), *inner, nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)
     return nn.Sequential(*layers).to(dtype)
@@ -27,7 +27,7 @@ def batch(n=7, shape=(6,), seed=0, dtype=torch.float64):
 
 
 def snapshot(model):
-    """Return all there is to see in a model, and the random state."""
+    """Return the state, buffers, gradients and flags of a model, and torch's random state."""
     return {
         "state": {name: value.clone() for name, value in model.state_dict().items()},
         "buffers": dict(model.named_buffers()),
@@ -79,7 +79,7 @@ def input_gradient(model, x, y):
 
 
 class Untidy(nn.Module):
-    """Changes a buffer in training and evaluation, one by a new one, makes two, and draws always."""
+    """A module that updates, replaces and creates buffers, and draws random numbers, in every pass."""
 
     def __init__(self):
         super().__init__()
@@ -106,13 +106,13 @@ def buffers_of(model):
 
 
 def set_buffers(model, values):
-    """Change what buffers hold, unseen by the graphs that they are in."""
+    """Overwrite buffers without autograd noticing."""
     for name, value in values.items():
         model.get_buffer(name).data.copy_(value)
 
 
 def two_arguments(seed=0):
-    """Return a model of an image and a text, the like of their concatenation, the inputs and labels."""
+    """Return a model of image and text, the same model of both in one array, inputs for each, and labels."""
     net, (x, y) = network(nn.BatchNorm1d(5), inputs=10, seed=seed), batch(shape=(10,), seed=seed)
     x = torch.where(torch.arange(10) < 6, x, x / 50)  # of another scale
 
@@ -128,7 +128,7 @@ def together(tree):
 
 
 def divergence(clean, outputs):
-    """Return KL(f || g), as its definition has it."""
+    """Return KL(f || g), from its definition."""
     f, g = torch.log_softmax(clean, dim=1), torch.log_softmax(outputs, dim=1)
     return (f.exp() * (f - g)).sum(dim=1)
 

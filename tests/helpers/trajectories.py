@@ -1,4 +1,4 @@
-"""Networks of each kind, trained for an epoch: backends and processes must reach the same parameters."""
+"""Networks of each kind, trained for an epoch: all backends and processes must reach the same parameters."""
 
 import functools
 
@@ -52,7 +52,7 @@ OF_CONVOLUTIONS = Network(
 
 @functools.cache
 def trained(name, network, objective):
-    """Return the state after 49 steps of 30 on digits and one of 2, in float64, their rates all different."""
+    """Return the float64 state after 49 batches of 30 digits and one of 2, with other rates in each step."""
     train = data.load("digits").train
     task = Task(
         network,
