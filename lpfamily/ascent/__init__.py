@@ -127,60 +127,92 @@ def ascend(
     Attacks, 2020; Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to
     Adversarial Attacks, 2018; Frank and Wolfe: An Algorithm for Quadratic Programming, 1956.
     """
-    chosen = check_ascent(steps, method, step_size, restarts, stop_above)
+    how: dict[str, Any] = {
+        "steps": steps,
+        "step_size": step_size,
+        "method": check_ascent(steps, method, step_size, restarts, stop_above),
+        "restarts": restarts,
+        "stop_above": stop_above,
+    }
     if is_tree(x):
-        joint = Joint.of("x", x, batch_ndim)
-        batch_ndim = joint.batch_ndim
-        box = () if bounds is None else box_of(x, bounds)
-        within = Joint.of("x", x, batch_ndim, mask, scale, box).within
-        if is_tree(start) or not (start is None or is_random(start)):
-            start = joint.like("start", start, joint.leaves[0].batch).rows
-
-        def on_rows(rows: Array, *indices: Any) -> tuple[Array, Array]:
-            value, grad = value_and_grad(joint.tree_of(rows), *indices)
-            return value, joint.like("grad", grad, tuple(rows.shape[: joint.batch_ndim])).rows
-
-        eps = ascend(
-            on_rows,
-            joint.rows,
-            p,
-            sigma,
-            steps,
-            step_size,
-            start,
-            within.get("bounds"),
-            batch_ndim=batch_ndim,
-            mask=within["mask"],
-            scale=within["scale"],
-            method=method,
-            restarts=restarts,
-            stop_above=stop_above,
-        )
-        tree: A = joint.tree_of(eps)
-        return tree
-    given = examples(x, "x", batch_ndim)
+        return _ascend_tree(value_and_grad, x, p, sigma, start, bounds, batch_ndim, mask, scale, how)
     if scale is not None:
-        units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
-        u = ascend(
-            partial(units.value_and_grad, value_and_grad),
-            units.centre,
-            p,
-            units.radius,
-            steps,
-            step_size,
-            in_units(units, start),
-            units.bounds,
-            batch_ndim=batch_ndim,
-            mask=units.mask,
-            method=method,
-            restarts=restarts,
-            stop_above=stop_above,
-        )
-        return given.back(units.eps(u))
+        return _ascend_scaled(value_and_grad, x, p, sigma, start, bounds, batch_ndim, mask, scale, how)
+    return _ascend_array(value_and_grad, x, p, sigma, start, bounds, batch_ndim, mask, **how)
+
+
+def _ascend_tree(
+    value_and_grad: Callable[..., tuple[Array, Array]],
+    x: A,
+    p: float,
+    sigma: Numbers,
+    start: Any,
+    bounds: Bounds | None,
+    batch_ndim: int | None,
+    mask: Any,
+    scale: Any,
+    how: dict[str, Any],
+) -> A:
+    """Return `ascend` of a tree, by that of its rows."""
+    joint = Joint.of("x", x, batch_ndim)
+    box = () if bounds is None else box_of(x, bounds)
+    within = Joint.of("x", x, joint.batch_ndim, mask, scale, box).within
+    if is_tree(start) or not (start is None or is_random(start)):
+        start = joint.like("start", start, joint.leaves[0].batch).rows
+
+    def on_rows(rows: Array, *indices: Any) -> tuple[Array, Array]:
+        value, grad = value_and_grad(joint.tree_of(rows), *indices)
+        return value, joint.like("grad", grad, tuple(rows.shape[: joint.batch_ndim])).rows
+
+    ball = {"batch_ndim": joint.batch_ndim, "mask": within["mask"], "scale": within["scale"]}
+    eps = ascend(on_rows, joint.rows, p, sigma, start=start, bounds=within.get("bounds"), **ball, **how)
+    tree: A = joint.tree_of(eps)
+    return tree
+
+
+def _ascend_scaled(
+    value_and_grad: Callable[..., tuple[Array, Array]],
+    x: A,
+    p: float,
+    sigma: Numbers,
+    start: Any,
+    bounds: Bounds | None,
+    batch_ndim: int | None,
+    mask: Array | None,
+    scale: Numbers,
+    how: dict[str, Any],
+) -> A:
+    """Return `ascend` in a weighted ball, by that of u in x + scale * u."""
+    given = examples(x, "x", batch_ndim)
+    units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
+    of_u = partial(units.value_and_grad, value_and_grad)
+    start, ball = in_units(units, start), {"batch_ndim": batch_ndim, "mask": units.mask}
+    u = ascend(of_u, units.centre, p, units.radius, start=start, bounds=units.bounds, **ball, **how)
+    return given.back(units.eps(u))
+
+
+def _ascend_array(
+    value_and_grad: Callable[..., tuple[Array, Array]],
+    x: A,
+    p: float,
+    sigma: Numbers,
+    start: Any,
+    bounds: Bounds | None,
+    batch_ndim: int | None,
+    mask: Array | None,
+    *,
+    steps: int,
+    step_size: Numbers | None,
+    method: str,
+    restarts: int,
+    stop_above: float | None,
+) -> A:
+    """Return `ascend` of an array in a plain ball."""
+    given = examples(x, "x", batch_ndim)
     at, batch_ndim = given.array, len(given.batch)
     given = replace(given, values=given.rows(at))  # radii take the dtype of x here
     radius = given.radius(sigma)[..., 0]  # checked first, so that an error shows sigma as it was given
-    if chosen == "adaptive":
+    if method == "adaptive":
         full = 1 < p < math.inf or steps >= adaptive.MANY_STEPS
         length = given.radius(1.0 if full else 0.5)[..., 0]
     elif step_size is not None:
@@ -191,13 +223,13 @@ def ascend(
         value_and_grad, at, p, sigma if is_number(sigma) else radius, bounds, mask, batch_ndim, stop_above
     )
     begin = partial(starting_point, at, p, sigma, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
-    best, value = _climb(search, begin(start), length, chosen, steps)
+    best, value = _climb(search, begin(start), length, method, steps)
     for random in random_starts(start, restarts):
         indices = search.unfinished(value)
         if indices is not None and not indices.shape[0]:
             break
         eps, new = _climb(
-            search.of(indices), _of(begin(random), indices), _of(length, indices), chosen, steps
+            search.of(indices), _of(begin(random), indices), _of(length, indices), method, steps
         )
         better = search.better(new, _of(value, indices))
         best = _put(best, indices, search.where(better, eps, _of(best, indices)))

@@ -39,7 +39,8 @@ class Plan:
 
 
 WIDER = (3, 2)
-"""The balls in which margins and restarts begin, in units of the radius: there a step passes obstacles."""
+"""The balls in which margins and restarts begin, in units of the radius: steps in a larger ball get around
+obstacles that would stop them in this one."""
 SHARE = 0.3
 """The share of the steps in each of these balls."""
 
