@@ -11,7 +11,7 @@ from lpfamily import _interrupts
 NAME = "lpfamily"
 COMMANDS = {
     "train": "train a network and save the run",
-    "evaluate": "measure how robust the networks of runs or any model are",
+    "evaluate": "measure the robustness of runs or any model",
     "reproduce": "measure the paper's tables and figures anew",
     "runs": "list the runs of a folder",
 }
