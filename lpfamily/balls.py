@@ -41,15 +41,16 @@ def project(
 ) -> A:
     """Project `v` onto the Lp ball: return the nearest point, in the Euclidean sense, for each example.
 
-    This is the minimiser of ||y - v||_2 subject to ||y||_p <= sigma, so a v in the ball stays. p = 1
-    lowers every |v_i| by the same amount, down to 0; p = 2 scales v; p = inf clips it. For any other p a
-    safeguarded Newton's method finds the multiplier (see `lpfamily.nearest`). With `x` and `bounds` the
+    The result y minimises ||y - v||_2 subject to ||y||_p <= sigma, so a v in the ball stays where it is.
+    p = 1 lowers every |v_i| by the same amount, down to 0; p = 2 scales v; p = inf clips it. For any other p
+    a safeguarded Newton's method finds the multiplier (see `lpfamily.nearest`). With `x` and `bounds` the
     minimiser also satisfies low <= x + y <= high. With `scale` the constraint is ||y / scale||_p <= sigma;
-    the distance is still in the units of v, not in those of scale.
+    the distance is still Euclidean in v, not in v / scale.
 
-    Up to scale the result depends only on the direction of v and on sigma / ||v||. Far from the ball it
-    tends to `lpfamily.epsilon(v, p, sigma)`, which is the result where v has infinite entries. The
-    derivative is that of the active constraints, and 0 where there is none.
+    Up to a factor, the result depends only on the direction of v and on sigma / ||v||. Far from the ball it
+    tends to `lpfamily.epsilon(v, p, sigma)`, which is the result where v has infinite entries. Inside ball
+    and box the derivative is the identity. Outside it is that of the active constraints: for example, it is 0
+    for entries at a bound, and for those that p = 1 sets to 0.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ def sample(
         sigma * g / (sum_i |g_i|^p + E) ** (1/p)
 
     is uniform in the ball; at p = inf it is sigma * U. With `scale` the result is scale times this and
-    uniform in ||eps / scale||_p <= sigma; entries of scale zero are left out of the sum.
+    uniform in ||eps / scale||_p <= sigma; entries of scale zero are zero and left out of the sum.
 
     Parameters
     ----------
@@ -131,8 +132,8 @@ def sample(
         As in `lpfamily.epsilon`.
     rng
         A `numpy.random.Generator`, a `torch.Generator` or a JAX key. It decides the library of the result,
-        and for torch the device. A generator advances; a key gives the same points again, and may be traced.
-        torch.compile cannot hold generators in its graphs, so its graph breaks here.
+        and for torch the device. A generator advances with each call; a key gives the same points again, and
+        may be traced. The graphs of torch.compile cannot contain generators, so they break here.
     dtype
         A floating dtype of that library; None means the library's default.
     scale
@@ -146,7 +147,7 @@ def sample(
     Raises
     ------
     TypeError, ValueError
-        If rng is of no kind above, and as in `lpfamily.epsilon`.
+        If rng is neither a generator nor a key, and as in `lpfamily.epsilon`.
 
     References
     ----------

@@ -26,10 +26,11 @@ class Certificate:
     Attributes
     ----------
     norm_used
-        ||eps||_p / sigma: above 1, eps is outside the ball. 1 where both are 0.
+        ||eps||_p / sigma. Above 1, eps is outside the ball. 1 where both are 0.
     gain
-        <grad, eps> divided by an upper bound for feasible perturbations: 1 is optimal, above 1 is outside
-        the ball or the box, and below 0 the loss falls. 1 where the bound and <grad, eps> are both 0.
+        <grad, eps> divided by an upper bound for feasible perturbations. 1 is optimal. Above 1, eps is
+        outside the ball or the box. Below 0, the linearised loss falls. 1 where the bound and <grad, eps> are
+        both 0.
     zero
         Whether eps is zero. The steepest step is zero for a zero gradient; `underused` is then False.
     nonfinite
@@ -105,9 +106,10 @@ def certify(
     Returns
     -------
     Certificate
-        Arrays of shape `grad.shape[:batch_ndim]`: `norm_used`, `gain`, `zero`, `nonfinite`,
-        `underused`; and `summary()`, one readable line. They are constants under differentiation, as the
-        bound comes from a search.
+        Arrays of shape `grad.shape[:batch_ndim]`: `norm_used` and `gain`, in which 1 is the full radius and
+        the best gain; and the flags `zero`, `nonfinite` and `underused`. `Certificate` defines each, and its
+        `summary()` is one readable line. The arrays are constants under differentiation, as the bound comes
+        from a search.
 
     Raises
     ------

@@ -82,9 +82,9 @@ def odds_gradient(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> 
 def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | None = None) -> A:
     """Return log((1 - P) / P), where P is the probability that every sigmoid output of an example is right.
 
-    It does for a binary output, and for several labels, what `error_log_odds` does for a softmax. The sum of
-    the outputs' cross-entropies is -log P, the softplus of this; 1 - P is its sigmoid, and the gradient of
-    the sum is (1 - P) * grad(binary_error_log_odds). For one output it is -z where the label is 1 and z
+    Use it for sigmoid outputs, one or several, as `error_log_odds` for a softmax. The sum of the outputs'
+    cross-entropies is -log P, the softplus of these odds. The sigmoid of the odds is 1 - P, and the gradient
+    of the sum is (1 - P) * grad(binary_error_log_odds). For one output it is -z where the label is 1 and z
     where it is 0. Let q_k be the probability that output k is wrong. As 1 - P = 1 - prod (1 - q_k), the
     log-odds a and b of two outputs combine to log(e^a + e^b + e^(a+b)), where nothing rounds to zero.
 
@@ -93,8 +93,8 @@ def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | Non
     logits
         The logits, of shape (..., outputs), with at least one output.
     labels
-        0 or 1, of the logits' shape: booleans, integers, or floating numbers as binary cross-entropies of
-        other packages take them.
+        0 or 1, of the logits' shape. They may be booleans, integers or, as for other packages' binary
+        cross-entropies, floating numbers.
     ignore_index
         The label of outputs to leave out, such as -1 or NaN, or None. Such an output counts as never wrong.
         If an example has no other label, its odds are -inf and their derivative is zero.
@@ -108,8 +108,9 @@ def binary_error_log_odds(logits: A, labels: Array, *, ignore_index: float | Non
     Raises
     ------
     TypeError, ValueError
-        For logits that are not floating or have no output, and labels of another shape, or that are neither
-        0 nor 1. The values of labels are checked where those of `error_log_odds` are.
+        For logits that are not floating or have no output, and labels of another shape, or that are neither 0
+        nor 1. The values of labels are checked in NumPy arrays, and in torch tensors that are on the CPU and
+        not traced.
     """
     given = floating(logits, "logits")
     xp, z, shape = given.xp, given.values, known_shape(given.array, "logits")
@@ -203,7 +204,8 @@ def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) 
     logits
         The logits, of shape (..., classes), with at least two classes.
     labels
-        Integers of shape `logits.shape[:-1]`, or probabilities of the logits' shape.
+        Integers of shape `logits.shape[:-1]`, or probabilities of the logits' shape, whose values are not
+        checked.
     ignore_index
         The integer label of entries to leave out, or None: their loss is 0, and so is its derivative.
 
@@ -215,7 +217,7 @@ def cross_entropy(logits: A, labels: Array, *, ignore_index: int | None = None) 
     Raises
     ------
     TypeError, ValueError
-        As in `error_log_odds`.
+        As in `error_log_odds`, and for an `ignore_index` with probabilities.
     """
     given = floating(logits, "logits")
     z, targets = given.values, _probabilities(given, labels, "logits")

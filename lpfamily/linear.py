@@ -46,8 +46,8 @@ def worst_residual(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
       If c is orthogonal to the leading singular space, there may be no such mu (the hard case). Then
       mu = max_i s_i^2, and the rest of the budget goes along a leading singular vector.
 
-    If there are several maximisers, one of them is returned; a theta of zeros gives zeros. eps / sigma is
-    constant under differentiation, so by Danskin's theorem the derivative of the largest residual is right.
+    If there are several maximisers, one of them is returned; a theta of zeros gives zeros. Differentiation
+    takes eps / sigma as constant. By Danskin's theorem the derivative of the maximum is nevertheless right.
 
     Parameters
     ----------
@@ -145,13 +145,13 @@ def shortfall(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
 def residual_bound(theta: Array, residual: A, p: float, sigma: Numbers) -> A:
     """Return an upper bound of max ||residual - theta @ eps||_2 over ||eps||_p <= sigma, for every p.
 
-    It is the least of three bounds. The first takes each output at its own worst, by Hölder's inequality::
+    It is the smallest of three bounds. The first bounds each output separately, by Hölder's inequality::
 
         sqrt(sum_i (|residual_i| + sigma * ||theta_i||_{p*})^2)
 
     The others are the exact maxima over the smallest balls with q = 1 and q = 2 that contain this one. Their
     radius is sigma * n^max(0, 1/q - 1/p) for n inputs. So the bound is exact, to rounding, for p = 1, for
-    p = 2, and for one output. Its derivative is that of the least of the three.
+    p = 2, and for one output. Its derivative is that of the smallest of the three.
 
     Parameters
     ----------

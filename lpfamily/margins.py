@@ -36,10 +36,11 @@ def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float
 
         min over j != y of (z_y - z_j) / ||w_j - w_y||_{p*},    z = x @ weights + bias
 
-    This is ||a|| of V for the most dominant direction. The step `lpfamily.epsilon(w_j - w_y, p, distance)`
-    attains it: it moves all coordinates for p = inf, goes along the normal for p = 2, and moves the
-    coordinate in which the two weights differ most for p = 1. The line search of V-A follows the gradient of
-    the loss; it finds a longer distance, as that gradient mixes the wrong classes.
+    This is the ||a|| of section V along the most dominant direction. The step
+    `lpfamily.epsilon(w_j - w_y, p, distance)` attains it: it moves all coordinates for p = inf, goes along
+    the normal for p = 2, and moves the coordinate in which the two weights differ most for p = 1. The line
+    search of V-A follows the gradient of the loss; it finds a longer distance, as that gradient mixes the
+    wrong classes.
 
     Parameters
     ----------
@@ -58,9 +59,9 @@ def boundary_distance(weights: Array, bias: Array, x: A, labels: Array, p: float
     -------
     Array
         The distances, of shape `x.shape[:-1]` and of x's dtype, in units of x: 0 where x is already
-        misclassified, inf where nothing changes the prediction. They are differentiable in weights, bias
-        and x. NaN for an x that holds a NaN, and for a label that is out of range where checking it would
-        mean waiting for a device.
+        misclassified, inf where nothing changes the prediction. They are differentiable in weights, bias and
+        x. NaN for an x that contains a NaN, and for a label that is out of range where labels cannot be
+        checked without waiting for a device.
 
     Raises
     ------
@@ -105,9 +106,9 @@ def flip_distance(
 
     Any other model is evaluated on a grid of `brackets` points, t = most / brackets, ..., most, up to the
     first point with a changed prediction. The interval before that point is then halved `steps` times, for
-    all examples at once. So the search finds the first change that the grid shows: it misses a prediction
-    that changes and returns between two neighbouring points. The prediction is changed at the returned t
-    (as x's dtype holds it), and unchanged at t - most / brackets / 2^steps.
+    all examples at once. So the search finds the first change that the grid shows. It misses a change that is
+    undone between two neighbouring points. The prediction is changed at the returned t (as x's dtype holds
+    it), and unchanged at t - most / brackets / 2^steps.
 
     Parameters
     ----------

@@ -98,24 +98,36 @@ def is_chance(error: float, n: int, classes: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """The result in the balls of one p; arrays have one entry per example, or one row per radius."""
+    """The result in the balls of one p; arrays have one entry per example, or one row per radius.
+
+    Attributes
+    ----------
+    p, sigmas
+        The exponent and the radii.
+    smallest
+        The norm of the smallest eps known to fool each example, an upper bound of the smallest of all. It is
+        0 if the example is misclassified without an attack, inf if no attack has fooled it.
+    part
+        Which of `PARTS` fooled the example first, in the smallest ball; -1 for none.
+    fooled
+        Whether the example is misclassified in the ball, of shape (radii, examples).
+    one_step
+        Whether the example is misclassified after one step, of shape (radii, examples).
+    late
+        The number of examples that the ascent of the log-odds has fooled in the last quarter of its steps,
+        for each radius.
+    gradients
+        The number of gradients taken, each of one example.
+    """
 
     p: float
     sigmas: tuple[float, ...]
     smallest: Floats
-    """The norm of the smallest eps known to fool each example, an upper bound of the smallest of all. It is
-    0 if the example is misclassified without an attack, inf if no attack has fooled it."""
     part: Ints
-    """Which of `PARTS` fooled the example first, in the smallest ball; -1 for none."""
     fooled: Mask
-    """Whether the example is misclassified in the ball, of shape (radii, examples)."""
     one_step: Mask
-    """Whether the example is misclassified after one step, of shape (radii, examples)."""
     late: Ints
-    """The number of examples that the ascent of the log-odds has fooled in the last quarter of its steps,
-    for each radius."""
     gradients: int
-    """The number of gradients taken, each of one example."""
 
     @classmethod
     def joined(cls, balls: Sequence[Ball]) -> Ball:
@@ -130,20 +142,32 @@ class Ball:
 
 @dataclass(frozen=True, eq=False)
 class Robustness:
-    """The error of a classifier in Lp balls, as measured by `lpfamily.robustness`."""
+    """The error of a classifier in Lp balls, as measured by `lpfamily.robustness`.
+
+    Attributes
+    ----------
+    labels, predicted
+        The right classes, and those predicted without an attack, of shape (examples,).
+    classes
+        The number of classes.
+    no_gradient
+        Whether the gradient of the example is zero or not finite, of shape (examples,).
+    random
+        Whether the logits differed between two forward passes of the same inputs.
+    effort, seed
+        The arguments of the measurement.
+    balls
+        The results for each p, a `Ball` with one row per radius.
+    """
 
     labels: Ints
     predicted: Ints
-    """The predicted classes without an attack."""
     classes: int
     no_gradient: Mask
-    """Whether the gradient of the example is zero or not finite."""
     random: bool
-    """Whether the logits differed between two forward passes of the same inputs."""
     effort: str
     seed: int
     balls: dict[float, Ball]
-    """By p."""
 
     @classmethod
     def joined(cls, results: Sequence[Robustness]) -> Robustness:
@@ -184,15 +208,21 @@ class Robustness:
         return _error(ball.fooled[ball.sigmas.index(sigma)])
 
     def parts(self, p: float) -> dict[str, int]:
-        """Return, by name of attack, the number of examples that it fooled first."""
+        """Return the number of examples that each attack fooled first, by the attack's name.
+
+        "clean" is for examples that are misclassified without an attack.
+        """
         return {name: int(np.count_nonzero(self.balls[p].part == k)) for k, name in enumerate(PARTS)}
 
     def smallest(self, p: float) -> Floats:
-        """Return, for each example, the norm of the smallest eps known to fool it, an upper bound."""
+        """Return, for each example, the norm of the smallest eps known to fool it, an upper bound.
+
+        It is 0 if the example is misclassified without an attack, inf if no attack has fooled it.
+        """
         return self.balls[p].smallest
 
     def findings(self) -> list[str]:
-        """Return the reasons to trust these numbers less than they suggest, as sentences."""
+        """Return reasons to doubt these numbers, one sentence each; empty if there are none."""
         n, findings = len(self), []
         if has_not_learnt := unlearnt(self.predicted, self.labels, self.classes):
             findings.append(f"the network {has_not_learnt}, so its robustness means nothing")
@@ -247,7 +277,11 @@ class Robustness:
         return findings
 
     def quantiles(self, p: float) -> dict[float, float]:
-        """Return quantiles of the smallest sigma over the examples that are correct without an attack."""
+        """Return quantiles of the smallest sigma over the examples that are correct without an attack.
+
+        They are keyed by their fraction, 0.1 to 0.9. A quantile is inf if no attack has fooled so many
+        examples, NaN if no example is correct.
+        """
         return quantiles_of(self.balls[p].smallest[self.predicted == self.labels])
 
     def table(self) -> str:

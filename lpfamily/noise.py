@@ -199,10 +199,10 @@ def error_from_distances(signed_distances: Array, sigma: Numbers) -> Array:
     """Return the error under Gaussian noise from the distance of every example, with n = 1.
 
     It is eq. 33 without its normal distribution, and two-sided: the mean over the examples of
-    Q(distance / sigma). The distance d at which a misclassified example becomes correct counts negatively,
-    so that Q(-d / sigma) = 1 - Q(d / sigma) is its probability of staying misclassified. A distance of -inf
-    stands for an example that noise never corrects, as eq. 33 assumes of all of them. The result is exact
-    for a linear model of two classes.
+    Q(distance / sigma). A misclassified example that becomes correct at distance d has the distance -d: it
+    stays misclassified with probability Q(-d / sigma) = 1 - Q(d / sigma). The distance -inf means that noise
+    never corrects the example, as eq. 33 assumes for all misclassified examples. The result is exact for a
+    linear model of two classes.
 
     Parameters
     ----------

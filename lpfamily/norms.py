@@ -14,8 +14,9 @@ from lpfamily.trees import is_tree, over_leaves
 def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None = None) -> A:
     """Return the Lp norm of each example: sum|x| for p = 1, max|x| for p = inf; with a scale, of x / scale.
 
-    The largest entry is divided out first, so that no power overflows or underflows. The derivative
-    is the unit vector that attains the norm, and 0 at x = 0.
+    The largest entry is divided out first, so that no power overflows or underflows. The derivative is the
+    vector d of dual norm 1 with <d, x> = ||x||_p: sign(x) for p = 1, x / ||x||_2 for p = 2, the sign of the
+    largest entry, shared equally by ties, for p = inf. It is 0 at x = 0.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ def norm(x: A, p: float, *, batch_ndim: int | None = None, scale: Numbers | None
         None means 1, or 0 for a 1-D array; 0 takes the whole array, or tree, as one example.
     scale
         As in `lpfamily.epsilon`. The norm is then the radius of the smallest weighted ball that contains x.
-        It is infinite if an entry of scale 0 is not 0.
+        It is infinite if an entry of x is not 0 where the scale is.
 
     Returns
     -------
@@ -53,8 +54,9 @@ def penalty(
 ) -> A:
     """Return sigma * ||grad||_{p*} for each example, the second term of eq. 4; with a scale, of scale * grad.
 
-    It is the gain of the linearised loss from `epsilon(grad, p, sigma)`. By Hölder's equality its
-    derivative with respect to grad is that epsilon; it is 0 at a zero gradient.
+    It is the gain of the linearised loss from the step `epsilon(grad, p, sigma)`. By Hölder's equality its
+    derivative with respect to grad is that step, which is 0 at a zero gradient. Training with eq. 4 adds the
+    mean of the penalty to the mean loss.
 
     Parameters
     ----------

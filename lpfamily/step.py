@@ -42,11 +42,11 @@ def epsilon(
     are independent, only its entry. Derivatives are those of eq. 3 where it is differentiable, and 0
     elsewhere (p = 1 and inf; zero examples; zero entries for p > 2).
 
-    With `x` and `bounds`, eps also satisfies low <= x + eps <= high, to one unit in the last place of
-    these. For some t, the size of every entry is the smaller of t * |grad| ** (1 / (p - 1)) and the
-    distance to its bound (p = 1: entries move to their bounds from the largest |grad| down, until the
-    budget is spent; p = inf: eq. 8, clipped). Budget that an entry at its bound cannot spend goes to the
-    others, so this step gains more than eq. 3 clipped afterwards. Without finite bounds it is eq. 3.
+    With `x` and `bounds`, eps also satisfies low <= x + eps <= high, to one unit in the last place of the
+    bounds. For some t, the size of every entry is the smaller of t * |grad| ** (1 / (p - 1)) and the distance
+    to its bound (p = 1: entries move to their bounds from the largest |grad| down, until the budget is spent;
+    p = inf: eq. 8, clipped). Budget that an entry at its bound cannot spend goes to the others, so this step
+    gains more than eq. 3 clipped afterwards. Without finite bounds it is eq. 3.
 
     With `scale` the ball is ||eps / scale||_p <= sigma, and the maximiser scale * epsilon(scale * grad).
 
@@ -63,9 +63,9 @@ def epsilon(
         The radius, in units of the input: a number >= 0, or an array that broadcasts to
         `grad.shape[:batch_ndim]`.
     batch_ndim
-        None means 1, or 0 for a 1-D array; 0 takes the whole array as one example, as under vmap; 2
-        treats each token of a sequence as an example. All leaves of a tree share it; there None means 0 if
-        all leaves are 1-D, and 0 puts one ball around everything.
+        None means 1, or 0 for a 1-D array. 0 takes the whole array as one example, as under vmap. 2 treats
+        each token of a sequence as an example. In a tree it applies to every leaf: None means 0 if all leaves
+        are 1-D and else 1, and 0 takes all leaves together as one example.
     mask
         Boolean, broadcastable to grad. Where it is False, eps is zero and spends no budget, and x may have
         any value. If grad is a tree, then mask, scale, x, low and high are each a tree like it, or one value
@@ -79,9 +79,9 @@ def epsilon(
         The input itself, in units of eps: a number, or an array that broadcasts to grad's shape.
     bounds
         (low, high), the box of x + eps: each a number, infinity included, or an array that broadcasts to
-        grad's shape. They are rounded to grad's dtype, and so is x. An x outside the box by rounding is
-        treated as at its bound. Rounding here is at most 4 eps times the larger finite |bound|, with the
-        largest `finfo(...).eps` of grad, x and bounds. Such an x moves inwards only, and no budget is spent
+        grad's shape. Bounds and x are rounded to grad's dtype. An x that is outside the box only by rounding
+        counts as at its bound. Rounding means at most 4 u times the larger finite |bound|, where u is the
+        largest `finfo(...).eps` of grad, x and bounds. Such an x moves only inwards, and no budget is spent
         to bring it back, so x + eps is outside by no more than x was. Clip x + eps if that is too much.
 
     Returns
@@ -99,11 +99,11 @@ def epsilon(
         If grad is not a real floating array, p not a number, mask not boolean, x or a bound not real, one of
         the arrays not dense (sparse, nested or quantised), or the leaves are from different libraries.
     ValueError
-        If p < 1 or NaN, a shape does not fit, a tree has no leaves, leaves of different examples or another
-        structure than grad, or only one of x and bounds is given. Also if sigma is outside [0, inf), scale
-        is below 0 or not finite, or x is outside its bounds by more than rounding, where these values can be
-        seen: in numbers, NumPy arrays and, for x and bounds, eager torch tensors on the CPU. Other values
-        (JAX, devices, traces) are not looked at; a bad one makes its example NaN.
+        If p < 1 or NaN, a shape does not fit, or only one of x and bounds is given; if a tree has no leaves,
+        has leaves with different numbers of examples, or does not have grad's structure. Also if sigma is
+        outside [0, inf), scale is below 0 or not finite, or x is outside its bounds by more than rounding,
+        where these values can be seen: in numbers, NumPy arrays and, for x and bounds, eager torch tensors on
+        the CPU. Other values (JAX, devices, traces) are not checked; a bad one makes its example NaN.
 
     References
     ----------

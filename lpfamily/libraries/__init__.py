@@ -1,10 +1,10 @@
-"""The seam between the mathematics and the array libraries.
+"""The interface between the mathematics and the array libraries.
 
-Every function has one definition, in the array API, which works for every library. The basic functions
-(dual norm, steepest step, steepest step in a box, nearest point) are `Primitive`s: a definition together
-with its derivatives. `Library.apply` evaluates them. A subclass of `Library` says what one library does in
-its own way. It may map primitives to faster implementations (NumPy works in blocks that stay in the cache),
-or override `apply` to pass on the derivatives (torch, JAX). It is registered in the entry-point group
+Every function has one definition, in the array API, which works for every library. The basic functions (dual
+norm, steepest step, steepest step in a box, nearest point) are `Primitive`s: a definition together with its
+derivatives. `Library.apply` evaluates them. A subclass of `Library` defines how one library computes. It may
+map primitives to faster implementations (NumPy works in blocks that stay in the cache), or override `apply`
+to give the library the derivatives (torch, JAX). An instance is registered in the entry-point group
 `lpfamily.libraries`, under the name of the array library, and loaded with the first array of that library.
 `lpfamily.libraries.testing.LibraryTests` holds the tests for it.
 """
@@ -44,9 +44,24 @@ primitives: dict[str, Primitive] = {}
 class Primitive:
     """A function of arrays with a parameter p, its derivatives in closed form, and its signature.
 
-    `value(p, *operands)` is the definition. `jvp(p, operands, tangents)` is the directional derivative.
-    `vjp(p, operands, cotangent)` is its transpose, with one result per operand. Both are built from
-    primitives, so they can be differentiated again.
+    Attributes
+    ----------
+    name
+        The name under which `primitives` has it.
+    value
+        value(p, *operands) is the definition.
+    jvp
+        jvp(p, operands, tangents) is the directional derivative. It is built from primitives, and so is
+        `vjp`, so both can be differentiated again.
+    vjp
+        vjp(p, operands, cotangent) is the transpose of `jvp`, with one result per operand.
+    signature
+        The shapes for one example, as in NumPy's generalized ufuncs: "(n),(1)->()" maps a row and its radius
+        to a number. A caller may leave out trailing operands.
+    whole
+        Whether a compiler should call it as one operation: the definition repeats steps, or sorts.
+    splits
+        Whether one example may lie in several chunks: the definition only takes sums and maxima over it.
     """
 
     name: str
@@ -54,12 +69,8 @@ class Primitive:
     jvp: Callable[[float, tuple[Array, ...], tuple[Array, ...]], Array]
     vjp: Callable[[float, tuple[Array, ...], Array], tuple[Array, ...]]
     signature: str
-    """The shapes for one example, as in NumPy's generalized ufuncs: "(n),(1)->()" maps a row and its radius
-    to a number. A caller may leave out trailing operands."""
     whole: bool = False
-    """Whether a compiler should call it as one operation: the definition repeats steps, or sorts."""
     splits: bool = False
-    """Whether one example may lie in several chunks: the definition only takes sums and maxima over it."""
 
     def __post_init__(self) -> None:
         primitives[self.name] = self
@@ -89,18 +100,26 @@ def _primitive(module: str, name: str) -> Primitive:
 
 
 class Library:
-    """What one array library does in its own way; the defaults only need the array API."""
+    """How one array library computes; the defaults need only the array API.
+
+    To support a library, override methods in a subclass, and test an instance with
+    `lpfamily.libraries.testing.LibraryTests`.
+
+    Attributes
+    ----------
+    implementations
+        Functions (p, *operands) that replace the definitions of some primitives.
+    """
 
     implementations: Mapping[Primitive, Callable[..., Array]] = MappingProxyType({})
-    """Functions (p, *operands) that replace the definitions of some primitives."""
 
     def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
-        """Evaluate `primitive`; a library with automatic differentiation passes on its derivatives here."""
+        """Evaluate `primitive`; a library with automatic differentiation gives it the derivatives here."""
         with self.unwarned():
             return self.implementations.get(primitive, primitive.value)(p, *operands)
 
     def detour(self, function: Callable[..., A], *arguments: Any) -> A:
-        """Return function(*arguments), perhaps by a faster library that shares the arrays' memory."""
+        """Return function(*arguments), computed by a faster library if one can share the arrays' memory."""
         return function(*arguments)
 
     def per_example(self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: Array) -> Any:
@@ -121,15 +140,15 @@ class Library:
             return function(*operands)
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
-        """Return eq. 3 of rows that are split over several arrays, or None where these must be joined."""
+        """Return eq. 3 of rows that are split over several arrays, or None if these must be joined first."""
         return None
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
-        """Return the arrays with values that can be looked at; a lazy library computes them."""
+        """Return the arrays with values that can be looked at; a lazy library computes them here."""
         return arrays
 
     def unwarned(self) -> AbstractContextManager[Any]:
-        """Return a context in which log 0, overflow and inf - inf, valid results here, raise no warning."""
+        """Return a context without warnings for log 0, overflow and inf - inf, which are valid here."""
         return np.errstate(all="ignore")  # libraries that build on NumPy warn as NumPy does
 
     def visible(self, x: Array) -> bool:
@@ -139,7 +158,8 @@ class Library:
     def reach(self, grad: Array, x: Array, low: Any, high: Any) -> tuple[Array, bool, bool]:
         """Return the distance of each entry of x from the bound that grad points to, in x's dtype.
 
-        The other two results are whether values are visible, and whether they show that no x is outside.
+        The second result is whether the values are visible, the third whether they show that no x is outside
+        its bounds.
         """
         xp = namespace_of(x)
         up, down = high - x, x - low
@@ -169,7 +189,7 @@ class Library:
         return state
 
     def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
-        """Return function(state) if the condition, one number, holds, else the state."""
+        """Return function(state) if `condition`, a scalar, is true, else the state."""
         return function(state) if condition else state
 
     def places(self, mask: Array) -> Array | None:
@@ -177,11 +197,11 @@ class Library:
         return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else None
 
     def generators(self, rng: Any, count: int) -> Sequence[Any]:
-        """Return generators of independent draws; a generator that advances is simply repeated."""
+        """Return generators or keys for independent draws; a generator that advances is repeated."""
         return [rng] * count
 
     def settled(self, old: tuple[Array, ...], new: tuple[Array, ...]) -> bool:
-        """Whether two states are equal; False where values cannot be looked at."""
+        """Whether two states are equal; False if their values cannot be looked at."""
         xp = namespace_of(new[0])
         return all(bool(xp.all(a == b)) for a, b in zip(old, new, strict=True))
 
@@ -190,9 +210,9 @@ class Library:
     ) -> tuple[Array, Array, Array]:
         """Draw the random numbers of `lpfamily.sample` from a generator of this library.
 
-        They are uniform in (-1, 1) and Gamma of this concentration, >= 1, both of `shape`; and exponential,
-        one number per row, (..., 1). Their dtype is float32 or float64: `dtype`, float32 for half precision,
-        or the library's default for None.
+        Return three arrays: uniform numbers in (-1, 1), of `shape`; Gamma numbers with this
+        `concentration` >= 1, of `shape`; and exponential numbers, one per row, of shape (..., 1). Their dtype
+        is `dtype`, float32 for half precision, or the library's default if `dtype` is None.
         """
         raise TypeError(
             f"rng must be a NumPy or torch generator, or a JAX key; got {type(rng).__name__}: "
@@ -226,8 +246,8 @@ def library_of(x: Array, name: str = "x") -> Library:
 def detoured(function: Callable[..., A], name: str, x: Array, sigma: Any, *others: Any) -> A:
     """Return function(x, sigma, *others), by the `detour` of x's library; an error calls x `name`.
 
-    An array of radii takes the detour if it has x's type and dtype and all radii are in range. Libraries
-    differ in how they handle others.
+    If sigma is an array, the detour is taken only if it has x's type and dtype and all radii are in range,
+    because libraries differ in how they handle others.
     """
     library = library_of(x, name)
     if not isinstance(sigma, int | float):

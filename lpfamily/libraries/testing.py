@@ -52,13 +52,21 @@ def steepest(grad: Floats, p: float, radii: Floats) -> Floats:
 
 
 class LibraryTests:
-    """The tests. Set `from_numpy`, and `to_numpy` if numpy.asarray does not read the library's arrays."""
+    """The tests. Set `from_numpy`, and override `to_numpy` if numpy.asarray cannot read the arrays.
+
+    Attributes
+    ----------
+    from_numpy
+        A static method that returns a NumPy array as an array of the library.
+    gradient
+        gradient(f)(x) returns the derivative of a scalar f; None if the library does not differentiate.
+    rounding
+        The largest relative error of results in the library's float64.
+    """
 
     from_numpy: ClassVar[Callable[[Floats], Any]]
     gradient: ClassVar[Any] = None
-    """gradient(f)(x) returns the derivative of a scalar f; None if the library does not differentiate."""
     rounding: ClassVar[float] = 1e-12
-    """The largest relative error of results in the library's float64."""
 
     @staticmethod
     def to_numpy(x: Any) -> Floats:
