@@ -53,7 +53,7 @@ def regularize(
         jax.grad(lambda params: robust(params, x, labels).mean())(params)
 
     - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), with eps held constant. The pass that
-      computes eps computes the input gradient and no other. No second derivative is needed.
+      computes eps computes only the input gradient. No second derivative is needed.
     - "penalty": L(x) + <grad L(x), eps>, with eps held constant. By Hölder's equality this is
       L(x) + sigma * ||grad L(x)||_{p*} (eq. 4), and by Danskin's theorem it has the same derivative, also
       with a mask and in a box. By "difference" it is L(x) + (L(x + h eps) - L(x)) / h, which needs no second
@@ -100,32 +100,35 @@ def regularize(
         The number of leading axes of x that index balls. With 1 each example has a ball, with 2 each token of
         an example, and their penalties add up. With 0 x is one example, as under `jax.vmap`.
     direction
-        A function of the loss's arguments whose gradient gives eps in place of the loss's; like `loss`, but
-        without aux. For the cross-entropy of hard labels take `lpfamily.error_log_odds`, for sigmoid outputs
-        `lpfamily.binary_error_log_odds`: their direction is that of the loss, but does not round away. Their
-        `ignore_index` leaves labels out, as the loss should; any other label that is no class gives NaN. The
-        penalty assumes that the loss is a multiple of softplus(direction): weights and a mean over labels
-        are possible, smoothing is not. The passes that compute eps have the dropout and the batch statistics
-        of the loss, or those that this function makes of its arguments.
+        A function of the loss's arguments whose gradient gives eps, in place of the gradient of the loss. It
+        returns what `loss` returns, but without aux. For the cross-entropy of hard labels take
+        `lpfamily.error_log_odds`, for sigmoid outputs `lpfamily.binary_error_log_odds`: their gradient has
+        the direction of the loss's gradient, but does not round to zero. Their `ignore_index` leaves labels
+        out, as the loss should; any other label that is not a class gives NaN. The penalty assumes that the
+        loss is a multiple of softplus(direction): weights and a mean over labels are possible, smoothing is
+        not. The passes that compute eps have the dropout and the batch statistics that this function applies;
+        without it, those that the loss applies.
     outputs
         A function of the loss's arguments that returns logits, (n, ..., classes). eps raises their divergence
         from those at x, KL(f(x) || f(x + eps)), summed over the positions of an example. Its gradient at x is
         zero, so it needs a `start`, a function that returns keys. An example whose logits move by no more
         than their rounding stays where it is: compute them in float32.
     beta
-        The weight of the divergence in the loss, with `outputs`: 6 in TRADES, 1 in virtual adversarial
-        training.
+        The weight of the divergence in the loss, required with `outputs`: 6 in TRADES, 1 in virtual
+        adversarial training.
     steps
         The number of steps of `lpfamily.ascent.frank_wolfe` in "perturb", at least 1, with one gradient each.
     start
         Where the steps of "perturb" start, as in `lpfamily.ascend`. None is x. An array, or a tree, like x is
-        a perturbation, which is projected into the ball and the box. A key draws one, the same at every call;
-        so give a function of the loss's arguments that returns a key, or a perturbation.
+        a perturbation, which is projected into the ball and the box. A key draws one, the same at every call.
+        For a new one at each call give a function of the loss's arguments that returns a key, or a
+        perturbation.
     penalty_by
         "gradient" or "difference", as above.
     difference_step
-        h, in units of eps. None is 2^-10, and an error where x or the values are in half precision, in which
-        it rounds away. Half precision or TF32 inside the model cannot be seen: give 0.25, say.
+        h, in units of eps. None is 2^-10, too small a step for half precision and TF32, and an error if x or
+        the values are in half precision. Half precision or TF32 inside the model cannot be detected: for such
+        a model pass h, for example 0.25.
     has_aux
         Whether `loss` returns (values, aux); then so does the result. The aux is that of L(x + eps) for
         "perturb", of L(x) for "penalty" and with `outputs`.

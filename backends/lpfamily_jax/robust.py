@@ -51,7 +51,7 @@ def robustness(
     Returns
     -------
     Robustness
-        Errors by p and sigma, which attack fooled which example, the smallest radii, and findings.
+        Errors by p and sigma, the attack that fooled each example, the smallest radii, and findings.
 
     Raises
     ------

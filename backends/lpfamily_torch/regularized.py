@@ -55,8 +55,8 @@ def regularized_loss(
 ) -> Any:
     """Return the mean regularised loss of a batch; call `backward` on it instead of on the plain loss.
 
-    The input x moves in an Lp ball, or its gradient is measured there: p = inf follows the signs of the
-    gradient, p = 2 the gradient itself, p = 1 only its largest entry.
+    The loss is taken at an x that has moved in an Lp ball, or gets a penalty on its input gradient. p = inf
+    follows the signs of the gradient, p = 2 the gradient itself, p = 1 only its largest entry.
 
     - "perturb": clean_weight * L(x) + (1 - clean_weight) * L(x + eps), with eps held constant. eps is eq. 3
       at the input gradient, or several steps of it.
@@ -67,37 +67,37 @@ def regularized_loss(
     L(x) + beta KL(f(x) || f(x + eps)). Without a loss function it is that of virtual adversarial training,
     beta KL(f(x) || f(x + eps)) with f(x) held constant.
 
-    The passes that compute eps compute the input gradient and no other, and have no side effects:
-    `param.grad` and the modes of modules are as before, and parameters and buffers are the same tensors with
-    the same bits. Random states are restored: those of torch (on the CPU and on x's device), of Python, of
-    NumPy, and of generators that the model has. Other attributes of modules are not restored. Nor is a
-    parameter above 1 MiB, or in a module of torch's own, but a pass that changes one in place raises an
-    error. A change through `.data` goes unseen: it stays in such a parameter, and in a buffer above 1 MiB.
+    The passes that compute eps compute only the input gradient, and have no side effects: `param.grad` and
+    the modes of modules are as before, and parameters and buffers are the same tensors with the same bits.
+    Random states are restored: those of torch (on the CPU and on x's device), of Python, of NumPy, and of
+    generators that the model has. Other attributes of modules are not restored. Parameters above 1 MiB, and
+    those in torch's own modules, are not copied: a pass that changes one in place raises an error. A change
+    through `.data` is not detected: it stays in such a parameter, and in a buffer above 1 MiB.
 
     The weights are trained by an ordinary call of the model, with the side effects of such a call: at x + eps
     for "perturb", at x for "penalty" and for direction="outputs". `clean_weight`, a difference and a
     divergence need a second call, which repeats the random draws of the first and has no side effects.
 
-    `torch.func.grad` transforms this function as any loss of a functional call. So does `torch.func.vmap`,
-    where an example is a batch of one, x[None].
+    `torch.func.grad` and `torch.func.vmap` transform this function like any loss of a functional call. Under
+    vmap an example is a batch of one, x[None].
 
     Parameters
     ----------
     model
-        A module in the mode that it is trained in, or any callable. The modules that a callable uses are
-        restored as far as its code shows them: a function shows the globals and cells that its code names,
-        and the defaults of its arguments; a partial, a method or another object, and an object that a
-        function names, shows its attributes. The model may be compiled, wrapped in DistributedDataParallel
-        (around the compiled module, not inside it) or in Opacus' GradSampleModule, and run under autocast. It
-        must not be TorchScript, lazy before its first pass, or checkpointed with use_reentrant=True, and must
-        not change its input in place.
+        A module in the mode that it is trained in, or any callable. If it is not a module, the modules that
+        it uses are restored if they can be found: in the globals and closure variables that a function's code
+        names, in the defaults of its arguments, and in the attributes of a partial, a method or another
+        object, also of an object that a function names. The model may be compiled, wrapped in
+        DistributedDataParallel (around the compiled module, not inside it) or in Opacus' GradSampleModule,
+        and run under autocast. It must not be TorchScript, lazy before its first pass, or checkpointed with
+        use_reentrant=True, and must not change its input in place.
     loss
-        `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`. None is for a
-        batch without labels, with direction="outputs".
+        `loss(outputs, y)` returns one value per example, of shape (n,): `reduction="none"`. None, for a batch
+        without labels, needs direction="outputs".
     x
-        A floating tensor whose first axis indexes examples; or a tuple, named or not, of the model's
-        positional arguments, or a dict of its keyword arguments, of which one or several are perturbed. These
-        may have a graph, as the output of an embedding: `regularized_loss` then trains the embedding too.
+        A floating tensor whose first axis indexes examples. Or all arguments of the model, of which `leaf`
+        selects those to perturb: positional ones in a tuple, named or not, or keyword ones in a dict. They
+        may have a graph, like the output of an embedding: `regularized_loss` then trains the embedding too.
     y
         Whatever `loss` takes.
     p, sigma
@@ -115,36 +115,36 @@ def regularized_loss(
         compiled code do not check: the eps of that example is NaN there, and so are its loss, the loss of the
         batch and the statistics of a batch norm.
     scale
-        As in `lpfamily.epsilon`: the ball is ||eps / scale||_p <= sigma. Where inputs were divided by std,
-        1 / std lets sigma have the units that they had before.
+        As in `lpfamily.epsilon`: the ball is ||eps / scale||_p <= sigma. For inputs that were divided by std,
+        1 / std gives sigma the units of the original inputs.
     batch_ndim
         As in `lpfamily.epsilon`: the number of leading axes, at least 1, that index balls. With 2, each token
         of a sequence has its own.
     leaf
         Which argument to perturb: an index, a key, or the name in a named tuple. None takes the only floating
-        tensor. The argument may be a tree of tensors, as in `lpfamily.epsilon`. A tuple or a list perturbs
-        several arguments, which form such a tree: a dict where x is one, else a tuple. bounds, mask, start
-        and eps have its structure.
+        tensor. The argument may be a tree of tensors, as in `lpfamily.epsilon`. A tuple or a list selects
+        several arguments, which form such a tree: a dict if x is one, else a tuple. bounds, mask, start and
+        eps have its structure.
     joint
         True has one ball per example, over all perturbed tensors. False has one ball for each tensor: all of
         them move at once, each by a step of norm sigma, and the penalties add up. sigma may then be a tree of
         radii.
     direction
-        The function whose input gradient gives eps.
+        The function whose gradient with respect to x gives eps.
         "loss" is the loss.
         "log-odds" is `lpfamily.error_log_odds`, for the cross-entropy of hard labels, where the outputs are
-        logits (n, classes, ...), or have them as `.logits`. Its direction is that of the loss, but does not
-        round away, whatever the weight of the example. Where an example has several labels, it is the
-        log-odds of an error in any of them, all with equal weight.
+        logits (n, classes, ...), or have them as `.logits`. Its gradient has the direction of the loss's
+        gradient, but does not round to zero, whatever the weight of the example. If an example has several
+        labels, these are the log-odds of an error in any of them, all with equal weight.
         "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1.
         A function of (outputs, y) returns such odds, one value per example. With odds, the penalty of
         `regularized_loss` assumes a loss that is a multiple of softplus(odds): a mean over labels is one, a
         smoothed loss is not.
-        "outputs", also for logits, is their divergence from the clean ones, KL(f(x) || f(x + eps)), summed
-        over the positions of an example; it uses neither loss nor y. Its gradient at x is zero, so without a
-        `start` each call draws one from the ball, seeded by torch's generator of the CPU. An example whose
-        outputs move by no more than their rounding stays where it is; eagerly on the CPU this is a warning.
-        Autocast is off in these passes, unless x is in half precision.
+        "outputs", also for logits, is the divergence of the outputs at x + eps from those at x,
+        KL(f(x) || f(x + eps)), summed over the positions of an example. It uses neither loss nor y. Its
+        gradient at x is zero, so without a `start` each call draws one from the ball, seeded by torch's
+        generator of the CPU. An example whose outputs move by no more than their rounding stays where it is;
+        eagerly on the CPU this is a warning. Autocast is off in these passes, unless x is in half precision.
     ignore_index
         The label that "log-odds" and "binary-log-odds" leave out, as the loss should: 255 for a void pixel,
         -1 or NaN for a missing target. None leaves out nothing. An example without any other label stays
@@ -154,8 +154,9 @@ def regularized_loss(
         `lpfamily.ascend`: a perturbation, or a `torch.Generator` that draws one.
     direction_dropout
         Dropout in the passes that compute eps. "none" puts all modules but norms into evaluation mode, "same"
-        draws what the next pass draws, "independent" draws anew. A model that returns something else in
-        training than in evaluation, such as auxiliary outputs, needs "same" or "independent".
+        takes the dropout of the pass that trains the weights, "independent" draws anew. A model that returns
+        something else in training than in evaluation, such as auxiliary outputs, needs "same" or
+        "independent".
     direction_dtype
         "bfloat16" computes eps under autocast; eps keeps its norm.
     batch_norm
@@ -163,19 +164,20 @@ def regularized_loss(
         of the batch, as in training, so that the eps of an example depends on the others; "running" takes the
         running ones.
     penalty_by
-        "gradient" differentiates through the gradient. A compiled model does not allow that, nor one whose
-        hooks take gradients per example. "difference" takes (L(x + h eps) - L(x)) / h and needs no second
-        derivatives. Compiled modules, fused attention (select `torch.nn.attention.SDPBackend.MATH`), cuDNN's
-        recurrent networks and FSDP have none.
+        "gradient" differentiates through the input gradient. "difference" takes (L(x + h eps) - L(x)) / h,
+        which needs no second derivatives. Take it for models without second derivatives: compiled modules,
+        cuDNN's recurrent networks, FSDP, fused attention (or select `torch.nn.attention.SDPBackend.MATH`).
+        Take it also if hooks of the model take gradients per example.
     difference_step
-        h. None is 2^-10, which half precision and TF32 round away. It is an error under autocast, where x or
-        the losses are in half precision, and on CUDA where TF32 is allowed, as it is for convolutions by
-        default. Rounding inside the model cannot be seen: give 0.25, say.
+        h, in units of eps. None is 2^-10, too small a step for half precision and TF32. So None is an error
+        under autocast, if x or the losses are in half precision, and on CUDA if TF32 is allowed, which is the
+        default for convolutions. Half precision inside the model cannot be detected: for such a model pass h,
+        for example 0.25.
     scaler
         The `GradScaler` of a loop in float16: input gradients are scaled with it, so that they do not
         underflow. The result is not scaled.
     beta
-        The weight of the divergence in the loss with direction="outputs": 6 in TRADES, 1 in virtual
+        The weight of the divergence in the loss, required with direction="outputs": 6 in TRADES, 1 in virtual
         adversarial training.
     return_outputs
         Whether to return the outputs of the ordinary call too.
@@ -189,10 +191,12 @@ def regularized_loss(
     ------
     TypeError, ValueError
         As in `lpfamily.epsilon`; for a loss without one value per example; for an unknown or impossible
-        option; for no floating tensor, or several and no `leaf`; for labels without odds, which are no class,
-        or neither 0 nor 1. On a device, or traced, labels are not checked: their examples are NaN instead.
+        option; for no floating tensor, or several and no `leaf`; for labels that have no odds, because they
+        are not a class, or neither 0 nor 1. On a device, or traced, labels are not checked: their examples
+        are NaN instead.
     RuntimeError
-        In inference mode; for a parameter that is not copied and that the model changes in place.
+        In inference mode; if the model changes in place a parameter that is not copied: one above 1 MiB, or
+        in a module of torch's own.
 
     References
     ----------
@@ -311,9 +315,9 @@ def ascend(
 ) -> Any:
     """Return the best perturbation that `lpfamily.ascend` finds in `steps` steps; add it to x.
 
-    It approximates the inner maximum of eq. 1: for each example, the iterate with the largest loss, or with
-    the largest odds of an error. Each example has one ball. The passes have no side effects on the model.
-    Gradients are enabled for them, also inside of `torch.no_grad`.
+    It approximates the inner maximum of eq. 1. For each example it keeps the iterate with the largest loss,
+    or with the largest odds of an error. Each example has one ball. The passes have no side effects on the
+    model. Gradients are enabled for them, also inside of `torch.no_grad`.
 
     Parameters
     ----------
@@ -324,9 +328,9 @@ def ascend(
         As in `lpfamily.ascend`.
     stop_above
         A loss, or odds, that is enough, or None, as in `lpfamily.ascend`. An example that has exceeded it is
-        left out of the next passes: its row is dropped from every tensor in y and in the model's other
-        arguments, also in tuples, lists and dicts, whose first axis is as long as that of x. Where examples
-        interact, as in a batch norm in training, the model then sees the remaining ones.
+        left out of the next passes. Its row is dropped from x and from every tensor with as many rows in y
+        and in the model's other arguments, also inside of tuples, lists and dicts. If examples interact, as
+        in a batch norm in training, the model then sees only the remaining ones.
 
     Returns
     -------

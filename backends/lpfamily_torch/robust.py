@@ -58,14 +58,15 @@ def robustness(
     Returns
     -------
     Robustness
-        Errors by p and sigma, which attack fooled which example, the smallest radii, and findings.
+        Errors by p and sigma, the attack that fooled each example, the smallest radii, and findings.
 
     Raises
     ------
     TypeError, ValueError
         As in `lpfamily.robustness`.
     RuntimeError
-        In inference mode; for a parameter that is not copied and that the model changes in place.
+        In inference mode; if the model changes in place a parameter that is not copied: one above 1 MiB, or
+        in a module of torch's own.
 
     References
     ----------

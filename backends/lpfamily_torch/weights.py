@@ -42,9 +42,9 @@ def perturbed_weights(
     together. p = inf moves all weights by sigma, p = 1 only the weight with the largest gradient.
 
     After the block, or an exception in it, the weights and buffers of the model have the same bits as before
-    it. So the statistics of a batch norm come from the passes outside, at the weights that stay. An optimiser
-    that steps inside raises an error before its step. Differentiate a graph where it was made, inside the
-    block or outside. Blocks may be nested.
+    it. So the statistics of a batch norm come only from the passes outside of the block, at the weights that
+    are kept. An optimiser that steps inside raises an error before its step. Call backward on the same side
+    of the block as the forward pass: both inside, or both outside. Blocks may be nested.
 
     A weight without a gradient does not move; a weight that several modules share counts once. g may have any
     scale, so a `GradScaler` needs no `unscale_`: where g is NaN the weights are NaN inside, and the scaler
@@ -57,9 +57,9 @@ def perturbed_weights(
         The module whose weights move, or a submodule; it may be compiled, or wrapped in
         `DistributedDataParallel`.
     grads
-        g: one tensor for each parameter that requires a gradient, in the order of `model.parameters()`, or
-        None where the parameter stays. It is for loops in which `param.grad` adds up the gradients of several
-        blocks. None takes `param.grad`.
+        g: for each parameter that requires a gradient, in the order of `model.parameters()`, a tensor, or
+        None if the parameter does not move. Pass it if `param.grad` adds up the gradients of several blocks.
+        The default takes `param.grad`.
     p, sigma
         As in `lpfamily.epsilon`: an exponent in [1, inf], and the radius, in units of the weights.
     scale
