@@ -70,8 +70,8 @@ def fit(
         A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or for a
         resumed run the machine that it began with.
     init_from
-        The folder of another run of the same network, whose weights are the initial ones. Velocities start at
-        zero.
+        The folder of another run of the same network. Training starts from its weights, those that `load`
+        returns, with velocities of zero.
     resume
         If `out` contains a run, continue it, so that a program that was stopped can be started again without
         changes; a finished run is returned. Recipe and data must be those that the run began with, except
@@ -81,7 +81,8 @@ def fit(
 
     Returns
     -------
-    What `lpfamily.training.load` returns for the folder: the network, its parameters, its `result`.
+    Trained
+        As `lpfamily.training.load` returns it for the folder: the network, its parameters, its `result`.
 
     Raises
     ------

@@ -141,7 +141,10 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device and how it computes. It changes a run only by rounding."""
+    """The device and how it computes. It changes a run only by rounding.
+
+    Every field is an option of `lpfamily train` under the same name; `lpfamily train --help` describes them.
+    """
 
     device: str = of_machine(
         "cpu", TEXT, "device that computes, of torch: cpu, cuda, cuda:1; of JAX: cpu, gpu (all GPUs), gpu:1"
@@ -161,14 +164,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rates:
-    """The scheduled values of an epoch: arrays with one float64 per step."""
+    """The scheduled values of an epoch: arrays with one float64 per step.
+
+    Attributes
+    ----------
+    lr, momentum
+        The learning rate and the momentum of v <- momentum v - lr g.
+    sigma
+        The radius (`perturb`, `trades`), factor (`penalty`) or standard deviation (`noise`), in input units.
+    mixing
+        The weight of the new parameters in the moving average, if there is one: a <- a + mixing (w - a).
+    """
 
     lr: Floats
     momentum: Floats
     sigma: Floats
-    """The radius (`perturb`), factor (`penalty`) or standard deviation (`noise`), in input units."""
     mixing: Floats | float = 1.0
-    """The weight of the new parameters in the moving average, if there is one: a <- a + mixing (w - a)."""
 
     def table(self) -> Floats:
         """Return lr, momentum, sigma and mixing of each step, (steps, 4)."""
@@ -177,20 +188,35 @@ class Rates:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that a backend needs to make a trainer."""
+    """Everything that a backend needs to make a trainer.
+
+    Attributes
+    ----------
+    network, objective, optimiser
+        The network, the function to minimise, and the rule of a step, as data.
+    x
+        The training inputs, (n, inputs), of `dtype`; images flattened, channels first.
+    labels
+        int64, (n,), in 0..classes - 1; for squared errors the targets, (n, outputs), of `dtype`.
+    batch_size
+        The number of examples in a minibatch.
+    dtype
+        The dtype of parameters and arithmetic.
+    machine
+        The device and how it computes.
+    team
+        The processes that train together: each has a trainer of the same task and its share of every batch.
+    """
 
     network: Network
     objective: Objective
     x: Floats
-    """The training inputs, (n, inputs), of `dtype`; images flattened, channels first."""
     labels: Array
-    """int64, (n,), in 0..classes - 1; for squared errors the targets, (n, outputs), of `dtype`."""
     batch_size: int
     dtype: Literal["float32", "float64"] = "float32"
     optimiser: Optimiser = Optimiser()
     machine: Machine = Machine()
     team: Team = ALONE
-    """The processes that train together: each has a trainer of the same task and its share of every batch."""
 
     @property
     def weight_decay(self) -> float:

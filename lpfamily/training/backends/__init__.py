@@ -68,26 +68,28 @@ class Trainer(Protocol):
 
     A trainer whose device runs out of memory should raise `MemoryError`, which the commands print as one
     line. A trainer may have an attribute `tick`, which is set to a function. Then `epoch` calls
-    tick(done, of) with the number of steps that it has taken, or launched, as it must not wait for a device.
-    `launches` does this.
+    tick(done, of) with the number of steps done and of all steps. A launched step counts as done, as `epoch`
+    must not wait for a device. `launches` does this.
 
-    With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` use the averages,
-    `networks.evaluated`. Only `epoch` computes with the parameters themselves.
+    With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` use the averages, which
+    `networks.evaluated` returns. Only `epoch` computes with the parameters themselves.
     """
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         """Take a step for every `batch_size` indices of `order`; the last batch may be smaller.
 
-        `order` may contain an example several times or not at all, which is how example weights are trained.
-        A step is v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints, and
-        finally, with `Optimiser.ema`, a <- a + mixing * (w - a) for the average a.
+        `order` may contain an example several times or not at all; example weights make it so. A step is
+        v <- momentum * v - lr * lr_scale * gradient, w <- w + v, then the norm constraints, and finally, with
+        `Optimiser.ema`, a <- a + mixing * (w - a) for the average a. Dropout and layer noise belong to
+        training alone: no other method drops or adds anything.
+
         Returns `loss` and `error`, means over the examples as the objective saw them. `error` is the fraction
-        of misclassified examples or, for squared errors, the distance, the root mean square of an example.
-        Dropout and layer noise belong to training alone: no other method drops or adds anything.
+        of misclassified examples. For squared errors it is the mean distance, where the distance of an
+        example is the root mean square error of its outputs.
         """
 
     def logits(self, x: Floats) -> Floats:
-        """Return the outputs, (n, classes), for inputs (n, inputs): the logits, or predictions."""
+        """Return the outputs, (n, classes), for inputs (n, inputs): logits, or predictions of targets."""
 
     def losses(self, x: Floats, labels: Array) -> Floats:
         """Return the per-example loss: the cross-entropy, or half the mean square error of the outputs."""
@@ -152,7 +154,7 @@ class Backend(Protocol):
 def launches(order: Ints, batch_size: int, most: int, tick: Tick = silent) -> Iterator[Ints]:
     """Yield the batches of an epoch, at most `most` at a time, as (steps, examples); tick after each yield.
 
-    The number of steps takes at most two values. A smaller last batch comes by itself.
+    `steps` takes at most two values, apart from a smaller last batch, which is yielded alone.
     """
     whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     chunks = np.array_split(whole, -(-len(whole) // most)) if len(whole) else []

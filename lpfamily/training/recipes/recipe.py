@@ -55,7 +55,11 @@ of_exponential, of_linear = (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimiser, Objective):
-    """Every choice of a training run except the backend. `default` returns the published recipes."""
+    """Every choice of a training run except the backend. `default` returns the published recipes.
+
+    Every field is an option of `lpfamily train` under the same name; `lpfamily train --help` describes them.
+    A value out of its range raises ValueError.
+    """
 
     model: str = of_data("sigmoid-mlp", Names(tuple(PUBLISHED)), "the network to train")
     recipe: Literal["paper", "quick", "best"] = of_data(
@@ -256,16 +260,45 @@ def default(
     inputs: int | None = None,
     recipe: RecipeName = "paper",
 ) -> Recipe:
-    """Return the recipe of a model on a data set, which is given by its name and `inputs`, or as a `Dataset`.
+    """Return the published recipe of a model on a data set; change its values with `dataclasses.replace`.
 
     sigma follows the paper. At p = 2 it is the published radius of the data set or, without one, that of
     MNIST (1) scaled with the square root of the number d of inputs (IV-B). At other p it is the radius of
     matched strength, d^(1/p - 1/2) times as much. For noise it is the standard deviation of the same expected
     norm.
 
-    "paper" has the published values. "quick" has those of `QUICK`, with epochs of 50,000 examples; a smaller
-    `Dataset` has proportionally more epochs, at most 100. "best" has those of `BEST`, and `BEST_RADIUS` times
-    the radius.
+    Parameters
+    ----------
+    model
+        A name in `PUBLISHED`, such as "sigmoid-mlp".
+    data
+        A `Dataset`, or the name of a data set, which needs `inputs`.
+    objective
+        "plain", "noise", "perturb", "penalty" or "trades", as in `lpfamily.training.tasks.Objective`.
+    p
+        The exponent of the ball, in [1, inf].
+    inputs
+        The number d of inputs of the network. None takes that of the `Dataset`.
+    recipe
+        "paper" has the published values. "quick" has those of `QUICK`, with epochs of 50,000 examples; a
+        smaller `Dataset` has proportionally more epochs, at most 100. "best" has those of `BEST`, and
+        `BEST_RADIUS` times the radius.
+
+    Returns
+    -------
+    Recipe
+        sigma is in units of the inputs of the data set.
+
+    Raises
+    ------
+    TypeError
+        For the name of a data set without `inputs`.
+    KeyError
+        For a model that is not in `PUBLISHED`.
+    ValueError
+        For an objective, p or recipe other than above.
+    BadInput
+        For a model without a recipe "best", and for a data set with a recipe that is not valid.
     """
     if recipe == "best" and model not in BEST:
         raise BadInput(f"there is no best recipe of {model}, only of {', '.join(BEST)}; take paper or quick")
@@ -305,6 +338,10 @@ def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
 
 
 def matched_radius(recipe: Recipe, p: float, inputs: int) -> float:
-    """Return the radius at p that matches the strength of the recipe's: sigma * d^(1/p - 1/p_train)."""
+    """Return the radius at p that matches the strength of the recipe's: sigma * d^(1/p - 1/p_train).
+
+    d is the number of `inputs`, and p_train the recipe's p, or infinity if it trains with noise. p is not
+    checked.
+    """
     trained = 0.0 if recipe.objective == "noise" else 1 / recipe.p
     return recipe.sigma * math.pow(inputs, 1 / p - trained)
