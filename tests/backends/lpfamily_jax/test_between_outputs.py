@@ -7,14 +7,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from helpers.backends_under_test import NAMES
-from helpers.jax_models import BETWEEN, assert_same, logits_of, loss, problem, run, values_and_slopes
 from helpers.laws import closed_form
 
 if "jax" not in NAMES:
     pytest.skip("JAX is not under test", allow_module_level=True)
+
 import jax
 import jax.numpy as jnp
 
+from helpers.jax_models import BETWEEN, assert_same, logits_of, loss, problem, run, values_and_slopes
 from lpfamily_jax import regularize
 
 pytestmark = pytest.mark.jax

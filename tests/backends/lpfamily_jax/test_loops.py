@@ -5,6 +5,17 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.backends_under_test import NAMES
+from lpfamily import epsilon
+
+if "jax" not in NAMES:
+    pytest.skip("JAX is not under test", allow_module_level=True)
+
+import equinox
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
 from helpers.jax_models import (
     OBJECTIVES,
     OfEquinox,
@@ -17,16 +28,6 @@ from helpers.jax_models import (
     odds,
     of_batch,
 )
-from lpfamily import epsilon
-
-if "jax" not in NAMES:
-    pytest.skip("JAX is not under test", allow_module_level=True)
-import equinox
-import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
-
 from lpfamily_jax import regularize
 
 pytestmark = pytest.mark.jax

@@ -14,6 +14,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from helpers.backends_under_test import NAMES
 from helpers.boxes import maximiser
 from helpers.commandline import python
+from helpers.jaxprs import dot_generals
+from helpers.laws import closed_form, dual, norms
+from helpers.libraries import P
+from lpfamily import binary_error_log_odds, cross_entropy, error_log_odds, project
+
+if "jax" not in NAMES:
+    pytest.skip("JAX is not under test", allow_module_level=True)
+
+import jax
+import jax.numpy as jnp
+
 from helpers.jax_models import (
     BETWEEN,
     OBJECTIVES,
@@ -28,17 +39,6 @@ from helpers.jax_models import (
     run,
     values_and_slopes,
 )
-from helpers.jaxprs import dot_generals
-from helpers.laws import closed_form, dual, norms
-from helpers.libraries import P
-from lpfamily import binary_error_log_odds, cross_entropy, error_log_odds, project
-
-if "jax" not in NAMES:
-    pytest.skip("JAX is not under test", allow_module_level=True)
-
-import jax
-import jax.numpy as jnp
-
 from lpfamily_jax import regularize
 
 pytestmark = pytest.mark.jax

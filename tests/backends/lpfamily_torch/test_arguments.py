@@ -6,14 +6,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.libraries_under_test import NAMES
-from helpers.torch_models import batch, gradients, losses_of, network, together, two_arguments
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
+
 import torch
 from torch import Tensor, nn
 
 import lpfamily
+from helpers.torch_models import batch, gradients, losses_of, network, together, two_arguments
 from lpfamily_torch import ascend, perturb, regularized_loss
 
 pytestmark = pytest.mark.torch

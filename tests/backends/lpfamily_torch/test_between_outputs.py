@@ -7,6 +7,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.libraries_under_test import NAMES
+
+if "torch" not in NAMES:
+    pytest.skip("torch is not under test", allow_module_level=True)
+
+import torch
+from torch import nn
+
+import lpfamily
 from helpers.torch_models import (
     OUTPUTS,
     P,
@@ -23,13 +31,6 @@ from helpers.torch_models import (
     two_arguments,
     untidy_model,
 )
-
-if "torch" not in NAMES:
-    pytest.skip("torch is not under test", allow_module_level=True)
-import torch
-from torch import nn
-
-import lpfamily
 from lpfamily_torch import ascend, perturb, regularized_loss
 
 pytestmark = pytest.mark.torch

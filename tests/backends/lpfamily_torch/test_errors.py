@@ -7,15 +7,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from helpers.libraries_under_test import NAMES
-from helpers.torch_models import OUTPUTS, Named, batch, losses_of, network
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import lpfamily
+from helpers.torch_models import OUTPUTS, Named, batch, losses_of, network
 from lpfamily_torch import ascend, perturb, regularized_loss, robustness
 
 pytestmark = pytest.mark.torch

@@ -8,14 +8,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from helpers.libraries_under_test import NAMES
-from helpers.torch_models import batch, gradients, network
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
+
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from helpers.torch_models import batch, gradients, network
 from lpfamily.libraries import library_of
 from lpfamily_torch import ascend, perturb, regularized_loss
 

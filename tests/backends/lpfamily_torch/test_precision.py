@@ -7,15 +7,16 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.libraries_under_test import NAMES
-from helpers.torch_models import batch, gradients, losses_of, network
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
+
 import torch
 from torch import nn
 
 import lpfamily
 from helpers.commandline import joined
+from helpers.torch_models import batch, gradients, losses_of, network
 from lpfamily_torch import perturb, regularized, regularized_loss
 
 pytestmark = pytest.mark.torch

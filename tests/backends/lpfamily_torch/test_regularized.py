@@ -12,6 +12,17 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from helpers.libraries_under_test import NAMES
+
+if "torch" not in NAMES:
+    pytest.skip("torch is not under test", allow_module_level=True)
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import lpfamily
 from helpers.torch_models import (
     Named,
     P,
@@ -24,17 +35,6 @@ from helpers.torch_models import (
     snapshot,
     untidy_model,
 )
-
-if "torch" not in NAMES:
-    pytest.skip("torch is not under test", allow_module_level=True)
-
-import torch
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
-
-import lpfamily
 from lpfamily_reference.equations import eq3, eq4
 from lpfamily_torch import ascend, perturb, regularized_loss, side_effects
 

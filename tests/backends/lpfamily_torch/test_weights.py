@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose
 
 from helpers.laws import closed_form
 from helpers.libraries_under_test import NAMES
-from helpers.torch_models import flat
 
 if "torch" not in NAMES:
     pytest.skip("torch is not under test", allow_module_level=True)
@@ -22,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 import lpfamily
 from helpers.commandline import joined
+from helpers.torch_models import flat
 from lpfamily_torch import perturbed_weights, regularized_loss
 
 pytestmark = pytest.mark.torch
