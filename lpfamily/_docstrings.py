@@ -25,7 +25,8 @@ def documented_by(source: Callable[..., object]) -> Callable[[Function], Functio
                 if reference["text"].strip() != f"As in `{source.__name__}`.":
                     return reference[0]
                 names = _names(reference)
-                return "".join(entry[0] for entry in _ENTRY.finditer(shared) if _names(entry) <= names)
+                shown = [entry[0].rstrip() for entry in _ENTRY.finditer(shared) if _names(entry) <= names]
+                return "".join(f"{entry}\n" for entry in shown)
 
             function.__doc__ = _ENTRY.sub(entries, doc)
         return function

@@ -103,7 +103,7 @@ class Ball:
     Attributes
     ----------
     p, sigmas
-        The exponent and the radii.
+        The exponent, and the radii above 0, in ascending order.
     smallest
         The norm of the smallest eps known to fool each example, an upper bound of the smallest of all. It is
         0 if the example is misclassified without an attack, inf if no attack has fooled it.

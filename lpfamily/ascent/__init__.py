@@ -49,25 +49,27 @@ def ascend(
 ) -> A:
     """Return, for each example, the best perturbation in the Lp ball that `steps` gradients find.
 
-    This is the inner maximum of eq. 1: max L(x + eps) subject to ||eps||_p <= sigma, and to
-    low <= x + eps <= high if there are bounds. Each step is eq. 3 at the gradient of the current point:
+    It approximates the inner maximum of eq. 1: max L(x + eps) subject to ||eps||_p <= sigma, and to
+    low <= x + eps <= high if there are bounds. Each step uses eq. 3 at the gradient of the current point:
 
-    - "adaptive": eps <- project(eps + 3/4 step + 1/4 (eps - previous eps), p, sigma). For 1 < p < inf the
-      step is share (epsilon(grad, p, sigma) - eps), towards the maximiser of the linearised loss. At p = 1
-      and inf, where the ball has corners, only the first step is that; the others are steepest steps from
-      the current point, of norm 2 sigma share. Each example has its own share. It starts at 1, or at 1/2
-      if p is 1 or inf and there are less than 50 steps. The steps are divided into windows. If a window
-      ends without a new best value, or if less than three quarters of its steps have raised the value,
-      the share halves and the example returns to its best point. The windows are those of Auto-PGD, from
-      22 % of the steps down to 6 %.
+    - "adaptive": eps <- project(eps + 3/4 step + 1/4 (eps - previous eps), p, sigma). The first step, and
+      the first after a return to the best point, has no previous eps and is whole, eps + step. For
+      1 < p < inf the step is share * (epsilon(grad, p, sigma) - eps), towards the maximiser of the linearised
+      loss. At p = 1 and inf, where the ball has corners, this is the first step only; each later one is the
+      steepest step of norm 2 sigma share from the current point. Each example has its own share. It starts
+      at 1, or at 1/2 if p is 1 or inf and there are fewer than 50 steps. The steps are divided into windows,
+      those of Auto-PGD, from 22 % of the steps down to 6 %. If a window ends without a new best value, or if
+      fewer than three quarters of its steps have raised the value, the share halves and the example returns
+      to its best point.
     - "projected": eps <- project(eps + epsilon(grad, p, step_size), p, sigma), the steepest step and then
       the nearest point of ball and box. At p = inf it is PGD, the iterative fast gradient sign method.
     - "frank-wolfe": eps <- eps + 2/(k+2) (epsilon(grad, p, sigma) - eps), towards the maximiser of the
       linearised loss. It needs no projection: an average of points of the ball and the box is in both.
 
-    For each example the iterate with the largest value is kept, the start included. A step that
-    overshoots therefore loses nothing, nor does a value that is NaN. One step from x is eq. 3 for every
-    method; an example whose value it does not raise keeps eps = 0.
+    For each example the iterate with the largest value is kept, the start included, so a step that overshoots
+    loses nothing. NaN never replaces a value; if the value at the start is NaN, the next iterate replaces it.
+    With one step from x every method returns eq. 3, or eps = 0 for an example whose value the step does not
+    raise.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ def check_ascent(
     restarts: int = 0,
     stop_above: float | None = None,
 ) -> str:
-    """Return the method of an ascent; raise ValueError if its options are invalid."""
+    """Return the method, the default one if it is None; raise ValueError if the options are invalid."""
     check_steps(steps)
     method = method or ("adaptive" if step_size is None else "projected")
     if method not in _METHODS:

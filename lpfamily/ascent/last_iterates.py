@@ -27,8 +27,8 @@ def frank_wolfe(
 ) -> Array:
     """Return the last iterate of Frank-Wolfe's method after `steps` gradients.
 
-    It takes the steps of `ascend` with `method="frank-wolfe"`, with one gradient per step and no value.
-    Training perturbs with it. One step is eq. 3 at the gradient of the start.
+    Its steps are those of `ascend` with `method="frank-wolfe"`, with one gradient each and no value. Training
+    perturbs with it. One step is eq. 3 at the gradient of the start.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def frank_wolfe(
     steps
         The number of gradients, at least 1.
     start
-        The perturbation, in ball and box, at which the first gradient is taken; None means 0, that is, x
-        itself.
+        The perturbation at which the first gradient is taken; None means 0, that is, x itself. It must be in
+        ball and box, which is not checked.
     options
         `batch_ndim`, `mask` and `scale`, as in `lpfamily.epsilon`.
 

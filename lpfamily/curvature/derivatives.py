@@ -46,7 +46,7 @@ def gauss_newton(jacobian: A, hessian: Array) -> A:
 def probability_gradient(y: A, labels: Array) -> A:
     """Return -t / y, the gradient of the cross-entropy -sum_i t_i log y_i in the probabilities (eq. 45).
 
-    The entries of y count as independent. A class with t_i = 0 has gradient 0, also at y_i = 0.
+    The entries of y count as independent variables. A class with t_i = 0 has gradient 0, also at y_i = 0.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ def lemma_b1(jacobian: A, y: A, labels: Array) -> tuple[A, A]:
     """Return both sides of Lemma B.1: grad_x L grad_x L' and J_y(x) H_L(y) J_y(x)'.
 
     They are equal for integer labels, as in the lemma's hypothesis, and for one-hot t. For soft labels they
-    differ, as eq. 46 has no entry off the diagonal. Even where they are equal, they are not the Hessian of
-    eq. 13; only their means over labels drawn from y agree.
+    differ, as eq. 46 has no entry off the diagonal. Even then they are not the Hessian of eq. 13, and agree
+    with it only in the mean over labels drawn from y.
 
     Parameters
     ----------

@@ -16,7 +16,10 @@ from lpfamily.step import epsilon
 
 
 class Loss(Protocol):
-    """The loss of each example as a function of its input; the first axes of x index examples."""
+    """The loss of each example as a function of its input; the first axes of x index examples.
+
+    It is the protocol of the argument `loss` of `second_order` and `measure`.
+    """
 
     def losses(self, x: Array) -> Array:
         """Return L(x) of each example."""
@@ -70,20 +73,30 @@ def loss_of(trainer: Any, labels: Array) -> LossFunctions:
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """L(x + eps) to second order in eps, the steepest step of Lp norm sigma; one value per example."""
+    """L(x + eps) to second order in eps, the steepest step of Lp norm sigma; one value per example.
+
+    Attributes
+    ----------
+    loss
+        L(x).
+    first
+        sigma ||g||_{p*} (eq. 4 and 13), g the gradient of L at x.
+    second
+        eps' H eps / 2 with the Hessian itself (eq. 13).
+    rank_one
+        sigma^2/2 ||g||_{p*}^2 = eps' g g' eps / 2, with g g' for H (eq. 15-18; Remark 2 for any p).
+    trace
+        sigma^2/2 Tr H (eq. 20), which noise of standard deviation sigma in each coordinate adds (Remark 1).
+    trace_error
+        The standard error of `trace`, from the probes.
+    """
 
     loss: Array
-    """L(x)."""
     first: Array
-    """sigma ||g||_{p*} (eq. 4 and 13)."""
     second: Array
-    """eps' H eps / 2 with the Hessian itself (eq. 13)."""
     rank_one: Array
-    """sigma^2/2 ||g||_{p*}^2 = eps' g g' eps / 2, with g g' for H (eq. 15-18; Remark 2 for any p)."""
     trace: Array
-    """sigma^2/2 Tr H (eq. 20), which noise of standard deviation sigma in each coordinate adds (Remark 1)."""
     trace_error: Array
-    """The standard error of `trace`, from the probes."""
 
 
 def second_order(
@@ -91,9 +104,9 @@ def second_order(
 ) -> SecondOrder:
     """Return the terms of eq. 13-20 at x, for the steepest step eps of any p.
 
-    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 replaces H by
-    J_y H_L(y) J_y' = g g', and so `second` by `rank_one`. This holds only in expectation over labels drawn
-    from the model. Eq. 20 replaces it by a third number, `trace`: the noise that adds this number has norm
+    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 replaces H by J_y
+    H_L(y) J_y' = g g', and so `second` by `rank_one`. The two are equal only in expectation over labels drawn
+    from the model. Eq. 20 replaces `second` by a third number, `trace`, which is the effect of noise of norm
     sigma sqrt(d), whereas eps has norm sigma.
 
     Parameters
@@ -105,8 +118,8 @@ def second_order(
     p, sigma, batch_ndim
         As in `lpfamily.epsilon`.
     probes
-        Directions for the trace, along the first axis, one for each product with H; `rademacher` draws
-        them. sqrt(d) times the d unit vectors give the trace exactly.
+        Directions for the trace, of shape (count, *x.shape); each costs one product with H. `rademacher`
+        draws them. The d unit vectors times sqrt(d) give the trace exactly.
 
     Returns
     -------
@@ -164,8 +177,8 @@ def hutchinson(
 ) -> tuple[Array, Array]:
     """Return Tr H of each example, and its standard error, from products with probes.
 
-    It is the mean of v' H v over probes v with E v v' = 1 (Hutchinson 1989). Entries -1 and 1 have the
-    least variance, 2 sum_{i != j} H_ij^2, which is 0 for a diagonal H.
+    The estimate is the mean of v' H v over probes v with E v v' = I (Hutchinson 1989). Random entries -1 and
+    1 give the least variance, 2 sum_{i != j} H_ij^2, which is 0 for a diagonal H.
 
     Parameters
     ----------
@@ -179,8 +192,8 @@ def hutchinson(
     Returns
     -------
     tuple[Array, Array]
-        Two arrays of shape `x.shape[:batch_ndim]`, in the dtype to compute in. The error is NaN for
-        a single probe.
+        Two arrays of shape `x.shape[:batch_ndim]` and of the probes' dtype, or float32 for half precision.
+        The error is NaN for a single probe.
 
     Raises
     ------
@@ -199,23 +212,34 @@ def hutchinson(
 
 @dataclass(frozen=True)
 class Measurement:
-    """The terms of eq. 13-20 beside the losses that they predict; one value per example."""
+    """The terms of eq. 13-20 beside the losses that they predict; one value per example.
+
+    Attributes
+    ----------
+    p, sigma
+        The exponent and the radius.
+    terms
+        The terms of the predictions.
+    perturbed
+        L(x + eps), eps the steepest step of Lp norm sigma.
+    noisy
+        E L(x + eta), eta Gaussian of standard deviation sigma in each coordinate, from antithetic pairs.
+    noisy_error
+        The standard error of `noisy`.
+    """
 
     p: float
     sigma: float
     terms: SecondOrder
     perturbed: Array
-    """L(x + eps), eps the steepest step of Lp norm sigma."""
     noisy: Array
-    """E L(x + eta), eta Gaussian of standard deviation sigma in each coordinate, from antithetic pairs."""
     noisy_error: Array
-    """The standard error of `noisy`."""
 
     def gaps(self) -> dict[str, Array]:
-        """Return prediction - measurement of each model, keyed by its place in the paper.
+        """Return prediction minus measurement, by the place of the prediction in the paper.
 
-        eq4, eq13, eq17 (Remark 2 if p is not 2) and eq20 predict L(x + eps). remark1, L + sigma^2/2 Tr H,
-        predicts E L(x + eta).
+        "eq4", "eq13", "eq17" and "eq20" predict L(x + eps); if p is not 2, "eq17" is Remark 2. "remark1",
+        L + sigma^2/2 Tr H, predicts E L(x + eta).
         """
         terms = self.terms
         linear = terms.loss + terms.first - self.perturbed
@@ -240,9 +264,9 @@ def measure(
 ) -> list[Measurement]:
     """Return, for every p and sigma, the predictions of eq. 4-20 and the losses that they predict.
 
-    It evaluates a loss, a gradient and `probes` Hessian products at x, 2 * `draws` losses for each sigma,
-    and a Hessian product and a loss for each pair of p and sigma. Noise is drawn in pairs eta and -eta, which
-    cancels the terms of odd order; up to its scale it is the same for every sigma.
+    It evaluates a loss, a gradient and `probes` Hessian products at x, 2 * `draws` losses for each sigma, and
+    a Hessian product and a loss for each pair of p and sigma. Noise is drawn in pairs eta and -eta, so that
+    terms of odd order cancel. For every sigma it is the same noise, multiplied by sigma.
 
     Parameters
     ----------

@@ -34,17 +34,17 @@ Labels = Any
 class LpGradientMethod(EvasionAttack):
     """An attack of one steepest step of Lp norm eps, or of many, for any ART estimator with loss gradients.
 
-    One step is eq. 3 at the gradient. It is exact in the ball and `clip_values` together. At p = 1 the
-    entries with the largest gradients go to their bounds until the budget is spent; p = 2 goes along the
-    gradient; p = inf is the fast gradient sign method. With more steps, or a random start, the attack is
-    `lpfamily.ascend`.
+    One step is eq. 3 at the gradient. It maximises the linearised loss in the ball and `clip_values`
+    together. At p = 1 the entries with the largest gradients go to their bounds until the budget is spent;
+    p = 2 goes along the gradient; p = inf is the fast gradient sign method. With more steps, or a random
+    start, the attack is `lpfamily.ascend`.
 
     For a PyTorchClassifier with CrossEntropyLoss (without label smoothing) or NLLLoss, the attack takes the
     gradient of `lpfamily.error_log_odds`. It has the direction of the loss gradient and the same cost, and
     does not round to zero where the classifier is confident. For each example the iterate with the largest
     value is kept. For any other estimator the attack takes the gradient of the estimator's loss, and keeps
-    the last iterate. The entry p_y - 1 of a cross-entropy's gradient then has few bits left or none, in
-    float32 from p_y = 1 - 1e-7, and the direction is wrong, or zero.
+    the last iterate. The entry p_y - 1 of a cross-entropy's gradient then has few bits left or none, for
+    example in float32 from p_y = 1 - 1e-7 on, so the direction is wrong or zero.
 
     The attack restores the modes and `param.grad` of a torch model. It does not move an example whose
     gradient is zero or not finite, and warns with the number of such examples.
@@ -56,8 +56,8 @@ class LpGradientMethod(EvasionAttack):
     p
         A number in [1, inf].
     eps
-        The radius, a number >= 0 or, as in ART's attacks, an array that broadcasts to x: of shape
-        (n, 1, ..., 1) for one radius per example.
+        The radius in units of x, a number >= 0 or, as in ART's attacks, an array that broadcasts to x: of
+        shape (n, 1, ..., 1) for one radius per example.
     steps, step_size, method
         As in `lpfamily.ascend`: the number of gradients; the Lp norm of a projected step, a number, or None
         for 2.5 eps / steps; "adaptive", "projected" or "frank-wolfe". None means "adaptive" without a
@@ -73,7 +73,7 @@ class LpGradientMethod(EvasionAttack):
     Raises
     ------
     TypeError, ValueError
-        For parameters that are not as above.
+        For a parameter that is not as above.
     art.exceptions.EstimatorError
         For an estimator without loss gradients.
 

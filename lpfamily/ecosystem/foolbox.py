@@ -23,7 +23,10 @@ Evaluate = Callable[[Array], tuple[Array, Array]]
 
 
 class LpDistance(foolbox.distances.LpDistance):
-    """The Lp distance for every p in [1, inf], computed so that |x| ** p neither underflows nor overflows."""
+    """The Lp distance for every p in [1, inf], computed so that |x| ** p neither underflows nor overflows.
+
+    A p outside [1, inf] raises ValueError when the distance is computed.
+    """
 
     def __call__(self, references: T, perturbed: T) -> T:
         """Return ||perturbed - references||_p of each example."""
@@ -33,7 +36,8 @@ class LpDistance(foolbox.distances.LpDistance):
     def clip_perturbation(self, references: T, perturbed: T, epsilon: float) -> T:
         """Return perturbed, moved towards references if its distance exceeds epsilon.
 
-        Every entry stays between its two values, so that rounding cannot take it outside the model's bounds.
+        Every entry stays between its values in `references` and `perturbed`, so that rounding cannot take it
+        outside the model's bounds.
         """
         if epsilon == 0:
             return references
@@ -82,10 +86,10 @@ class LpFastGradientAttack(_LpAttack):
     """An attack of one steepest step of Lp norm epsilon, for a foolbox model.
 
     The step is eq. 3 at the gradient of `lpfamily.error_log_odds`, which has the direction of the
-    cross-entropy's gradient and does not round to zero where the model is confident. It is exact in the ball
-    and the model's bounds together. At p = 1 the entries with the largest gradients go to their bounds until
-    the budget is spent; p = 2 goes along the gradient; p = inf is the fast gradient sign method. A targeted
-    attack lowers the error log-odds of the target class.
+    cross-entropy's gradient and does not round to zero where the model is confident. It maximises the
+    linearised loss in the ball and the model's bounds together. At p = 1 the entries with the largest
+    gradients go to their bounds until the budget is spent; p = 2 goes along the gradient; p = inf is the fast
+    gradient sign method. A targeted attack lowers the error log-odds of the target class.
 
     The model's outputs must be logits. Torch and JAX models keep their dtype and device, and a torch model
     keeps its `param.grad` and mode. The attack does not move an example whose gradient is zero or not finite,

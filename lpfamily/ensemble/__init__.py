@@ -57,8 +57,8 @@ def robustness(
     - "margins": the same ascent of z_t - z_y, for the classes t in the order of their logits. It begins in
       balls of three times and twice the radius, and continues from there in this one.
     - "restarts": the ascent of the log-odds from random points, through the same larger balls.
-    - "noise": points drawn uniformly from the ball. Examples that only noise fools are a sign that the
-      gradients mislead the other attacks.
+    - "noise": points drawn uniformly from the ball. If only noise fools an example, the gradients probably
+      mislead the other attacks.
 
     An example that is fooled in a ball counts as fooled in every larger one, so the error never falls as
     sigma grows. It is a lower bound of the error in the ball: no attack proves that there is no eps.
@@ -76,8 +76,8 @@ def robustness(
     x, y
         The inputs and their classes. x is a floating array whose first axis indexes examples, or a tree of
         them as in `lpfamily.epsilon`, which the model is then given; y has integers of shape (n,). Without y,
-        x is an iterable of such pairs, for example a data loader, so that not all of them need fit into
-        memory.
+        x is an iterable of such pairs, each one batch, for example a data loader, so that not all of them
+        need fit into memory.
     p
         Exponents of balls, in [1, inf]: 1 moves few entries far, 2 takes the Euclidean norm, inf moves all by
         sigma at most.
@@ -91,7 +91,7 @@ def robustness(
     effort
         "quick", "standard" or "thorough".
     batch_size
-        The number of examples that are attacked together, if y is given.
+        The number of examples that are attacked together; without y each pair is attacked as it is.
     seed
         The seed of the random points.
     progress

@@ -129,8 +129,8 @@ class LpRegularizedClassifier(ClassifierMixin, NetworkEstimator):
         The first call begins with a new network, and a call after `fit` with the network that `fit` has
         trained. The learning rate stays at learning_rate_init; `max_iter` and `validation_fraction` are not
         used. Further calls keep the seed and the dtype of the first. The smallest class weight counts as 1,
-        so that class weights mean the same in every call, whichever classes it has. Sample weights mean the
-        same in every call if none is below 1.
+        so that class weights mean the same in every call, whichever classes are among its examples. Sample
+        weights mean the same in every call if none is below 1.
 
         Parameters
         ----------

@@ -87,8 +87,9 @@ class NetworkEstimator(BaseEstimator, ABC):
         of X. None means 0.05 * n_features ** (1 / p), the same strength at every p, and 0.05 for noise.
     steps
         The number of gradients with which "perturb" finds eps: 1 is eq. 3, more are Frank-Wolfe's method.
+        Other objectives ignore it.
     clean_weight
-        The weight of L(x) in "perturb", from 0 to 1.
+        The weight of L(x) in "perturb", from 0 to 1. Other objectives ignore it.
     max_iter
         The largest number of epochs.
     batch_size
@@ -130,7 +131,7 @@ class NetworkEstimator(BaseEstimator, ABC):
     hidden_layer_sizes: int | Sequence[int] = (100,)
     _: KW_ONLY
     pieces: int = 0
-    objective: backends.ObjectiveName = "perturb"
+    objective: Literal["plain", "noise", "perturb", "penalty"] = "perturb"
     p: float | Literal["inf"] = 2.0
     sigma: float | None = None
     steps: int = 1
