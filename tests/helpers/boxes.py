@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from helpers.laws import FEW, Case, cases, closed_form, dual, norms, scaled
 from helpers.libraries import Floats
 
-WALLS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
+ROOMS = ("pixels", "close", "far", "wide", "tied", "none", "half open", "rounded")
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Box:
         return self.case.step_rows(epsilon, x=x, bounds=(low, high), **options)
 
     @property
-    def wall(self) -> np.ndarray:
+    def room(self) -> np.ndarray:
         """How far each entry may go, as the library sees it."""
         compute = Floats.of(self.case.floats.compute)
         seen = self.case.floats.seen
         up, down = (compute.seen(a) for a in (seen(self.high) - seen(self.x), seen(self.x) - seen(self.low)))
-        # what lies outside by rounding stands at its wall
+        # an x that is outside by rounding counts as at its bound
         return np.maximum(np.where(self.case.grad < 0, down, up), 0).reshape(self.case.rows.shape)
 
     @property
@@ -58,7 +58,7 @@ class Box:
 def boxes(draw, lib, **options):
     few = st.sampled_from([1 + 1e-12, *FEW]) if lib.compiles else None
     case = draw(cases(lib, p=few, **options))
-    kinds = [draw(st.sampled_from(WALLS)) for _ in case.grad]
+    kinds = [draw(st.sampled_from(ROOMS)) for _ in case.grad]
     rng = np.random.default_rng(case.seed + 1)
     rows = [
         _box(kind, radius, case.grad.shape[1:], case.floats, rng)
@@ -107,32 +107,32 @@ def _rounded(radius, shape, floats, rng):
     return x, low, high
 
 
-def maximiser(row, p, radius, wall):
+def maximiser(row, p, radius, room):
     """Solve by Newton's method in long floats: an entry that passes its bound stays there."""
-    free, at_wall, left = (row != 0) & (wall > 0), np.zeros(row.shape, bool), np.longdouble(radius)
+    free, at_bound, left = (row != 0) & (room > 0), np.zeros(row.shape, bool), np.longdouble(radius)
     while True:
         step = np.abs(closed_form(np.where(free, row, 0)[None], p, [left])[0])
-        passed = free & (step > wall)
+        passed = free & (step > room)
         if not passed.any():
-            return np.sign(row) * np.where(at_wall, wall, np.where(free, step, 0))
-        free, at_wall = free & ~passed, at_wall | passed
-        spent = np.sum((wall[at_wall].astype(np.longdouble) / radius) ** np.longdouble(p))
+            return np.sign(row) * np.where(at_bound, room, np.where(free, step, 0))
+        free, at_bound = free & ~passed, at_bound | passed
+        spent = np.sum((room[at_bound].astype(np.longdouble) / radius) ** np.longdouble(p))
         left = radius * max(1 - spent, 0) ** (1 / np.longdouble(p))
 
 
 def stays_in_ball_and_box(epsilon, box):
     step, case = box.step(epsilon), box.case
-    assert np.all(np.abs(step) <= box.wall * (1 + case.floats.eps) + case.floats.least), box
+    assert np.all(np.abs(step) <= box.room * (1 + case.floats.eps) + case.floats.least), box
     assert np.all(norms(step, case.p) <= case.radii * (1 + case.tolerance) + case.underflow), box
     assert np.all((step == 0) | (np.sign(step) == np.sign(case.rows))), box
 
 
 def attains_the_most(epsilon, box):
     if box.case.p == math.inf:
-        best = np.sign(box.case.rows) * np.minimum(box.case.radii[:, None], box.wall)
+        best = np.sign(box.case.rows) * np.minimum(box.case.radii[:, None], box.room)
     else:
-        rows = zip(box.case.rows, box.case.radii, box.wall, strict=True)
-        best = np.stack([maximiser(row, box.case.p, radius, wall) for row, radius, wall in rows])
+        rows = zip(box.case.rows, box.case.radii, box.room, strict=True)
+        best = np.stack([maximiser(row, box.case.p, radius, room) for row, radius, room in rows])
     most, got = box.gain(best), box.gain(box.step(epsilon))
     bad = ~(got >= most * (1 - box.case.tolerance) - box.slack)
     assert not bad.any(), f"gain {got[bad]} of {most[bad]}\n{box}"
@@ -141,7 +141,7 @@ def attains_the_most(epsilon, box):
 def loses_nothing_to_clipping(epsilon, box):
     case = box.case
     clipped = closed_form(case.rows, case.p, case.radii)
-    clipped = np.sign(clipped) * np.minimum(np.abs(clipped), box.wall)
+    clipped = np.sign(clipped) * np.minimum(np.abs(clipped), box.room)
     least = box.gain(clipped) * (1 - case.tolerance) - box.slack
     assert np.all(box.gain(box.step(epsilon)) >= least), box
 

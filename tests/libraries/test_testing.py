@@ -20,16 +20,16 @@ if "numpy" in NAMES:
         from_numpy = staticmethod(np.asarray)
 
 
-def clipped(p, x, sigma, wall):
+def clipped(p, x, sigma, room):
     """Clip the step of the ball, which leaves budget unspent."""
-    return np.clip(steepest.value(p, x, sigma), -wall, wall)
+    return np.clip(steepest.value(p, x, sigma), -room, room)
 
 
 def short(p, x, sigma):
     return 0.999 * steepest.value(p, x, sigma)
 
 
-def blind(p, x, sigma, *walls):
+def blind(p, x, sigma, *room):
     """Return the step instead of the nearest point."""
     return steepest.value(p, x, sigma)
 

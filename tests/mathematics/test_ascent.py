@@ -464,7 +464,7 @@ def test_a_bad_example_on_a_device_is_nan_and_not_robust(lib, p, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_iterate_is_outside_for_its_rounding(lib, method):
-    """Its own steps put nothing outside: there and back again between walls that are not round."""
+    """Its own steps put nothing outside: there and back again between bounds that are not round."""
     mean, deviation = 0.1307, 0.3081
     low, high = -mean / deviation, (1 - mean) / deviation
     pixels = np.random.default_rng(0).integers(0, 3, (6, 40)) / 2

@@ -47,7 +47,7 @@ def is_unbounded_where_the_box_is(epsilon, box):
 
 
 def hands_on_what_infinite_entries_leave(epsilon, box):
-    # infinite entries with walls that cost up to half of the budget: they go there, finite ones follow
+    # infinite entries whose room costs up to half of the budget: they use it up, finite ones follow
     case = box.case
     if case.p == math.inf:
         return
@@ -64,13 +64,13 @@ def hands_on_what_infinite_entries_leave(epsilon, box):
         infinite.reshape(case.rows.shape),
         np.where(infinite, 0, case.grad),
     )
-    wall = other.wall
-    assert_array_equal(np.abs(step[flat]), np.where(case.radii[:, None] < case.floats.least, 0, wall)[flat])
+    room = other.room
+    assert_array_equal(np.abs(step[flat]), np.where(case.radii[:, None] < case.floats.least, 0, room)[flat])
     with np.errstate(divide="ignore", invalid="ignore"):
-        paid = np.where(flat & (wall > 0), wall / case.radii[:, None].astype(np.longdouble), 0)
+        paid = np.where(flat & (room > 0), room / case.radii[:, None].astype(np.longdouble), 0)
     left = case.radii * (1 - np.sum(paid ** np.longdouble(case.p), axis=1)) ** (1 / np.longdouble(case.p))
     finite = replace(other, case=replace(case, grad=rest))
-    rows = zip(finite.case.rows, left, wall, strict=True)
+    rows = zip(finite.case.rows, left, room, strict=True)
     most = finite.gain(np.stack([maximiser(row, case.p, radius, near) for row, radius, near in rows]))
     got = finite.gain(np.where(flat, 0, step))
     assert np.all(got >= most * (1 - 2 * case.tolerance) - finite.slack), other
@@ -146,17 +146,17 @@ def test_a_constrained_optimiser_gains_no_more(lib, p):
         assert step @ grad <= best * (1 + 1e-4)  # the optimiser itself may stop short
 
 
-def by_sorting(row, p, radius, wall):
-    """Solve in float64 by sorting the t where entries meet their walls."""
-    size, order = np.abs(row), np.argsort(wall ** (p - 1) / np.abs(row))
-    cost, weight = wall[order] ** p, size[order] ** (p / (p - 1))
+def by_sorting(row, p, radius, room):
+    """Solve in float64 by sorting the t where entries meet their bounds."""
+    size, order = np.abs(row), np.argsort(room ** (p - 1) / np.abs(row))
+    cost, weight = room[order] ** p, size[order] ** (p / (p - 1))
     before = np.concatenate([[0], np.cumsum(cost)[:-1]])
     after = np.cumsum(weight[::-1])[::-1]
     t = (np.maximum(radius**p - before, 0) / after) ** (1 / p)
-    ends = np.flatnonzero(t * size[order] ** (1 / (p - 1)) <= wall[order])
+    ends = np.flatnonzero(t * size[order] ** (1 / (p - 1)) <= room[order])
     if not ends.size:
-        return np.sign(row) * wall
-    return np.sign(row) * np.minimum(t[ends[0]] * size ** (1 / (p - 1)), wall)
+        return np.sign(row) * room
+    return np.sign(row) * np.minimum(t[ends[0]] * size ** (1 / (p - 1)), room)
 
 
 @pytest.mark.parametrize("p", [1.2, 1.5, 2, 3, 4, 10])
@@ -167,8 +167,8 @@ def test_sorting_in_float64_agrees(lib, p, radius):
     x = np.where(rng.random(grad.shape) < 0.7, rng.integers(0, 2, grad.shape), rng.random(grad.shape))
     x = x.astype(np.float32)
     step = lib.to_numpy(epsilon(lib.from_numpy(grad), p, radius, x=lib.from_numpy(x), bounds=(0, 1)))
-    wall = np.where(grad < 0, x, 1 - x).astype(float)
-    for g, w, got in zip(grad.astype(float), wall, step, strict=True):
+    room = np.where(grad < 0, x, 1 - x).astype(float)
+    for g, w, got in zip(grad.astype(float), room, step, strict=True):
         # the gain is known to rounding; entries to what rounding of the budget makes of them
         best = by_sorting(g, p, radius, w)
         assert_allclose(got @ g, best @ g, rtol=3e-6)
@@ -184,16 +184,16 @@ def test_an_entry_at_its_bound_sets_no_scale(lib, name, p):
         grad = floats.round(np.exp(rng.uniform(-span, span, (8, 33))))
         pressed = rng.random(grad.shape) < 0.5
         rest, radii = np.where(pressed, 0, grad), np.full((8, 1), 0.25)
-        wall = np.where(pressed, 0.0, 1.0)
+        room = np.where(pressed, 0.0, 1.0)
         with lib.scope():
-            options = {"x": lib.from_numpy(1 - wall, name), "bounds": (0, 1)}
+            options = {"x": lib.from_numpy(1 - room, name), "bounds": (0, 1)}
             step, near = (
                 lib.to_numpy(f(lib.from_numpy(grad, name), p, 0.25, **options)) for f in (epsilon, project)
             )
         tolerance = 40 * floats.eps
         assert_allclose(norms(step, p), 0.25, rtol=tolerance)
         assert np.all(norms(step - closed_form(rest, p, radii[:, 0]), p) <= 0.25 * max(1, span) * tolerance)
-        assert_allclose(near, nearest.value(p, rest, radii, wall), rtol=0, atol=tolerance)
+        assert_allclose(near, nearest.value(p, rest, radii, room), rtol=0, atol=tolerance)
 
 
 @given(data=st.data(), p=st.floats(1.2, 5), seed=st.integers(0, 2**32 - 1))
@@ -204,8 +204,8 @@ def test_the_optimality_conditions_hold(data, lib, p, seed):
     with lib.scope():
         args = (lib.from_numpy(a, "float64") for a in (grad, x, radius))
         step = np.abs(lib.to_numpy((lambda g, x, s: epsilon(g, p, s, x=x, bounds=(0.0, 1.0)))(*args)))
-    wall = np.where(grad < 0, x, 1 - x)
-    for g, e, w, s in zip(np.abs(grad), step, wall, radius, strict=True):
+    room = np.where(grad < 0, x, 1 - x)
+    for g, e, w, s in zip(np.abs(grad), step, room, radius, strict=True):
         multiplier = g / (e / s) ** (p - 1)
         free = e < w
         spent = np.sum((e / s) ** p)
@@ -247,8 +247,8 @@ def test_shapes_and_numbers(lib, batch_ndim):
     options = {"batch_ndim": batch_ndim, "x": 0.0, "bounds": (-math.inf, lib.from_numpy(high, "float32"))}
     step = lib.to_numpy(epsilon(lib.from_numpy(grad, "float32"), 1.5, 1.0, **options))
     split = grad.reshape(*{None: (2, 15), 0: (1, 30), 1: (2, 15), 2: (6, 5)}[batch_ndim])
-    wall = np.where(grad < 0, math.inf, high).reshape(split.shape)
-    expected = [maximiser(row, 1.5, 1.0, w) for row, w in zip(split, wall, strict=True)]
+    room = np.where(grad < 0, math.inf, high).reshape(split.shape)
+    expected = [maximiser(row, 1.5, 1.0, w) for row, w in zip(split, room, strict=True)]
     assert_allclose(step.reshape(split.shape), np.array(expected, float), atol=1e-5)
 
 
@@ -318,7 +318,7 @@ def test_pixels_scaled_by_mean_and_deviation(lib, p, function):
     low, high = -mean / deviation, (1 - mean) / deviation
     pixels = np.random.default_rng(0).integers(0, 2, (2, 3, 20)) * 1.0
     grad = np.where(pixels > 0, -1.0, 1.0)
-    grad[0] *= -1  # all that is outside is pressed against its wall in one, and leaves it in the other
+    grad[0] *= -1  # all that is outside is pressed against its bound in one, and leaves it in the other
     outside = 0
     for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
         floats = lib.floats[name]
@@ -387,10 +387,10 @@ def test_bounds_round_as_x_does(lib):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypatch):
     rng, sorted_ = np.random.default_rng(0), []
-    grad, wall = rng.standard_normal((60, 4000)), np.clip(rng.normal(0.3, 0.5, (60, 4000)), 0, 1)
+    grad, room = rng.standard_normal((60, 4000)), np.clip(rng.normal(0.3, 0.5, (60, 4000)), 0, 1)
     grad[1::3] = np.round(2 * grad[1::3])
     grad[2::3] *= 10 ** rng.uniform(-12, 0, (20, 4000))
-    operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), wall)]
+    operands = [a.astype(dtype) for a in (grad, 10 ** rng.uniform(-2, 3, (60, 1)), room)]
     sort_together = largest_first._sort_together
     monkeypatch.setattr(
         largest_first, "_sort_together", lambda *a: sorted_.append(a[0].size) or sort_together(*a)
@@ -416,13 +416,13 @@ def test_many_entries_that_are_alike_spend_the_budget(lib):
 def test_numpy_blocks_agree_with_the_definition(data, per_block, sampled_from):
     box = data.draw(boxes(numpy_readonly()))
     rows = box.case.rows.astype(box.case.floats.compute)
-    sigma, wall = box.case.radii.astype(rows.dtype)[:, None], box.wall.astype(rows.dtype)
+    sigma, room = box.case.radii.astype(rows.dtype)[:, None], box.room.astype(rows.dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_numpy, "CACHE_BYTES", 4 * per_block * rows[0].nbytes)
         patch.setattr(largest_first, "SAMPLED_FROM", sampled_from)
-        blocks = step_in_box(box.case.p, rows, sigma, wall)
+        blocks = step_in_box(box.case.p, rows, sigma, room)
     with np.errstate(all="ignore"):
-        definition = step_in_box.value(box.case.p, rows, sigma, wall)
+        definition = step_in_box.value(box.case.p, rows, sigma, room)
     got, expected = box.gain(blocks.astype(float)), box.gain(definition.astype(float))
     assert np.all(np.abs(got - expected) <= 2 * (box.case.tolerance * expected + box.slack)), box
 
@@ -458,12 +458,12 @@ def test_derivatives_are_never_nan(data, autodiff):
 
 
 def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill=True):
-    """Solve in long floats, handing on the budget of those at their walls `spills` times."""
+    """Solve in long floats, handing on the budget of those at their bounds `spills` times."""
     kept = grad if mask is None else np.where(mask, grad, 0)
-    wall = np.maximum(np.where(grad < 0, x - bounds[0], bounds[1] - x), 0)
+    room = np.maximum(np.where(grad < 0, x - bounds[0], bounds[1] - x), 0)
     out = np.zeros(grad.shape)
     for i, radius in enumerate(np.broadcast_to(sigma, len(grad))):
-        row, limit = kept[i].ravel().astype(float), wall[i].ravel().astype(float)
+        row, limit = kept[i].ravel().astype(float), room[i].ravel().astype(float)
         if np.isnan(row).any():
             out[i] = np.where(np.isnan(kept[i]), math.nan, 0) if p == math.inf else math.nan
             continue
@@ -471,21 +471,21 @@ def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill
     return out.astype(grad.dtype)
 
 
-def _spill(row, p, radius, wall, spills, infinite_spill):
+def _spill(row, p, radius, room, spills, infinite_spill):
     if p == math.inf:
-        return np.sign(row) * np.minimum(radius, wall)
-    wall = np.where(row == 0, 0, wall)
+        return np.sign(row) * np.minimum(radius, room)
+    room = np.where(row == 0, 0, room)
     done, left = np.zeros(row.shape), radius
     rest = row
     for _ in range(spills + 1):
         infinite = np.isinf(rest)
         now = np.where(infinite, np.sign(rest), 0) if infinite.any() else rest
         step = closed_form(now[None], p, [left])[0].astype(float)
-        passed = np.abs(step) > wall
+        passed = np.abs(step) > room
         if not passed.any():
             break
-        done = np.where(passed, np.copysign(wall, row), done)
-        rest = np.where(passed | (np.isinf(rest) & (wall == 0)), 0, rest)
+        done = np.where(passed, np.copysign(room, row), done)
+        rest = np.where(passed | (np.isinf(rest) & (room == 0)), 0, rest)
         if infinite.any() and not infinite_spill:
             rest = np.where(infinite, rest, 0)
         spent = np.sum((np.abs(done).astype(np.longdouble) / radius) ** np.longdouble(p))
@@ -539,16 +539,16 @@ def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
 
 
-def walls_ignored(x, wall, t):
+def walls_ignored(x, room, t):
     """Stand for `multipliers.within`."""
 
 
 def numpys_kernels_are_right_on_ordinary_rows():
     rng = np.random.default_rng(0)
-    v, wall = rng.standard_normal((4, 50)).astype("f4"), rng.random((4, 50)).astype("f4")
+    v, room = rng.standard_normal((4, 50)).astype("f4"), rng.random((4, 50)).astype("f4")
     for p in 1, 1.5, 2, 2.7, 6:
         for primitive in step_in_box, nearest:
-            operands = v, np.full((4, 1), 50 ** (1 / p) / 4, "f4"), wall
+            operands = v, np.full((4, 1), 50 ** (1 / p) / 4, "f4"), room
             with np.errstate(all="ignore"):
                 definition = primitive.value(p, *operands)
             assert_allclose(primitive(p, *operands), definition, rtol=1e-5, atol=1e-6)
@@ -559,7 +559,7 @@ KERNEL_MUTANTS = [("within", walls_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_EN
 
 @pytest.mark.parametrize(("name", "mutant"), KERNEL_MUTANTS, ids=[name for name, _ in KERNEL_MUTANTS])
 def test_a_mistake_in_numpys_kernels_shows(name, mutant, monkeypatch):
-    """Walls ignored, a budget that is not spent, Newton's method stopped early."""
+    """Bounds ignored, a budget that is not spent, Newton's method stopped early."""
     numpys_kernels_are_right_on_ordinary_rows()
     monkeypatch.setattr(multipliers, name, mutant)
     with pytest.raises(AssertionError):

@@ -36,11 +36,11 @@ def of(box, step, certify):
 
 
 def is_sane(box):
-    """Whether radii and walls are far from the ends of the range, which eps itself cannot round to."""
+    """Whether radii and room are far from the ends of the range, which eps itself cannot round to."""
     # the certificate's ratios are those of the numbers that eps could hold
-    wall = box.wall[(box.wall > 0) & np.isfinite(box.wall)]
+    room = box.room[(box.room > 0) & np.isfinite(box.room)]
     radii = box.case.radii[box.case.radii > 0]
-    sizes = np.concatenate([wall, radii, np.abs(box.case.rows[box.case.rows != 0])])
+    sizes = np.concatenate([room, radii, np.abs(box.case.rows[box.case.rows != 0])])
     middle = math.sqrt(math.sqrt(box.case.floats.largest))
     return np.all((sizes < middle) & (sizes > 1 / middle))
 
@@ -52,25 +52,25 @@ def certifies_the_maximiser(certify, box):
     if not is_sane(box):
         return
     _, found = of(box, epsilon, certify)
-    useful = ((box.case.rows != 0) & (box.wall > 0)).any(axis=1) & (box.case.radii > 0)
+    useful = ((box.case.rows != 0) & (box.room > 0)).any(axis=1) & (box.case.radii > 0)
     loose = 1e-5 if box.case.floats.name == box.case.floats.compute else 8 * box.case.floats.eps
     assert_allclose(found["gain"], 1, rtol=loose)
     assert np.all(found["norm_used"] <= 1 + loose)
     assert_array_equal(found["underused"], 0)
     assert_array_equal(found["nonfinite"], 0)
     assert np.all(found["zero"][useful] == 0) or box.case.floats.name == "float16"
-    free = (box.case.rows != 0) & (box.wall == math.inf)
+    free = (box.case.rows != 0) & (box.room == math.inf)
     assert_allclose(found["norm_used"][free.any(axis=1)], 1, rtol=loose)
 
 
-def room(xp, x, bounds):
+def sides(xp, x, bounds):
     """Return how far down and up x may move: where rounding put it outside, not at all."""
     down, up = bounds[0] - x, bounds[1] - x
     return xp.minimum(down, xp.zeros_like(down)), xp.maximum(up, xp.zeros_like(up))
 
 
 def clip(xp, grad, p, sigma, *, x, bounds):
-    down, up = room(xp, x, bounds)
+    down, up = sides(xp, x, bounds)
     return xp.minimum(xp.maximum(epsilon(grad, p, sigma), down), up)
 
 
@@ -78,10 +78,10 @@ def says_what_clipping_wastes(certify, box):
     if not is_sane(box) or box.case.p in (1 + 1e-12, 1e9, math.inf):
         return
     _, clipped = of(box, functools.partial(clip, box.case.lib.xp), certify)
-    rows = zip(box.case.rows, box.case.radii, box.wall, strict=True)
-    most = box.gain(np.stack([maximiser(row, box.case.p, radius, wall) for row, radius, wall in rows]))
+    rows = zip(box.case.rows, box.case.radii, box.room, strict=True)
+    most = box.gain(np.stack([maximiser(row, box.case.p, radius, room) for row, radius, room in rows]))
     step = closed_form(box.case.rows, box.case.p, box.case.radii)
-    got = box.gain(np.sign(step) * np.minimum(np.abs(step), box.wall))
+    got = box.gain(np.sign(step) * np.minimum(np.abs(step), box.room))
     share = np.where(most > 0, got / np.where(most > 0, most, 1), 1).astype(float)
     assert_allclose(clipped["gain"], share, rtol=1e-2, atol=1e-2)
     assert np.all(clipped["underused"][share < 0.9] == 1), box
@@ -90,7 +90,7 @@ def says_what_clipping_wastes(certify, box):
 def is_content_where_all_is_at_its_wall(certify, box):
     def to_the_walls(grad, p, sigma, *, x, bounds):
         xp = box.case.lib.xp
-        down, up = room(xp, x, bounds)
+        down, up = sides(xp, x, bounds)
         return xp.where(grad > 0, up, xp.where(grad < 0, down, xp.zeros_like(x)))
 
     if np.isfinite(box.low).all() and np.isfinite(box.high).all():

@@ -45,11 +45,11 @@ def nothing_in_ball_and_box_is_nearer(project, box):
     """<v - y, z - y> <= 0 for every z of ball and box; the most of <v - y, z> is known."""
     case, y = box.case, box.step(project).astype(np.longdouble)
     rest = case.rows - y
-    rows = zip(rest.astype(float), case.radii, box.wall, strict=True)
+    rows = zip(rest.astype(float), case.radii, box.room, strict=True)
     if case.p == math.inf:
-        best = np.sign(rest) * np.minimum(case.radii[:, None], box.wall)
+        best = np.sign(rest) * np.minimum(case.radii[:, None], box.room)
     else:
-        best = np.stack([maximiser(row, case.p, radius, wall) for row, radius, wall in rows])
+        best = np.stack([maximiser(row, case.p, radius, room) for row, radius, room in rows])
     unit = np.maximum(np.abs(case.rows).max(axis=1, keepdims=True), case.floats.least)
     gap = np.sum(rest / unit * (best - y), axis=1)
     parts = (np.abs(rest) + np.abs(case.rows)) / unit * (np.abs(y) + np.abs(best))
@@ -76,8 +76,8 @@ def test_project_in_a_box(data, lib, law):
 def test_walls_as_far_as_the_radius(lib, p):
     rng, floats = np.random.default_rng(4), lib.floats["float32"]
     grad = floats.round(rng.standard_normal((200, 6)))
-    wall = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
-    box = Box(Case(lib, floats, grad, p, 1.0, 0), np.zeros_like(wall), -wall, wall)
+    room = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
+    box = Box(Case(lib, floats, grad, p, 1.0, 0), np.zeros_like(room), -room, room)
     attains_the_most(epsilon, box)
     stays_in_ball_and_box(project, box)
     nothing_in_ball_and_box_is_nearer(project, box)
@@ -85,7 +85,7 @@ def test_walls_as_far_as_the_radius(lib, p):
 
 @pytest.mark.parametrize("p", [1.5, 2, 3])
 def test_projecting_leaves_zero_entries_where_they_are(lib, p):
-    """A wall that underflows in units of sigma is no further than a zero entry may go."""
+    """A zero entry stays zero, also if its room underflows in units of sigma."""
     v, high = (lib.from_numpy(np.asarray([row], "f4")) for row in ([3e24, 0, 1e24], [1e30, 1e-37, 1e30]))
     assert lib.to_numpy(project(v, p, 3e9, x=0.0, bounds=(-1e30, high)))[0, 1] == 0
 
@@ -95,7 +95,7 @@ def test_projecting_leaves_zero_entries_where_they_are(lib, p):
 def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
     box = data.draw(boxed_points(numpy_readonly()))
     case, compute = box.case, box.case.floats.compute
-    operands = [case.rows.astype(compute), case.radii.astype(compute)[:, None], box.wall.astype(compute)]
+    operands = [case.rows.astype(compute), case.radii.astype(compute)[:, None], box.room.astype(compute)]
     operands = operands if walled else operands[:2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of_numpy, "CACHE_BYTES", per_block * operands[0][0].nbytes)
@@ -109,14 +109,14 @@ def test_numpy_blocks_project_as_the_definition_does(data, per_block, walled):
 
 
 def hard_rows(p, d):
-    """Return operands with zeros, twelve decades, ties, and walls of which many are 0 or 1."""
+    """Return operands with zeros, twelve decades, ties, and room that is often 0 or 1."""
     rng = np.random.default_rng(0)
     grad = rng.standard_normal((60, d))
     grad[::4] *= rng.random((15, d)) < 0.23
     grad[1::4] *= 10 ** rng.uniform(-12, 0, (15, d))
     grad[2::4] = np.round(grad[2::4])
-    wall = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
-    return [a.astype(np.float32) for a in (grad, np.full((60, 1), d ** (1 / p) / 32), wall)]
+    room = np.clip(rng.normal(0.3, 0.5, grad.shape), 0, 1)
+    return [a.astype(np.float32) for a in (grad, np.full((60, 1), d ** (1 / p) / 32), room)]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_jax_leaves_no_row_to_the_definition(exponent, monkeypatch):
     monkeypatch.setattr(kernels, "_where_exact", checked)
     for d in 7, 600:
         v, *rest = hard_rows(exponent, d)
-        if exponent == 1.3 and d == 7:  # some of whose rows have one entry of any size, which is at its wall
+        if exponent == 1.3 and d == 7:  # some of whose rows have one entry of any size, which is at its bound
             v[1::4] = v[3::4]
         kernels.step_in_box_rows(exponent, v, *rest)
         kernels.nearest_rows(exponent, v, *rest)

@@ -269,7 +269,7 @@ def test_each_leaf_comes_back_in_its_own_dtype(lib):
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
 def test_a_leaf_is_outside_its_box_by_its_own_rounding(lib, p):
-    """A float32 leaf beside one of float64 stands at its wall as it would alone."""
+    """A float32 leaf beside one of float64 stops at its bound as it would alone."""
     with lib.scope():
         x = {
             "a": lib.from_numpy(np.full((2, 3), 0.3) + 3e-8, "float32"),

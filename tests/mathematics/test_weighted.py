@@ -170,7 +170,7 @@ def test_products_may_leave_the_range_of_the_dtype(lib, p, dtype):
 # What an optimiser finds.
 
 
-def most(grad, p, radius, scale, wall):
+def most(grad, p, radius, scale, room):
     """Maximise <grad, eps> over eps >= 0, on which the norm is smooth also at p = 1."""
     ball = {"type": "ineq", "fun": lambda eps: 1 - np.sum((eps / scale / radius) ** p)}
     best = minimize(
@@ -178,7 +178,7 @@ def most(grad, p, radius, scale, wall):
         np.zeros(6),
         jac=lambda eps: -grad,
         method="SLSQP",
-        bounds=[(0, side) for side in wall],
+        bounds=[(0, side) for side in room],
         constraints=[] if p == math.inf else ball,
         options={"ftol": 1e-13, "maxiter": 500},
     ).x
@@ -201,8 +201,8 @@ def test_a_constrained_optimiser_gains_no_more_in_a_box_and_over_leaves(lib, p):
             step = np.concatenate([lib.to_numpy(each)[0] for each in (step["a"], step["b"][0])])
         assert norms((step / scale)[None], p)[0] <= radius * (1 + 1e-12)
         assert np.all((x + step > -1e-12) & (x + step < 1 + 1e-12))
-        wall = np.minimum(np.where(grad > 0, 1 - x, x), radius * scale)
-        best = most(np.abs(grad), p, radius, scale, wall)
+        room = np.minimum(np.where(grad > 0, 1 - x, x), radius * scale)
+        best = most(np.abs(grad), p, radius, scale, room)
         assert grad @ step >= np.abs(grad) @ best * (1 - 1e-6)
 
 

@@ -341,13 +341,13 @@ def test_in_a_box_it_is_the_exact_maximum():
             for objective, p in cases
         ]
 
-    walls = np.where(mask, np.where(w < 0, x, 1 - x), 0)
+    rooms = np.where(mask, np.where(w < 0, x, 1 - x), 0)
     for (_, p), (values, slopes) in zip(cases, run(train, w, x), strict=True):
         if p == math.inf:
-            eps = np.sign(w) * np.minimum(walls, 0.6)
+            eps = np.sign(w) * np.minimum(rooms, 0.6)
         else:
-            rows = zip(w * mask, walls, strict=True)
-            eps = np.stack([maximiser(row, p, 0.6, wall) for row, wall in rows]).astype(np.float64)
+            rows = zip(w * mask, rooms, strict=True)
+            eps = np.stack([maximiser(row, p, 0.6, room) for row, room in rows]).astype(np.float64)
         assert_allclose(values, (w * (x + eps)).sum(axis=1), rtol=1e-12)
         # the derivative of a linear loss is where it was taken; of the penalty, by Danskin's theorem
         assert_allclose(slopes, x + eps, atol=1e-12)
