@@ -52,15 +52,15 @@ def ascend(
     It approximates the inner maximum of eq. 1: max L(x + eps) subject to ||eps||_p <= sigma, and to
     low <= x + eps <= high if there are bounds. Each step uses eq. 3 at the gradient of the current point:
 
-    - "adaptive": eps <- project(eps + 3/4 step + 1/4 (eps - previous eps), p, sigma). The first step, and
-      the first after a return to the best point, has no previous eps and is whole, eps + step. For
-      1 < p < inf the step is share * (epsilon(grad, p, sigma) - eps), towards the maximiser of the linearised
-      loss. At p = 1 and inf, where the ball has corners, this is the first step only; each later one is the
-      steepest step of norm 2 sigma share from the current point. Each example has its own share. It starts
-      at 1, or at 1/2 if p is 1 or inf and there are fewer than 50 steps. The steps are divided into windows,
-      those of Auto-PGD, from 22 % of the steps down to 6 %. If a window ends without a new best value, or if
-      fewer than three quarters of its steps have raised the value, the share halves and the example returns
-      to its best point.
+    - "adaptive": eps <- project(eps + 3/4 step + 1/4 (eps - previous eps), p, sigma). The first step, and the
+      first after a return to the best point, has no previous eps and is whole, eps + step. For 1 < p < inf
+      the step is share * (epsilon(grad, p, sigma) - eps), towards the maximiser of the linearised loss. At
+      p = 1 and inf, where the ball has corners, this is the first step only; each later one is the steepest
+      step of norm 2 * sigma * share from the current point. Each example has its own share. It starts at 1,
+      or at 1/2 if p is 1 or inf and there are fewer than 50 steps. The steps are divided into windows, those
+      of Auto-PGD, from 22 % of the steps down to 6 %. If a window ends without a new best value, or if fewer
+      than three quarters of its steps have raised the value, the share halves and the example returns to its
+      best point.
     - "projected": eps <- project(eps + epsilon(grad, p, step_size), p, sigma), the steepest step and then
       the nearest point of ball and box. At p = inf it is PGD, the iterative fast gradient sign method.
     - "frank-wolfe": eps <- eps + 2/(k+2) (epsilon(grad, p, sigma) - eps), towards the maximiser of the
@@ -85,16 +85,16 @@ def ascend(
     p, sigma, bounds, batch_ndim, mask
         As in `lpfamily.epsilon`.
     scale
-        As in `lpfamily.epsilon`. The ascent is then one in u of x + scale * u: the nearest point is the one
-        nearest in eps / scale.
+        As in `lpfamily.epsilon`. The ascent then moves u in x + scale * u, and its projections take the point
+        that is nearest in eps / scale.
     steps
         The number of steps from each start, at least 1.
     step_size
         The Lp norm of a projected step, a number or one per example; None means sigma for one step and
         2.5 sigma / steps for more.
     start
-        Where to begin. None is x itself. An array like x is a perturbation, and is projected if it is
-        outside. A generator, or a JAX key, as `lpfamily.sample` takes it, draws a point uniformly from the
+        Where to begin. None is x itself. An array like x is a perturbation to begin at; it is projected if it
+        is outside. A generator, or a JAX key, as `lpfamily.sample` takes it, draws a point uniformly from the
         ball, which is projected into the box.
     method
         "adaptive", "projected" or "frank-wolfe", as above. None means "projected" if there is a

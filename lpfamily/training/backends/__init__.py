@@ -107,7 +107,7 @@ class Trainer(Protocol):
         """Return copies of all arrays that training changes, by their names in `networks.state_shapes`."""
 
     def load(self, state: State) -> None:
-        """Replace the state."""
+        """Replace the state by one that `state` has returned."""
 
 
 class Backend(Protocol):
@@ -199,7 +199,7 @@ def _installed() -> str:
 
 
 def find_for(name: str, network: Network) -> Backend:
-    """Return the backend of this name; raise `BadInput` if it does not support all of `network`."""
+    """Return the backend; raise `BadInput` if it does not support a layer or the loss of `network`."""
     backend = find(name)
     check_layers(name, backend, network)
     check_loss(name, backend, network)

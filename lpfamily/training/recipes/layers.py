@@ -31,7 +31,10 @@ _UNITS: dict[str, Callable[..., Layer]] = {
 
 
 def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
-    """Return the recipe's network for images of a shape, channels first, or raise `BadInput`."""
+    """Return the recipe's network for inputs of shape `image`, channels first.
+
+    Raise `BadInput` if the layers do not fit the inputs or each other.
+    """
     try:
         network = Network(math.prod(image), _layers(recipe, classes), image)  # type: ignore[arg-type]
         shapes(network)
@@ -41,7 +44,7 @@ def network_of(recipe: Recipe, image: tuple[int, ...], classes: int) -> Network:
 
 
 def task_of(recipe: Recipe, network: Network, x: Floats, labels: Array, machine: Machine) -> Task:
-    """Return the task of the recipe on some examples, for a trainer of its network."""
+    """Return the task that trains `network` by the recipe on inputs `x` and their `labels`."""
     objective, optimiser = extract(recipe, Objective), extract(recipe, Optimiser)
     return Task(network, objective, x, labels, recipe.batch_size, recipe.dtype, optimiser, machine)
 

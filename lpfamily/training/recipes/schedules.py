@@ -12,11 +12,11 @@ from lpfamily.training.tasks import Rates
 
 
 def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
-    """Return the rates of each step of an epoch, counted from 0.
+    """Return the rates of each of the `steps` steps of `epoch`, which is counted from 0.
 
-    Exponential decay goes step by step, lr_t = max(lr / factor^t, floor); linear decay, momentum and the ramp
-    of sigma go epoch by epoch. At step t, counted from 0, the moving average keeps
-    min(ema, (1 + t) / (10 + t)) of itself, so that it forgets the initial weights.
+    Let t be the number of steps before, in all epochs. Exponential decay goes step by step,
+    lr_t = max(lr / factor^t, floor); linear decay, momentum and the ramp of sigma go epoch by epoch. At step
+    t the moving average keeps min(ema, (1 + t) / (10 + t)) of itself, so that it forgets the initial weights.
     """
     count = epoch * steps + np.arange(steps)
     momentum, sigma = np.full(steps, _momentum(recipe, epoch)), _sigma(recipe, epoch, steps)
@@ -24,11 +24,11 @@ def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
 
 
 def continued_rates(recipe: Recipe, best: int, steps_before: int, epoch: int, steps: int) -> Rates:
-    """Return the rates of an epoch, counted from 0, of a second stage that continues from the first.
+    """Return the rates of `epoch`, counted from 0, in a second stage that continues the first.
 
-    The first stage had `steps_before` steps per epoch, and its `best`-th epoch was the best. Momentum keeps
-    its value of that epoch. The learning rate keeps its value after that epoch, or goes on decaying. The
-    average begins anew.
+    The first stage had `steps_before` steps per epoch, and its best epoch was number `best`, counted from 1.
+    Momentum keeps its value in that epoch. The learning rate keeps its value at the end of that epoch, or
+    decays on. The average begins anew.
     """
     is_constant, here = recipe.second_lr == "constant", epoch * steps + np.arange(steps)
     count = best * steps_before + (np.zeros(steps) if is_constant else here)

@@ -197,7 +197,7 @@ class BackendTests:
         assert_allclose(actual, expected, atol=1e-4)
 
     def test_the_direction_of_a_close_prediction_does_not_round_away(self, regression: Network) -> None:
-        """Not even where the square of its distance underflows."""
+        """Also where the square of its distance underflows."""
         network, task = regression, _task(regression, "float32")
         state = _louder(network, _state(network, "float32"), np.float32(1e-25))
         targets = np.zeros_like(task.labels)
@@ -281,7 +281,7 @@ class BackendTests:
         assert metrics["loss"] == pytest.approx(value, rel=1e-9)
 
     def test_the_direction_of_a_divergence_does_not_round_away(self, classifier: Network) -> None:
-        """Not where x and x + eps surely have one class, whose f(x + eps) - f(x) is 0 in float64."""
+        """Also where x and x + eps have the same class so surely that f(x + eps) - f(x) rounds to 0."""
         if "trades" not in backends.options_of(self.find()):
             pytest.skip("it does not train with trades")
         network = _changed(classifier, max_norm=None, dropout=None, noise=None)
@@ -299,7 +299,7 @@ class BackendTests:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
-        """Up to the square of its rounding, as the loss is stationary on the sphere at its steepest point."""
+        """It loses at most its rounding squared: at its maximum on the sphere the gain is stationary."""
         network = _changed(network, dropout=None, noise=None)
 
         def loss(objective: Objective) -> float:
