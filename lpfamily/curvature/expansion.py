@@ -104,10 +104,10 @@ def second_order(
 ) -> SecondOrder:
     """Return the terms of eq. 13-20 at x, for the steepest step eps of any p.
 
-    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 replaces H by J_y
-    H_L(y) J_y' = g g', and so `second` by `rank_one`. The two are equal only in expectation over labels drawn
-    from the model. Eq. 20 replaces `second` by a third number, `trace`, which is the effect of noise of norm
-    sigma sqrt(d), whereas eps has norm sigma.
+    With the Hessian H itself eq. 13 reads L + sigma ||g||_{p*} + eps' H eps / 2. Eq. 14 replaces H by
+    J_y H_L(y) J_y' = g g', and so `second` by `rank_one`. The two are equal only in expectation over labels
+    drawn from the model. Eq. 20 replaces `second` by a third number, `trace`, which is the effect of noise of
+    norm sigma sqrt(d), whereas eps has norm sigma.
 
     Parameters
     ----------

@@ -76,8 +76,8 @@ def robustness(
     x, y
         The inputs and their classes. x is a floating array whose first axis indexes examples, or a tree of
         them as in `lpfamily.epsilon`, which the model is then given; y has integers of shape (n,). Without y,
-        x is an iterable of such pairs, each one batch, for example a data loader, so that not all of them
-        need fit into memory.
+        x is an iterable of such pairs, each of them a batch, for example a data loader, so that not all
+        examples need fit into memory.
     p
         Exponents of balls, in [1, inf]: 1 moves few entries far, 2 takes the Euclidean norm, inf moves all by
         sigma at most.
