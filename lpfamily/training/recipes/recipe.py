@@ -66,7 +66,7 @@ class Recipe(Optimiser, Objective):
         "paper",
         None,
         "values of the options that are not given: as published (paper), for training in minutes (quick), or "
-        f"with the lowest known validation error on MNIST (best, only for {', '.join(BEST)})",
+        f"with the lowest error on MNIST that was found in minutes (best, only for {', '.join(BEST)})",
     )
     data: str = of_data(
         next(iter(SOURCES)),
