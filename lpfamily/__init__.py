@@ -1,6 +1,6 @@
 """The Lp family of input perturbations (Lyu, Huang, Liang 2015), for any array library."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from lpfamily.ascent import ascend
 from lpfamily.balls import project, sample
