@@ -101,7 +101,7 @@ def _integer(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:20]} is beyond the range of floats")
+        raise ValueError(f"the number {text[:20]} is not finite as a float")
     return value
 
 
