@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # the other test process may still be writing the entry; then this one compiles for itself
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
     for name in LIBRARIES:
-        config.addinivalue_line("markers", f"{name}: {name} makes a difference to what is tested")
+        config.addinivalue_line("markers", f"{name}: the result of the test depends on {name}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,8 +54,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark each test with the libraries among its parameters, and sample the cases of slow environments.
 
     Test environments select tests by these marks. NumPy runs all cases. Other libraries take three of the
-    cases that differ in p or objective alone: the first, the middle and the last. They take only the middle
-    one of functions that are made of primitives, and of cases that take long.
+    cases that differ in p or objective alone: the first, the middle and the last. Of functions that are
+    made of primitives, and of slow cases, they take only the middle one. A test with "compiles" in its name
+    counts as slow.
     """
     cases = defaultdict(list)
     for item in items:
@@ -83,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Collect garbage rarely, and ignore what exists already: it takes a tenth of the time of JAX's tests."""
+    """Collect garbage rarely, and freeze what exists: collecting takes a tenth of the time of JAX's tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)

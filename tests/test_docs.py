@@ -51,7 +51,7 @@ def test_a_directive_begins_without_a_backtick(page):
     assert not re.search(r"^```\{.*`", page.read_text(), re.MULTILINE)
 
 
-def test_each_figure_is_there_and_told_in_words():
+def test_each_figure_exists_and_has_a_description():
     shown, with_figures = set(), set()
     for page in PAGES:
         text = page.read_text()

@@ -1,4 +1,4 @@
-"""What the package shows, and what it needs."""
+"""The public names of the package, and its imports."""
 
 import ast
 import importlib.util
@@ -63,7 +63,7 @@ def test_each_public_function_documents_its_arguments(name):
     "name", [name for name in PUBLIC if name not in ("certify", "dual_exponent", "robustness", "sample")]
 )
 def test_a_type_checker_knows_the_type_of_array_that_comes_back(name):
-    """That of the array that is given: the same type variable stands for both."""
+    """It is the type of the array that is given: one type variable stands for both."""
     hints = typing.get_type_hints(getattr(lpfamily, name))
     array = next(hints[argument] for argument in ("grad", "v", "logits", "x") if argument in hints)
     assert isinstance(array, typing.TypeVar)
@@ -87,7 +87,7 @@ def test_importing_the_mathematics_needs_three_packages():
     ["import lpfamily", "import lpfamily, numpy; lpfamily.epsilon(numpy.ones((2, 3)), 1.5, 1.0)"],
     ids=["import", "call"],
 )
-def test_no_framework_is_loaded_unasked(statement):
+def test_an_import_loads_no_framework(statement):
     heavy = {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_torch", "lpfamily_jax"}
     assert not loaded_after(statement) & heavy
 
@@ -166,7 +166,7 @@ print(lpfamily.__file__, lpfamily_numpy.__file__, sep="\\n")
 
 
 @pytest.mark.parametrize("changed", ["", "lpfamily/norms.py", "lpfamily_numpy/model.py", "lpfamily/new.py"])
-def test_packages_of_two_versions_notice_when_they_meet(installed, changed):
+def test_packages_of_two_versions_warn_when_they_are_used_together(installed, changed):
     if changed:
         with (installed / changed).open("a") as file:
             file.write("# another version\n")
@@ -207,7 +207,7 @@ def arrows():
     return {name: {*imported_by(path.read_text(), modules)} for name, path in modules.items()}
 
 
-def test_arrows_point_one_way():
+def test_imports_point_one_way():
     """Files that import each other in a circle raise a CycleError here."""
     found = arrows()
     assert "lpfamily.libraries" in found["lpfamily.steepest"]
@@ -215,7 +215,7 @@ def test_arrows_point_one_way():
     TopologicalSorter(found).prepare()
 
 
-def test_arrows_between_the_rooms_of_training_point_one_way():
+def test_imports_between_packages_of_training_point_one_way():
     """A room is a module of training, or a package of it with all that is inside."""
     rooms = {}
     for name, imported in arrows().items():

@@ -1,4 +1,4 @@
-"""This project's own backends, under the laws for any."""
+"""The backends of this project pass the tests for any backend."""
 
 import shutil
 from dataclasses import replace

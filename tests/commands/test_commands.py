@@ -1,4 +1,4 @@
-"""What the three commands share: whoever listens, whatever a folder is called, whenever Ctrl-C comes."""
+"""What the three commands share: output that may go unread, unusual folder names, and Ctrl-C."""
 
 import json
 import os
@@ -101,7 +101,7 @@ for k in range(of):
         ("reproduce", 2, "figure6 --data-dir DATA --backend numpy --quiet --out OUT"),
     ],
 )
-def test_ctrl_c_is_130_and_no_traceback_from_the_first_line_to_the_end(tmp_path, module, instants, flags):
+def test_ctrl_c_exits_with_130_and_no_traceback_at_any_time(tmp_path, module, instants, flags):
     small_mnist(tmp_path / "mnist")
     if module == "evaluate":
         trained(tmp_path / "run", *SOFTMAX)
@@ -174,7 +174,7 @@ print("went on")
         pytest.param(IGNORED, (0, "went on\n", ""), id="in the background"),
     ],
 )
-def test_ctrl_c_is_not_lost_and_not_taken_where_it_is_ignored(tmp_path, code, expected):
+def test_ctrl_c_is_not_lost_and_stays_ignored_where_it_was(tmp_path, code, expected):
     result = python(code, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == expected
 
@@ -206,7 +206,7 @@ def test_one_command_has_the_help_of_each(name):
     assert told[0][0].startswith(f"usage: python -m lpfamily.{name} ")
 
 
-def test_one_command_says_what_it_knows(capsys):
+def test_one_command_lists_its_subcommands(capsys):
     assert __main__.main([]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -227,7 +227,7 @@ def test_one_command_says_what_it_knows(capsys):
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
 @pytest.mark.parametrize("command", [evaluate.main, reproduce.main, main, runs.main, __main__.main])
-def test_help_fits_the_terminal_and_the_version_is_told(capsys, monkeypatch, command, columns):
+def test_help_fits_the_terminal_and_version_is_printed(capsys, monkeypatch, command, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit, match=r"^0$"):
         command(["--help"])
@@ -245,7 +245,7 @@ def test_one_command_is_installed():
     assert script.load() is __main__.start
 
 
-def test_a_run_may_end_with_its_folder_or_its_result_alone(tmp_path):
+def test_a_run_may_print_only_its_folder_or_its_result(tmp_path):
     folder = tmp_path / "run"
     json_alone = in_process(*SOFTMAX, "--json", "--quiet", "--out", folder)
     result = json.loads((folder / "result.json").read_text())
@@ -310,7 +310,7 @@ def run_with(redirections, arguments, folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run is that nothing disturbs: stdout, and the folder's content but for the times."""
+    """An undisturbed run: its stdout, and the content of its folder except the times."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return tabled(folder, *SOFTMAX), timeless(folder)
 
@@ -328,7 +328,9 @@ LOST = f"{NAME}: stdout cannot be written (No space left on device); the rest is
         (">/dev/full", 1, False, True),
     ],
 )
-def test_a_run_is_whole_whoever_listens(whole, tmp_path, redirections, code, hears_out, hears_err):
+def test_a_run_is_complete_whatever_happens_to_its_output(
+    whole, tmp_path, redirections, code, hears_out, hears_err
+):
     table, expected = whole
     got, out, err = run_with(redirections, command(*SOFTMAX, "--out", "run"), tmp_path)
     assert timeless(tmp_path / "run") == expected
@@ -340,7 +342,7 @@ def test_a_run_is_whole_whoever_listens(whole, tmp_path, redirections, code, hea
 
 
 @pytest.mark.parametrize("deaf", ["stdout", "stderr"])
-def test_a_run_is_whole_when_its_reader_leaves(whole, tmp_path, deaf):
+def test_a_run_is_complete_if_its_output_pipe_is_closed(whole, tmp_path, deaf):
     """As with `| head -1`: nobody reads a pipe any more, from the first line of the program on."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     arguments = command(*SOFTMAX, "--out", "run")
@@ -355,7 +357,7 @@ def test_a_run_is_whole_when_its_reader_leaves(whole, tmp_path, deaf):
 
 
 @pytest.mark.parametrize("redirections", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_the_other_commands_are_whole_too(tmp_path, redirections):
+def test_the_other_commands_complete_whatever_happens_to_their_output(tmp_path, redirections):
     small_mnist(tmp_path / "mnist")
     trained(tmp_path / "run", *SOFTMAX)
     full = "full" in redirections
@@ -385,7 +387,7 @@ def test_a_name_that_the_terminal_cannot_encode_is_escaped(tmp_path, encoding):
     assert (result.returncode, result.stdout, result.stderr) == (0, expected, "")
 
 
-def test_a_name_cannot_speak_to_the_terminal(tmp_path):
+def test_control_characters_in_a_name_are_escaped(tmp_path):
     name = f"{NAMELESS}\x1b[2J\x07\x9b"
     result = in_process("--resume", tmp_path / name)
     assert_refused(result, "r\\udcff\\udcc3n\\x1b[2J\\x07\\x9b: holds no config.json")
@@ -405,7 +407,9 @@ def test_a_name_cannot_speak_to_the_terminal(tmp_path):
         pytest.param("loop/run", id="in a link to itself"),
     ],
 )
-def test_an_out_where_nothing_can_be_made_is_refused_before_anything_is(tmp_path, monkeypatch, capsys, out):
+def test_an_out_that_cannot_be_created_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, out
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
@@ -420,6 +424,6 @@ def test_an_out_where_nothing_can_be_made_is_refused_before_anything_is(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
 
 
-def test_an_out_may_be_as_deep_as_that(tmp_path, monkeypatch):
+def test_an_out_may_be_90_folders_deep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained(Path("d/" * 90), *SOFTMAX)

@@ -16,7 +16,9 @@ from lpfamily.report import plots
 from lpfamily.training import robustness
 
 
-def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_result(run, tmp_path, capsys, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_gives_a_warning_and_keeps_the_result(
+    run, tmp_path, capsys, monkeypatch
+):
     def fail(figure, result):
         assert json.loads((tmp_path / "here.json").read_text())["examples"] == 40
         raise RuntimeError("latex could not be\nfound")
@@ -34,7 +36,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_result(run, tmp_path
 
 
 @pytest.mark.parametrize("name", ["here.json", "here.png"])
-def test_a_link_is_replaced_and_what_it_leads_to_left_alone(run, tmp_path, name):
+def test_a_link_is_replaced_and_its_target_unchanged(run, tmp_path, name):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / name).symlink_to("mine")
     flags = [str(run), *FAST, "--quiet", "--force", "--out", str(tmp_path / "here.json")]
@@ -80,7 +82,7 @@ def test_the_command_leaves_a_table_a_json_and_curves(run, capsys):
     assert re.fullmatch("robustness: begun\nrobustness: done in \\d+ s\n", printed.err)
 
 
-def test_the_command_does_what_the_flags_say(run, tmp_path, capsys):
+def test_the_flags_set_what_is_measured(run, tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "here.json"
     flags = (*FAST, "--p", "1.5,inf", "--sigmas", "3", "--seed", "7", "--quiet", "--out", str(out))
@@ -100,7 +102,7 @@ def test_the_command_does_what_the_flags_say(run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here.json", "here.png"]
 
 
-def test_an_earlier_result_is_replaced_by_force_alone(run, tmp_path, capsys):
+def test_only_force_replaces_an_earlier_result(run, tmp_path, capsys):
     out = tmp_path / "here.json"
     flags = [str(run), *FAST, "--p", "2", "--sigma", "1/8,0.5", "--quiet", "--out", str(out)]
     assert evaluate.main(flags) == 0
@@ -200,7 +202,7 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
     ],
     ids=lambda value: str(value)[:80],
 )
-def test_bad_input_is_answered_with_one_line(run, capsys, flags, parts):
+def test_bad_input_is_refused_in_one_line(run, capsys, flags, parts):
     capsys.readouterr()
     before = sorted(run.iterdir())
     assert evaluate.main([str(run) if flag == "RUN" else flag for flag in flags]) == 2

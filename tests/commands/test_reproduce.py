@@ -129,7 +129,7 @@ def test_the_page_says_how_its_networks_were_trained(monkeypatch, tmp_path, foun
 @pytest.mark.parametrize(
     "name", ["table1", "table3", "table6", "figure1", "figure-robustness", "figure-theory"]
 )
-def test_data_that_are_not_there_are_bad_input(tmp_path, capsys, name):
+def test_missing_data_are_bad_input(tmp_path, capsys, name):
     flags = ["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), "--backend", "numpy"]
     assert reproduce.main([name, *flags]) == 2
     out, err = capsys.readouterr()
@@ -156,7 +156,7 @@ def test_progress_is_lines_where_there_is_no_terminal(counted, tmp_path, capsys)
     assert capsys.readouterr().err == "counted: begun\ncounted: done in 0 s\n"
 
 
-def test_a_damaged_kept_measurement_is_named(counted, tmp_path, capsys):
+def test_a_measurement_that_is_not_json_is_named(counted, tmp_path, capsys):
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "counted.json").write_text("{")
     assert reproduce.main(["count", "--out", str(tmp_path), *QUIET]) == 2
@@ -168,7 +168,7 @@ def kept(tmp_path, name="counted"):
 
 
 def changed(**values):
-    """Return what changes values of a kept measurement, None to leave one out, and not its checksum."""
+    """Return an edit that changes values of a saved measurement (None removes one), but not its checksum."""
 
     def edit(path):
         found = json.loads(path.read_text()) | values
@@ -218,7 +218,7 @@ def test_a_damaged_measurement_is_named_in_one_line(counted, tmp_path, capsys, d
     assert not (tmp_path / "index.html").exists()
 
 
-def test_a_measurement_of_the_version_before_is_taken_with_a_notice(counted, tmp_path, capsys):
+def test_a_measurement_of_an_earlier_version_is_used_with_a_notice(counted, tmp_path, capsys):
     flags = ["count", "--out", str(tmp_path), "--backend", "numpy"]
     assert reproduce.main(flags) == 0
     changed(**UNSEALED)(kept(tmp_path))
@@ -237,7 +237,7 @@ def test_a_measurement_of_a_later_format_is_left_alone(counted, tmp_path, capsys
     assert "counted.json: has format 2; this version reads formats up to 1" in capsys.readouterr().err
 
 
-def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monkeypatch, capsys):
+def test_a_figure_that_cannot_be_drawn_is_replaced_by_its_description(counted, tmp_path, monkeypatch, capsys):
     def fail(figure):
         assert kept(tmp_path).exists()
         raise RuntimeError("latex could not be\nfound")
@@ -260,7 +260,7 @@ def test_a_figure_that_cannot_be_drawn_is_told_in_words(counted, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "measured"]
 
 
-def test_the_command_may_be_no_unicode(counted, tmp_path):
+def test_the_command_may_have_invalid_unicode(counted, tmp_path):
     out = tmp_path / os.fsdecode(b"o\xfft")
     with redirect_stdout(io.StringIO()):
         assert reproduce.main(["count", "--out", str(out), *QUIET]) == 0

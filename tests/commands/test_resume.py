@@ -1,4 +1,4 @@
-"""`--resume`: a damaged run is left alone, its file named, and what makes the run cannot be changed."""
+"""`--resume`: a damaged run is left alone and its file named, and the recipe of a run cannot be changed."""
 
 import json
 import shutil
@@ -141,20 +141,20 @@ def test_a_damaged_run_is_left_alone_and_the_file_is_named(begun, tmp_path, name
     assert_refused(result, folder / name, "restore")
 
 
-def test_a_refused_checkpoint_is_one_line_without_quiet_too(begun, tmp_path):
+def test_a_damaged_checkpoint_is_refused_in_one_line_without_quiet(begun, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
     CHECKPOINTS["truncated"](folder)
     assert_refused(train("--resume", folder, cwd=tmp_path), folder / "checkpoint.safetensors")
 
 
-def test_the_run_that_the_damages_are_done_to_goes_on(begun, tmp_path):
+def test_the_undamaged_run_can_be_resumed(begun, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
     result = in_process("--resume", folder, "--quiet")
     assert (result.returncode, result.stderr) == (0, "")
     assert [line["epoch"] for line in metrics(folder)] == [1, 2, 3, 4]
 
 
-def test_other_data_is_not_gone_on_with(begun, tmp_path):
+def test_a_run_is_not_resumed_on_other_data(begun, tmp_path):
     folder, other = shutil.copytree(begun, tmp_path / "run"), small_mnist(tmp_path / "mnist")
     (other / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(40)))
     result = unchanged(tmp_path, lambda: in_process("--resume", folder, "--data-dir", tmp_path))
@@ -162,7 +162,7 @@ def test_other_data_is_not_gone_on_with(begun, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["--data-dir", "LPFAMILY_DATA"])
-def test_the_folder_of_the_data_is_known_when_the_run_goes_on(tmp_path, monkeypatch, given):
+def test_a_resumed_run_knows_the_folder_of_its_data(tmp_path, monkeypatch, given):
     monkeypatch.chdir(small_mnist(tmp_path / "mnist").parent)
     flags = ("--data", "mnist", "--validation", 5, "--batch-size", 10)
     if given == "--data-dir":

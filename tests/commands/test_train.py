@@ -81,7 +81,7 @@ def test_a_run_leaves_its_five_files(run):
     assert min(struct.unpack(">II", png[16:24])) > 200
 
 
-def test_the_result_is_what_the_checkpoint_does(run):
+def test_the_result_is_that_of_the_network_in_the_checkpoint(run):
     folder, _ = run
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == {
@@ -115,7 +115,7 @@ def test_the_result_is_what_the_checkpoint_does(run):
     assert result["test_examples"] == 300
 
 
-def test_the_table_says_what_the_result_does(run):
+def test_the_table_has_the_numbers_of_the_result(run):
     folder, stdout = run
     result = json.loads((folder / "result.json").read_text())
     errors = result["test_error"]
@@ -250,7 +250,7 @@ def test_ctrl_c_says_how_to_go_on(backend, tmp_path):
         ),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, tmp_path, flags):
+def test_a_run_whose_loss_is_not_finite_stops_and_keeps_the_last_finite_checkpoint(backend, tmp_path, flags):
     folder = tmp_path / "run"
     run = ("--backend", backend, "--model", "softmax", "--epochs", 4, *flags)
     result = in_process(*run, "--quiet", "--out", folder)
@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_the_last_that_was(backend, t
 
 
 @pytest.mark.parametrize("objective", ["perturb", "penalty", "plain"])
-def test_gradients_that_are_zero_are_counted_and_said_once(backend, tmp_path, objective):
+def test_zero_gradients_are_counted_and_reported_once(backend, tmp_path, objective):
     small_mnist(tmp_path / "mnist")
     flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 0, "--batch-size", 10, "--epochs", 1)
     folder = tmp_path / "run"
@@ -323,7 +323,7 @@ def test_examples_without_a_direction_are_counted_and_stay_clean(sigma, share):
 LAST = "layers.2.weight"
 
 
-def test_a_zero_last_layer_leaves_everything_unused():
+def test_with_a_zero_last_layer_all_examples_are_unused():
     trainer, x, labels = trainer_on_digits("float32")
     state = trainer.state()
     assert evaluation.measure(trainer, data.Split(x, labels), Recipe())["one_step_unused"]["2"] == 0
@@ -343,7 +343,7 @@ def test_a_run_trains_uncompiled_where_compiling_fails(tmp_path):
 # Pictures
 
 
-def test_the_result_is_there_before_the_curves_which_may_fail_and_are_drawn_later(tmp_path, monkeypatch):
+def test_the_result_is_written_before_the_curves_whose_drawing_may_fail(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
     def fail(figure, metrics, monitor_steps):
@@ -433,7 +433,7 @@ def test_a_bad_option_is_named_with_what_is_allowed(tmp_path, flags, parts):
         ("--ema 0.9", "--ema"),
     ],
 )
-def test_a_backend_is_not_asked_for_what_it_does_not_know(tmp_path, monkeypatch, flags, what):
+def test_an_option_that_the_backend_does_not_know_is_refused(tmp_path, monkeypatch, flags, what):
     monkeypatch.setitem(vars(backends.find("numpy")), "options", frozenset())
     refused = in_process("--backend", "numpy", *flags.split(), "--out", tmp_path / "run")
     assert_refused(refused, f"backend 'numpy' does not know {what}; leave it out, or choose another")
@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_used_is_left_alone(tmp_path, out, parts):
         ("safetensors", "safetensors"),
     ],
 )
-def test_a_missing_extra_is_answered_with_its_install_line(tmp_path, module, project):
+def test_a_missing_package_is_named_with_its_install_command(tmp_path, module, project):
     code = "import sys; sys.modules[sys.argv[1]] = None; from lpfamily.train import main; sys.exit(main([]))"
     result = unchanged(tmp_path, lambda: python(code, module, cwd=tmp_path))
     assert_refused(result, f"needs {project}", 'pip install "lpfamily[train]"')

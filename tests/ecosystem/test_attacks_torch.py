@@ -1,4 +1,4 @@
-"""The attacks in foolbox and ART: the maximiser for every p, never less than theirs, and no trace of it."""
+"""Attacks for foolbox and ART: the maximiser for every p, no less gain than theirs, and no trace of it."""
 
 import copy
 import functools
@@ -147,7 +147,7 @@ def test_every_p_is_the_maximiser_in_ball_and_box(trained, attack, dtype):
 
 @OURS
 @pytest.mark.parametrize("factor", [1e-30, 1e-15, 1e20])
-def test_the_scale_of_the_logits_costs_nothing(trained, attack, factor):
+def test_the_scale_of_the_logits_does_not_change_the_step(trained, attack, factor):
     s = setting(trained, factor=factor)
     for p in 1, 1.5, 2, 3:
         is_the_maximiser(attack(s, p, radius(p)), s, p, radius(p))
@@ -192,7 +192,7 @@ def divided_by_its_norm(grad, p, sigma):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*were not moved")
-def test_a_step_with_their_mistake_shows(trained, attack, mutant, p, factor, monkeypatch):
+def test_a_step_with_their_mistake_breaks_the_law(trained, attack, mutant, p, factor, monkeypatch):
     def step(grad, p, *_, **__):
         with np.errstate(all="ignore"):
             eps = np.nan_to_num(mutant(np.asarray(grad), p, radius(p))).astype("float32")
@@ -206,7 +206,7 @@ def test_a_step_with_their_mistake_shows(trained, attack, mutant, p, factor, mon
 
 @OURS
 @pytest.mark.filterwarnings("ignore:.*were not moved")
-def test_the_direction_of_the_cross_entropy_in_single_precision_shows(trained, attack, monkeypatch):
+def test_the_direction_of_the_cross_entropy_in_float32_breaks_the_law(trained, attack, monkeypatch):
     s = setting(trained)
     ours = robust(s, attack(s, 2, 1.0))
     own = functools.partial(torch.nn.functional.cross_entropy, reduction="none")
@@ -227,7 +227,7 @@ def gains(s, adversarial):
 
 
 @pytest.mark.parametrize(("ours", "theirs", "p"), BESIDE)
-def test_gains_what_theirs_gains_at_least(trained, ours, theirs, p):
+def test_our_attack_gains_at_least_as_much_as_theirs(trained, ours, theirs, p):
     s = setting(trained)
     own, other = (gains(s, attack(s, p, radius(p))) for attack in (ours, theirs))
     assert np.all(own >= other - 1e-4 * np.abs(own))
@@ -236,7 +236,7 @@ def test_gains_what_theirs_gains_at_least(trained, ours, theirs, p):
 @pytest.mark.parametrize(
     ("ours", "theirs", "p"), [case for case in BESIDE if case.values[2] in (1, 2, math.inf)]
 )
-def test_is_withstood_by_no_more_examples_than_theirs(trained, ours, theirs, p):
+def test_no_more_examples_withstand_our_attack_than_theirs(trained, ours, theirs, p):
     # The maximiser of the linearised loss, so a law to first order only: single examples do go the other
     # way, and a network might be found of which more do. Of 6 such networks and 32 radii none was.
     s = setting(trained)
@@ -299,7 +299,7 @@ class OwnLoss(torch.nn.Module):
 
 
 @pytest.mark.parametrize("method", [None, "projected", "frank-wolfe"])
-def test_a_loss_of_ones_own_keeps_the_last_iterate(trained, method):
+def test_a_custom_loss_returns_the_last_iterate(trained, method):
     # at the first iterates it is 0 in float32, as at the start; only the last ones are near the sphere
     s = setting(trained, factor=0.3, examples=30)
     s.art = PyTorchClassifier(s.model, OwnLoss(), (64,), 10, clip_values=BOX, device_type="cpu")
@@ -345,7 +345,7 @@ def test_labels_are_indices_or_one_hot_and_none_means_the_predictions(trained):
     assert np.any(attack.generate(s.x) != attack.generate(s.x, s.labels))
 
 
-def test_soft_labels_have_the_loss_itself(trained):
+def test_soft_labels_use_the_gradient_of_the_loss(trained):
     s = setting(trained, "float64", examples=20)
     s.model.factor = 0.1
     soft = np.full((20, 10), 0.05) + 0.5 * np.eye(10)[s.labels]
@@ -355,7 +355,7 @@ def test_soft_labels_have_the_loss_itself(trained):
     assert_allclose(LpGradientMethod(s.art, 2, 0.5).generate(s.x, soft), expected, rtol=1e-6)
 
 
-def test_a_target_is_approached(trained):
+def test_a_targeted_attack_approaches_its_target(trained):
     s = setting(trained, examples=60)
     targets = (s.labels + 1) % 10
     by_foolbox = foolbox.criteria.TargetedMisclassification(torch.tensor(targets))
@@ -407,7 +407,7 @@ def test_inputs_need_not_have_the_dtype_of_the_model(trained, of_model, of_x):
     assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_list_of_radii_is_each_by_itself(trained):
+def test_a_list_of_radii_gives_the_result_of_each_radius(trained):
     s = setting(trained, examples=30)
     x, labels = torch.tensor(s.x), torch.tensor(s.labels)
     for attack in LpFastGradientAttack(1.5), LpAscentAttack(2, steps=3):
@@ -459,7 +459,7 @@ def test_the_distance_is_the_norm(p):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("package", MANY)
-def test_leaves_no_trace_in_the_model(trained, package, training):
+def test_an_attack_leaves_the_model_unchanged(trained, package, training):
     s = setting(trained, examples=20)
     s.model.train(training)
     s.model.net[0].weight.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The examples of attacks run, and what they print is as they say."""
+"""The examples of attacks run, and what they print is true."""
 
 import re
 import runpy

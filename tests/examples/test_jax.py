@@ -1,4 +1,4 @@
-"""The example for JAX runs, in small size, and what it prints is as it says."""
+"""The example for JAX runs in small size, and the regularised network withstands more."""
 
 import runpy
 

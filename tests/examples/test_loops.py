@@ -79,7 +79,9 @@ def test_hugging_face(backend, example, capsys):
 
 
 @pytest.mark.parametrize("backend", [pytest.param("torch", marks=of_torch)])
-def test_parts_of_a_batch_make_the_step_of_the_batch_in_hugging_faces_trainer(backend, example, tmp_path):
+def test_accumulated_microbatches_give_the_step_of_the_batch_in_hugging_faces_trainer(
+    backend, example, tmp_path
+):
     text = example("huggingface_text")
     text.set_seed(0)
     batch = text.sentences(12)

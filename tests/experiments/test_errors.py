@@ -24,7 +24,7 @@ def test_a_paired_test_is_students():
     assert report.paired_p_value([1], [2]) is None
 
 
-def test_equal_differences_say_nothing_and_others_what_their_counts_say():
+def test_equal_differences_have_no_p_value_and_others_that_of_their_counts():
     assert report.paired_p_value([0.0094, 0.0095, 0.0096], [0.0093, 0.0094, 0.0095]) is None
     assert report.paired_p_value([0.01, 0.02], [0.01, 0.02]) is None
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_as_many_seeds_are_trained_as_asked_for(monkeypatch, measurement, budget
     assert depends(setting, replace(measurement, data=()))["seeds"] == count
 
 
-def test_a_verdict_knows_the_spread_of_seeds():
+def test_a_verdict_accounts_for_the_spread_over_seeds():
     """Student's with two degrees of freedom: the tail of t is 1/2 - t / (2 sqrt(t^2 + 2))."""
     seeds = [0.0099, 0.0100, 0.0101]
     # at which the tails have 5 %, 1 + 1/3 times the variance of a seed
@@ -72,7 +72,7 @@ def test_a_verdict_knows_the_spread_of_seeds():
     assert report.verdict([0.0100 + 0.0029], 0.0100, 10_000) == "behind"
 
 
-def test_the_summary_says_where_the_paper_is(tmp_path):
+def test_the_summary_compares_each_network_with_the_paper(tmp_path):
     table = catalogue.EXPERIMENTS["table1"]
     found = {name: [result(0.02, 0), result(0.03, 1)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(0.0078, 0), result(0.0079, 1)]
@@ -147,7 +147,7 @@ def test_table_4_has_the_rows_of_both_measurements(tmp_path):
         ((0.91, 0.5, 0.5), "is at chance"),
     ],
 )
-def test_the_finding_of_table_1_is_what_its_numbers_say(tmp_path, ours, said):
+def test_the_finding_of_table_1_follows_from_its_numbers(tmp_path, ours, said):
     setting, experiment = Setting(tmp_path, None, budget="paper"), catalogue.EXPERIMENTS["table1"]
     found = {name: [result(0.02, seed) for seed in range(3)] for name in measure.DENSE.networks}
     found["maxout-p2"] = [result(error, seed) for seed, error in enumerate(ours)]
@@ -156,7 +156,7 @@ def test_the_finding_of_table_1_is_what_its_numbers_say(tmp_path, ours, said):
     assert "Maxout + dropout + gradient p = 2" in finding
 
 
-def test_the_findings_of_tables_2_to_5_are_what_their_numbers_say(tmp_path):
+def test_the_findings_of_tables_2_to_5_follow_from_their_numbers(tmp_path):
     noise = {"0.1": 0.05, "0.3": 0.25}
     for name in "table2", "table3", "table4", "table4-dense", "table5":
         experiment = catalogue.EXPERIMENTS[name]
@@ -166,5 +166,5 @@ def test_the_findings_of_tables_2_to_5_are_what_their_numbers_say(tmp_path):
         findings.check(experiment, Setting(tmp_path, None, budget="paper"), *found)
 
 
-def test_what_matters_most_is_known_of_each_finding():
+def test_every_finding_has_a_place_in_the_order_of_importance():
     assert sorted(catalogue.FINDINGS) == sorted(p.name for p in catalogue.EXPERIMENTS.values() if p.finding)

@@ -90,7 +90,7 @@ def test_the_table_has_means_standard_errors_and_the_worst_ball_of_each_seed(tmp
     assert "90.00%" in said
 
 
-def test_of_one_seed_the_errors_are_those_of_the_images(tmp_path):
+def test_with_one_seed_the_standard_errors_are_those_over_the_images(tmp_path):
     found = {each: [ended(0.02, (0.5, 0.3, 0.4), 0)] for each in of_kinds("exponents-mnist")}
     (table,) = catalogue.EXPERIMENTS["table-p"].report(Setting(tmp_path, None), found)
     row = table.rows[0][1:]

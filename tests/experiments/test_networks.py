@@ -95,7 +95,7 @@ def setting(tmp_path, monkeypatch):
     return Setting(tmp_path / "out", tmp_path / "data")
 
 
-def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch):
+def test_a_run_of_another_recipe_is_not_used(setting, monkeypatch):
     all_finished(setting, [("softmax", 0)], silent)
     monkeypatch.setitem(QUICK, "softmax", ("--validation", "5", "--epochs", "3", "--batch-size", "10"))
     networks.recipe_of.cache_clear()
@@ -105,7 +105,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(setting, monkeypatch)
         all_finished(setting, [("softmax", 0)], silent)
 
 
-def test_what_is_kept_is_of_these_recipes(tmp_path):
+def test_a_record_depends_on_the_recipes_of_its_networks(tmp_path):
     dense = catalogue.EXPERIMENTS["table1"].measurements[0]
     quick, paper = (
         depends(Setting(tmp_path, None, budget=budget), replace(dense, data=()))
@@ -117,7 +117,7 @@ def test_what_is_kept_is_of_these_recipes(tmp_path):
     assert quick["maxout-pinf"] != paper["maxout-pinf"]
 
 
-def test_runs_are_made_once_resumed_and_taken_from_elsewhere(setting, tmp_path):
+def test_a_run_is_trained_once_or_resumed_or_used_from_elsewhere(setting, tmp_path):
     wanted = [("softmax", 0), ("softmax", 1)]
     folders = all_finished(setting, wanted, silent)
     assert [folder.name for folder in folders] == ["softmax-0", "softmax-1"]
@@ -148,7 +148,7 @@ def test_a_network_that_a_backend_cannot_train_is_named_before_training(setting,
     assert not setting.out.exists()
 
 
-def test_what_is_begun_needs_no_layers_of_the_backend(setting, monkeypatch):
+def test_a_run_that_exists_is_not_checked_for_its_layers(setting, monkeypatch):
     finished(setting, "softmax", 0, silent)
     other = replace(setting, out=setting.out / "other", runs=runs_in([setting.out / "runs"]))
     monkeypatch.setattr(networks.backends, "find", lambda name: SimpleNamespace(layers=frozenset()))
@@ -158,7 +158,7 @@ def test_what_is_begun_needs_no_layers_of_the_backend(setting, monkeypatch):
             networks.check_trainable(each, "softmax", 1)
 
 
-def test_runs_on_other_data_are_not_taken(setting, tmp_path):
+def test_runs_on_other_data_are_not_used(setting, tmp_path):
     folder = finished(setting, "softmax", 0, silent)
     small_mnist(tmp_path / "other" / "mnist")
     path = tmp_path / "other" / "mnist" / "train-images-idx3-ubyte"
@@ -172,7 +172,7 @@ def test_runs_on_other_data_are_not_taken(setting, tmp_path):
     assert finished(elsewhere, "softmax", 0, silent) != folder
 
 
-def test_a_run_that_began_with_the_weights_of_another_is_not_taken(setting, tmp_path):
+def test_a_run_that_began_with_the_weights_of_another_is_not_used(setting, tmp_path):
     told = (*flags("softmax", "quick", 0), "--data-dir", setting.data_dir)
     drawn, given = tmp_path / "drawn", setting.out / "runs/softmax-0"
     trained(drawn, *told)
@@ -227,13 +227,13 @@ def test_a_process_of_training_computes_in_one_thread(name, tmp_path):
     assert busiest > 20 * sum(others)
 
 
-def test_a_folder_of_runs_must_be_there(tmp_path):
+def test_a_folder_of_runs_must_exist(tmp_path):
     with pytest.raises(BadInput, match=r"--runs .*nowhere"):
         runs_in([tmp_path / "nowhere"])
 
 
 def edited(**values):
-    """Return what changes values of a result, None to leave one out; test_error__x is that of test_error."""
+    """Return an edit that changes values of a result (None removes one); test_error__x is x in test_error."""
 
     def edit(path):
         found = json.loads(path.read_text())
@@ -318,7 +318,7 @@ def test_a_damaged_result_is_named_in_one_line(setting, once, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("count", [0, -1, 0.5, True, "20", None])
-def test_a_number_that_counts_no_examples_is_refused_whatever_the_sentence_says(once, tmp_path, count):
+def test_an_invalid_count_of_test_examples_is_refused(once, tmp_path, count):
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "run")
     values = json.loads((run / "result.json").read_text()) | {"test_examples": count}
     seal = ("format", "sha256")
@@ -331,7 +331,7 @@ def test_a_number_that_counts_no_examples_is_refused_whatever_the_sentence_says(
 @pytest.mark.parametrize(
     "said", ["mnist, 20 test examples", "mnist, 5 test examples", "as many as there are"]
 )
-def test_what_earlier_versions_said_in_a_sentence_is_counted_on_the_data(once, tmp_path, said):
+def test_a_missing_count_of_test_examples_is_taken_from_the_data(once, tmp_path, said):
     run = shutil.copytree(once / "out/runs/softmax-0", tmp_path / "run")
     setting = Setting(tmp_path, once / "data")
     expected = networks.result(setting, "softmax", run)

@@ -99,7 +99,7 @@ def test_contributions_survive_a_confident_network_in_float32():
         )
 
 
-def test_parts_sum_to_the_step():
+def test_contributions_of_classes_sum_to_the_step():
     trainer, x, labels = trainer_on_digits("float64")
     eps = epsilon(trainer.input_gradients(x[:6], labels[:6]), 2.0, 1.0)
     for each, label, step in zip(
@@ -131,7 +131,7 @@ def test_matched_steps_raise_the_loss_alike(p):
         assert_allclose(sigma, 1, rtol=1e-5)
 
 
-def test_a_rise_that_no_radius_reaches_is_said_to_be_none():
+def test_a_rise_that_no_radius_reaches_has_a_nan_radius():
     x, labels = np.zeros((1, 2)), np.zeros(1, int)
     assert_allclose(pictures.matched_steps(Saturating(), x, labels, 2.0)[0], math.sqrt(0.05), rtol=1e-4)
     sigma, eps = pictures.matched_steps(Saturating(), x, labels, 1.0)
@@ -153,7 +153,7 @@ def test_digits_are_classified_as_the_network_does():
         assert_allclose(found["predicted"][f"{sigma}"]["probability"], y.max(axis=1), atol=1e-6)
 
 
-def test_what_perturbed_examples_are_taken_for():
+def test_perturbed_examples_are_counted_by_their_new_class():
     # The first goes to its runner-up. The second keeps its class at sigma 1, and at 10 the class whose logit
     # grows fastest overtakes its runner-up.
     x, labels = np.array([[1, 0.9, -5], [4, 1, 0.2]]), np.zeros(2, int)
@@ -164,7 +164,7 @@ def test_what_perturbed_examples_are_taken_for():
     }
 
 
-def test_perturbations_transfer_where_networks_see_the_same():
+def test_perturbations_transfer_between_networks_that_use_the_same_inputs():
     rng = np.random.default_rng(0)
     labels = np.arange(50) % 2
     x = np.zeros((50, 4))
@@ -197,20 +197,12 @@ def test_neighbours_agree_in_strokes_and_not_in_noise():
     assert_allclose(pictures.neighbours_agree(noise), 0, atol=0.02)
 
 
-def test_the_first_of_each_class():
-    found = DIGITS.test.first_of_each((6, 2))
-    assert_array_equal(found.labels, [6, 2])
-    for image, digit in zip(found.x, (6, 2), strict=True):
-        at = DIGITS.test.labels.tolist().index(digit)
-        assert_array_equal(image, DIGITS.test.x[at])
-
-
 # What is drawn and said, on digits
 
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
-    """What all experiments say of one network under all names."""
+    """The reports of all experiments, with one network under all names."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     trained(folder, "--model", "sigmoid-mlp", "--units", "20,20", "--lr", 0.5, "--epochs", 3)
     with pytest.MonkeyPatch.context() as patch:
@@ -244,7 +236,7 @@ def test_figures_are_readable_on_any_page(contents, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["figure4-digits", "figure4-classes", "table-transfer"])
-def test_tables_are_whole(contents, name):
+def test_tables_have_a_cell_per_column(contents, name):
     table = contents[name]
     assert isinstance(table, Table)
     assert table.notes

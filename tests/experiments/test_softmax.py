@@ -243,7 +243,7 @@ def reported(result):
     return columns, [item for item in made if isinstance(item, Plot)]
 
 
-def test_findings_say_what_their_tables_say():
+def test_findings_have_the_numbers_of_their_tables():
     result, experiments = (
         synthetic(),
         [experiment for experiment in CHAPTER.experiments if experiment.finding],

@@ -75,7 +75,7 @@ def test_noise_adds_more_than_the_trace_to_a_quartic_loss():
 
 
 @pytest.mark.parametrize("p", theory.EXPONENTS)
-def test_steps_have_the_lengths_that_are_named(p):
+def test_steps_have_the_requested_l2_norms(p):
     grad = np.random.default_rng(1).standard_normal((3, 50))
     for length, sigma in zip(theory.LENGTHS, theory.radii(p, 50), strict=True):
         assert_allclose(np.linalg.norm(epsilon(grad, p, sigma), axis=1), length)
@@ -103,7 +103,7 @@ def test_a_loss_that_does_not_rise_has_no_ratio():
     assert theory.holds_to(found, "eq4") == 1.0
 
 
-def test_what_is_left_on_a_trained_network_is_of_the_next_order():
+def test_the_remainder_on_a_trained_network_is_of_the_next_order():
     trainer, x, labels = trainer_on_digits("float64")
     loss = loss_of(trainer, labels[:50])
     small, large = theory.first_to_second(loss, x[:50], 2.0, (1e-3, 2e-3), probes=1)
@@ -133,7 +133,7 @@ def test_the_figure_is_readable_on_any_page(contents, tmp_path):
     assert len(figure.axes) == len(theory.NAMES) * (len(theory.EXPONENTS) + 1)
 
 
-def test_the_sentence_says_what_was_found(contents):
+def test_the_notes_say_up_to_which_sigma_eq4_holds(contents):
     found, plot, _ = contents
     for sentence, name in zip(plot.notes, theory.NAMES, strict=False):
         for p, each in found["steps"][name].items():
@@ -147,7 +147,7 @@ def test_the_sentence_says_what_was_found(contents):
     assert said != plot.notes[0]
 
 
-def test_the_finding_is_of_the_figure(contents):
+def test_the_finding_has_the_numbers_of_the_figure(contents):
     findings.check(CHAPTER.experiments[0], Setting(None, None), contents[0])
 
 

@@ -28,7 +28,7 @@ for name in NAMES:
 
 @functools.cache
 def trainer_on_digits(dtype: str, *, confidence: float = 1.0):
-    """Return NumPy's trainer after some epochs on digits, its last layer scaled up, and the test set."""
+    """Return NumPy's trainer after ten epochs on digits, its last layer scaled, and the test set."""
     digits = data.load("digits")
     x, labels = (digits.train.x.astype(dtype), digits.train.labels)
     task = Task(NETWORK, Objective(), x, labels, batch_size=30, dtype=dtype)

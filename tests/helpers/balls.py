@@ -20,7 +20,7 @@ def points(draw, lib, **options):
     with np.errstate(over="ignore"):
         near = share * size if draw(st.booleans()) else case.radii
     compute = lib.floats[case.floats.compute]
-    # a ball whose points the dtype cannot hold, or that v leaves by rounding, has no law
+    # no law holds for a ball whose points overflow the dtype, or that v leaves only by rounding
     return replace(case, sigma=compute.round(np.where(near < case.floats.largest / 2, near, 1.0)))
 
 

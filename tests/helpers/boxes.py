@@ -39,7 +39,7 @@ class Box:
 
     @property
     def ulp(self) -> np.ndarray:
-        """The unit in the last place of the larger finite bound, at most twice that."""
+        """The unit in the last place of the larger finite bound, or up to twice as much."""
         sizes = (np.where(np.isinf(bound), 0, np.abs(bound)) for bound in (self.low, self.high))
         return self.case.floats.eps * np.maximum(np.maximum(*sizes), self.case.floats.tiny)
 
@@ -50,7 +50,7 @@ class Box:
 
     @property
     def slack(self) -> np.ndarray:
-        """What rounding to the dtype's least number may cost of the gain, by Hölder."""
+        """The most gain that rounding to multiples of the dtype's least number can lose, by Hölder."""
         return norms(scaled(self.case.rows)[0], dual(self.case.p)) * 4 * self.case.underflow
 
 
@@ -108,7 +108,7 @@ def _rounded(radius, shape, floats, rng):
 
 
 def maximiser(row, p, radius, room):
-    """Solve by Newton's method in long floats: an entry that passes its bound stays there."""
+    """Solve by Newton's method in long floats: an entry whose step exceeds its room is fixed at its bound."""
     free, at_bound, left = (row != 0) & (room > 0), np.zeros(row.shape, bool), np.longdouble(radius)
     while True:
         step = np.abs(closed_form(np.where(free, row, 0)[None], p, [left])[0])
@@ -156,7 +156,7 @@ def moves_nothing_further_outside(epsilon, box):
 
 
 def spends_nothing_outside_the_mask(epsilon, box):
-    # whatever stands there, x out of its bounds included
+    # masked entries may have any value, even an x outside its bounds
     mask = box.case.rng.random(box.case.grad.shape) < 0.6
     noise = box.case.rng.choice([math.nan, math.inf, 1.0], mask.shape)
     inside = replace(box, case=replace(box.case, grad=np.where(mask, box.case.grad, 0)))

@@ -35,7 +35,7 @@ EXAMPLES, SIZE, CLASSES = 3, 6, 4
 class Call:
     """`function(*shared, *own)`: arrays for all examples, and arrays whose first axis indexes them.
 
-    Floating arrays are float64 numbers; the results, an array or a tuple, have an entry an example.
+    Floating arrays are float64 numbers; each result, an array or a tuple, has one entry per example.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Call:
     own: tuple[np.ndarray, ...]
     shared: tuple[np.ndarray, ...] = ()
     constant: bool = False
-    """Whether automatic differentiation sees a constant, as the docstring says."""
+    """Whether automatic differentiation treats the result as a constant, as its docstring says."""
 
     def __str__(self) -> str:
         return self.name
@@ -59,7 +59,7 @@ class Call:
 
     @property
     def floating(self) -> list[int]:
-        """Which arguments are floating, and so may have a derivative."""
+        """The indices of the floating arguments, which may have a derivative."""
         return [i for i, array in enumerate(self.arrays) if array.dtype.kind == "f"]
 
     def __call__(self, *arrays: Any) -> tuple[Any, ...]:
@@ -68,18 +68,18 @@ class Call:
 
 
 def oscillating(x: Any) -> tuple[Any, Any]:
-    """Return a value of each example that turns, and its gradient."""
+    """Return an oscillating value per example, and its gradient."""
     xp = namespace_of(x)
     return xp.sum(xp.sin(3 * x), axis=-1), 3 * xp.cos(3 * x)
 
 
 def times(v: Any, matrix: Any) -> Any:
-    """Return v @ matrix term by term: what BLAS rounds depends on how a matrix lies in memory."""
+    """Return v @ matrix term by term, as the rounding of BLAS depends on the memory layout of a matrix."""
     return functools.reduce(operator.add, (v[..., k, None] * matrix[k, :] for k in range(SIZE)))
 
 
 def curved(matrix: Any) -> curvature.LossFunctions:
-    """Return L(x) = x'Ax/2 + sum sin(x) of each example."""
+    """Return the functions of L(x) = x'Ax/2 + sum sin(x), one value per example."""
     return curvature.LossFunctions(
         lambda x: namespace_of(x).sum(x * times(x, matrix) / 2 + namespace_of(x).sin(x), axis=-1),
         lambda x: times(x, matrix) + namespace_of(x).cos(x),

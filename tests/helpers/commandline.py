@@ -28,7 +28,7 @@ FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl",
 SOFTMAX = ("--model", "softmax", "--epochs", "2")
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), "1")
-# a process that is killed may leave half of a compiled program, of which JAX warns the next
+# a killed process may leave half of a compiled program in the cache, and JAX warns the next process
 _WITHOUT = {"LPFAMILY_DATA", "JAX_COMPILATION_CACHE_DIR"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in _WITHOUT} | _ONE_THREAD
 WITH_HELPERS = ENVIRONMENT | {
@@ -65,16 +65,16 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str]) -> subpro
 
 
 def joined(size: int, *arguments: object, cwd: Path) -> None:
-    """Run Python with these arguments in processes that torchrun's variables join, without torchrun."""
+    """Run Python with these arguments in processes that have torchrun's variables, without torchrun."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     variables = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with contextlib.ExitStack() as stack:
         processes = []
         for rank in map(str, range(size)):
-            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(size)}
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(size)}
             process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)], cwd=cwd, env=WITH_HELPERS | variables | own,
+                [sys.executable, *map(str, arguments)], cwd=cwd, env=WITH_HELPERS | variables | ranks,
                 stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             processes.append(stack.enter_context(process))
@@ -135,7 +135,7 @@ def wait_for_epochs(folder: Path, epochs: int, process: subprocess.Popen[str]) -
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *parts: object) -> None:
-    """Raise unless the command ended with code 2 and one line on stderr that holds the parts."""
+    """Raise unless the command ended with code 2 and one line on stderr that contains the parts."""
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1), result
     assert result.stderr.startswith(f"{NAME}: "), result.stderr
     for part in parts:

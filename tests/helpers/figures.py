@@ -13,9 +13,9 @@ from lpfamily.report.drawing import drawn
 
 
 def readable(plot, folder):
-    """Return the figure, drawn.
+    """Return the drawn figure.
 
-    Raise unless its PNG is on white, its SVG on nothing, and all but images has the page's colours.
+    Raise unless its PNG has a white background, its SVG none, and all but images has the page's colours.
     """
     page.write(folder, "", (page.Section("", (), (plot,)),))
     assert imread(folder / f"{plot.name}.png")[0, 0].tolist() == [1, 1, 1, 1]

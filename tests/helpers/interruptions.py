@@ -34,7 +34,7 @@ def disturbed(instant, folder):
     def hook(event, arguments):
         nonlocal left
         paths = [str(argument) for argument in arguments[:2]]
-        # an open file that has a mode; to open it calls os.open, which is another event
+        # the event of open has a mode; that of os.open, which open calls, has none
         writes = event == "open" and arguments[1] and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         touches = writes or (event in ("os.rename", "os.mkdir") and how == "killed before")
         if touches and any(path.startswith(folder) for path in paths):
@@ -52,7 +52,7 @@ def epoch_of(checkpoint):
     with safetensors.safe_open(checkpoint, framework="numpy") as file:
         return json.loads(file.metadata()["lpfamily"])["epoch"]
 
-main([*flags, "--out", "undisturbed"])  # and what it imports and caches, its children have
+main([*flags, "--out", "undisturbed"])  # its children inherit what it imports and caches
 instant = 0
 while len(outcome := child(disturbed, instant, folder := str(Path(f"at-{instant}").resolve()))) > 1:
     kept = epoch_of(Path(folder, "checkpoint.safetensors"))

@@ -110,7 +110,7 @@ def values_and_slopes(function, params, *rest):
     return values, slopes
 
 
-# Compiling takes the time of these tests: without XLA's own optimisation, and many cases in a program.
+# Compiling takes most of the time of these tests: XLA does not optimise, and a program has many cases.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -1,4 +1,4 @@
-"""Count the operations of what JAX has traced."""
+"""Count the matrix products in a program that JAX has traced."""
 
 
 def dot_generals(jaxpr):

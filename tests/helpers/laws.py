@@ -100,7 +100,7 @@ def cases(draw: Any, lib: TestLibrary, *, kinds: tuple[str, ...] = KINDS, p: Any
     sigma = draw(radii)
     if draw(st.booleans()):
         sigma = np.array([draw(radii) for _ in rows])
-    sigma = lib.floats[floats.compute].round(sigma)  # so that its own rounding is not judged
+    sigma = lib.floats[floats.compute].round(sigma)  # so that the rounding of sigma is no error
     return Case(lib, floats, np.stack(rows), p, sigma if sigma.ndim else float(sigma), seed)
 
 
@@ -211,7 +211,7 @@ def is_the_closed_form(epsilon: Epsilon, case: Case) -> None:
 
 
 def is_scale_free(epsilon: Epsilon, case: Case) -> None:
-    # powers of two are exact where they lose no bit; a row that would lose one stays
+    # scaling by a power of two is exact unless it loses a bit; a row that would lose one is not scaled
     lowest, highest = int(math.log2(case.floats.tiny)), int(math.log2(case.floats.largest))
     powers = case.rng.integers(lowest, highest, len(case.rows)) / case.rng.choice([1, 8])
     factors = np.exp2(np.round(powers)).reshape(-1, *[1] * (case.grad.ndim - 1))
@@ -246,7 +246,7 @@ def shares_equally_among_ties(epsilon: Epsilon, case: Case) -> None:
 
 
 def is_continuous_at_one(epsilon: Epsilon, case: Case) -> None:
-    # the limit of a row whose entries are its largest, or clearly smaller
+    # the limit for rows in which each entry is either the largest or clearly smaller
     size = np.abs(case.grad)
     top = size.max(axis=tuple(range(1, size.ndim)), keepdims=True)
     gapped = replace(case, grad=np.where((size > 0.9 * top) & (size < top), 0, case.grad), p=1)
@@ -294,7 +294,7 @@ def gives_infinite_entries_the_limit(epsilon: Epsilon, case: Case) -> None:
 
 
 def ignores_batch_mates(epsilon: Epsilon, case: Case) -> None:
-    # between them the mates hold every trouble: zero, the least, the largest, NaN, inf
+    # together the batch mates have all special values: zero, the least, the largest, NaN, inf
     trouble = np.array([0.0, case.floats.least, case.floats.largest, math.nan, math.inf])
     mates = np.broadcast_to(trouble.reshape(-1, *[1] * (case.grad.ndim - 1)), (5, *case.grad.shape[1:]))
     order = case.rng.permutation(len(case.grad) + 5)
@@ -315,7 +315,7 @@ def ignores_batch_mates(epsilon: Epsilon, case: Case) -> None:
 def spends_nothing_outside_the_mask(epsilon: Epsilon, case: Case) -> None:
     rng = case.rng
     axes = rng.integers(2, size=case.grad.ndim).astype(bool)  # False: the mask is broadcast along the axis
-    mask = rng.random([n if own else 1 for n, own in zip(case.grad.shape, axes, strict=True)]) < 0.6
+    mask = rng.random([n if along else 1 for n, along in zip(case.grad.shape, axes, strict=True)]) < 0.6
     if not axes[0]:
         mask = mask[0]
     full = np.broadcast_to(mask, case.grad.shape)

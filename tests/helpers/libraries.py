@@ -113,14 +113,14 @@ def numpy_readonly() -> TestLibrary:
 def array_api_strict() -> TestLibrary:
     import array_api_strict as xp
 
-    # what a library that traces cannot do, and the one extension that the standard lacks a substitute for
+    # forbid what tracing libraries cannot do, and all extensions for which the standard has a substitute
     xp.set_array_api_strict_flags(
         api_version="2024.12",
         boolean_indexing=False,
         data_dependent_shapes=False,
         enabled_extensions=["linalg"],
     )
-    # not the device on which an array is made that no device was named for
+    # arrays are on a device that is not the default, so that one made without naming a device is found
     host, device = (xp.Device(name) for name in ("CPU_DEVICE", "device1"))
     return TestLibrary(
         "array-api-strict",
@@ -186,11 +186,11 @@ def dask() -> TestLibrary:
     def too_early(*_: Any, **__: Any) -> None:
         raise AssertionError("dask was asked to compute before to_numpy")
 
-    # of the whole test run, so that nothing computes but `back`, which names its scheduler
+    # for the whole test run: only `back` computes, as it names its scheduler
     dask.config.set(scheduler=too_early)
 
     def convert(x: np.ndarray) -> Any:
-        # every axis in two chunks, so that no example lies in one
+        # every axis has two chunks, so that no example is in a single one
         return xp.from_array(x, chunks=tuple(max(1, -(-n // 2)) for n in x.shape))
 
     return TestLibrary(

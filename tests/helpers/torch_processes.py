@@ -24,7 +24,7 @@ OPTIONS = [
 
 
 def share_the_gradient_of_one():
-    """The processes together have the gradient of one, whether the model is the wrapped one or calls it."""
+    """Together the processes have the gradient of one, if the model is the DDP module or a function of it."""
     rank = torch.distributed.get_rank()
     if rank == 1:  # alone, as it exchanges nothing
         shared = DistributedDataParallel(network(nn.BatchNorm1d(5)), init_sync=False)
@@ -54,7 +54,7 @@ def _shares_the_gradient(rank, options, of):
 
 
 def move_weights_as_one():
-    """Two processes move and train the weights as one does, and each its own way under no_sync."""
+    """Two processes move and train the weights as one does; under no_sync each moves them differently."""
     rank, (x, y) = torch.distributed.get_rank(), batch(8)
     alone = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     torch.distributed.broadcast_object_list(objects := [alone.state_dict()])

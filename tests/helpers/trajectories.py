@@ -52,7 +52,7 @@ OF_CONVOLUTIONS = Network(
 
 @functools.cache
 def trained(name, network, objective):
-    """Return the float64 state after 49 batches of 30 digits and one of 2, with other rates in each step."""
+    """Return the float64 state after 49 batches of 30 digits and one of 2, all with different rates."""
     train = data.load("digits").train
     task = Task(
         network,

@@ -1,4 +1,4 @@
-"""How an array lies in memory is no part of its values: every function, every argument, every layout."""
+"""The memory layout of an array changes no result: every function, every argument, every layout."""
 
 import math
 import sys
@@ -150,7 +150,7 @@ def rounded(call, dtype):
 
 
 @every
-def test_every_layout_is_the_native_array(call):
+def test_every_layout_gives_the_result_of_the_native_array(call):
     for dtype in "f2", "f8":
         arrays = rounded(call, dtype)
         expected = outcome(call, arrays)
@@ -162,7 +162,7 @@ def test_every_layout_is_the_native_array(call):
 
 
 @every
-def test_every_argument_may_lie_as_it_likes(call):
+def test_every_argument_may_have_another_layout(call):
     arrays = rounded(call, "f4")
     expected = outcome(call, arrays)
     for layout in "byte order", "negative strides", "packed records":
@@ -190,14 +190,14 @@ def test_bfloat16_is_computed_in_float32(call):
         assert {result.dtype for result in found} == {BFLOAT16}
 
 
-def test_two_kinds_of_half_precision_meet_in_float32():
+def test_float16_and_bfloat16_together_are_computed_in_float32():
     distances, sigma = np.ones((2, 3), BFLOAT16), np.ones(2, "f2")
     assert_array_equal(
         noise.union_bound(distances, sigma), noise.union_bound(distances.astype("f4"), sigma), strict=True
     )
 
 
-def test_what_is_neither_of_these_floats_says_so():
+def test_other_float_dtypes_are_errors():
     rows = np.ones((2, 3), "f4")
     for dtype in np.longdouble, ml_dtypes.float8_e4m3fn, ml_dtypes.int4:
         bad = rows.astype(dtype)
@@ -287,7 +287,7 @@ def not_dense(lead):
 @pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
 class TestTorch:
     @every
-    def test_views_are_their_values(self, call):
+    def test_a_view_gives_the_result_of_its_values(self, call):
         import torch
 
         views = {
@@ -325,7 +325,7 @@ class TestTorch:
         "ignore:The PyTorch API of nested:UserWarning",
         "ignore:torch.quantize_per:UserWarning",
     )
-    def test_what_is_not_dense_says_what_to_pass(self):
+    def test_a_tensor_that_is_not_dense_is_an_error_that_says_what_to_pass(self):
         import torch
 
         for tensor, layout, remedy in self.layouts():
@@ -347,7 +347,7 @@ class TestTorch:
         assert_allclose(epsilon(values, 1.5, 0.1), dense[[1, 4]], rtol=1e-6)
 
 
-def test_sparse_arrays_say_what_to_pass():
+def test_sparse_arrays_are_errors_that_say_what_to_pass():
     from scipy import sparse
 
     for kind in sparse.csr_array, sparse.coo_matrix:
@@ -359,7 +359,7 @@ def test_sparse_arrays_say_what_to_pass():
 
 
 @pytest.mark.skipif("jax" not in NAMES, reason="JAX is not under test")
-def test_jax_sparse_arrays_say_what_to_pass():
+def test_jax_sparse_arrays_are_errors_that_say_what_to_pass():
     import jax
     from jax.experimental import sparse
 

@@ -1,4 +1,4 @@
-"""What only dask has: chunks, and a time before anything is computed."""
+"""What only dask has: chunks, and graphs that are computed later."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.dask
 ROWS = np.random.default_rng(0).standard_normal((6, 3, 8))
 
 
-def test_nothing_computes_before_its_time():
+def test_the_test_library_forbids_early_computing():
     with pytest.raises(AssertionError, match="dask was asked to compute"):
         epsilon(da.ones((2, 2)), 2, 1.0).compute()
     with pytest.raises(AssertionError, match="dask was asked to compute"):
@@ -41,7 +41,7 @@ def test_chunks_of_whole_examples_stay(p):
 
 
 @pytest.mark.parametrize("p", P)
-def test_an_example_larger_than_a_chunk_may_be_stays_in_pieces(p):
+def test_an_example_larger_than_the_chunk_size_stays_in_several_chunks(p):
     grad = da.from_array(ROWS.reshape(6, 24), chunks=(2, 8))
     with dask.config.set({"array.chunk-size": "64 B"}):
         step, size = epsilon(grad, p, 0.5), penalty(grad, p, 0.5)
@@ -61,7 +61,7 @@ def test_chunks_need_not_agree():
     assert_allclose(LIB.to_numpy(step), expected, rtol=1e-12)
 
 
-def test_a_weight_that_is_not_finite_spoils_everything_and_says_nothing():
+def test_a_weight_that_is_not_finite_makes_all_examples_nan_without_an_error():
     theta = da.from_array(np.array([[1.0, np.nan], [0.0, 1.0]]))
     for p in 1, 2, np.inf:
         assert np.isnan(LIB.to_numpy(worst_residual(theta, da.ones((3, 2)), p, 1.0))).all()
@@ -82,8 +82,8 @@ def test_an_unknown_shape_is_an_error_that_says_what_to_do():
             call()
 
 
-def test_a_graph_may_travel():
-    """Another process computes what a scheduler sends it."""
+def test_another_process_can_compute_the_graph():
+    """A scheduler sends graphs to other processes."""
     step = epsilon(da.from_array(ROWS, chunks=(2, 3, 8)), 1.5, 1.0, x=0.0, bounds=(-0.5, 0.5))
     code = "import sys, pickle; print(*pickle.load(sys.stdin.buffer).compute(scheduler='sync').shape)"
     done = subprocess.run(

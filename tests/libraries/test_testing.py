@@ -1,4 +1,4 @@
-"""This project's own kernels, and the definitions alone, under the laws for any library."""
+"""The implementations of this project, and the definitions alone, pass the tests for any library."""
 
 import sys
 
@@ -48,7 +48,7 @@ def blind(p, x, sigma, *room):
         (nearest, blind, "test_the_projection_is_the_nearest_point"),
     ],
 )
-def test_wrong_kernels_break_a_law(monkeypatch, primitive, wrong, law):
+def test_a_wrong_implementation_breaks_a_law(monkeypatch, primitive, wrong, law):
     class Tests(LibraryTests):
         from_numpy = staticmethod(np.asarray)
 

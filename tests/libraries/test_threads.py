@@ -1,4 +1,4 @@
-"""Threads that share the rows of a block: no byte changes, and what goes wrong in one is raised."""
+"""Threads that share the rows of a block change no byte, and an error in one of them is raised."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""What traces, maps, compiles and differentiates: all agree with the plain call."""
+"""Tracing, mapping, compiling and differentiating agree with the plain call."""
 
 import functools
 import math
@@ -268,7 +268,7 @@ def test_there_is_no_derivative_at_a_kink(autodiff, p):
 @pytest.mark.torch
 @needs_torch
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_torch_nothing_on_a_device_gives_nothing(p):
+def test_torch_an_empty_array_on_a_device_gives_an_empty_array(p):
     import torch
 
     for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
@@ -280,7 +280,7 @@ def test_torch_nothing_on_a_device_gives_nothing(p):
 
 @pytest.mark.torch
 @needs_torch
-def test_torch_a_view_that_negates_is_a_tensor():
+def test_torch_a_negated_view_is_read_as_its_values():
     import torch
 
     grad = torch.tensor([[1 + 3j, 2 - 4j]]).conj().imag
@@ -303,7 +303,7 @@ class TestTorch:
     @pytest.mark.parametrize(
         ("dtype", "requires_grad"), [("float32", True), ("float32", False), ("bfloat16", True)]
     )
-    def test_compiled_is_eager(self, p, requires_grad, dtype):
+    def test_a_compiled_step_is_the_eager_step(self, p, requires_grad, dtype):
         import torch
 
         step = torch.compile(lambda g, s: epsilon(g, p, s), **COMPILED)
@@ -375,7 +375,7 @@ class TestTorch:
         for p, sigma in (1.5, 0.1), (2.5, 0.2), (3.5, 0.3), (math.inf, 0.4), (1, 0.5), (2, 0.6):
             torch.testing.assert_close(step(grad, p, sigma), epsilon(grad, p, sigma))
 
-    def test_no_grad_and_strides(self):
+    def test_strides_and_no_grad_do_not_change_the_step(self):
         import torch
 
         grad = torch.randn(9, 4, 3, requires_grad=True).permute(1, 2, 0)[:, ::2]

@@ -1,4 +1,4 @@
-"""Many steps of ascent: feasible, never worse than the start, and as good as what is known to be best."""
+"""Many steps of ascent: feasible, never worse than the start, and as good as the known best."""
 
 import itertools
 import math
@@ -140,7 +140,7 @@ def unprojected(value_and_grad, x, p, sigma, steps, *, start=None, bounds=None, 
 
 
 @pytest.mark.parametrize("mutant", [last_iterate, unprojected, with_drift])
-def test_a_mistake_shows(mutant):
+def test_a_wrong_ascent_breaks_the_law(mutant):
     def run():
         for seed in range(50):
             is_feasible_and_no_worse(mutant, numpy_readonly(), 2, seed, "projected", 2.0, (0.0, 1.0), None)
@@ -167,7 +167,7 @@ def test_one_step_is_the_closed_form(lib, p, bounds):
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_the_last_projected_iterate_is_that_of_an_ascent_whose_value_rises(p, steps):
+def test_projected_returns_the_last_iterate_of_an_ascent_whose_value_rises(p, steps):
     x, weights = problem()
     start = sample(x.shape, p, 0.3, np.random.default_rng(2))
     values = itertools.count()
@@ -285,7 +285,7 @@ def test_the_method_is_adaptive_unless_there_is_a_step_size(lib):
 
 
 def counted(lib, seed, calls):
-    """Return a function that oscillates at a speed of each example, and note whom it is asked for."""
+    """Return a function whose examples oscillate at different speeds; it notes the examples of each call."""
     function = steep(lib, seed)
     speed = np.linspace(0.1, 2.0, 12)
 
@@ -301,7 +301,7 @@ def counted(lib, seed, calls):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_examples_that_have_reached_enough_are_left_there(lib, method, restarts):
+def test_an_example_whose_value_exceeds_stop_above_stops(lib, method, restarts):
     x, enough, calls = np.random.default_rng(4).random((12, 8)), 2.0, []
     sigma = np.linspace(0.05, 0.5, 12)
     low = np.minimum(x - 0.3, 0)  # each its own, and one for all
@@ -403,7 +403,7 @@ def test_a_traced_ascent_is_one_loop(lib):
         assert np.isfinite(lib.to_numpy(slope)).all()
 
 
-def test_a_value_that_is_nan_costs_nothing(lib):
+def test_an_iterate_whose_value_is_nan_is_not_chosen(lib):
     x, _ = problem()
 
     def beyond(x):  # the logarithm of what soon is negative
@@ -427,7 +427,7 @@ def test_a_mask_keeps_entries_where_they_are(lib):
     assert np.all(np.abs(eps[:, mask]).max(axis=1) > 0)
 
 
-def test_a_radius_for_each_example_and_tokens_as_examples(lib):
+def test_each_example_or_token_may_have_a_radius(lib):
     rng = np.random.default_rng(3)
     x, sigma = rng.random((2, 3, 4)), rng.random((2, 3))
     with lib.scope():
@@ -463,8 +463,8 @@ def test_a_bad_example_on_a_device_is_nan_and_not_robust(lib, p, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_iterate_is_outside_for_its_rounding(lib, method):
-    """Its own steps put nothing outside: there and back again between bounds that are not round."""
+def test_rounding_puts_no_iterate_outside_the_bounds(lib, method):
+    """The steps go there and back between bounds that are not round numbers."""
     mean, deviation = 0.1307, 0.3081
     low, high = -mean / deviation, (1 - mean) / deviation
     pixels = np.random.default_rng(0).integers(0, 3, (6, 40)) / 2
@@ -484,7 +484,7 @@ def test_no_iterate_is_outside_for_its_rounding(lib, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_x_may_be_anything_under_a_mask(lib, method):
+def test_masked_entries_of_x_may_have_any_value(lib, method):
     x, mask = (
         np.array([[0.5, 0.5, 7.0], [0.5, -3.0, 0.5]]),
         np.array([[True, True, False], [True, False, True]]),
@@ -528,7 +528,7 @@ def flips(trainer, x, labels, p, sigma, *, of_cross_entropy=False):
 
 
 @pytest.mark.parametrize(("p", "sigma"), [(1, 2.0), (1.5, 1.0), (2, 0.7), (math.inf, 0.1)])
-def test_single_precision_flips_as_many_as_double_on_a_confident_network(p, sigma):
+def test_float32_flips_as_many_examples_as_float64_on_a_confident_network(p, sigma):
     single, double = (trainer_on_digits(dtype, confidence=30) for dtype in ("float32", "float64"))
     share = flips(*double, p, sigma)
     assert 0.6 < share < 0.95  # not all, not none: there is something to lose

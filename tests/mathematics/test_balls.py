@@ -125,7 +125,7 @@ def test_with_a_multiplier_that_underflows_it_stays_in_ball_and_box(lib):
     assert np.all(np.abs(y) <= inside * (1 + 1e-12))
 
 
-def test_the_members_that_have_names(lib):
+def test_projections_computed_by_hand(lib):
     v = lib.from_numpy(np.array([3.0, -4.0, 0.5]), "float32")
     for p, expected in (
         (1, [1, -2, 0]),
@@ -136,7 +136,7 @@ def test_the_members_that_have_names(lib):
 
 
 @pytest.mark.parametrize("p", [1, 1 + 1e-12, 1.1, 1.5, 2, 3, 1e9, math.inf])
-def test_every_scale(lib, p):
+def test_project_commutes_with_scaling(lib, p):
     v = np.random.default_rng(1).standard_normal((5, 9))
     expected = lib.to_numpy(project(lib.from_numpy(v, "float32"), p, 0.7))
     for scale in 2.0**-100, 2.0**100:
@@ -184,13 +184,13 @@ def test_masked_entries_are_zero_and_the_others_as_without_them(lib, p):
             assert_array_equal(y[:, ~mask], 0)
 
 
-def test_infinite_entries_are_alike(lib):
+def test_infinite_entries_share_the_budget_equally(lib):
     v = lib.from_numpy(np.array([[math.inf, 1, -math.inf, 2]]), "float32")
     for p, share in (1, 0.5), (2, 0.5**0.5), (3, 0.5 ** (1 / 3)):
         assert_allclose(lib.to_numpy(project(v, p, 1.0)), [[share, 0, -share, 0]], rtol=1e-6)
 
 
-def test_batches_are_what_batch_ndim_says(lib):
+def test_batch_ndim_sets_the_batch_axes(lib):
     v = np.random.default_rng(2).standard_normal((2, 3, 5))
     for batch_ndim, shape in (None, (2, 15)), (0, (1, 30)), (2, (6, 5)):
         y = lib.to_numpy(project(lib.from_numpy(v, "float32"), 1.5, 0.5, batch_ndim=batch_ndim))
@@ -198,7 +198,7 @@ def test_batches_are_what_batch_ndim_says(lib):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_nothing_in_gives_nothing_out(lib, p):
+def test_an_empty_array_gives_an_empty_array(lib, p):
     for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
         assert tuple(project(lib.from_numpy(np.zeros(shape), "float32"), p, 1.0).shape) == shape
 
@@ -219,7 +219,7 @@ def test_samples_are_uniform_in_the_ball(drawing, p, d):
 
 
 @pytest.mark.parametrize("p", [2, 1e9])
-def test_samples_by_example(drawing, p):
+def test_each_example_has_a_sample_in_its_ball(drawing, p):
     for batch_ndim, shape in (None, (4, 15)), (0, (1, 60)), (2, (12, 5)):
         x = drawing.to_numpy(sample((4, 3, 5), p, 0.5, generator(drawing, 1), batch_ndim=batch_ndim))
         assert x.shape == (4, 3, 5)
@@ -257,7 +257,7 @@ def test_a_key_may_be_traced(lib):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)])
-def test_no_sample(drawing, shape):
+def test_an_empty_shape_gives_an_empty_sample(drawing, shape):
     assert tuple(sample(shape, 1.5, 1.0, generator(drawing, 0)).shape) == shape
 
 
@@ -322,6 +322,6 @@ def test_a_mistake_breaks_its_law(mutant, law):
 
 
 @pytest.mark.parametrize("mutant", [uniform_on_the_sphere, projected_normals, radius_of_one_dimension])
-def test_a_biased_sample_shows(mutant):
+def test_a_biased_sample_breaks_the_law(mutant):
     with pytest.raises(AssertionError):
         assert_uniform_in_the_ball(mutant, numpy_readonly(), 1.0, 5)

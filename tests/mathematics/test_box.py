@@ -1,4 +1,4 @@
-"""The laws of the step in a ball and a box, and that each has teeth."""
+"""Laws of the step in a ball and a box, and the mutants that break them."""
 
 import functools
 import math
@@ -223,7 +223,7 @@ def test_the_example_of_the_docs(lib):
 
 
 @pytest.mark.parametrize("p", P)
-def test_walls_at_which_nothing_is_left(lib, p):
+def test_an_entry_moves_no_further_than_its_bound(lib, p):
     grad = lib.from_numpy(np.array([[3.0, -2.0, 1.0, 0.0]]), "float32")
     x = lib.from_numpy(np.array([[1.0, 0.0, 1.0, 0.5]]), "float32")
     assert_array_equal(lib.to_numpy(epsilon(grad, p, 0.5, x=x, bounds=(0, 1))), 0.0)
@@ -240,7 +240,7 @@ def test_a_p_beyond_the_dtype_is_a_large_p(lib, p):
 
 
 @pytest.mark.parametrize("batch_ndim", [None, 0, 1, 2])
-def test_shapes_and_numbers(lib, batch_ndim):
+def test_x_and_bounds_may_be_numbers_or_broadcast(lib, batch_ndim):
     rng = np.random.default_rng(3)
     grad, high = rng.standard_normal((2, 3, 5)), rng.uniform(0.1, 1, 5)
     grad, high = (lib.floats["float32"].round(a) for a in (grad, high))
@@ -253,7 +253,7 @@ def test_shapes_and_numbers(lib, batch_ndim):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_nothing_in_gives_nothing_out(lib, p):
+def test_an_empty_array_gives_an_empty_array(lib, p):
     for shape in (0,), (0, 3), (3, 0), (2, 0, 4):
         grad = lib.from_numpy(np.zeros(shape), "float32")
         assert tuple(epsilon(grad, p, 1.0, x=grad, bounds=(0, 1)).shape) == shape
@@ -280,7 +280,7 @@ FURTHER = 12
 @functions
 @pytest.mark.parametrize("p", [1.5, math.inf])
 def test_entries_outside_by_more_than_rounding_are_errors_or_spoil_their_example(lib, p, function):
-    """It is an error that names it where it can be seen, and elsewhere spoils its example alone."""
+    """Where values can be read, the error names the entry; elsewhere its example, and no other, is NaN."""
     x, grad = np.full((4, 2), 0.5), np.ones((4, 2))
     grad[1, 1] = 0  # nor is it hidden by a gradient that asks for nothing
     for name in lib.dtypes[1::2] if lib.compiles else lib.dtypes:
@@ -312,7 +312,7 @@ def test_entries_outside_by_more_than_rounding_are_errors_or_spoil_their_example
 
 @functions
 @pytest.mark.parametrize("p", [1.5, math.inf])
-def test_pixels_scaled_by_mean_and_deviation(lib, p, function):
+def test_normalised_pixels_give_the_result_of_clipped_ones(lib, p, function):
     """In every dtype, as it is done everywhere: the result is that of the pixels that are clipped."""
     mean, deviation = (np.array(a)[:, None] for a in ([0.1307, 0.485, 0.406], [0.3081, 0.229, 0.225]))
     low, high = -mean / deviation, (1 - mean) / deviation
@@ -366,7 +366,7 @@ def test_an_error_says_what_was_given(lib, options, error, message):
         epsilon(lib.from_numpy(np.ones((2, 2)), "float32"), 2, 1.0, **options)
 
 
-def test_bounds_beyond_the_largest_number_are_none(lib):
+def test_bounds_beyond_the_largest_number_do_not_bind(lib):
     for name in lib.dtypes:
         with lib.scope():
             ones = lib.from_numpy(np.ones((2, 3)), name)
@@ -385,7 +385,7 @@ def test_bounds_round_as_x_does(lib):
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypatch):
+def test_numpy_sorts_only_entries_near_the_last_that_the_budget_reaches(dtype, monkeypatch):
     rng, sorted_ = np.random.default_rng(0), []
     grad, room = rng.standard_normal((60, 4000)), np.clip(rng.normal(0.3, 0.5, (60, 4000)), 0, 1)
     grad[1::3] = np.round(2 * grad[1::3])
@@ -402,7 +402,7 @@ def test_numpy_sorts_only_what_is_near_the_last_that_p_1_affords(dtype, monkeypa
     assert sum(sorted_) < grad.size
 
 
-def test_many_entries_that_are_alike_spend_the_budget(lib):
+def test_many_equal_entries_spend_the_whole_budget(lib):
     """A sum that adds one after another loses d / 8 units in the last place."""
     d = 1 << 15
     grad, x = np.full((2, d), 0.1), np.random.default_rng(0).random((2, d)).astype("f4")
@@ -558,7 +558,7 @@ KERNEL_MUTANTS = [("within", walls_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_EN
 
 
 @pytest.mark.parametrize(("name", "mutant"), KERNEL_MUTANTS, ids=[name for name, _ in KERNEL_MUTANTS])
-def test_a_mistake_in_numpys_kernels_shows(name, mutant, monkeypatch):
+def test_a_mistake_in_numpys_implementations_is_found(name, mutant, monkeypatch):
     """Bounds ignored, a budget that is not spent, Newton's method stopped early."""
     numpys_kernels_are_right_on_ordinary_rows()
     monkeypatch.setattr(multipliers, name, mutant)

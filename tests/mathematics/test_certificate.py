@@ -1,4 +1,4 @@
-"""What a certificate promises, and that its laws have teeth."""
+"""Laws of a certificate, and the mutants that break them."""
 
 import dataclasses
 import functools
@@ -156,7 +156,7 @@ def test_the_gain_is_that_of_linear_programming(lib, p):
 
 
 @pytest.mark.parametrize("p", P)
-def test_flags(lib, p):
+def test_zero_nonfinite_and_underused_examples_are_flagged(lib, p):
     grad = np.array([[1.0, -2.0], [0, 0], [1, -2], [math.nan, 1], [1, 1], [1, 1]])
     eps = np.array([[0.25, -0.25], [0, 0], [0, 0], [0, 0], [0, math.inf], [0.1, 0.1]])
     found = lpfamily.certify(lib.from_numpy(grad, "float32"), lib.from_numpy(eps, "float32"), p, 1.0)
@@ -184,14 +184,14 @@ def test_half_of_the_budget_gains_half(lib):
         assert np.all(lib.to_numpy(found.underused) == 1)
 
 
-def test_outside_the_ball_shows(lib):
+def test_norm_used_exceeds_1_outside_the_ball(lib):
     grad = lib.from_numpy(np.ones((1, 4)), "float32")
     found = lpfamily.certify(grad, grad, 2, 1.0)
     assert_allclose(lib.to_numpy(found.norm_used), 2)
     assert_allclose(lib.to_numpy(found.gain), 2)
 
 
-def test_nothing_is_certified_of_nothing(lib):
+def test_the_summary_of_no_examples_has_zeros(lib):
     empty = lib.from_numpy(np.zeros((0, 3)), "float32")
     with lib.looking():
         summary = lpfamily.certify(empty, empty, 2, 1.0).summary()

@@ -119,14 +119,14 @@ def test_infinite_logits_take_the_limit(lib):
         assert_allclose(lib.to_numpy(cross_entropy(z, y)), [math.log(2), inf, 0, 0, inf], rtol=1e-6)
 
 
-def test_soft_labels_have_no_part_in_what_they_leave_out(lib):
+def test_a_soft_label_of_zero_ignores_its_logit(lib):
     z = lib.from_numpy(np.array([[0, -math.inf, 1]]), "float32")
     t = lib.from_numpy(np.array([[0.5, 0, 0.5]]), "float32")
     assert_allclose(lib.to_numpy(cross_entropy(z, t)), math.log(1 + math.e) - 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64"])
-def test_labels_may_hold_fewer_numbers_than_there_are_classes(lib, dtype):
+def test_the_dtype_of_labels_may_be_too_small_for_the_number_of_classes(lib, dtype):
     z = np.zeros((2, 300))
     z[0, 256], z[1, 7] = 50, 50
     labels = lib.from_numpy(np.array([0, 7], dtype))
@@ -148,7 +148,7 @@ def test_one_example_takes_a_plain_label(lib, function):
 
 
 @pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
-def test_a_label_out_of_range_is_seen_or_spoils_its_row(lib, function):
+def test_a_label_out_of_range_is_an_error_or_makes_its_row_nan(lib, function):
     z = lib.from_numpy(np.zeros((3, 2)), "float32")
     for bad in 2, -1, 255:
         labels = np.array([0, bad, 1])
@@ -176,7 +176,7 @@ def sees(lib):
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int64"])
 @pytest.mark.parametrize("left_out", [100, 1], ids=["no class", "a class"])
 @pytest.mark.parametrize("function", [error_log_odds, cross_entropy])
-def test_a_label_that_is_left_out_is_no_error(lib, function, kind, left_out):
+def test_ignore_index_leaves_out_an_example(lib, function, kind, left_out):
     rng = np.random.default_rng(0)
     z, y = rng.standard_normal((2, 4, 3)).astype("float32"), rng.integers(3, size=(2, 4))
     out = y == 1
@@ -190,7 +190,7 @@ def test_a_label_that_is_left_out_is_no_error(lib, function, kind, left_out):
 
 @pytest.mark.parametrize("left_out", [-100, -1, math.nan, 0])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
-def test_an_output_without_a_label_is_no_error(lib, left_out, dtype):
+def test_ignore_index_leaves_out_a_binary_output(lib, left_out, dtype):
     if math.isnan(left_out) and dtype == "int32":
         dtype = "float64"
     rng = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_an_output_without_a_label_is_no_error(lib, left_out, dtype):
 
 
 @pytest.mark.parametrize("label", [0.05, -1, 2, math.nan])
-def test_a_binary_label_that_is_none_is_seen_or_spoils_its_row(lib, label):
+def test_an_invalid_binary_label_is_an_error_or_makes_its_row_nan(lib, label):
     z, y = lib.from_numpy(np.zeros((3, 2)), "float32"), np.array([[0, 1], [label, 0], [1, 1]])
     message = f"labels must be 0 or 1; got {label}: .*ignore_index.*direction='loss'"
     with pytest.raises(ValueError, match=message):
@@ -347,7 +347,7 @@ def test_the_binary_direction_does_not_round_away(autodiff):
     assert_allclose(odds, [[-math.exp(-50), math.exp(-51), -1], [-1 / 3] * 3], rtol=1e-4)
 
 
-def test_an_error_that_cannot_be_has_no_slope(autodiff):
+def test_an_impossible_error_has_a_zero_derivative(autodiff):
     z = autodiff.from_numpy(np.array([0.0, -math.inf, -math.inf]), "float32")
     assert_array_equal(autodiff.to_numpy(autodiff.derivative(lambda z: cross_entropy(z, 0))(z)), 0)
 
@@ -385,7 +385,7 @@ def test_derivatives_of_finite_logits_are_finite(data, autodiff):
         assert np.isfinite(gradient(autodiff, function, z, y, floats.name)).all()
 
 
-def test_the_derivative_is_zero_of_what_is_left_out_and_nan_of_what_is_no_label(autodiff):
+def test_the_derivative_is_zero_for_ignored_labels_and_nan_for_invalid_ones(autodiff):
     xp, z = autodiff.xp, np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [math.nan, 0.0, 1.0]], "float32")
     hard, many = np.array([0, 7, 255]), np.array([[0, 1, 255], [7, 0, 0], [255, 255, 255]])
     for function, labels in (error_log_odds, hard), (cross_entropy, hard), (binary_error_log_odds, many):

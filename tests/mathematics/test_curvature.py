@@ -191,7 +191,7 @@ def test_the_rank_one_matrix_is_the_hessian_in_expectation_only(seed):
         assert np.abs(one - hessian).max() > 1e-4 * scale
 
 
-def test_a_confident_prediction_has_less_of_it_than_of_the_hessian():
+def test_the_rank_one_matrix_vanishes_beside_the_hessian_of_a_confident_prediction():
     """A linear softmax that is right with p_y = 1 - q: g g' is of order q^2, its Hessian of order q."""
     theta, ratios = np.eye(CLASSES), []
     for confidence in 5.0, 10.0, 20.0:
@@ -439,7 +439,7 @@ def trained(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trainer_is_a_loss(name):
+def test_the_loss_functions_of_a_trainer_are_derivatives_of_each_other(name):
     trainer, x, labels = trained(name)
     loss = loss_of(trainer, labels)
     difference = np.stack(

@@ -1,4 +1,4 @@
-"""The robustness of any model: what is called robust was attacked by all, and the numbers fit each other."""
+"""The robustness of any model: all attacks fail on a robust example, and the numbers agree."""
 
 import csv
 import json
@@ -69,8 +69,8 @@ def test_a_linear_classifier_has_the_errors_that_hoelder_says(effort, ps):
 
 
 @pytest.mark.parametrize(("ways", "near"), [((), False), (boundary.WAYS[:1], False), (boundary.WAYS, True)])
-def test_the_boundary_of_a_network_that_is_sure_of_nothing_is_found_by_the_margin(monkeypatch, ways, near):
-    """Log-odds push it away from every class alike."""
+def test_only_the_margin_finds_the_boundary_of_an_unsure_network(monkeypatch, ways, near):
+    """The log-odds push an input away from every class alike."""
     weights, x, y = problem(classes=12)
     monkeypatch.setattr(boundary, "WAYS", ways)
     for p in (1, 2, math.inf):
@@ -134,7 +134,7 @@ def every_part_has_attacked(found, asked):
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_in_float32_too_what_is_fooled_has_no_larger_radius(p):
+def test_in_float32_smallest_is_at_most_sigma_where_an_example_is_fooled(p):
     """0.1 is larger in float32."""
     weights, x, y = (np.asarray(each, np.float32) for each in problem(n=400))
     options = {"sigma": (0.1, 0.3), "effort": "quick", "progress": False}
@@ -156,7 +156,7 @@ def test_a_robust_example_withstood_every_attack(monkeypatch):
 
 
 @pytest.mark.parametrize("mutant", [{"targets": 1}, {"targets": 0}, {"restarts": 0}], ids=str)
-def test_a_part_that_is_left_out_shows(monkeypatch, mutant):
+def test_leaving_out_an_attack_breaks_the_law(monkeypatch, mutant):
     found, asked, *_ = attacked(monkeypatch, replace(PLAN, **mutant))
     with pytest.raises(AssertionError):
         every_part_has_attacked(found, asked)
@@ -175,7 +175,7 @@ def test_every_eps_lies_in_ball_and_box_and_fools(monkeypatch):
 
 
 @pytest.mark.parametrize(("effort", "most"), [("quick", 100), ("standard", 1000)])
-def test_no_example_takes_more_gradients_than_its_effort(effort, most):
+def test_no_example_takes_more_gradients_than_its_effort_allows(effort, most):
     weights, x, y = problem(n=6, classes=12)
     y = (x @ weights).argmax(axis=1)
     for sigma in 1e-6, 0.02, 0.2:  # of which the first fools none
@@ -184,7 +184,7 @@ def test_no_example_takes_more_gradients_than_its_effort(effort, most):
         assert found.balls[2].gradients > 0.7 * most * len(x) or sigma > 1e-6
 
 
-def test_files_say_what_the_table_says(tmp_path):
+def test_files_have_the_numbers_of_the_table(tmp_path):
     model, x, y = curved()
     found = robustness(
         model, x, y, p=(1, math.inf), sigma={1: 0.2, math.inf: (0.05, 0.02)}, effort="quick", progress=False
@@ -220,7 +220,7 @@ def test_files_say_what_the_table_says(tmp_path):
     assert found.compare(other=found).count(str(found.error(1, 0.2))) == 2
 
 
-def test_findings_say_when_the_numbers_mean_nothing():
+def test_findings_warn_of_meaningless_numbers():
     weights, x, y = problem(n=200)
     options = {"p": 2, "sigma": 0.3, "effort": "quick", "progress": False}
 
@@ -244,7 +244,7 @@ def test_findings_say_when_the_numbers_mean_nothing():
     assert "label leaking at p = 2, sigma = 3: the error is 0.00% after one step and 10.00%" in leaking
 
 
-def test_an_attack_that_ends_on_its_last_steps_is_told():
+def test_findings_name_an_attack_that_was_still_improving():
     weights, x, y = problem(n=200)
     y = (x @ weights).argmax(axis=1)
     for last, improving in (28, True), (12, False):
@@ -261,7 +261,7 @@ def test_an_attack_that_ends_on_its_last_steps_is_told():
         assert found.parts(2)["log-odds"] > 190
 
 
-def test_batches_and_pairs_give_the_same(capsys):
+def test_pairs_of_batches_give_the_result_of_whole_arrays(capsys):
     weights, x, y = problem()
     options = {"p": 2, "sigma": 0.3, "effort": "quick"}
     whole = robustness(linear(weights), x, y, **options)
@@ -340,7 +340,7 @@ def test_a_tree_is_as_robust_as_its_rows(monkeypatch, bounds):
     same_as_numpy(found, x, y, model, **(options | {"bounds": bounds}))
 
 
-def test_a_tree_that_does_not_fit_is_an_error():
+def test_a_tree_of_the_wrong_structure_is_an_error():
     model, x, y = curved()
     ball = {"p": 2, "sigma": 0.1, "progress": False}
     with pytest.raises(ValueError, match=r"x\['b'\]\[1\] and y .* got 79 inputs and 80 labels"):

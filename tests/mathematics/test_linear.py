@@ -26,7 +26,7 @@ SHAPES = [(1, 4), (3, 5), (4, 2)]
 
 @dataclass(frozen=True)
 class Case:
-    """One problem in numbers of the dtype, as float64; sigma is one number a row of the residual."""
+    """One problem in numbers of the dtype, as float64; sigma is one number per row of the residual."""
 
     lib: TestLibrary
     floats: Floats
@@ -176,7 +176,7 @@ def test_law(data, lib, p, law):
 
 
 def textbook(theta, residual, p, sigma, *, hard=True, floor=0.0, against=True, along_gradient=False):
-    """Eq. 21 in long floats, a row at a time, by bisection for p = 2, with a mistake for each option."""
+    """Eq. 21 in long floats, one row at a time, by bisection for p = 2, with a mistake for each option."""
     wide = np.longdouble
     rows = []
     for r, radius in zip(residual.astype(wide), np.broadcast_to(sigma, len(residual)), strict=True):
@@ -253,7 +253,7 @@ def test_a_mistake_breaks_its_law(mutant, law, p):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_newton_has_steps_to_spare(dtype, monkeypatch):
+def test_newton_converges_well_before_its_step_limit(dtype, monkeypatch):
     rng = np.random.default_rng(0)
     decades = -np.log10(np.finfo(dtype).tiny) / 2
     for inputs in 2, 5, 50:
@@ -439,7 +439,7 @@ def test_zero_or_empty_parameters_move_nothing(lib, p, function):
 
 @pytest.mark.parametrize("function", [worst_residual, first_order, shortfall, residual_bound])
 @pytest.mark.parametrize("p", EXACT)
-def test_a_bad_row_keeps_to_itself(lib, p, function):
+def test_a_row_that_is_not_finite_makes_only_itself_nan(lib, p, function):
     rng = np.random.default_rng(0)
     theta, residual = rng.standard_normal((2, 3)), rng.standard_normal((3, 2))
     good = lib.to_numpy(
@@ -453,7 +453,7 @@ def test_a_bad_row_keeps_to_itself(lib, p, function):
     assert_allclose(found[1], good[1], rtol=1e-6)
 
 
-def test_twenty_inputs_are_enumerated_and_no_more(lib):
+def test_at_most_20_inputs_are_enumerated(lib):
     rng = np.random.default_rng(0)
     theta, residual = rng.standard_normal((2, 20)), rng.standard_normal(2)
     eps = worst_residual(lib.from_numpy(theta, "float32"), lib.from_numpy(residual, "float32"), math.inf, 0.1)

@@ -216,7 +216,7 @@ def test_the_prediction_is_changed_where_the_search_ends_and_not_before(data, li
                 assert lead <= slack if changed else lead >= -slack, (case, at)
 
 
-def test_in_half_precision_too(lib):
+def test_the_search_finds_changes_in_half_precision(lib):
     if "float16" not in lib.dtypes:
         pytest.skip("the library has no half precision")
     rng = np.random.default_rng(0)
@@ -277,7 +277,7 @@ def test_a_tie_is_on_the_boundary(lib):
         assert_array_equal(lib.to_numpy(result), 0)
 
 
-def test_classes_that_never_part_are_infinitely_far(lib):
+def test_a_boundary_that_does_not_exist_is_infinitely_far(lib):
     weights = lib.from_numpy(np.ones((3, 3)), "float32")
     bias = lib.from_numpy(np.array([1.0, 0.0, -1.0]), "float32")
     x = lib.from_numpy(np.array([[1.0, 2.0, 3.0], [math.nan, 0, 0], [0, 0, 0]]), "float32")
@@ -291,7 +291,7 @@ def test_classes_that_never_part_are_infinitely_far(lib):
         assert_array_equal(lib.to_numpy(result), [math.inf, math.nan, 0])
 
 
-def test_a_nan_at_the_end_of_the_search_is_told(lib):
+def test_a_nan_at_the_end_of_the_search_gives_nan(lib):
     def logits(x):
         return lib.xp.stack([x[:, 0] * 0, lib.xp.where(x[:, 0] > 0.5, math.nan, -1.0 + 0 * x[:, 0])], axis=-1)
 
@@ -306,7 +306,7 @@ def test_a_nan_at_the_end_of_the_search_is_told(lib):
     assert_array_equal(lib.to_numpy(found), [math.nan, math.inf])
 
 
-def test_no_examples(lib):
+def test_no_examples_give_no_distances(lib):
     weights, bias = lib.from_numpy(np.ones((3, 2)), "float32"), lib.from_numpy(np.ones(2), "float32")
     x, labels = lib.from_numpy(np.ones((0, 3)), "float32"), lib.from_numpy(np.ones(0, dtype=int))
     for result in (
@@ -394,7 +394,7 @@ def test_derivatives_are_never_nan(autodiff):
 # What is said of a bad call.
 
 
-def test_a_label_out_of_range_is_seen_or_spoils_its_row(lib):
+def test_a_label_out_of_range_is_an_error_or_makes_its_row_nan(lib):
     weights, bias = lib.from_numpy(np.eye(2), "float32"), lib.from_numpy(np.zeros(2), "float32")
     x = lib.from_numpy(np.array([[1.0, 0.0], [0.0, 1.0]]), "float32")
     distances = (
@@ -446,7 +446,7 @@ def test_an_error_says_what_was_given(lib, message, call):
         call(w, b, x, lib.from_numpy(np.zeros(4, dtype=int)))
 
 
-def test_weights_are_of_the_librarys_own_or_numpys(lib):
+def test_weights_may_be_arrays_of_the_same_library_or_of_numpy(lib):
     x, labels = lib.from_numpy(np.array([[3.0, 0.0]]), "float32"), lib.from_numpy(np.array([0]))
     weights, bias = np.eye(2, dtype=np.float32), np.zeros(2, dtype=np.float32)
     far = boundary_distance(weights, bias, x, labels, 2)

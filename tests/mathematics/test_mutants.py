@@ -1,4 +1,4 @@
-"""The laws have teeth: each known mistake breaks the law that is named with it."""
+"""Mutants of the step: each known mistake breaks the law that is named with it."""
 
 import functools
 import math
@@ -194,18 +194,18 @@ def test_a_mistake_breaks_its_law(mutant, law):
 
 
 def of_noisy_errors(seed):
-    """Of the error of 20 examples that noise decides, each by the flip of a coin."""
+    """The standard error of an error under noise: noise decides on each of 20 examples as a coin would."""
     trainer = SimpleNamespace(logits=lambda x: np.concatenate([x, -x], axis=1))
     return evaluation.noisy_error(trainer, np.zeros((20, 1)), np.zeros(20, int), 1.0, seed)["standard_error"]
 
 
 def of_flips(seed):
-    """Of right to wrong less wrong to right, both of variance 1."""
+    """The standard error of right to wrong minus wrong to right, both of variance 1."""
     return measure._flip_stats(0.0, np.random.default_rng(seed).standard_normal((10, 2)))["standard_error"]
 
 
 def of_seeds(seed):
-    """Of errors under noise of variance 1, one for each seed of training."""
+    """The standard error over seeds of training, whose errors under noise have variance 1."""
     means = np.random.default_rng(seed).standard_normal(3)
     runs = [{"noise": {"0.1": {"mean": mean, "standard_error": 0.0}}} for mean in means]
     return report.noisy_error(runs, "0.1", 1)[1]
@@ -216,7 +216,7 @@ STANDARD_ERRORS = {
     "flips": (of_flips, 10, 2),
     "seeds": (of_seeds, 3, 1),
 }
-"""By name: a standard error, by seed, of the mean of how many numbers, and the variance of one of them."""
+"""By name: a function of a seed that returns a standard error, the count of numbers, the variance of one."""
 
 
 def is_the_deviation_of_a_mean(found, count, variance):

@@ -73,7 +73,7 @@ def test_project_in_a_box(data, lib, law):
 
 
 @pytest.mark.parametrize("p", [1, 1.05, 1.5, 2, 2.7, 5, 20, math.inf])
-def test_walls_as_far_as_the_radius(lib, p):
+def test_bounds_as_far_as_the_radius_obey_the_laws(lib, p):
     rng, floats = np.random.default_rng(4), lib.floats["float32"]
     grad = floats.round(rng.standard_normal((200, 6)))
     room = rng.choice([0, 0.25, 0.5, 1, 2], grad.shape)
@@ -84,7 +84,7 @@ def test_walls_as_far_as_the_radius(lib, p):
 
 
 @pytest.mark.parametrize("p", [1.5, 2, 3])
-def test_projecting_leaves_zero_entries_where_they_are(lib, p):
+def test_projecting_leaves_zero_entries_at_zero(lib, p):
     """A zero entry stays zero, also if its room underflows in units of sigma."""
     v, high = (lib.from_numpy(np.asarray([row], "f4")) for row in ([3e24, 0, 1e24], [1e30, 1e-37, 1e30]))
     assert lib.to_numpy(project(v, p, 3e9, x=0.0, bounds=(-1e30, high)))[0, 1] == 0

@@ -67,7 +67,7 @@ def test_table_9_follows_from_table_6(lib):
     assert_allclose(percent, TABLE_9, atol=0.005)
 
 
-def test_a_line_that_begins_below_zero_is_taken():
+def test_the_intercept_of_a_line_may_be_negative():
     distances = np.abs(np.random.default_rng(0).normal(0.3, 0.08, 20000))
     intercept, slope = linear_density(distances, 0.25)
     assert intercept < 0
@@ -75,7 +75,7 @@ def test_a_line_that_begins_below_zero_is_taken():
     additional_error(0.05, slope, 0.01, intercept, two_sided=True)
 
 
-def test_the_intercept_is_most_of_what_noise_spoils_and_cancels():
+def test_the_intercept_dominates_the_one_sided_error_and_cancels_in_the_two_sided():
     intercept, slope = np.array([0.69, 0.45, 0.18]), np.array([9.4, 2.7, 0.4])
     spoiled = 100 * additional_error(ERROR, slope, 0.01, intercept)
     assert_allclose(spoiled, [0.28, 0.17, 0.066], rtol=0.03)
@@ -207,7 +207,7 @@ def test_the_tail_is_accurate_as_far_as_the_dtype_goes(data, lib):
     assert np.all(np.abs(got - exact) <= 2 * floats.eps * (1 + x * x) * exact + floats.tiny)
 
 
-def test_at_the_ends_of_the_range(lib):
+def test_error_under_noise_takes_zero_infinite_and_subnormal_values(lib):
     with lib.scope():
         mean = lib.from_numpy(np.array([0.0, 0.1, 0.1, -0.1, math.inf, math.nan, 1e-300]), "float64")
         sigma = lib.from_numpy(np.array([0.0, 0.0, 1e-300, 0.0, 1.0, 0.0, 1e-300]), "float64")
@@ -395,7 +395,7 @@ def test_derivatives_are_finite_where_there_is_no_noise(autodiff):
             assert_array_equal(autodiff.to_numpy(slope), 0)
 
 
-def test_numbers_and_arrays_mix(lib):
+def test_numbers_and_arrays_may_be_mixed(lib):
     mean = lib.from_numpy(MEAN, "float32")
     result = error_under_noise(0.1, mean, STD.astype(np.float32), np.float64(0.2), np.array([1, 2, 3]))
     assert type(result) is type(mean)
@@ -407,7 +407,7 @@ def test_numbers_and_arrays_mix(lib):
     assert_allclose(lib.to_numpy(dimension_bound(4, whole)), [tail(2), 2 * tail(2)], rtol=1e-5)
 
 
-def test_values_out_of_range_are_seen_or_spoil_their_own(lib):
+def test_a_sigma_out_of_range_is_an_error_or_makes_its_entry_nan(lib):
     for bad in -1.0, math.nan:
         with pytest.raises(ValueError, match=r"sigma must be a standard deviation >= 0.*got .*(-1\.|nan)"):
             error_under_noise(0.1, lib.from_numpy(MEAN, "float32"), 0.1, np.array([0.1, bad, 0.1]))

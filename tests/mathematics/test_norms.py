@@ -15,7 +15,7 @@ from lpfamily import dual_exponent, epsilon, norm, penalty
 
 
 def call(case, function, *args, **options):
-    """Return function(grad, ...) of a case, checked to be one number an example, as float64."""
+    """Return function(grad, ...) of a case, checked to be one number per example, as float64."""
     with case.lib.scope(), np.errstate(over="ignore"):  # a norm may pass the dtype's end
         grad = case.lib.from_numpy(case.grad, case.floats.name)
         result = function(grad, *args, **options)
@@ -92,14 +92,14 @@ def test_batch_axes_are_kept(lib, p, function):
 
 
 @pytest.mark.parametrize("p", P)
-def test_nan_and_infinite_rows_keep_to_themselves(lib, p):
+def test_nan_and_infinite_rows_affect_no_other_row(lib, p):
     rows = np.array([[math.nan, 1.0], [math.inf, 1.0], [-math.inf, 0.0], [math.nan, math.inf], [3.0, 0.0]])
     for result in norm(lib.from_numpy(rows, "float32"), p), penalty(lib.from_numpy(rows, "float32"), p, 1.0):
         assert_allclose(lib.to_numpy(result), [math.nan, math.inf, math.inf, math.nan, 3.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("p", "expected"), [(1, math.inf), (2, 2.0), (math.inf, 1.0), (3, 1.5), (1.5, 3.0)])
-def test_dual_exponents_that_have_names(p, expected):
+def test_dual_exponents_of_common_p(p, expected):
     assert dual_exponent(p) == expected
 
 
@@ -113,7 +113,7 @@ def test_dual_exponents_are_conjugate(p):
 
 
 @pytest.mark.parametrize("p", [0.99, math.nan, -1])
-def test_no_dual_below_one(lib, p):
+def test_p_below_1_is_an_error(lib, p):
     x = lib.from_numpy(np.ones((2, 2)), "float32")
     for bad in (lambda: dual_exponent(p), lambda: norm(x, p), lambda: penalty(x, p, 1.0)):
         with pytest.raises(ValueError, match=r"p must lie in \[1, inf\]"):

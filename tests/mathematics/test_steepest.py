@@ -67,7 +67,7 @@ def test_numpy_takes_cube_roots_in_either_way(monkeypatch, slow, dtype, p):
         (math.inf, [[1, -1], [1, 1], [0, -1], [0, 0]]),
     ],
 )
-def test_the_members_that_have_names(lib, p, expected):
+def test_steps_computed_by_hand(lib, p, expected):
     case = case_of(lib, PLANE, p, 0.25)
     assert_allclose(case.step(epsilon), 0.25 * np.array(expected), rtol=1e-6)
 
@@ -147,13 +147,13 @@ def test_a_bad_radius_on_a_device_spoils_its_row_alone(lib, p):
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (0, 0), (2, 0, 4)])
-def test_nothing_in_gives_nothing_out(lib, p, shape):
+def test_an_empty_array_gives_an_empty_array(lib, p, shape):
     grad = lib.from_numpy(np.zeros(shape), "float32")
     assert tuple(epsilon(grad, p, 1.0).shape) == shape
     assert tuple(epsilon(grad, p, 1.0, batch_ndim=0).shape) == shape
 
 
-def test_a_number_is_an_example(lib):
+def test_an_array_without_axes_is_one_example(lib):
     grad = lib.from_numpy(np.array(-3.0), "float32")
     assert lib.to_numpy(epsilon(grad, 1.5, 0.5, batch_ndim=0)) == -0.5
 
@@ -237,7 +237,7 @@ def test_arrays_of_another_library_are_an_error(lib):
             call()
 
 
-def test_numbers_of_numpy_are_numbers(lib):
+def test_p_sigma_and_batch_ndim_may_be_numpy_or_huge_numbers(lib):
     with lib.scope():
         grad = lib.from_numpy(PLANE, "float64")
         step = lib.to_numpy(epsilon(grad, 2, 0.5))
@@ -250,7 +250,7 @@ def test_numbers_of_numpy_are_numbers(lib):
 
 @pytest.mark.parametrize("p", [1.01, 2, 3, 30])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_large_examples_lose_no_more(lib, p, dtype):
+def test_large_examples_lose_no_more_precision(lib, p, dtype):
     size = 300_001
     with lib.scope():
         step = lib.to_numpy(epsilon(lib.from_numpy(np.full((1, size), 0.7), dtype), p, 1.0))

@@ -1,4 +1,4 @@
-"""A tree is one point per example: every function does with it what it does with its entries in rows."""
+"""A tree is one point per example: every function treats it as a row of the entries of all its leaves."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ def joined(lib, tree):
 
 
 def near(lib, target):
-    """Return a concave value of an array, or of a tree, of each example, and its gradient."""
+    """Return a concave value per example, of an array or a tree, and its gradient."""
 
     def value_and_grad(x, rows=slice(None)):
         aims = (t if isinstance(rows, slice) else t[rows] for t in leaves(target))
@@ -207,8 +207,8 @@ def test_every_law_of_the_step_holds_over_leaves(data, lib, law):
 
 @pytest.mark.parametrize("p", [2, math.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numpy_fills_leaves_by_themselves_where_that_is_exact(monkeypatch, dtype, p):
-    """And in threads, which change no bit."""
+def test_numpy_computes_leaves_separately_where_that_is_exact(monkeypatch, dtype, p):
+    """Threads change no bit."""
     rng = np.random.default_rng(18)
     leaves = [rng.standard_normal((3, n)).astype(dtype) for n in (5, 4000, 1)]
     radii = np.array([[0.5], [0.0], [2.0]], dtype)
@@ -232,7 +232,7 @@ def test_numpy_fills_leaves_by_themselves_where_that_is_exact(monkeypatch, dtype
     "dtypes", [("float64",) * 3, ("float32", "float64", "float32")], ids=["one dtype", "two"]
 )
 @pytest.mark.parametrize("down", [1, -1])
-def test_scales_may_lie_apart_by_1e60(lib, p, dtypes, down):
+def test_leaves_may_differ_in_scale_by_1e60(lib, p, dtypes, down):
     """Budget and gain, in long floats, and the penalty and the certificate beside them."""
     with lib.scope():
         grad = drawn(lib, 4, dtypes, (10.0 ** (-30 * down), 10.0 ** (30 * down), 1e-20))
@@ -287,7 +287,7 @@ def test_a_leaf_is_outside_its_box_by_its_own_rounding(lib, p):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_a_ball_over_everything(lib, p):
+def test_with_batch_ndim_0_all_leaves_are_one_point(lib, p):
     """With batch_ndim=0 leaves of any shapes are one point, numbers too."""
     rng = np.random.default_rng(6)
     arrays = [rng.standard_normal(shape) for shape in [(3, 2), (0, 4), (5,), ()]]
@@ -301,8 +301,8 @@ def test_a_ball_over_everything(lib, p):
         assert_allclose(lib.to_numpy(size), norm(row, p), rtol=1e-12)
 
 
-def test_none_means_the_batch_axes_of_an_array(lib):
-    """The first axis, unless there is no other."""
+def test_batch_ndim_none_means_the_first_axis_of_the_leaves(lib):
+    """If no leaf has a second axis, the tree is one example."""
     with lib.scope():
         vectors = [lib.from_numpy(np.ones(3), "float64"), lib.from_numpy(np.ones(5), "float64")]
         assert tuple(norm(vectors, 2).shape) == ()
@@ -428,7 +428,7 @@ def test_a_random_start_is_a_point_of_the_joint_ball():
     assert_array_equal(rows(lib, again), rows(lib, eps))
 
 
-def test_what_has_reached_enough_is_left_out_of_every_leaf(lib):
+def test_stop_above_stops_an_example_in_every_leaf(lib):
     with lib.scope():
         x, target = drawn(lib, 10), drawn(lib, 10)
         target["image"] = target["image"] + 1.0
@@ -553,8 +553,8 @@ def test_torch_ascends_in_an_argument_that_is_a_tree(options):
 
 @pytest.mark.jax
 @needs_jax
-def test_jax_takes_what_is_registered():
-    """As the trees of flax and equinox are: with names, without, and with what is no leaf."""
+def test_jax_takes_registered_pytrees():
+    """Like those of Flax and Equinox: with names, without names, and with fields that are no leaves."""
     import jax
     from jax import numpy as jnp
 

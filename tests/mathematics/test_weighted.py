@@ -1,4 +1,4 @@
-"""Weighted balls: what holds of eps in a plain one holds of eps / scale in these."""
+"""Weighted balls: eps / scale obeys the laws that eps obeys in a plain ball."""
 
 import functools
 import math
@@ -33,7 +33,7 @@ SCALE = np.array([0.2, 3.0, 0.0, 1.0, 0.5, 40.0])
 
 
 def in_units(lib, epsilon, floats):
-    """Return what is the plain step if epsilon understands a scale."""
+    """Return a step that equals the plain one if epsilon is right about scales."""
 
     def of_array(grad, p, sigma, *, x=None, bounds=None, **options):
         xp, n = lib.xp, math.prod(grad.shape)
@@ -97,7 +97,7 @@ def drawn(lib, *seeds, shape=(4, 6), dtype="float64"):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
-def test_a_scale_of_one_is_none(lib, p):
+def test_a_scale_of_one_changes_nothing(lib, p):
     grad, x = drawn(lib, 1, 2)
     with lib.scope():
         for options in {}, {"x": x, "bounds": (-4.0, 4.0)}:
@@ -118,7 +118,7 @@ def test_a_scale_of_one_is_none(lib, p):
 @pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("function", [epsilon, project])
 def test_a_scale_of_zero_is_a_mask(lib, function, p):
-    """What stays may be anything."""
+    """Entries that stay may have any value."""
     moves = np.arange(6) != 2
     with lib.scope():
         wild = lib.from_numpy(
@@ -277,7 +277,7 @@ CALLS = {
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
 @pytest.mark.parametrize("name", CALLS)
 def test_derivatives_are_central_differences(autodiff, name, p):
-    """With respect to what is given, the radius and the scale."""
+    """The derivatives with respect to the input, the radius and the scale."""
     rng, function = np.random.default_rng(6), CALLS[name]
     point, scale = rng.standard_normal((2, 5)), np.exp(rng.uniform(-1, 1, (2, 5)))
     operands = [point, np.array([0.5, 0.8]), scale]
@@ -301,7 +301,7 @@ def test_derivatives_are_central_differences(autodiff, name, p):
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
 def test_vmap_is_the_batch_of_examples(autodiff, p):
-    """Also of scales that are traced."""
+    """Traced scales too."""
     with autodiff.scope():
         grad, x = drawn(autodiff, 1, 2)
         scale = autodiff.from_numpy(np.exp(np.random.default_rng(3).uniform(-1, 1, (4, 6))), "float64")
@@ -324,7 +324,7 @@ def test_vmap_is_the_batch_of_examples(autodiff, p):
 @pytest.mark.torch
 @pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
 @pytest.mark.parametrize("p", [1.5, math.inf])
-def test_torch_compiles_it_whole(p):
+def test_torch_compiles_weighted_functions_whole(p):
     import torch
 
     torch._dynamo.reset()
@@ -483,7 +483,7 @@ def test_robustness_is_that_in_units_of_the_scale(bounds):
 
 
 @pytest.mark.parametrize("function", [epsilon, project, norm, penalty])
-def test_a_scale_that_cannot_be_is_refused(lib, function):
+def test_a_scale_that_is_negative_infinite_or_misshapen_is_refused(lib, function):
     (x,) = drawn(lib, 1)
     call = functools.partial(function, x, 2, **({} if function is norm else {"sigma": 1.0}))
     for scale in -1.0, math.nan, math.inf, np.array([1, 1, 1, 1, 1, -2.0]), np.array(math.nan):
@@ -504,7 +504,7 @@ def test_a_scale_that_cannot_be_is_refused(lib, function):
             call(scale=scale)
 
 
-def test_what_is_not_looked_at_makes_its_example_nan(lib):
+def test_a_bad_scale_that_cannot_be_read_makes_its_example_nan(lib):
     (x,) = drawn(lib, 1)
     scale = np.ones((4, 6))
     scale[1, 2], scale[3, 0] = -1.0, math.nan

@@ -23,7 +23,7 @@ CSS = files("lpfamily.report").joinpath("page.css").read_text("utf-8")
 
 
 class Page(HTMLParser):
-    """What is in a page, read with no knowledge of how it was written."""
+    """The content of a page, parsed without knowledge of how it was written."""
 
     def __init__(self, html):
         super().__init__()
@@ -82,7 +82,7 @@ def test_a_file_for_each_table_and_two_for_each_plot(folder):
     assert {path.name for path in folder.iterdir()} == expected | {"index.html"}
 
 
-def test_the_page_loads_nothing(whole):
+def test_the_page_loads_no_other_file(whole):
     tags = {tag for tag, _ in whole.elements}
     assert [tag for tag, _ in whole.elements].count("style") == 1
     assert not tags & {"metadata", "script", "iframe", "object", "embed", "audio", "video", "base"}
@@ -140,7 +140,7 @@ def test_a_page_begins_with_its_summary(whole):
     assert {"#errors", "#predicted"} <= set(whole.values("href", "a"))
 
 
-def test_no_text_is_markup(tmp_path):
+def test_text_is_escaped(tmp_path):
     plain, nasty = written(tmp_path, **everywhere("plain")), written(tmp_path, **everywhere(NASTY))
     assert nasty.tags == plain.tags
     said = "".join(nasty.text)
@@ -176,7 +176,7 @@ def test_numpys_numbers_are_numbers(tmp_path):
     assert (tmp_path / "t.csv").read_text("utf-8").split() == ["a,b", f"x,{1 / 3!r}"]
 
 
-def test_a_table_says_what_its_cells_are_of(tmp_path):
+def test_each_cell_of_a_table_has_a_row_and_a_column_header(tmp_path):
     columns = (Column("p", "{:g}"), Column("error", "{:.2%}"), Column("remark"))
     rows = ((math.inf, 0.00784, "one"), (2, None, "two"), (1.5, "none", None))
     shown = written(tmp_path, Table("t", "Errors", columns, rows))
@@ -192,7 +192,7 @@ def test_a_table_says_what_its_cells_are_of(tmp_path):
 
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.name)
-def test_a_plot_is_told_to_those_who_do_not_see_it(whole, plot):
+def test_a_plot_is_described_for_screen_readers(whole, plot):
     (label,) = (
         e["aria-labelledby"]
         for tag, e in whole.elements
@@ -232,7 +232,7 @@ def test_a_plot_has_the_colour_of_the_pages_text(folder):
     assert COLOURS[0] in html
 
 
-def test_two_plots_of_one_picture_share_nothing(tmp_path):
+def test_two_plots_of_one_picture_share_no_ids(tmp_path):
     shown = written(tmp_path, replace(sample.LINES, name="one"), replace(sample.LINES, name="two"))
     ids = shown.values("id")
     assert len(ids) == len(set(ids))
@@ -283,7 +283,7 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_contrast_is_wcags():
+def test_contrast_is_computed_as_wcag_defines_it():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.005)
 

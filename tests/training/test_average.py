@@ -1,4 +1,4 @@
-"""`--ema`: a run is tested, stopped by and left with the average of its parameters."""
+"""`--ema`: validation, early stopping and the tested network use the average of the parameters."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("second_stage", ["continue", "scratch", "none"])
-def test_a_run_goes_by_the_average_and_ends_with_it(tmp_path, backend, second_stage):
+def test_the_average_is_validated_tested_and_left_by_a_run(tmp_path, backend, second_stage):
     run, states, kept, measured = Run(tmp_path / "run"), [], [], []
     held_out = DIGITS.train.rows(slice(300, None))
 
@@ -121,7 +121,7 @@ def test_the_decay_of_the_average_rises_from_a_tenth_to_ema_in_each_stage(ema):
         np.testing.assert_allclose(np.concatenate(stage), expected, rtol=1e-12)
 
 
-def test_a_checkpoint_without_an_average_has_none(tmp_path):
+def test_without_ema_a_checkpoint_has_no_average(tmp_path):
     fit(replace(RECIPE, epochs=1, ema=0.0, second_stage="none"), DIGITS, "numpy", out=tmp_path / "run")
     names = load_file(tmp_path / "run" / CHECKPOINT).keys()
     assert {name.partition("layers")[0] for name in names} == {"", "velocity.", "best."}
@@ -133,7 +133,7 @@ def test_an_average_that_never_moves_is_refused(tmp_path, value):
     assert_refused(result, "--ema", "must be a number from 0, and below 1", value)
 
 
-def test_a_backend_that_does_not_average_is_not_asked_to(tmp_path, monkeypatch):
+def test_ema_is_refused_for_a_backend_that_does_not_average(tmp_path, monkeypatch):
     draw_nothing(monkeypatch)
     known, numpy = backends.find, backends.find("numpy")
     monkeypatch.setattr(backends, "find", lambda name: replace(numpy, options=frozenset()))

@@ -143,7 +143,7 @@ def test_a_model_is_measured_as_its_librarys_robustness_does(name, folder, capsy
         ("missing", "--model mine:missing: mine has no function 'missing'"),
     ],
 )
-def test_a_model_that_cannot_be_measured_is_answered_with_one_line(model, part, folder, capsys):
+def test_a_model_that_cannot_be_measured_is_refused_in_one_line(model, part, folder, capsys):
     arrays(folder)
     assert evaluate.main(flags(model, *BALLS)) == 2
     assert_one_line(capsys, part)
@@ -171,13 +171,13 @@ def assert_one_line(capsys, part):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_data_that_cannot_be_used_are_answered_with_one_line(changes, part, folder, capsys):
+def test_data_that_cannot_be_used_are_refused_in_one_line(changes, part, folder, capsys):
     arrays(folder, **changes)
     assert evaluate.main(flags("of_numpy", *BALLS)) == 2
     assert_one_line(capsys, part)
 
 
-def test_files_that_are_no_archive_of_arrays_are_answered_with_one_line(folder, capsys):
+def test_files_that_are_no_archive_of_arrays_are_refused_in_one_line(folder, capsys):
     arrays(folder)
     whole = (folder / "data.npz").read_bytes()
     (folder / "half.npz").write_bytes(whole[: len(whole) // 2])
@@ -206,7 +206,7 @@ def test_files_that_are_no_archive_of_arrays_are_answered_with_one_line(folder, 
         (("--sigma", "1", "--out", "mine.py"), "--out mine.py: is a file; give a folder"),
     ],
 )
-def test_flags_that_do_not_fit_are_answered_with_one_line(more, part, folder, capsys):
+def test_flags_that_do_not_fit_are_refused_in_one_line(more, part, folder, capsys):
     arrays(folder)
     assert evaluate.main(flags("of_numpy", *more)) == 2
     assert_one_line(capsys, part)

@@ -53,7 +53,7 @@ def test_the_noise_of_layers_is_numpys_generators(dtype):
     np.testing.assert_array_equal(Draws(2, 1).added(3, 5, (7, 9), 0.3, dtype, again=1), expected)
 
 
-def test_a_part_has_its_rows_of_all_that_is_drawn():
+def test_a_subset_of_a_batch_gets_its_rows_of_all_draws():
     objective = Objective("perturb", 1.5, direction_dropout="independent", random_start=True)
     task = Task(NETWORK, objective, np.zeros((7, 64), "float32"), np.zeros(7, "int64"), batch_size=7)
     whole, part = Draws(3, 4).step(2, task, 7), Draws(3, 4).part(7, slice(2, 5)).step(2, task, 3)
@@ -76,7 +76,7 @@ def test_weights_are_how_often_an_example_is_visited():
 
 
 @pytest.mark.parametrize("include", [0.8, 0.5, 1.0])
-def test_an_input_stays_with_its_probability(include):
+def test_an_input_is_kept_with_its_keep_probability(include):
     kept = Draws(0, 0).kept(0, 0, (400, 1000), include)
     for share, count in (kept.mean(), kept.size), (kept[0].mean(), 1000), (kept[:, 0].mean(), 400):
         assert abs(share - include) <= 5 * np.sqrt(include * (1 - include) / count)
@@ -102,7 +102,7 @@ def test_steps_are_drawn_alike_one_by_one_and_together():
             np.testing.assert_array_equal(many[place], one)
 
 
-def test_every_seed_epoch_step_layer_and_pass_has_its_own():
+def test_draws_differ_by_seed_epoch_step_layer_and_pass():
     drawn = [
         (
             Draws(seed, epoch).kept(step, layer, (1000,), 0.5, again),
@@ -134,7 +134,7 @@ def test_draws_depend_on_seed_epoch_and_step_alone():
         np.testing.assert_array_equal(Draws(3, 4).kept(step, 1, (50,), 0.5), expected[step])
 
 
-def test_the_passes_of_a_direction():
+def test_direction_dropout_sets_the_masks_of_each_pass():
     draws = Draws(0, 0)
     same = draws.masks(1, NETWORK, 20)
     assert draws.direction_masks(1, NETWORK, 20, "none", 2, same) == [[None] * 3] * 2

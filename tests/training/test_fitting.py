@@ -140,7 +140,7 @@ def test_the_error_of_a_callback_is_raised_and_the_run_resumes_after_that_epoch(
 
 
 class Recorder(SimpleNamespace):
-    """What stands for a tracker's run: it keeps what it is told, and takes what the tracker documents."""
+    """A stand-in for a tracker's run: it records its calls, and accepts only what the tracker documents."""
 
     def __init__(self):
         super().__init__(lines=[], said={}, summary={})

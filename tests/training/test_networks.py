@@ -1,4 +1,4 @@
-"""What layers know of themselves: how they are drawn, told apart and read from JSON."""
+"""Layers: how their weights are drawn, how they are told apart, and how they are read from JSON."""
 
 import math
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ class Doubling(FullyConnected):
         return (2 * self.units,)
 
 
-def test_a_strangers_layer_is_known_by_what_it_says():
+def test_a_layer_of_another_package_gives_its_shapes_and_json():
     network = Network(12, (Doubling(3, base=3.0), Dense(2)), (3, 2, 2))
     assert shapes(network) == ((12,), (6,), (2,))
     assert parameter_shapes(network)["layers.1.weight"] == (6, 2)

@@ -48,7 +48,7 @@ def test_a_bar_for_each_part_and_one_for_all(monkeypatch):
     assert shares(shown, "all") == [0, 12, 25, 75, 100]
 
 
-def test_a_part_alone_has_no_bar_for_all(monkeypatch):
+def test_a_single_part_has_no_bar_for_all(monkeypatch):
     shown = terminal(monkeypatch)
     with Progress().parts({"one": 1.0}) as part, part("one") as tick:
         tick(1, 4)

@@ -42,11 +42,11 @@ def network(model):
         ("cifar-maxout-small", 5_468_282),
     ],
 )
-def test_parameters(model, count):
+def test_networks_have_the_published_number_of_parameters(model, count):
     assert sum(math.prod(shape) for shape in parameter_shapes(network(model)).values()) == count
 
 
-def test_what_enters_the_layers_of_the_convolutions():
+def test_the_layers_of_the_convolutional_networks_have_their_input_shapes():
     assert shapes(network("conv-maxout")) == ((1, 28, 28), (48, 10, 10), (48, 4, 4), (216,), (10,))
     assert shapes(network("cifar-maxout-small")) == (
         (3, 32, 32), (48, 16, 16), (128, 7, 7), (3200,), (240,), (10,)
@@ -68,14 +68,14 @@ def test_first_weights_keep_to_their_range_and_constraint(model):
             assert np.sqrt(np.sum(array**2, axis=layer.norm_axes)).max() <= layer.max_norm * (1 + 1e-12)
 
 
-def test_noise_is_where_a_recipe_has_it():
+def test_layers_have_the_noise_of_their_recipe():
     assert [layer.noise for layer in network("relu-mlp").layers] == [0.3, 0.3, None]
     assert {layer.noise for layer in network("conv-maxout").layers} == {None}
     one = network_of(replace(recipe_of("maxout"), layer_noise=(0.25,)), IMAGES["mnist"], 10)
     assert [layer.noise for layer in one.layers] == [0.25] * 3
 
 
-def test_only_the_first_layer_sees_more_in_testing():
+def test_only_the_first_layer_does_not_rescale_its_dropout():
     for model in "relu-mlp", "maxout", "conv-maxout", "cifar-maxout-small":
         first, *others = (layer.dropout for layer in network(model).layers)
         assert (first.include, first.scale) == (0.8, 1.0)
@@ -91,7 +91,7 @@ def test_only_the_first_layer_sees_more_in_testing():
         ("cifar-maxout-small", 231, 313, None, 0.592369556427),
     ],
 )
-def test_schedules_pass_through_what_was_written_down(model, best, steps, lr, momentum):
+def test_schedules_reproduce_the_published_rates(model, best, steps, lr, momentum):
     recipe = recipe_of(model)
     last, after = rates(recipe, best - 1, steps), rates(recipe, best, steps)
     assert last.momentum == pytest.approx(np.full(steps, momentum), rel=2e-6)
@@ -162,7 +162,7 @@ def test_a_quick_recipe_of_few_examples_has_more_epochs(count, epochs):
 
 
 @pytest.mark.parametrize("name", ["paper", "quick"])
-def test_the_recipe_of_examples_is_the_commands(name):
+def test_the_default_recipe_for_arrays_is_that_of_the_command(name):
     numbers = {"validation": 7, "epochs": 40}
     for dataset in data.load("digits"), of_examples(100), of_examples(100, numbers=numbers):
         recipe = default("maxout", dataset, "penalty", 1.0, recipe=name)
@@ -188,7 +188,7 @@ def test_the_recipe_of_examples_is_the_commands(name):
         ({"stride": (4, 4, 3)}, "layer 2 has --stride 3 and --pool 2"),
     ],
 )
-def test_numbers_that_do_not_fit_are_named(changes, part):
+def test_sizes_that_do_not_fit_the_network_are_named(changes, part):
     with pytest.raises(BadInput) as caught:
         network_of(replace(recipe_of("conv-maxout"), **changes), (1, 28, 28), 10)
     assert part in str(caught.value)

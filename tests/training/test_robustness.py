@@ -1,4 +1,4 @@
-"""Measured robustness: laws of the errors, and what gives a broken network away."""
+"""Measured robustness: laws of the errors, and the findings that reveal a broken network."""
 
 import functools
 import math
@@ -76,13 +76,13 @@ def linear(seed=0, examples=60):
 
 @pytest.fixture(scope="module", params=["float32", "float64"])
 def digits(request):
-    """What is measured of a network that was trained on digits, as it is without perturbation."""
+    """The measured robustness of a network trained on clean digits."""
     trainer, x, labels = trainer_on_digits(request.param)
     recipe = replace(default("sigmoid-mlp", "digits", "plain", 2.0, 64), dtype=request.param)
     return robustness.measure(trainer, x[:100], labels[:100], recipe, steps=5)
 
 
-def test_many_steps_find_more_the_further_they_may_go_and_never_less_than_one(digits):
+def test_the_error_after_many_steps_grows_with_sigma_and_is_at_least_that_after_one(digits):
     assert list(digits["balls"]) == BALLS
     for ball in digits["balls"].values():
         one, many = np.array(ball["one_step"]), np.array(ball["multi_step"])
@@ -91,7 +91,7 @@ def test_many_steps_find_more_the_further_they_may_go_and_never_less_than_one(di
         assert many[-1] > many[0]
 
 
-def test_at_sigma_0_all_is_clean(digits):
+def test_at_sigma_0_all_errors_are_the_clean_error(digits):
     for ball in digits["balls"].values():
         assert ball["sigma"][0] == ball["repaired"][0] == 0
         assert ball["one_step"][0] == ball["multi_step"][0] == digits["clean"]
@@ -160,7 +160,7 @@ def test_many_steps_find_the_radius_where_one_step_finds_none():
         assert 0.3 <= radius <= 0.31
 
 
-def test_a_change_along_the_direction_counts_that_steps_go_across():
+def test_a_change_along_the_direction_that_the_steps_jump_over_counts():
     # wrong from 0.24 to 0.26 alone; steps of sigma / 2 go there and back
     trainer = stub(lambda t: (t - 0.24) * (t - 0.26), lambda t: 2 * t - 0.5)
     ball = measured(trainer, np.zeros((3, 2)), ps=[2], multiples=[1.0, 2.0])["balls"]["2"]
@@ -169,7 +169,7 @@ def test_a_change_along_the_direction_counts_that_steps_go_across():
         assert 0.24 <= smallest["quantiles"]["0.5"] <= 0.26
 
 
-def test_without_an_example_that_is_right_there_is_no_radius():
+def test_without_a_correct_example_there_is_no_radius():
     trainer = stub(lambda t: t - 1e9, np.ones_like)
     for smallest in measured(trainer, np.zeros((3, 2)))["balls"]["2"]["smallest"].values():
         assert smallest == {"quantiles": NO_QUANTILES, "never": None}
@@ -177,7 +177,7 @@ def test_without_an_example_that_is_right_there_is_no_radius():
 
 @pytest.mark.parametrize("inputs", [2, 64, 784])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
-def test_noise_has_the_norm(p, inputs):
+def test_noise_has_the_requested_mean_norm(p, inputs):
     noise = np.random.default_rng(0).standard_normal((1000, inputs))
     lengths = norms(robustness.noise_std(p, 0.7, inputs) * noise, p).astype(float)
     order = 1 if p == math.inf else p
@@ -242,7 +242,7 @@ def test_beyond_the_radius_that_was_trained_one_step_may_miss():
     }
 
 
-def test_a_few_examples_prove_nothing():
+def test_a_few_examples_give_no_finding():
     assert kinds(measured(COLLAPSED, np.repeat([[0.0, 0], [9, 0]], [1, 3], axis=0), ps=[2])) == set()
 
 

@@ -1,4 +1,4 @@
-"""The step in JAX between outputs: that of power iteration, with which VAT and TRADES train."""
+"""The step between outputs in JAX is one of power iteration, as in the training of VAT and TRADES."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Loops of Optax's users, of Flax's and of Equinox's train with a regularised loss."""
+"""Training loops of Optax, Flax and Equinox work with a regularised loss."""
 
 import numpy as np
 import pytest

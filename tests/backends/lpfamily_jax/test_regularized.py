@@ -1,4 +1,4 @@
-"""A loss regularised in JAX is its definition, costs what that must, and fits anybody's model and loop."""
+"""The regularised loss in JAX is its definition, costs no more than it must, and fits any model and loop."""
 
 import functools
 import inspect
@@ -258,7 +258,7 @@ def of_arguments(params, first, rest, labels):
 
 
 def test_several_arguments_are_one_point():
-    """As their concatenation is, of a loss that splits it."""
+    """They give the result of a loss that takes their concatenation and splits it."""
 
     def train(params, x, labels):
         found = []

@@ -1,4 +1,4 @@
-"""A loss at the steepest step of its weights in JAX is its definition, and fits anybody's loop."""
+"""In JAX the loss at the steepest step of the weights is its definition, and fits any training loop."""
 
 import math
 

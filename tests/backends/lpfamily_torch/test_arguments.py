@@ -46,7 +46,7 @@ def drawn_anew(options):
 @pytest.mark.parametrize("kind", [dict, tuple])
 @pytest.mark.parametrize("options", JOINT.values(), ids=JOINT)
 def test_torch_several_arguments_are_one_point(options, kind, p):
-    """As their concatenation is, of a model that splits it."""
+    """They give the result of a model that takes their concatenation and splits it."""
     model, net, x, flat, y = two_arguments()
     given = {"p": p, "sigma": 0.3}
     leaf = (0, 1) if kind is tuple else ["image", "text"] if "start" in options else ["text", "image"]

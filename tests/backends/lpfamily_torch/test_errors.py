@@ -1,4 +1,4 @@
-"""Arguments of the torch functions: what each is, and what is said of those that are wrong."""
+"""Arguments of the torch functions: their names, their docstrings, and the errors for wrong ones."""
 
 import inspect
 from types import SimpleNamespace
@@ -135,7 +135,7 @@ def test_torch_outputs_that_are_no_logits_need_a_function():
 
 @pytest.mark.parametrize("direction", ["log-odds", "binary-log-odds", "outputs"])
 def test_torch_logits_may_be_an_attribute_of_the_outputs(direction):
-    """As they are of Hugging Face's models."""
+    """As in Hugging Face's models."""
     model, (x, y) = network(), batch()
     y = y if direction != "binary-log-odds" else torch.nn.functional.one_hot(y, model(x).shape[1]).double()
 

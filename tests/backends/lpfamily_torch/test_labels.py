@@ -1,4 +1,4 @@
-"""Labels in torch that are none: left out of loss and step, or an error."""
+"""Missing and invalid labels in torch: they are left out of loss and step, or are errors."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A loop of one's own in torch: the regularised loss is its definition, and the model stays as it is."""
+"""The regularised loss in a custom torch loop is its definition, and leaves the model unchanged."""
 
 import contextlib
 import copy

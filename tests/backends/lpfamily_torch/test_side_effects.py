@@ -1,4 +1,4 @@
-"""What passes of perturbations in torch leave behind: nothing, whatever a model changes or draws in them."""
+"""Passes that compute perturbations in torch leave no trace, whatever a model changes or draws in them."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""torchrun: two processes follow one's trajectory, and a lost one ends the run, which can go on."""
+"""torchrun: two processes train as one does; if one is lost, the run ends and can be resumed."""
 
 import os
 import signal

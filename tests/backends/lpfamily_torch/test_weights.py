@@ -1,4 +1,4 @@
-"""All weights of a torch model in one ball: where they are inside of a block, and that it leaves nothing."""
+"""`perturbed_weights` moves all weights of a torch model in one ball, and afterwards leaves no trace."""
 
 import contextlib
 import copy

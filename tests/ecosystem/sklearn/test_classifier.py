@@ -91,7 +91,7 @@ def test_a_trained_classifier_predicts_without_its_backend(other, iris, tmp_path
     assert_array_equal(np.load(tmp_path / "found.npy"), model.predict_log_proba(iris[0]))
 
 
-def test_single_precision_stays_so(iris):
+def test_float32_inputs_give_float32_parameters_and_probabilities(iris):
     x, y = iris
     model = small().fit(x.astype(np.float32), y)
     assert {array.dtype.name for array in model.trained_.parameters.values()} == {"float32"}
@@ -154,7 +154,7 @@ def test_logarithms_are_exact_where_probabilities_are_not():
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_perturb_is_eq_3_where_it_misleads(p, iris):
+def test_perturb_is_eq_3_or_zero_where_eq_3_does_not_mislead(p, iris):
     x, y = iris
     model = small(hidden_layer_sizes=(30,)).fit(x, y)
     eps = model.perturb(x, y, p=p, sigma=0.4)
@@ -173,7 +173,7 @@ def test_perturb_is_eq_3_where_it_misleads(p, iris):
     assert np.all((x + many >= x.min(axis=0) - 1e-12) & (x + many <= x.max(axis=0) + 1e-12))
 
 
-def test_its_radius_is_the_trainings_at_the_same_strength(iris):
+def test_the_default_radius_is_as_strong_as_that_of_training(iris):
     x, y = iris
     for p in BALLS:
         model = small(p=p).fit(x, y)
@@ -196,7 +196,7 @@ def same_network(first, second):
 
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("options", [OBJECTIVES[name] for name in ("noise", "penalty")], ids=str)
-def test_a_weight_is_how_often_an_example_is_there(options, class_weight, iris):
+def test_a_sample_weight_counts_repetitions_of_an_example(options, class_weight, iris):
     x, y = iris
     model = small(class_weight=class_weight, **options)
     repeated = clone(model).fit(x.repeat(COUNTS, axis=0), y.repeat(COUNTS))
@@ -210,7 +210,7 @@ def test_sample_weights_mean_the_same_on_every_backend(other, iris):
         assert_allclose(found.trained_.parameters[key], array, rtol=1e-9, atol=1e-11)
 
 
-def test_an_example_without_weight_is_absent_from_what_is_held_out_too(iris):
+def test_an_example_without_weight_is_not_in_the_held_out_set(iris):
     x, y = iris
     weights = np.where(np.arange(150) % 3, FRACTIONS, 0)
     used, model = weights > 0, small(n_iter_no_change=3, class_weight="balanced")
@@ -307,7 +307,7 @@ def errors(model, x, y):
     return {p: 1 - model.score(x + model.perturb(x, y, p=p, sigma=radii[p]), y) for p in BALLS}
 
 
-def test_training_in_a_ball_withstands_it():
+def test_training_in_a_ball_lowers_the_error_in_it():
     x, y = scaled(load_digits)
     x, test_x, y, test_y = train_test_split(x, y, train_size=600, random_state=0)
     options = {"max_iter": 30, "random_state": 0}

@@ -30,7 +30,7 @@ def test_it_is_an_estimator_of_scikit_learns(estimator, check):
 
 
 @KINDS
-def test_help_says_what_each_parameter_and_attribute_is(kind, data):
+def test_help_documents_each_parameter_and_attribute(kind, data):
     lines = inspect.getdoc(kind).splitlines()
     entries = {name for line in lines if not line.startswith(" ") for name in line.split(", ")}
     model = kind(max_iter=1).fit(*data)

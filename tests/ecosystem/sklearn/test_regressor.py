@@ -191,7 +191,7 @@ def test_equal_values_are_learnt_as_they_are(one):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
-def test_perturb_is_eq_3_where_it_misleads(p, three):
+def test_perturb_is_eq_3_or_zero_where_eq_3_does_not_mislead(p, three):
     x, y = three
     model = small(hidden_layer_sizes=(30,)).fit(x, y)
     eps, z = model.perturb(x, y, p=p, sigma=0.2), standardised(model, y)
@@ -211,7 +211,7 @@ def test_perturb_is_eq_3_where_it_misleads(p, three):
 
 
 @pytest.mark.parametrize("options", [OBJECTIVES[name] for name in ("noise", "penalty")], ids=str)
-def test_a_weight_is_how_often_an_example_is_there(options, one):
+def test_a_sample_weight_counts_repetitions_of_an_example(options, one):
     x, y = one
     found = small(**options).fit(x, y, COUNTS)
     assert_same(found, small(**options).fit(x.repeat(COUNTS, axis=0), y.repeat(COUNTS)), rtol=1e-9)
@@ -275,7 +275,7 @@ def test_partial_fit_keeps_the_scale_and_goes_on_after_fit(one):
     assert_same(fitted.fit(x, y), small().fit(x, y), rtol=0)
 
 
-def test_training_in_a_ball_withstands_it():
+def test_training_in_a_ball_lowers_the_error_in_it():
     x, y = load_diabetes(return_X_y=True)
     x, test_x, y, test_y = train_test_split(StandardScaler().fit_transform(x), y, random_state=0)
 
@@ -355,7 +355,7 @@ def test_a_backend_that_knows_no_regression_is_refused(one, monkeypatch):
         (lambda y: None, "y cannot be None|requires y"),
     ],
 )  # fmt: skip
-def test_a_y_that_cannot_be_learnt_is_named(values, message, one):
+def test_an_invalid_y_is_an_error_that_says_why(values, message, one):
     x, y = one
     for train in small().fit, small().partial_fit:
         with pytest.raises(ValueError, match=message):

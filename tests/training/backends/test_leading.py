@@ -1,4 +1,4 @@
-"""A trainer that several processes are: threads stand for them, and NumPy's trainer for any."""
+"""A trainer run by several processes: here threads stand for them, and NumPy's trainer for any other."""
 
 import queue
 import threading
@@ -82,7 +82,7 @@ def led(size, act):
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "maxout", "regression"])
-def test_a_team_does_what_one_process_would(name):
+def test_a_team_computes_what_one_process_would(name):
     network = NETWORKS[name]
     task = replace(_task(network), batch_size=3, optimiser=Optimiser(ema=0.9))
     state = _state(network, averaged=True)
@@ -113,7 +113,7 @@ def test_a_team_does_what_one_process_would(name):
             assert_array_equal(states[-1][key], array, err_msg=key)
 
 
-def test_bad_input_sends_the_others_home_and_an_error_may_not():
+def test_bad_input_ends_the_other_processes_and_an_error_may_not():
     def fail_with(problem):
         def act(backend):
             backend.trainer(_task(NETWORKS["maxout"]), _state(NETWORKS["maxout"]))

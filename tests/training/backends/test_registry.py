@@ -28,14 +28,14 @@ def install(tmp_path):
     return lay_out
 
 
-def test_it_is_listed_without_being_imported(install, tmp_path):
+def test_a_backend_is_listed_without_being_imported(install, tmp_path):
     environment = install(code="raise SystemExit('imported')")
     result = train("--help", cwd=tmp_path, **environment)
     assert (result.returncode, result.stderr) == (0, "")
     assert "one of jax, numpy, strange, torch" in " ".join(result.stdout.split())
 
 
-def test_it_trains(install, tmp_path):
+def test_a_backend_of_another_distribution_trains(install, tmp_path):
     environment = install()
     flags = ("--backend", "strange", *SOFTMAX, "--out", "run", "--quiet")
     result = train(*flags, cwd=tmp_path, **environment)
@@ -70,26 +70,26 @@ def test_a_missing_requirement_is_named_with_the_remedy(install, tmp_path, metad
         ),
     ],
 )
-def test_a_backend_that_cannot_be_loaded_is_one_line(install, tmp_path, code, reason):
+def test_a_backend_that_cannot_be_loaded_is_refused_in_one_line(install, tmp_path, code, reason):
     result = train("--backend", "strange", cwd=tmp_path, **install(code=code))
     assert_refused(result, "'strange'", reason, "install what strange needs")
 
 
-def test_two_of_one_name_are_both_named(install, tmp_path):
+def test_two_backends_of_one_name_are_both_reported(install, tmp_path):
     install()
     environment = install(project="stranger", module="stranger_backend")
     result = train("--backend", "strange", cwd=tmp_path, **environment)
     assert_refused(result, "strange_backend:backend of strange", "stranger_backend:backend of stranger")
 
 
-def test_an_unknown_name_is_answered_with_what_there_is(install, tmp_path):
+def test_the_error_for_an_unknown_name_lists_the_backends(install, tmp_path):
     result = train("--backend", "stranger", cwd=tmp_path, **install())
     assert_refused(result, "'stranger'", "jax", "numpy", "torch")
     loadable = result.stderr.rstrip().partition("installed: ")[2].partition(";")[0].split(", ")
     assert {"numpy", "strange"} <= {*loadable}
 
 
-def test_an_unknown_name_is_answered_with_what_the_others_lack(install, tmp_path):
+def test_the_error_for_an_unknown_name_says_what_other_backends_lack(install, tmp_path):
     environment = install(code="import framework_that_is_not_there\n")
     result = train("--backend", "stranger", cwd=tmp_path, **environment)
     assert_refused(
@@ -101,7 +101,7 @@ def test_an_unknown_name_is_answered_with_what_the_others_lack(install, tmp_path
     assert "strange" not in loadable
 
 
-def test_a_layer_that_it_does_not_train_is_named(install, tmp_path):
+def test_a_layer_that_the_backend_does_not_train_is_named(install, tmp_path):
     code = (
         "from dataclasses import replace\n"
         "import lpfamily_numpy\n"

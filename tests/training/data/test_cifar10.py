@@ -169,7 +169,7 @@ def test_a_damaged_gzip_file_and_a_folder_are_named(local: Path) -> None:
     assert_refused(local, str(local / FIRST), "is a folder", "expected a file")
 
 
-def test_the_checksum_is_of_the_files_and_not_of_the_rounding(local: Path, fit: Fit) -> None:
+def test_the_checksum_depends_on_the_files_and_not_on_rounding(local: Path, fit: Fit) -> None:
     """Another machine computes other last bits from the same data, and must know it as the same."""
     loaded = data.load("cifar10", local)
     nudged = np.nextafter(loaded.train.x, np.float32(np.inf))
@@ -296,7 +296,7 @@ def test_an_unpacked_file_that_changed_is_unpacked_again(
 def test_unpacking_may_stop_at_any_instant(
     official: Mirror, cache: Path, local: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    """What is there then is whole files and no others, and the next load completes them."""
+    """Only whole files are left then, and the next load adds the missing ones."""
     count = 0
     usual = Path.replace
 
@@ -319,7 +319,7 @@ def test_unpacking_may_stop_at_any_instant(
     assert len(official.asked) == 1
 
 
-def test_unpacking_onto_a_full_disk_is_a_line(
+def test_unpacking_onto_a_full_disk_is_refused_in_one_line(
     official: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says what to do, and no file is left half."""
@@ -387,7 +387,7 @@ def test_a_linked_folder_and_foreign_members_are_left_in_the_archive(
 
 
 def test_a_cache_that_is_no_folder_stops_a_download(official: Mirror, cache: Path) -> None:
-    """What stands in the way is one line."""
+    """The error is one line that names it."""
     cache.parent.mkdir(parents=True)
     cache.touch()
     assert_refused(None, ARCHIVE, "cannot be kept", "--data-dir")
@@ -430,8 +430,10 @@ def the_file(cache: Path) -> Path:
     return path
 
 
-def test_a_fit_is_made_once(local: Path, cache: Path, fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    """The kept one gives the same bytes, without a word."""
+def test_whitening_is_fitted_once(
+    local: Path, cache: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The saved fit gives the same bytes, and nothing is printed."""
     loaded = data.load("cifar10", local)
     content = the_file(cache).read_bytes()
     assert capsys.readouterr() == ("", "fitting ZCA to 15 training images\n")
@@ -503,7 +505,7 @@ def test_the_fit_to_other_images_is_not_used(local: Path, cache: Path, fit: Fit)
 
 
 @pytest.mark.parametrize("obstacle", ["lpfamily", "lpfamily/cifar10"])
-def test_a_cache_that_is_no_folder_costs_a_line(
+def test_a_cache_that_is_no_folder_gives_a_notice(
     local: Path, cache: Path, fit: Fit, capsys: pytest.CaptureFixture[str], obstacle: str
 ) -> None:
     """The data are there all the same."""
@@ -597,10 +599,10 @@ def test_a_file_of_the_wrong_size_is_not_read(official: Mirror, cache: Path) -> 
     assert all(path.stat().st_size < 1 << 29 for path in cache.iterdir())
 
 
-def test_no_home_costs_a_line(
+def test_without_a_home_folder_local_files_load_with_a_notice(
     local: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Local files need none."""
+    """Local files need no home folder."""
 
     def fail() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -636,7 +638,7 @@ def test_the_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_the_real_one
 def test_the_real_cifar10_whitened(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
-    """What is known of the whitened images: deviation, norm, and how many directions are mostly noise."""
+    """Known statistics of the whitened images: deviation, norm, and how many directions are mostly noise."""
     if not pytestconfig.getoption("every_case"):
         pytest.skip("takes a minute and a half: run with --every-case")
     spectra = []

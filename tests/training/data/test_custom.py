@@ -1,4 +1,4 @@
-"""Data of a user's own: what is trained on is what is in the file, and one line for what cannot be."""
+"""Custom data: training uses exactly what is in the file, and unusable data is refused in one line."""
 
 import gzip
 import json
@@ -134,7 +134,7 @@ def test_scales_are_those_of_scikit_learn(scale, of, dtype, folder):
     [lambda a: a.astype(a.dtype.newbyteorder(">")), np.asfortranarray, lambda a: a[::-1].copy()[::-1]],
     ids=["byte order", "Fortran order", "negative strides"],
 )
-def test_a_file_is_the_same_however_its_arrays_lie(tmp_path, monkeypatch, layout):
+def test_the_memory_layout_of_arrays_does_not_change_the_data(tmp_path, monkeypatch, layout):
     monkeypatch.chdir(tmp_path)
     np.savez("native.npz", **arrays())
     np.savez("other.npz", **{name: layout(array) for name, array in arrays().items()})
@@ -218,8 +218,8 @@ def test_a_file_that_has_changed_is_refused_and_one_packed_anew_is_not(folder):
     assert (again.returncode, "inputs up to" in again.stderr) == (0, False)
 
 
-def test_a_run_of_before_there_were_scales_goes_on(folder):
-    """Nor had its config a checksum by which a field is known to be missing."""
+def test_a_run_from_before_there_were_scales_can_be_resumed(folder):
+    """Its config has no checksum either, which would show that a field is missing."""
     trained(folder / "run", "--data", "digits", "--model", "softmax", "--epochs", "1")
     config = json.loads((of_an_earlier_version(folder / "run") / "config.json").read_text())
     for added in "scale", "size", "monitor", "ema":
@@ -275,7 +275,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_wrong_npz_file_is_one_line_and_leaves_nothing(case, folder):
+def test_a_wrong_npz_file_is_refused_in_one_line_and_leaves_nothing(case, folder):
     changes, parts = BAD[case]
     np.savez("mine.npz", **{name: each for name, each in (arrays() | changes).items() if each is not None})
     refused = unchanged(folder, lambda: in_process("--data", "mine.npz", *SHORT))
@@ -290,7 +290,7 @@ class Harm:
         return os.mkdir, ("harm",)
 
 
-def test_files_that_are_no_plain_archive_are_one_line_and_nothing_is_unpickled(folder):
+def test_files_that_are_no_plain_archive_are_refused_and_nothing_is_unpickled(folder):
     whole = Path("mine.npz").read_bytes()
     np.savez("pickle.npz", **arrays() | {"y": np.array([Harm()], object)})
     np.save("one.npy", np.zeros(3))
@@ -365,7 +365,7 @@ def test_an_archive_that_expands_beyond_reason_is_not_read(folder, monkeypatch):
     assert_refused(in_process("--data", "liar.npz"), "its header says (1000000000, 1000000) float64")
 
 
-def test_a_size_or_a_grid_of_what_decides_the_inputs_is_refused(folder):
+def test_a_size_for_arrays_and_a_grid_over_the_inputs_are_refused(folder):
     assert_refused(in_process("--data", "mine.npz", "--size", "4"), "--size: is for folders of images")
     assert_refused(in_process("--size", "4"), "--size: is for folders of images, and digits is none")
     for grid in "scale=none/unit", "size=4/5":
@@ -411,7 +411,7 @@ def test_images_are_pixels_by_class_channels_first(mode, kind, tmp_path):
         assert rows(split) == expected
 
 
-def test_without_a_folder_of_test_images_a_fifth_of_each_class_is_one(tmp_path):
+def test_without_test_images_a_fifth_of_each_class_is_the_test_set(tmp_path):
     pixels = images(tmp_path / "pets", {"a": 10, "b": 15, "train": 4})
     found = data.load("pets", tmp_path)
     assert np.bincount(found.test.labels).tolist() == [2, 3, 1]
@@ -454,7 +454,7 @@ def test_a_run_of_images_knows_its_size_and_its_files(tmp_path, monkeypatch):
     assert_refused(in_process("--resume", "run"), "other digits/ data")
 
 
-def test_a_wrong_folder_of_images_is_one_line(tmp_path, monkeypatch):
+def test_a_wrong_folder_of_images_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images(tmp_path / "pets", {"a": 3, "b": 3})
     whole = (tmp_path / "pets/a/0.png").read_bytes()
@@ -490,7 +490,7 @@ def test_a_wrong_folder_of_images_is_one_line(tmp_path, monkeypatch):
     assert_refused(in_process("--data", "pets"), "Pillow", 'pip install "lpfamily[train]"')
 
 
-def test_any_damage_to_an_image_is_one_line_or_another_picture(tmp_path):
+def test_a_damaged_image_is_refused_in_one_line_or_is_another_picture(tmp_path):
     images(tmp_path, {"a": 2, "b": 2})
     path = tmp_path / "a/0.png"
     content, rng = path.read_bytes(), np.random.default_rng(0)
@@ -531,8 +531,8 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_mnist_is_read_by_the_names_that_people_have(layout, tmp_path):
-    """Another set in its format beside it is not taken for it."""
+def test_mnist_is_read_under_all_common_file_names(layout, tmp_path):
+    """Another set of the same format beside MNIST is not mistaken for it."""
     idx_files(
         tmp_path, [f"FashionMNIST/raw/{name}" for name in ("{}-images-idx3-ubyte", "{}-labels-idx1-ubyte")]
     )
@@ -560,7 +560,7 @@ def test_a_folder_of_idx_files_is_a_data_set_of_any_size_and_classes(layout, fir
         assert rows(split) == sorted((*each, label) for each, label in zip(x, labels, strict=True))
 
 
-def test_several_sets_or_less_than_one_are_one_line(tmp_path):
+def test_several_or_incomplete_idx_sets_are_refused_in_one_line(tmp_path):
     idx_files(tmp_path / "a", LAYOUTS["dots"])
     (tmp_path / "a/t10k-labels.idx1-ubyte").rename(tmp_path / "a/labels")
     with pytest.raises(BadInput, match=r"a has .*a/\S+, and lacks an IDX file of test labels"):
@@ -633,7 +633,7 @@ def install(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-def test_a_data_set_of_another_distribution_is_one_like_any_other(install, tmp_path, monkeypatch):
+def test_a_data_set_of_another_distribution_is_used_like_any_other(install, tmp_path, monkeypatch):
     install()
     assert data.names() == ["digits", "mnist", "cifar10", "toy"]
     assert "stranger_of_data" not in sys.modules
@@ -676,13 +676,13 @@ def test_a_data_set_of_another_distribution_is_one_like_any_other(install, tmp_p
         ({"recipe": '{"epochs": 0}'}, ["toy", "epochs"]),
     ],
 )
-def test_a_data_set_that_cannot_be_used_is_one_line(kinds, parts, install):
+def test_a_data_set_that_cannot_be_used_is_refused_in_one_line(kinds, parts, install):
     install(**kinds)
     assert_refused(in_process("--data", "toy", "--units", "5"), *parts)
 
 
-def test_names_are_taken_once(install):
-    """Those of lpfamily's own sets stay theirs."""
+def test_two_data_sets_of_one_name_are_refused(install):
+    """The names of lpfamily's own data sets cannot be taken."""
     install(name="digits", project="other")
     assert data.load("digits").classes == 10
     install()

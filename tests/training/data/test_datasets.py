@@ -1,4 +1,4 @@
-"""The table of data sets: their names, and what an entry brings."""
+"""The table of data sets: their names, their entries, and the subsets of their examples."""
 
 import subprocess
 import sys
@@ -13,14 +13,14 @@ from lpfamily.training import data
 from lpfamily.training.errors import BadInput
 
 
-def test_names_cost_no_import_of_scikit_learn() -> None:
-    """The names are there before any loader is."""
+def test_listing_the_names_does_not_import_scikit_learn() -> None:
+    """The names need no loader."""
     code = "import sys; from lpfamily.training.data import NAMES; print(*NAMES, 'sklearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["digits", "mnist", "cifar10", "False"]
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
     """The refusal holds what was given and what to choose from."""
     with pytest.raises(BadInput, match=r"'svhn'.*digits, mnist, cifar10"):
         data.load("svhn")
@@ -45,3 +45,11 @@ def test_a_data_set_is_one_entry_of_the_table(tmp_path, monkeypatch):
     assert {name: getattr(trained.recipe, name) for name in chosen} == chosen
     assert trained.result["tested_on"] == "toy, 20 test examples"
     assert evaluate.main([str(tmp_path / "run"), "--quiet", "--examples", "20", "--steps", "2"]) == 0
+
+
+def test_first_of_each_returns_the_first_example_of_each_class():
+    test = data.load("digits").test
+    first = test.first_of_each((6, 2))
+    np.testing.assert_array_equal(first.labels, [6, 2])
+    for image, digit in zip(first.x, (6, 2), strict=True):
+        np.testing.assert_array_equal(image, test.x[test.labels.tolist().index(digit)])

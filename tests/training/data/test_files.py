@@ -226,7 +226,7 @@ TRICKLES = {
 @pytest.mark.parametrize(
     ("scheme", "beginning", "dripping"), [pytest.param(*case, id=name) for name, case in TRICKLES.items()]
 )
-def test_time_is_up_whatever_trickles(
+def test_a_slow_download_is_given_up_after_the_time_limit(
     raw: RawMirror,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,8 +242,10 @@ def test_time_is_up_whatever_trickles(
     assert time.monotonic() - begun < 3
 
 
-def test_time_is_up_while_an_address_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That has no timeout of its own."""
+def test_a_slow_address_lookup_is_given_up_after_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lookup has no timeout of its own."""
     over = threading.Event()
 
     def getaddrinfo(*_args: object, **_kwargs: object) -> object:
@@ -282,7 +284,7 @@ def test_the_page_of_a_redirect_is_not_read(
         pytest.param(b"HTTP/1.1 404 " + b"x" * 60_000, "404: xxx", id="long"),
     ],
 )
-def test_control_characters_of_a_server_are_shown_and_not_obeyed(
+def test_control_characters_of_a_server_are_escaped(
     raw: RawMirror, tmp_path: Path, answer: bytes, said: str
 ) -> None:
     """No control character reaches a terminal, and no page of text."""
@@ -294,7 +296,7 @@ def test_control_characters_of_a_server_are_shown_and_not_obeyed(
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "\x9b", "\n", "\u202etxt", "\udc80"])
-def test_a_file_name_is_shown_and_not_obeyed(tmp_path: Path, name: str) -> None:
+def test_control_characters_in_a_file_name_are_escaped(tmp_path: Path, name: str) -> None:
     """Control characters, those that turn the direction of writing, and bytes that are no text."""
     with pytest.raises(BadInput, match=r"no train-images-idx3-ubyte") as caught:
         data.load("mnist", tmp_path / f"a{name}z")
@@ -351,7 +353,7 @@ def test_another_process_may_write_the_same_file_meanwhile(
 
 
 def test_a_cache_that_is_no_folder_is_named(cache: Path) -> None:
-    """What stands in the way is one line."""
+    """The error is one line that names it."""
     cache.parent.touch()
     with pytest.raises(BadInput, match=r"lpfamily.*cannot be kept.*--data-dir"):
         data.load("mnist")
@@ -368,7 +370,7 @@ def test_a_cache_that_is_no_folder_is_named(cache: Path) -> None:
         ("win32", {}, "home/AppData/Local"),
     ],
 )
-def test_the_cache_lies_where_the_platform_puts_it(
+def test_the_cache_is_in_the_cache_folder_of_the_platform(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     platform: str,
@@ -393,7 +395,7 @@ def test_a_relative_xdg_folder_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert files.cache_folder() == tmp_path / ".cache" / "lpfamily"
 
 
-def test_no_home_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """An account without a home directory is told what to do."""
 
     def fail() -> Path:

@@ -125,7 +125,7 @@ def test_a_bad_file_is_named_with_what_was_expected(
     assert_refused(tmp_path, str(tmp_path / (name + suffix)), "download it again", *parts)
 
 
-def test_as_many_labels_as_images(tmp_path: Path) -> None:
+def test_there_must_be_as_many_labels_as_images(tmp_path: Path) -> None:
     """Both files are named, with what each holds."""
     write(tmp_path, {**mnist_files(), TRAIN_LABELS: idx(ZEROS[1:])})
     assert_refused(tmp_path, TRAIN_IMAGES, "5 images", TRAIN_LABELS, "4 labels", "expected as many")
@@ -155,7 +155,7 @@ def test_damaged_gzip_data_are_named(tmp_path: Path, damage: Callable[[bytes], b
     assert_refused(tmp_path, str(path), "is damaged", "expected a whole gzip file", "download it again")
 
 
-def test_a_gzip_bomb_is_not_inflated(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_not_decompressed(tmp_path: Path) -> None:
     """64 MB of zeros behind a header that announces one image cost little memory."""
     contents = mnist_files()
     del contents[TRAIN_IMAGES]

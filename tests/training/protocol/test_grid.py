@@ -101,7 +101,7 @@ def test_the_chosen_one_is_not_trained_again(chosen):
     assert (folder / "metrics.jsonl").read_bytes().startswith(stage_one)  # seconds included
 
 
-def test_the_tables_say_what_was_chosen(chosen):
+def test_the_tables_name_the_chosen_combination(chosen):
     folder, stdout, _ = chosen
     assert stdout.startswith("validation error")
     choice, result = stdout.split("\n\n")
@@ -145,7 +145,7 @@ def test_a_damaged_choice_is_named(chosen, tmp_path, damage):
 
 @pytest.fixture
 def choose(tmp_path):
-    """Return what chooses among seeds by given validation errors, an epoch each, or None for a failure."""
+    """Return a function that chooses among seeds by validation errors, one per epoch; None is a failure."""
 
     def act(patience, **errors):
         candidates = {
@@ -196,7 +196,7 @@ def test_without_patience_the_last_epoch_counts(choose):
     assert found["a"] == {"validation_error": 0.4, "epoch": 2}
 
 
-def test_a_combination_that_is_not_finite_is_not_chosen(choose, capsys):
+def test_a_combination_whose_loss_is_not_finite_is_not_chosen(choose, capsys):
     name, _, table = choose(9, a=[0.1, None], b=[0.3])
     assert name == "b"
     assert re.search(r"\n  a +not finite\n", table)
@@ -306,20 +306,20 @@ def test_fractions_are_numbers_alone_and_in_parentheses_of_a_grid():
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_grid_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, flags, parts):
+def test_an_invalid_grid_is_refused_before_a_folder_is_made(tmp_path, flags, parts):
     small_mnist(tmp_path / "mnist")
     common = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--out", tmp_path / "run")
     assert_refused(in_process(*common, *flags.split()), *parts)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_option_that_one_combination_looks_at_is_there_for_it(tmp_path):
+def test_an_option_that_only_one_combination_uses_is_accepted(tmp_path):
     small_mnist(tmp_path / "mnist")
     flags = ("--grid", "objective=plain/perturb", "--steps", 2, "--out", tmp_path / "run")
     one_epoch(tmp_path, *flags)
 
 
-def test_the_last_healthy_checkpoint_goes_with_what_is_chosen(tmp_path):
+def test_the_last_healthy_checkpoint_is_that_of_the_chosen_run(tmp_path):
     one, other = (runs.create(tmp_path / name, {"name": name}) for name in ("one", "other"))
     recipe = Recipe(model="softmax", units=(), dtype="float64")
     network = network_of(recipe, (1, 1, 3), 2)
@@ -357,7 +357,7 @@ def test_help_has_the_grid(capsys):
 # Killed, and gone on with
 
 
-def test_killed_before_any_touch_of_a_file_it_ends_with_the_same_bytes(tmp_path):
+def test_killed_before_any_file_access_the_choice_ends_with_the_same_bytes(tmp_path):
     small_mnist(tmp_path / "mnist")
     flags = ("--data", "mnist", "--data-dir", tmp_path, "--validation", 5, "--lr", 0.01, "--epochs", 1)
     flags += ("--second-epochs", 1, "--grid", "units=3,2/4")
@@ -382,8 +382,8 @@ def all_of(folder):
     return timeless(folder) | children | {"grid.json": (folder / "grid.json").read_text()}
 
 
-def test_a_network_that_is_trained_is_let_go(tmp_path, monkeypatch):
-    """Without waiting for the collector: the trainers of a grid hold the data, each for itself."""
+def test_the_memory_of_a_trained_network_is_freed(tmp_path, monkeypatch):
+    """Before the garbage collector runs, as each trainer of a grid holds the data for itself."""
     small_mnist(tmp_path / "mnist")
     numpy, alive = backends.find("numpy"), []
 

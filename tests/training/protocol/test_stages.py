@@ -201,7 +201,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("second_stage", ["continue", "scratch", "none"])
-def test_stopped_at_any_write_it_goes_on_to_the_same(tmp_path, monkeypatch, second_stage):
+def test_a_run_stopped_at_any_write_resumes_to_the_same_result(tmp_path, monkeypatch, second_stage):
     recipe = replace(RECIPE, second_stage=second_stage)
     errors, losses = [4, 3, 1, 2, 2, 3], [1, 0.9, 0.5, *[0.6] * 7, 0.4, *[0.1] * 99]
     expected, result = trained(tmp_path / "whole", Script(errors, losses), recipe)
@@ -236,7 +236,7 @@ def test_stopped_at_any_write_it_goes_on_to_the_same(tmp_path, monkeypatch, seco
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("after", [2, 3])
-def test_a_loss_that_decides_and_is_not_finite_stops_the_run(tmp_path, bad, after):
+def test_a_deciding_loss_that_is_not_finite_stops_the_run(tmp_path, bad, after):
     losses = [1, 0.9, 0.5, 0.8, *[0.1] * 99]
     losses[after] = bad
     with pytest.raises(epochs.NotFinite, match=f"is {bad}; .* keeps the checkpoint after epoch 5"):
@@ -263,7 +263,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize(("recipe", "values"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_a_position_that_no_run_has_is_refused(recipe, values):
+def test_an_impossible_position_is_refused(recipe, values):
     network = stages.check(recipe, dataset())
     with pytest.raises(ValueError, match=r"epoch|second stage"):
         positions.expected_arrays(asdict(positions.Position()) | values, recipe, network)

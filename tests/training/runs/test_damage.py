@@ -43,7 +43,7 @@ FLAGS = (
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    """What takes the most time and is no matter here."""
+    """Skip what takes the most time and does not matter here."""
     monkeypatch.setattr(plots, "training_curves", lambda *arguments, **more: None)
 
 
@@ -201,7 +201,7 @@ def overdue(number, frame):
 
 
 def test_no_damage_gives_another_result(plain, other, choosing, tmp_path, record_property):
-    """Of 300, drawn with a fixed seed, each is refused in one line, or without effect."""
+    """Each of 300 damages, drawn with a fixed seed, is refused in one line or has no effect."""
     rng, seen, wrong, decide = random.Random(15), collections.Counter(), [], 0
     result, out = robustness(shutil.copytree(plain.folder, tmp_path / "whole"))
     assert result.returncode == 0, result
@@ -257,7 +257,7 @@ def test_no_damage_gives_another_result(plain, other, choosing, tmp_path, record
     assert decide >= 150, decide
 
 
-def test_a_checkpoint_of_another_epoch_is_not_taken_for_the_one_that_was_measured(plain, tmp_path):
+def test_a_checkpoint_of_another_epoch_than_the_result_is_refused(plain, tmp_path):
     folder = shutil.copytree(plain.folder, tmp_path / "run")
     shutil.copy(plain.copies[2] / CHECKPOINT, folder / CHECKPOINT)
     result, _ = robustness(folder)
@@ -292,7 +292,7 @@ def test_a_damaged_combination_is_named_and_nothing_of_it_is_taken_over(choosing
     "name", ["absolute", "../../evil", "..", ".", "", "a/b", "a\\b", "c:a", "x" * 256, "a\0b", "\ud800"]
 )
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_combination_that_leads_elsewhere_is_refused(choosing, tmp_path, name, earlier):
+def test_a_combination_whose_name_leads_to_another_folder_is_refused(choosing, tmp_path, name, earlier):
     inside = tmp_path / "a" / "b"
     folder = shutil.copytree(choosing.copies[0], inside / "run")
     shutil.rmtree(folder / "grid")
@@ -446,7 +446,7 @@ def test_fields_that_came_later_have_their_defaults(plain, data, tmp_path, monke
     assert (folder / CHECKPOINT).read_bytes() == (earlier.folder / CHECKPOINT).read_bytes()
 
 
-def test_before_there_were_checksums_nothing_lacked(plain, tmp_path):
+def test_a_config_without_a_checksum_must_have_all_fields(plain, tmp_path):
     folder = of_an_earlier_version(shutil.copytree(plain.copies[2], tmp_path / "run"))
     config = json.loads((folder / CONFIG).read_text())
     del config["recipe"]["lr"]
@@ -464,7 +464,7 @@ def test_before_there_were_checksums_nothing_lacked(plain, tmp_path):
         (lambda config: config["recipe"].update(temperature=3), "'temperature'"),
     ],
 )
-def test_fields_that_are_not_known_name_the_versions(plain, tmp_path, edit, words):
+def test_unknown_fields_are_refused_with_the_versions(plain, tmp_path, edit, words):
     folder = shutil.copytree(plain.copies[2], tmp_path / "run")
 
     def later(config):
@@ -477,7 +477,7 @@ def test_fields_that_are_not_known_name_the_versions(plain, tmp_path, edit, word
 
 
 @pytest.mark.parametrize("name", [CONFIG, CHECKPOINT, RESULT])
-def test_a_format_to_come_is_refused_with_the_versions(plain, tmp_path, monkeypatch, name):
+def test_a_later_format_is_refused_with_the_versions(plain, tmp_path, monkeypatch, name):
     folder = shutil.copytree(plain.folder, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(runs, "FORMAT", 2)

@@ -1,4 +1,4 @@
-"""A run that is killed, whenever, and gone on with ends as if nothing had happened."""
+"""A run that is killed at any time and resumed ends as if nothing had happened."""
 
 import json
 import math
@@ -105,7 +105,7 @@ def test_killed_in_both_stages_and_between_a_run_ends_with_the_bytes_of_the_undi
 
 
 @pytest.mark.parametrize("how", ["killed before", "killed in", "no room in"])
-def test_disturbed_at_any_touch_of_a_file_a_run_goes_on(tmp_path, how):
+def test_a_run_disturbed_at_any_file_access_can_be_resumed(tmp_path, how):
     """Killed before it; killed when 40 bytes are written; or with a disk that is full after 40 bytes."""
     small_mnist(tmp_path / "mnist")
     flags = (
@@ -158,7 +158,7 @@ def lengthened(folder, **values):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-def test_the_command_goes_on_on_another_backend_and_says_so(tmp_path, backend):
+def test_the_command_resumes_on_another_backend_and_says_so(tmp_path, backend):
     folder = tmp_path / "run"
     trained(folder, "--backend", "numpy", "--dtype", "float64", "--lr", 0.1, "--epochs", 1)
     lengthened(folder)
@@ -188,7 +188,7 @@ def test_every_other_change_of_a_resumed_run_is_announced(tmp_path):
         begun_with(folder, lambda config: config.update(device="cpu"))
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+def test_a_run_that_another_process_trains_is_not_resumed(tmp_path):
     folder = tmp_path / "run"
     flags = ("--model", "softmax", "--batch-size", 5, "--epochs", 8, "--quiet", "--out", folder)
     with start(*flags, cwd=tmp_path) as process:
@@ -200,7 +200,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
     assert [line["epoch"] for line in metrics(folder)] == list(range(1, 9))
 
 
-def test_a_run_is_held_by_one_process_and_its_combinations_too(tmp_path):
+def test_a_lock_covers_its_run_and_not_its_combinations(tmp_path):
     run = runs.create(tmp_path / "run", {})
     with run.locked():
         with pytest.raises(BadInput, match="another process trains"), run.locked():
@@ -260,7 +260,7 @@ def gone_on_with(monkeypatch, folder, recipe, names):
     [("maxout", "numpy", name) for name in NAMES]
     + [("conv-maxout", "torch", "jax")] * ({"torch", "jax"} <= set(NAMES)),
 )
-def test_a_run_that_changes_its_backend_at_every_checkpoint_is_that_of_either(
+def test_a_run_that_changes_backends_at_every_checkpoint_equals_that_of_either(
     tmp_path, monkeypatch, model, one, other, second_stage
 ):
     recipe = replace(
@@ -456,7 +456,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     unchanged(tmp_path, save)
 
 
-def test_a_line_that_was_cut_short_is_dropped(tmp_path):
+def test_a_line_of_metrics_that_was_cut_short_is_dropped(tmp_path):
     run = run_with(tmp_path, {"epoch": 1}, {"epoch": 2})
     path = tmp_path / runs.METRICS
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""`lpfamily.training.load`: what a run has trained is what it says, in every library."""
+"""`lpfamily.training.load`: it returns the network that a run has trained, in every library."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ def input_gradient(name, model, x, labels):
 
 
 @pytest.mark.parametrize("name", sorted({"numpy", *NAMES}))
-def test_every_backend_hands_out_what_one_has_trained(run, name):
+def test_every_backend_returns_the_network_that_one_has_trained(run, name):
     found = lpfamily.training.load(run)
     logits = call(name, found.model(name), TEST.x)
     assert logits.dtype == np.float32
@@ -157,7 +157,7 @@ def test_the_input_gradient_is_that_of_the_written_out_network(run, backend):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "numpy"])
-def test_convolutions_are_handed_out_and_refused_by_numpy(name, tmp_path):
+def test_backends_return_convolutions_and_numpy_refuses_them(name, tmp_path):
     trained(
         tmp_path / "run", "--backend", name, "--model", "conv-maxout", *CONVOLUTIONS, "--test-examples", 20
     )
@@ -202,7 +202,7 @@ def test_no_data_is_needed_to_know_its_shape(finished, tmp_path, name):
         lpfamily.training.load(folder)
 
 
-def test_a_float64_run_is_of_float64_in_numpy(tmp_path):
+def test_a_float64_run_gives_a_float64_model_in_numpy(tmp_path):
     trained(tmp_path / "run", "--model", "softmax", "--epochs", 1, "--dtype", "float64")
     found = lpfamily.training.load(tmp_path / "run")
     x = TEST.x.astype(np.float64)
@@ -334,7 +334,7 @@ def test_a_damaged_run_is_one_line_that_names_the_file(finished, tmp_path, damag
         assert part in message
 
 
-def test_an_unknown_backend_is_answered_with_what_there_is(finished):
+def test_the_error_for_an_unknown_backend_lists_the_backends(finished):
     with pytest.raises(BadInput, match=r"^unknown backend 'tensorflow'; installed: ") as raised:
         lpfamily.training.load(finished).model("tensorflow")
     assert all(name in str(raised.value) for name in ("jax", "numpy", "torch"))
@@ -347,7 +347,7 @@ def test_an_unknown_backend_is_answered_with_what_there_is(finished):
         ("torch", 'pip install "lpfamily[torch]"'),
     ],
 )
-def test_a_library_that_is_missing_is_answered_with_its_install_line(finished, tmp_path, missing, remedy):
+def test_a_missing_library_is_named_with_its_install_command(finished, tmp_path, missing, remedy):
     code = """
 import sys
 sys.modules[sys.argv[2]] = None
@@ -376,14 +376,14 @@ print(*lpfamily.training.load(sys.argv[1]).parameters)
     assert result.stdout.split() == list(lpfamily.training.load(finished).parameters)
 
 
-def test_importing_it_loads_nothing_heavy(tmp_path):
+def test_importing_training_loads_no_heavy_package(tmp_path):
     result = python("import sys; from lpfamily.training import load; print(*sys.modules)", cwd=tmp_path)
     loaded = set(result.stdout.split())
     assert "lpfamily.training.runs.trained" in loaded
     assert not loaded & {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors", "lpfamily_numpy"}
 
 
-def test_a_backend_of_someone_else_hands_out_its_own(finished, tmp_path):
+def test_a_backend_of_another_distribution_returns_its_model(finished, tmp_path):
     (tmp_path / "strange_backend.py").write_text("from lpfamily_numpy import backend\n")
     info = tmp_path / "strange-1.0.dist-info"
     info.mkdir()
