@@ -64,7 +64,7 @@ class Given(Generic[A]):
     array: Array
     """The argument as `admit` returns it; masked entries are 0."""
     values: Array
-    """The same in the dtype to compute in; from `examples`, with one row per example, (*batch, d)."""
+    """The argument in the dtype to compute in; `examples` gives it one row per example, (*batch, d)."""
     mask: Array | None
 
     @property

@@ -51,9 +51,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception as cause:
-        if (
-            signal.getsignal(signal.SIGINT) is end
-        ):  # compiled code turned the KeyboardInterrupt into this exception
+        # the handler is `end` again: compiled code has turned a KeyboardInterrupt into this exception
+        if signal.getsignal(signal.SIGINT) is end:
             raise KeyboardInterrupt from cause
         raise
     finally:

@@ -30,7 +30,7 @@ def same_version(file: str) -> Iterator[None]:
 
     This happens if Python starts in the folder of a checkout: it takes `lpfamily` from there, and this
     package from an older installation. Version numbers stay the same between two releases, so the sources
-    are compared, and only if the two packages come from different places of which one holds both.
+    are compared. This is done only if the two packages come from different places, one of which has both.
     """
     package, core = Path(file).resolve().parent, Path(__file__).resolve().parent
     for one, other in (core, _beside(package, core.name)), (package, _beside(core, package.name)):

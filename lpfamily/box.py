@@ -171,7 +171,7 @@ def _slack(xp: ModuleType, low: Numbers, high: Numbers, info: FInfo, eps: float)
 def _check_seen(
     named: dict[str, Numbers], grad: Array, mask: Array | None, info: FInfo, *, arrays: bool
 ) -> None:
-    """Raise if x is outside its bounds, as far as Python numbers show it, and NumPy arrays if `arrays`."""
+    """Raise if Python numbers, and with `arrays` NumPy arrays too, show that x is outside its bounds."""
     seen: dict[str, Numbers] = {name: as_float(value) for name, value in named.items() if is_number(value)}
     given = {name: value for name, value in named.items() if arrays and isinstance(value, np.ndarray)}
     if given and (mask is None or isinstance(mask, np.ndarray)):
@@ -195,7 +195,7 @@ def _check_seen(
 
 
 def _raise_outside(named: dict[str, Numbers], shape: tuple[int, ...], index: Array | None) -> NoReturn:
-    """Raise with the values that can be looked at; of arrays the values at this flat index."""
+    """Raise an error with the values that can be looked at; an array shows the one at this flat index."""
     at = () if index is None else tuple(map(int, np.unravel_index(int(index), shape)))
     given = []
     for name, value in named.items():
@@ -303,7 +303,10 @@ def _log_ratio(xp: ModuleType, size: Array) -> Array:
 
 
 def _terms(p: float, operands: tuple[Array, ...]) -> tuple[Array, Array, tuple[Array, Array], Array, Array]:
-    """Return the entries at their bounds, the free ones and their step's operands, and dtau's factors."""
+    """Return which entries are at their bounds, which are free, and what their derivatives need.
+
+    That is the operands of the free entries' step, and the factors of dsigma and droom in dtau.
+    """
     x, sigma, room = operands
     xp = namespace_of(x)
     size = xp.abs(step_in_box(p, x, sigma, room))

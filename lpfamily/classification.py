@@ -264,7 +264,7 @@ def check_logits(
 
     The last is None if all labels count. `remedy` ends the errors about labels.
     """
-    xp, logits, visible = given.xp, given.values, labels
+    xp, logits, original = given.xp, given.values, labels
     _check_classes(logits)
     labels = _in_library(labels, logits)
     if not is_dtype(xp, labels.dtype, "integral"):
@@ -275,7 +275,7 @@ def check_logits(
     labels = xp.astype(labels, classes.dtype, copy=False)  # the labels' dtype may hold fewer numbers
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer | None):
         raise TypeError(f"ignore_index must be an integer or None; got {ignore_index!r}")
-    seen = np.asarray(visible) if isinstance(visible, int | np.ndarray | np.generic) else labels
+    seen = np.asarray(original) if isinstance(original, int | np.ndarray | np.generic) else labels
     _check_range(seen, logits.shape[-1], ignore_index, remedy)
     counted = None
     if ignore_index is not None:

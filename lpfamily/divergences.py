@@ -98,10 +98,10 @@ def divergence_between(clean: Any, logits: Any, batch_ndim: int) -> Any:
     return xp.sum(values, axis=tuple(range(batch_ndim, values.ndim))) if values.ndim > batch_ndim else values
 
 
-def is_off(x: Any, at: Any, batch_ndim: int) -> Any:
-    """Return a mask of the examples of which any entry differs from that of x."""
-    off = mapped(lambda x, at: _any_inner(x != at, batch_ndim), x, at)
-    return functools.reduce(operator.or_, [leaf for _, leaf in named_leaves(off, "x")])
+def differs(x: Any, at: Any, batch_ndim: int) -> Any:
+    """Return a mask of the examples that have an entry in which `at` differs from x."""
+    different = mapped(lambda x, at: _any_inner(x != at, batch_ndim), x, at)
+    return functools.reduce(operator.or_, [leaf for _, leaf in named_leaves(different, "x")])
 
 
 def _any_inner(condition: Any, batch_ndim: int) -> Any:

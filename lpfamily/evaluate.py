@@ -324,7 +324,7 @@ def _ps(given: Given) -> tuple[float, ...]:
         raise BadInput("--p none: give an exponent, such as 2")
     names = [f"{p:g}" for p in ps]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"--p: {twice[0]} is given twice, in six digits; leave one out")
+        raise BadInput(f"--p: {twice[0]} is given twice, rounded to six digits; leave one out")
     return ps
 
 

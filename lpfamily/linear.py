@@ -199,6 +199,7 @@ class _Problem(Generic[A]):
     sigma: Array
 
     def after(self, u: Array, radius: Array) -> Array:
+        """Return the scaled residual at x + eps, where eps is radius * u in scaled units."""
         return self.residual - radius * (u @ self.theta.T)
 
     def solved(self, solve: Callable[..., Array], radius: Array) -> Array:
@@ -215,7 +216,7 @@ class _Problem(Generic[A]):
         return xp.where(finite & xp.isfinite(xp.sum(rows, axis=-1, keepdims=True)), u, math.nan)
 
     def as_residual(self, size: Array) -> A:
-        """Return a size in units of the true residual; the product of the scales may overflow."""
+        """Return a size in units of the true residual; divide twice, as a product of scales may overflow."""
         unit, first, second = (each[..., 0] for each in (self.unit, *self.scales))
         return self.given.back(size * unit / first / second)
 

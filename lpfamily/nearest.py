@@ -34,7 +34,7 @@ from lpfamily.libraries import Primitive, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, ratio_scale, steepest
 
 MULTIPLIER_STEPS, ENTRY_STEPS = 32, 24
-"""Most steps of Newton's method; a test over scales, p and distances needs at most 26 and 16."""
+"""Limits on the steps of Newton's method; a test over scales, p and distances needs at most 26 and 16."""
 
 
 # The definition. `v`, `room` and `scale` hold examples as rows, (..., d); `sigma` is (..., 1).
@@ -213,7 +213,7 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
         high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))
     _, _, nu = repeat(step, (high, xp.zeros_like(high), high), MULTIPLIER_STEPS)
     z = entries(nu)
-    # 1 / (p - 1) magnifies the rounding of nu, by one factor for all free entries: it is divided out
+    # 1 / (p - 1) magnifies the rounding error of nu, which multiplies all free entries by one factor: undo it
     free = positive if share is None else positive & (z < share)
     paid = 0.0 if share is None else xp.sum(xp.where(positive & ~free, share**p, 0.0), axis=-1, keepdims=True)
     spent = xp.sum(xp.where(free, z**p, 0.0), axis=-1, keepdims=True)

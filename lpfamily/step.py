@@ -140,7 +140,7 @@ def epsilon(
 def _by_leaves(p: float, joint: Joint, sigma: Numbers) -> Sequence[Array] | None:
     """Return the step of each leaf without joining the leaves, or None where that is not exact."""
     leaves = joint.leaves
-    if joint.box or joint.is_scaled or not joint.is_even or len(leaves) == 1:
+    if joint.box or joint.is_scaled or not joint.has_one_dtype or len(leaves) == 1:
         return None
     rows, radius = [leaf.values for leaf in leaves], leaves[0].radius(sigma)
     steps = library_of(rows[0]).steps_of_leaves(p, rows, radius)

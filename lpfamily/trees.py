@@ -106,7 +106,7 @@ def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def matched(name: str, tree: Any, of: str, value: Any) -> list[Any]:
-    """Return for each leaf of a tree the leaf of `value` at its path, or `value` where that is no tree."""
+    """Return for each leaf of a tree the leaf of `value` at its path, or `value` itself if it is no tree."""
     paths = _paths("", tree)
     if not is_tree(value):
         return [value] * len(paths)
@@ -198,15 +198,15 @@ class Joint:
         return max(float(finfo(leaf.xp, leaf.array.dtype).eps) for leaf in self.leaves)
 
     @property
-    def is_even(self) -> bool:
+    def has_one_dtype(self) -> bool:
         """Whether all leaves have one dtype."""
         return all(leaf.array.dtype == self.leaves[0].array.dtype for leaf in self.leaves)
 
-    def beside(self, rows: Sequence[Array]) -> Array:
-        """Return the rows of all leaves joined, in a dtype that holds all leaves."""
+    def joined(self, rows: Sequence[Array]) -> Array:
+        """Return the rows of all leaves side by side, in a dtype that holds all leaves."""
         xp = self.leaves[0].xp
         dtype = self.leaves[0].array.dtype
-        if not self.is_even:
+        if not self.has_one_dtype:
             dtype = xp.result_type(*(leaf.values.dtype for leaf in self.leaves))
         return xp.concat([as_dtype(xp, each, dtype) for each in rows], axis=-1)
 
@@ -215,7 +215,7 @@ class Joint:
         """All entries as rows; for a tree of one leaf, that leaf."""
         if len(self.leaves) == 1:
             return self.leaves[0].array
-        return self.beside([leaf.rows(leaf.array) for leaf in self.leaves])
+        return self.joined([leaf.rows(leaf.array) for leaf in self.leaves])
 
     def split(self, rows: Array) -> list[Array]:
         """Return rows, of any number of examples, as leaves."""
@@ -251,7 +251,7 @@ class Joint:
         if len(self.leaves) == 1 or not self.is_scaled:
             return self.scales[0]
         scales = map(_scale_of_leaf, _paths(self.name, self.tree), self.leaves, self.scales)
-        return self.beside(list(scales))
+        return self.joined(list(scales))
 
     @property
     def box_of_rows(self) -> Box:
@@ -259,7 +259,7 @@ class Joint:
         if not self.box or len(self.leaves) == 1:
             return tuple(each for (each,) in self.box)
         boxes = map(_box_of_leaf, _paths(self.name, self.tree), self.leaves, *self.box)
-        return tuple(map(self.beside, zip(*boxes, strict=True)))
+        return tuple(map(self.joined, zip(*boxes, strict=True)))
 
     @property
     def within(self) -> dict[str, Any]:

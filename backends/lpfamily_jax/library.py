@@ -1,4 +1,4 @@
-"""What JAX does in its own way: it gets derivatives, and compiles each definition as one function."""
+"""JAX's `Library`: JAX gets the derivatives of primitives, and compiles each definition as one function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JAX's kernels for the step in a box and the nearest point, for all rows at once.
+"""JAX's kernels (fast implementations) for the step in a box and the nearest point, for all rows at once.
 
 Each row has one multiplier, which Newton's method finds. A kernel returns sizes, without the signs of its
 operand, and a mask of the rows where the sizes are exact.
@@ -120,7 +120,10 @@ def _shrink(v: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[jax.Array,
 
 
 def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split r = |v| / max|v| into tau z + nu z^(p-1); z = |y| / sigma, capped by the room, has norm 1."""
+    """Return |y| of the nearest point: split r = |v| / max|v| into tau z + nu z^(p-1).
+
+    z = |y| / sigma, capped by the room, has norm 1. `lpfamily.nearest` derives this equation.
+    """
     info = np.finfo(v.dtype)
     least = float(info.tiny) ** 0.8
     size, (r, top) = abs(v), _scaled(v)
@@ -139,11 +142,12 @@ def _share(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[
     free = power < cap
     spent, paid = _sums(jnp.where(free, power, 0), jnp.where(free, 0, cap))
     left = jnp.maximum(1 - paid, 0)
-    # this undoes the rounding of nu, which 1 / (p - 1) magnifies by one factor for all free entries
+    # 1 / (p - 1) magnifies the rounding error of nu, which multiplies all free entries by one factor: undo it
     y = jnp.exp(log_z) * (radius * (left / _unit(spent)) ** (1 / p))
     # entries smaller than `least` times the largest must not matter
     valid = (tau > least / float(info.eps)) & (tau < math.inf) & ~jnp.isnan(total) & (converged | ~outside)
-    # A bound as far as the radius does not count. Entries at such bounds leave nothing but rounding.
+    # A bound at the distance of the radius does not count. An entry that lies at one all the same uses the
+    # whole budget: `left` is only rounding, and the row is not exact.
     valid = valid & (~outside | (left > 64 * float(info.eps)) | (spent == 0))
     return jnp.minimum(jnp.where(outside, jnp.minimum(y, within), within), sigma), valid
 
@@ -164,7 +168,7 @@ def _split(
         flat = 1 / (a + (p - 1) * b)
         # half the residual of log(a + b) = log r, roughly, but bounded; then the change of log z for it
         residual = (a + b - r) / (a + b + r)
-        asked, slope = residual * (a + b) * flat, b * flat  # minus that of log z in log nu
+        asked, slope = residual * (a + b) * flat, b * flat  # slope is minus d log z / d log nu
         free = power < cap
         total, sum_asked, sum_slope = _sums(
             jnp.minimum(power, cap), jnp.where(free, power * asked, 0), jnp.where(free, power * slope, 0)
@@ -192,8 +196,8 @@ def _lower(v: jax.Array, sigma: jax.Array, *room: jax.Array) -> tuple[jax.Array,
     first, second = _level(size, sigma, cap)
     low = jnp.maximum(size - first, 0)
     top = jnp.max(size, axis=-1, keepdims=True)
-    fine = ~jnp.isnan(second) & _ordinary(top) & _ordinary(sigma)
-    return jnp.minimum(low - jnp.minimum(low, second), jnp.minimum(cap, sigma)), fine
+    valid = ~jnp.isnan(second) & _ordinary(top) & _ordinary(sigma)
+    return jnp.minimum(low - jnp.minimum(low, second), jnp.minimum(cap, sigma)), valid
 
 
 def _level(size: jax.Array, sigma: jax.Array, room: Any) -> tuple[jax.Array, jax.Array]:
@@ -215,7 +219,7 @@ def _level(size: jax.Array, sigma: jax.Array, room: Any) -> tuple[jax.Array, jax
         inside = (sigma == 0) | (at == 0) & (rest <= 0)
         last = (new <= at) | (high <= jnp.nextafter(at, jnp.full_like(at, math.inf)))
         converged = inside | (abs(rest) <= tolerance * sigma) | ((count > 0) & (rest > 0) & last)
-        # a larger change would leave nothing of sigma but rounding
+        # y is of the size of sigma: subtracting a larger change would leave only rounding
         second = jnp.where(inside, 0, jnp.where(change > 4 * sigma, math.nan, jnp.maximum(change, 0)))
         middle = (low + high) / 2
         middle = jnp.where(middle < high, middle, low)
@@ -249,6 +253,7 @@ def _limits(p: float, sigma: jax.Array, room: jax.Array) -> jax.Array:
 
 
 def _unit(size: jax.Array) -> jax.Array:
+    """Return sizes to divide by: 1 where a size is 0."""
     return jnp.where(size > 0, size, 1)
 
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from lpfamily._arrays import Bounds, check_p, finfo
 from lpfamily.classification import relative_slope
-from lpfamily.divergences import check_beta, divergence_between, divergence_of_moved, is_off
+from lpfamily.divergences import check_beta, differs, divergence_between, divergence_of_moved
 from lpfamily.loops import Ball
 from lpfamily.training.backends import DIFFERENCE_STEP, check_choices
 from lpfamily.trees import mapped, named_leaves, rebuilt
@@ -178,9 +178,9 @@ def regularize(
     if outputs is not None and (direction is not None or (loss is None and has_aux)):
         raise ValueError("outputs and direction exclude each other, and has_aux needs a loss")
     by_difference = penalty_by == "difference"
-    raised: Any = next(each for each in (direction, outputs, loss) if each is not None)  # by eps
+    eps_objective: Any = next(each for each in (direction, outputs, loss) if each is not None)
 
-    @functools.wraps(raised if loss is None else loss)
+    @functools.wraps(eps_objective if loss is None else loss)
     def regularized(*args: Any, **kwargs: Any) -> Any:
         x = _input(args, argnum)
         radius, movable, units, first = (
@@ -190,7 +190,7 @@ def regularize(
         shape = jax.tree.leaves(x)[0].shape[: min(batch_ndim, 1)]
 
         def evaluate(function: Any, at: Any, copy: Callable[[Any], Any] | None = None) -> tuple[Any, Any]:
-            # `copy` of the leaves makes new trees, so that modules in the arguments do not change in place
+            # mapping `copy` over the leaves makes new trees: modules in the arguments do not change in place
             arguments, keywords = (args, kwargs) if copy is None else jax.tree.map(copy, (args, kwargs))
             replaced = list(arguments)
             for position, value in zip(positions, at if isinstance(argnum, tuple) else (at,), strict=True):
@@ -213,10 +213,10 @@ def regularize(
         ) -> tuple[Array, Any]:
             # copies are made inside of the differentiated function, so that modules may change them
             def values_at(at: Any) -> Any:
-                values, _ = evaluate(raised, at, copy)
+                values, _ = evaluate(eps_objective, at, copy)
                 if clean_logits is None:
                     return values
-                is_moved, rounding = is_off(x, at, len(shape)), float(finfo(jnp, values.dtype).eps)
+                is_moved, rounding = differs(x, at, len(shape)), float(finfo(jnp, values.dtype).eps)
                 return divergence_of_moved(clean_logits, _wide(values), is_moved, len(shape), rounding)
 
             values, vjp = jax.vjp(values_at, at)
@@ -250,14 +250,14 @@ def regularize(
             values, aux = evaluate(loss, x)
             values = values + (perturbed - values) / h
         else:
-            raised_values, grad = differentiate(x, _unchanged)
+            eps_values, grad = differentiate(x, _unchanged)
             products = mapped(functools.partial(_products, batch_ndim), grad, ascend(lambda _: grad))
             gain = functools.reduce(operator.add, jax.tree.leaves(products))
             values, aux = evaluate(loss, x)  # without a direction, jit removes all of it but the aux
             if direction is None:
-                values = raised_values  # the same numbers, with one backward pass for both terms
+                values = eps_values  # the same numbers, with one backward pass for both terms
             else:
-                gain = values * relative_slope(_wide(raised_values)) * gain
+                gain = values * relative_slope(_wide(eps_values)) * gain
             values = values + gain.astype(values.dtype)
         return (values, aux) if has_aux else values
 

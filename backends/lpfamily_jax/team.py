@@ -55,7 +55,8 @@ def join(device: str) -> Team:
     atexit.register(_leave_at_exit)
     devices(device)
     team = JaxTeam(device.partition(":")[0])
-    team.gather(np.zeros(1))  # only the first exchange fails for a process half a minute late
+    # the first exchange fails if a process is half a minute late, later ones do not: make the first one now
+    team.gather(np.zeros(1))
     return team
 
 

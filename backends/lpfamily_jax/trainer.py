@@ -267,7 +267,7 @@ def _objective(
     if objective.name == "noise":
         x = x + sigma * drawn.shift
     elif objective.name in ("perturb", "trades"):
-        constant, passes = jax.lax.stop_gradient(state), iter(drawn.passes)
+        constant, draws_of_passes = jax.lax.stop_gradient(state), iter(drawn.passes)
         start = None if drawn.shift is None else sigma * drawn.shift
         function, targets, dtype = "inner", labels, objective.direction_dtype
         if objective.name == "trades":
@@ -276,7 +276,8 @@ def _objective(
         ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, start)
 
         def direction(at: Array) -> Array:
-            gradient: Array = _direction(network, constant, at, targets, next(passes), dtype, function)
+            layer_draws = next(draws_of_passes)
+            gradient: Array = _direction(network, constant, at, targets, layer_draws, dtype, function)
             return gradient
 
         x = x + ascent(direction, x, *arguments)
@@ -349,7 +350,7 @@ def _direction(
     dtype: str = "same",
     function: str = "inner",
 ) -> Array:
-    """Return the input gradient of the loss's inner function, or of the divergence; none of a weight."""
+    """Return the input gradient of the loss's inner function, or of the divergence; weights get none."""
     of_outputs = divergence if function == "divergence" else _LOSSES[network.loss].inner
     compute_dtype = x.dtype if dtype == "same" else jnp.dtype(dtype)
     rounded = {name: array.astype(compute_dtype) for name, array in state.items()}

@@ -69,7 +69,7 @@ class NumpyBackend:
 
     def compile_problem(self, device: str) -> str:
         """Return that there is no compiler."""
-        return "NumPy has no compiler; --backend jax compiles every step, --backend torch if it is asked"
+        return "NumPy has no compiler; --backend jax compiles every step, --backend torch with --compile"
 
     def join(self, device: str) -> Team:
         """Return `ALONE`: this backend trains in one process."""
@@ -175,16 +175,18 @@ class NumpyTrainer:
         shift = None if shift is None else x.dtype.type(sigma) * shift
         if objective.name == "noise" and shift is not None:
             x = x + shift
-        clean_x, passes = x, iter(random_of_passes)
+        clean_x, draws_of_passes = x, iter(random_of_passes)
         ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
         if objective.name == "trades":
             targets = log_softmax(self._forward(x, random_of_passes[0])[-1].outputs)
             eps = ascent(
-                lambda at: self._direction(at, targets, next(passes), divergence_slope), x, *arguments
+                lambda at: self._direction(at, targets, next(draws_of_passes), divergence_slope),
+                x,
+                *arguments,
             )
             return self._trades(x, x + eps, labels, random)
         if objective.name == "perturb":
-            x = x + ascent(lambda at: self._direction(at, labels, next(passes)), x, *arguments)
+            x = x + ascent(lambda at: self._direction(at, labels, next(draws_of_passes)), x, *arguments)
         losses, errors, factors = self._losses_at(x, labels, random, objective.label_smoothing)
         if objective.name != "perturb" or not (weight := objective.clean_weight):
             return losses, errors, _gradients((1.0, factors))
@@ -202,6 +204,7 @@ class NumpyTrainer:
         return losses, self._loss.error(logits, labels), _factors(tape, delta)
 
     def _loss_and_delta(self, logits: Floats, labels: Array, smoothing: float) -> tuple[Floats, Floats]:
+        """Return the loss of each example, with smoothed labels, and its gradient in the logits."""
         losses, delta = np.asarray(self._loss.value(logits, labels)), self._loss_delta(logits, labels)
         if smoothing:
             terms, slope = _smoothing(smoothing, logits, labels)
@@ -211,7 +214,7 @@ class NumpyTrainer:
     def _trades(
         self, x: Floats, perturbed_x: Floats, labels: Array, random: list[Random]
     ) -> tuple[Floats, Array, list[Floats]]:
-        """Return the same for L(x) + beta KL(f(x) || f(x + eps)); the error is that of x."""
+        """Return the result of `_step` for L(x) + beta KL(f(x) || f(x + eps)); the error is that of x."""
         objective = self.task.objective
         clean, perturbed = self._forward(x, random), self._forward(perturbed_x, random)
         logits, log_p = clean[-1].outputs, log_softmax(clean[-1].outputs)
@@ -230,6 +233,7 @@ class NumpyTrainer:
         random: list[Random] | None,
         gradient: Callable[[Floats, Any], Floats] | None = None,
     ) -> Floats:
+        """Return the input gradient of the loss's inner function, or of the function with this `gradient`."""
         tape = self._forward(x, random)
         delta = (gradient or self._deltas.inner)(tape[-1].outputs, targets)
         return tape[0].to_inputs(_backward(tape, delta)[0])
@@ -242,7 +246,10 @@ class NumpyTrainer:
     def _penalised(
         self, x: Floats, labels: Array, sigma: float, random: list[Random]
     ) -> tuple[Floats, Array, list[Floats]]:
-        """Return the same for L + sigma ||grad L||_{p*}; the norm is <grad L, eps>, eps constant (Hölder)."""
+        """Return the result of `_step` for L + sigma ||grad L||_{p*}.
+
+        By Hölder's equality the second term is <grad L, eps>, with eps constant.
+        """
         objective = self.task.objective
         tape = self._forward(x, random)
         inputs, logits = [layer.inputs for layer in tape], tape[-1].outputs
@@ -255,19 +262,19 @@ class NumpyTrainer:
         if objective.penalty_by == "difference":
             h = DIFFERENCE_STEP
             perturbed, _, factors = self._losses_at(x + x.dtype.type(h) * eps, labels, random)
-            passes = [(1 - 1 / h, (inputs, deltas)), (1 / h, factors)]
+            terms = [(1 - 1 / h, (inputs, deltas)), (1 / h, factors)]
             penalties = (perturbed - losses) / x.dtype.type(h)
         else:
             tangents, delta_tangents = self._tangent(tape, deltas, labels, eps)
             # the derivative of inputs.T @ delta along eps has two terms; the inputs of biases are constant
             perturbed_inputs: list[Floats] = [x + v for x, v in zip(inputs, tangents, strict=True)]
-            passes = [(1.0, (perturbed_inputs, deltas)), (1.0, (inputs, delta_tangents))]
+            terms = [(1.0, (perturbed_inputs, deltas)), (1.0, (inputs, delta_tangents))]
             penalties = slope[:, 0] * penalty(direction, objective.p, sigma)
         if objective.label_smoothing:
             smoothing, delta = _smoothing(objective.label_smoothing, logits, labels)
-            passes.append((1.0, (inputs, _backward(tape, delta))))
+            terms.append((1.0, (inputs, _backward(tape, delta))))
             penalties = penalties + smoothing
-        return losses + penalties, errors, _gradients(*passes)
+        return losses + penalties, errors, _gradients(*terms)
 
     def _forward(self, x: Floats, random: list[Random] | None = None) -> list[LayerPass]:
         return forward(self._layers, self._state, x, random)
@@ -342,15 +349,15 @@ def _blocks(array: Floats) -> Iterator[slice]:
         yield slice(begin, begin + rows)
 
 
-def _gradients(*passes: tuple[float, Factors]) -> list[Floats]:
-    """Return the gradients of weights and biases: sums over examples, and weighted sums over passes.
+def _gradients(*terms: tuple[float, Factors]) -> list[Floats]:
+    """Return the gradients of weights and biases: sums over examples, and weighted sums over terms.
 
-    They are in the order of the parameters' names. The examples of all passes enter one matrix product.
+    They are in the order of the parameters' names. The examples of all terms enter one matrix product.
     """
     gradients = []
-    for layer in range(len(passes[0][1][0])):
-        x = _stacked([inputs[layer] for _, (inputs, _) in passes])
-        delta = _stacked([deltas[layer] * deltas[layer].dtype.type(w) for w, (_, deltas) in passes])
+    for layer in range(len(terms[0][1][0])):
+        x = _stacked([inputs[layer] for _, (inputs, _) in terms])
+        delta = _stacked([deltas[layer] * deltas[layer].dtype.type(w) for w, (_, deltas) in terms])
         gradients += [x.T @ delta, delta.sum(axis=0)]
     return gradients
 

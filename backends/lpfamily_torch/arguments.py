@@ -15,10 +15,10 @@ from lpfamily_torch.reachable import Model
 
 
 def inputs_of(x: Any, leaf: Hashable | list[Hashable] | None) -> tuple[Any, Callable[..., Any]]:
-    """Return what is perturbed, a tensor or a tree, and a function that calls the model with it replaced.
+    """Return the perturbed argument, a tensor or a tree of tensors, and a function `call`.
 
-    `call(model, at)` puts `at` in its place; `call(model, at, rows=rows)` takes only these examples of the
-    other arguments, where `at` has only these.
+    `call(model, at)` calls the model with `at` in place of that argument. If `at` has only some of the
+    examples, `call(model, at, rows=rows)` takes these rows of the other arguments.
     """
     if isinstance(x, Tensor | PackedSequence):
         if leaf is not None:
@@ -74,7 +74,10 @@ def rows_of(values: Any, rows: Tensor | None, examples: int) -> Any:
 
 
 def _only_tensor(arguments: Mapping[Any, Any]) -> Hashable:
-    """Return the name of the only floating tensor; of the only tensor where none is, for its message."""
+    """Return the name of the only floating tensor.
+
+    If none is floating, return that of the only tensor, for which `_floating` raises the fitting error.
+    """
     tensors = {name: at for name, at in arguments.items() if isinstance(at, Tensor | PackedSequence)}
     floating = [name for name, at in tensors.items() if isinstance(at, Tensor) and at.is_floating_point()]
     candidates = floating or list(tensors)
@@ -87,7 +90,7 @@ def _only_tensor(arguments: Mapping[Any, Any]) -> Hashable:
 
 
 def _floating(x: object, name: str) -> Tensor:
-    """Return x, if it is a floating tensor with an axis of examples."""
+    """Return x if it is a floating tensor with an axis of examples, else raise TypeError."""
     if isinstance(x, Tensor) and x.is_floating_point() and x.ndim:
         return x
     given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -52,9 +52,9 @@ Owner = TypeVar("Owner")
 class Recorded(Generic[Owner]):
     """A method that takes steps on a CUDA device, recorded as a CUDA graph and launched as one.
 
-    The tensors that it changes must stay in place. The first call with new shapes runs the method itself, as
-    everything must be compiled and loaded before it is recorded. The second call records it; this one and all
-    later calls replay the graph.
+    The tensors that the method changes must keep their memory. The first call with new shapes runs the method
+    itself, as everything must be compiled and loaded before it is recorded. The second call records it; this
+    one and all later calls replay the graph.
     """
 
     def __init__(self, method: Callable[[Owner, Steps], None]) -> None:
@@ -62,7 +62,7 @@ class Recorded(Generic[Owner]):
         self._graphs: dict[tuple[torch.Size, ...], tuple[Steps, torch.cuda.CUDAGraph] | None] = {}
 
     def __call__(self, owner: Owner, steps: Steps) -> None:
-        """Call the method, or record and replay it; the owner is not referenced, so its memory can go."""
+        """Call the method, or record and replay it; no reference to the owner is kept, so it can be freed."""
         shapes = tuple(tensor.shape for tensor in steps.arrays())
         if shapes not in self._graphs:
             self._graphs[shapes] = None
@@ -82,7 +82,10 @@ class Recorded(Generic[Owner]):
 
 @contextmanager
 def tracing_gradients() -> Iterator[None]:
-    """Allow `torch.autograd.grad` in programs, and any number of programs per function, one per trainer."""
+    """Allow `torch.autograd.grad` in compiled programs, and any number of programs per function.
+
+    Each trainer has its own program.
+    """
     import torch._dynamo  # imported only when needed, as it takes a second
 
     changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lpfamily._arrays import Bounds
-from lpfamily.divergences import is_off
+from lpfamily.divergences import differs
 from lpfamily.libraries import library_of
 from lpfamily.loops import Ball
 from lpfamily.trees import mapped
@@ -20,7 +20,7 @@ from lpfamily_torch.evaluator import Evaluator
 def ball_of(
     p: float, sigma: Any, bounds: Bounds | None, mask: Any, batch_ndim: int, scale: Any, joint: bool
 ) -> Ball:
-    """Return the ball of each example, whose examples are along the first axis."""
+    """Return the ball of each example; the first axis indexes examples."""
     if batch_ndim < 1:
         raise ValueError(
             f"batch_ndim must be at least 1, as examples are along the first axis; got {batch_ndim}"
@@ -44,7 +44,10 @@ def frank_wolfe(evaluator: Evaluator, at: Any, ball: Ball, steps: int, start: An
 
 
 def start_of(evaluator: Evaluator, at: Any, start: Any) -> Any:
-    """Return the given start, or a generator that draws one where the gradient at x is zero."""
+    """Return the given start; for a divergence, whose gradient at x is zero, None becomes a generator.
+
+    Raise ValueError if eps raises a divergence and the start is 0.
+    """
     if not evaluator.options.by_outputs:
         return start
     if start is None:
@@ -70,5 +73,5 @@ def _warn_of_unmoved(start: Any, eps: Any) -> None:
 
 def _is_nonzero(eps: Any) -> Tensor:
     """Return for each example whether its eps has an entry other than zero."""
-    nonzero: Tensor = is_off(mapped(torch.zeros_like, eps), eps, 1)
+    nonzero: Tensor = differs(mapped(torch.zeros_like, eps), eps, 1)
     return nonzero

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpfamily import binary_error_log_odds, error_log_odds
 from lpfamily.classification import joint_odds, relative_slope
-from lpfamily.divergences import divergence_between, divergence_of_moved, is_off
+from lpfamily.divergences import differs, divergence_between, divergence_of_moved
 from lpfamily.trees import mapped, rebuilt
 from lpfamily_torch.arguments import leaves_of, rows_of
 from lpfamily_torch.reachable import Model
@@ -129,7 +129,10 @@ class Evaluator:
 
     @contextmanager
     def _eps_scope(self, at: Any) -> Iterator[None]:
-        """Set the autocast of a pass for eps; let all passes draw the same where they must agree."""
+        """Set the autocast of a pass that computes eps.
+
+        Where all passes must see the same dropout and buffers, restore the state at the end of each.
+        """
         options, leaves = self.options, leaves_of(at)
         device = leaves[0].device
         with ExitStack() as scopes:
@@ -147,7 +150,7 @@ class Evaluator:
         if self.clean is None:
             return self._direction(outputs, examples)
         x, clean_outputs = self.clean
-        is_moved, logits = is_off(x, at, 1), _classes_last(outputs)
+        is_moved, logits = differs(x, at, 1), _classes_last(outputs)
         rounding = torch.finfo(logits_of(outputs).dtype).eps
         values: Tensor = divergence_of_moved(_classes_last(clean_outputs), logits, is_moved, 1, rounding)
         return values
@@ -185,8 +188,8 @@ class Evaluator:
     def losses_and_gradient(self, at: Point) -> tuple[Tensor, Any, Point, Tensor | float]:
         """Return the losses and the outputs, by an ordinary pass, and two factors of the losses' gradient.
 
-        The first factor is the gradient of the direction's function, the second one number per example. With
-        odds, L is a multiple of softplus(odds), so grad L = L sigmoid(odds) / softplus(odds) grad odds.
+        The first factor is the gradient of the direction's function, the second is one number per example.
+        With odds, L is a multiple of softplus(odds), so grad L = L sigmoid(odds) / softplus(odds) grad odds.
         """
         first, by_loss = leaves_of(at)[0], self.options.direction == "loss"
 
@@ -249,7 +252,7 @@ def with_gradient(
 def input_gradient(total: Tensor, at: Point, create_graph: bool = False) -> Point:
     """Return the gradient of a scalar with respect to an input, or to a tree of inputs."""
     if torch.is_inference_mode_enabled():
-        raise RuntimeError("inference mode has no gradients: use torch.no_grad, or validate in its scope")
+        raise RuntimeError("inference mode has no gradients: use torch.no_grad instead, for validation too")
     leaves, gradients = leaves_of(at), cast(Sequence[Tensor | None], ())
     if total.requires_grad:
         gradients = torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True)

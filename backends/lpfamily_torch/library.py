@@ -1,4 +1,4 @@
-"""What torch does in its own way: it gets derivatives, and its plain CPU tensors are computed by NumPy."""
+"""torch's `Library`: autograd gets the derivatives of primitives, and NumPy computes plain CPU tensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TorchLibrary(Library):
         return _value(primitive, p, *operands)
 
     def detour(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Compute plain tensors that need no derivative by NumPy, without autograd's bookkeeping."""
+        """Compute with NumPy if tensors are plain and need no derivative, without autograd's bookkeeping."""
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # tensors may carry tangents
             return function(*arguments)
         arrays, size = [], 0
@@ -45,11 +45,11 @@ class TorchLibrary(Library):
         return nullcontext()
 
     def places(self, mask: torch.Tensor) -> torch.Tensor | None:
-        """Return indices if values can be seen, and wait for the device: a model's evaluation costs more."""
+        """Return indices if values can be seen. This waits for the device; evaluating a model costs more."""
         return torch.nonzero(mask)[:, 0] if _has_values(mask) else None
 
     def settled(self, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> bool:
-        """Compare if values can be seen, and wait for the device: hundreds of more steps would cost more."""
+        """Compare if values can be seen. This waits for the device; hundreds of further steps cost more."""
         return all(map(_has_values, new)) and all(map(torch.equal, old, new))
 
     def variates(

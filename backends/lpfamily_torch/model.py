@@ -29,7 +29,7 @@ from lpfamily.training.networks import (
 )
 
 Largest = Callable[[Tensor, int], Tensor]
-"""largest(z, pieces) is the maximum of each unit's pieces along axis 1; its gradient is that of the first."""
+"""largest(z, pieces) is the maximum of each unit's pieces along axis 1; the first one gets the gradient."""
 
 
 class TorchModel(Module):
@@ -81,11 +81,11 @@ def resolved(network: Network) -> Resolved:
 
 @dataclass(frozen=True)
 class Tap:
-    """A dense layer in a forward pass; its weight's gradient is inputs.T @ (gradient of `entering`)."""
+    """A dense layer in a forward pass; its weight's gradient is inputs.T @ (gradient of `z`)."""
 
     layer: int
     inputs: Tensor
-    entering: Tensor
+    z: Tensor
     """The input of the activation, inputs @ weight + bias."""
 
 
@@ -117,7 +117,7 @@ def logits(
 
 
 def scaled_draws(layer: Layer, random: Random, dtype: torch.dtype) -> Random:
-    """Return the factors of a layer's inputs, and its noise in the layout that `by_piece` gives the bias."""
+    """Return dropout's factors of a layer's inputs, and its noise in the layout `by_piece` gives the bias."""
     factor, noise = random
     if factor is not None and layer.dropout is not None:
         factor = factor.to(dtype) * layer.dropout.scale
@@ -162,7 +162,7 @@ def first_largest(z: Tensor, pieces: int) -> Tensor:
 
 
 def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
-    """Return the same for the layout in which the first pieces of all units come first, then the second ones.
+    """Return the same maximum for the layout with the first pieces of all units first, then the second ones.
 
     In this layout a CPU compares whole vectors. max, which also returns indices, takes four times as long as
     amax and the arithmetic below, which finds the first of the largest.
@@ -183,7 +183,10 @@ def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
 
 
 def by_piece(network: Network, name: str, array: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
-    """Return a maxout layer's array in the layout of `largest_by_piece`, or `back`; others unchanged."""
+    """Return a maxout layer's array in the layout of `largest_by_piece`; other arrays stay as they are.
+
+    With `back` the array has that layout, and the result that of a state.
+    """
     layer: Any = layer_of(network, name)
     axis = LAYERS[type(layer)].pieces_axis
     if axis is None:

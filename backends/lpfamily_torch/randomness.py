@@ -54,7 +54,7 @@ def restoring_random_state(device: torch.device, generators: Iterable[Generator]
 
 
 def reseed(device: torch.device, generators: list[Generator]) -> None:
-    """Seed all generators by new draws, so that later draws are independent of those without this call."""
+    """Seed all generators with new draws; later draws are then independent of those without this call."""
     first, second, *others = torch.randint(2**62, (2 + len(generators),)).tolist()
     torch.default_generator.manual_seed(first)
     random.seed(second)

@@ -24,7 +24,7 @@ Model = Callable[..., Any]
 """A module or any other callable, with any inputs, and any outputs that its loss takes."""
 
 Reach = tuple[dict[nn.Module, bool], list[Generator]]
-"""Modules, each with whether a call of it runs only torch's own code; and generators."""
+"""The modules, mapped to whether a call of them runs only torch's own code, and the generators."""
 
 
 def reachable(model: Model) -> Reach:
@@ -82,7 +82,7 @@ def _add_modules(root: nn.Module, modules: dict[nn.Module, bool], generators: li
 def _is_torch_code(forward: object) -> bool:
     """Whether a forward is torch.nn's, which writes no parameter.
 
-    nn.Module.forward is not: it is that of containers, whose parameters other modules use.
+    nn.Module.forward does not count: containers have it, and other modules use their parameters.
     """
     module = getattr(forward, "__module__", None) or ""
     return module.startswith("torch.nn.") and forward is not nn.Module.forward
@@ -97,7 +97,7 @@ def _refuse(module: Any) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
             "modules of torch.jit hide their modes and buffers, so these cannot be restored: pass the "
-            "model as it is before it is scripted or traced, or compiled by torch.compile"
+            "model before scripting or tracing; torch.compile may compile it"
         )
     if module.has_uninitialized_params():
         raise TypeError(

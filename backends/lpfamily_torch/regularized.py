@@ -382,13 +382,14 @@ def _penalised(evaluator: Evaluator, at: Any, ball: Ball) -> tuple[Tensor, Any]:
     """Return L(x) + sigma ||grad L(x)||_{p*} for each example, and the outputs."""
     if is_compiled(evaluator.model):
         raise ValueError(
-            "the penalty by gradient differentiates the model twice, and what torch.compile makes can be "
-            "differentiated once: pass penalty_by='difference', or the model as it is before it is compiled"
+            "the penalty by gradient differentiates the model twice, and a model compiled by torch.compile "
+            "can be differentiated once: pass penalty_by='difference', or the model before compiling"
         )
     if takes_gradients_per_example(evaluator.model):
         raise ValueError(
             "the penalty by gradient differentiates the model twice, and hooks that take gradients per "
-            "example, as Opacus' do, see one: pass penalty_by='difference', or the model without them"
+            "example, as Opacus' do, support one differentiation: pass penalty_by='difference', or the model "
+            "without these hooks"
         )
     grad_was_enabled = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -71,7 +71,7 @@ def restoring_state(model: Model, device: torch.device) -> Iterator[None]:
 
 
 def from_current_state(model: Model, device: torch.device) -> AbstractContextManager[None]:
-    """Return a scope in which a later pass has the random state, buffers and frozen parameters of now.
+    """Return a scope in which a later pass has the present random state, buffers and frozen parameters.
 
     Changes inside the scope are undone after it, but parameters do get gradients. The graph of the pass keeps
     the copies of buffers and frozen parameters.
@@ -94,8 +94,8 @@ def from_current_state(model: Model, device: torch.device) -> AbstractContextMan
 def _modes_for_eps(modules: Iterable[nn.Module], dropout: bool, batch_norm: Statistics) -> Iterator[None]:
     """Switch off dropout, unless `dropout`, and the tracking of statistics in modules in training mode.
 
-    Norms use the statistics that `batch_norm` says. Parameters require no gradient, as compiled modules would
-    compute it although it is not used.
+    `batch_norm` selects the statistics that norms use. Parameters require no gradient, as compiled modules
+    would compute it although it is not used.
     """
     changes: list[tuple[object, str, object]] = []
 

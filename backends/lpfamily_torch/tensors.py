@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 SMALL = 2**20
-"""Bytes up to which parameters are copied, and values restored even where torch has counted no change."""
+"""Size in bytes up to which parameters are copied, and values restored even if torch counted no change."""
 
 BATCH_NORM_FORWARDS = (_BatchNorm.forward, SyncBatchNorm.forward)
 """Forwards that change a buffer of their module only with `track_running_stats`."""

@@ -1,4 +1,4 @@
-"""Training of networks in torch, on the CPU or a CUDA device; an epoch reads nothing back from the device."""
+"""Training of networks in torch, on the CPU or a CUDA device; an epoch reads results only at its end."""
 
 from __future__ import annotations
 
@@ -213,15 +213,19 @@ class TorchTrainer:
         clean = x
         ascent, arguments = LAST_ITERATES[objective.method], (objective.p, sigma, objective.steps, shift)
         if objective.name == "perturb":
-            passes = iter(drawn.passes)
+            draws_of_passes = iter(drawn.passes)
             direction = self._direction if objective.direction_dtype == "same" else self._rounded_direction
-            x = x + ascent(lambda at: direction(at, labels, self._scaled_draws(next(passes))), x, *arguments)
+            x = x + ascent(
+                lambda at: direction(at, labels, self._scaled_draws(next(draws_of_passes))), x, *arguments
+            )
         if objective.name == "trades":
             draws = [self._scaled_draws(layers) for layers in drawn.passes]
             with torch.no_grad():
                 targets = log_softmax(self._logits(x, draws[0]), dim=1)
-            passes = iter(draws)
-            x = x + ascent(lambda at: self._direction(at, targets, next(passes), divergence), x, *arguments)
+            draws_of_passes = iter(draws)
+            x = x + ascent(
+                lambda at: self._direction(at, targets, next(draws_of_passes), divergence), x, *arguments
+            )
             logits = self._logits(clean, random, taps)
             divergences = divergence(self._logits(x, random, taps), log_softmax(logits, dim=1))
             return self._trained_losses(logits, labels) + objective.beta * divergences, logits
@@ -269,12 +273,15 @@ class TorchTrainer:
         random: list[Random] | None = None,
         function: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return the input gradient of the loss's inner function, or of another; no gradient of a weight."""
+        """Return the input gradient of the loss's inner function, or of another; weights get no gradient."""
         at, function = self._differentiable(x), function or self._loss.inner
         return torch.autograd.grad(function(self._logits(at, random), targets).sum(), at)[0]
 
     def _rounded_direction(self, x: Tensor, labels: Tensor, random: list[Random]) -> Tensor:
-        """Return the same with bfloat16 products; autocast computes these in place of float32 ones alone."""
+        """Return the same with bfloat16 products.
+
+        Autocast computes these in place of float32 products only, so everything becomes float32 first.
+        """
         at = self._differentiable(x)
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
         single = [Random(*(each if each is None else each.float() for each in both)) for both in random]
@@ -284,7 +291,8 @@ class TorchTrainer:
 
     def _differentiable(self, x: Tensor) -> Tensor:
         """Return x without its graph, requiring a gradient."""
-        # in a program, before torch 2.13, a tensor requires one only if it is computed from one that does
+        # before torch 2.13, a tensor in a compiled program requires a gradient only if it is computed from a
+        # tensor that does, here `_zero`
         return x.detach() + self._zero if self.task.compiled else x.detach().requires_grad_()
 
     def _losses(
@@ -309,17 +317,17 @@ class TorchTrainer:
         taps: list[Tap] = []
         all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
         losses, logits = self._objective(x, labels, sigma, drawn, None if all_differentiated else taps)
-        leaves = [tap.entering for tap in taps] + [self._state[name] for name in self._differentiated]
+        leaves = [tap.z for tap in taps] + [self._state[name] for name in self._differentiated]
         leaf_gradients = torch.autograd.grad(losses.sum() / examples, leaves)
         gradients: Gradients = dict(zip(self._differentiated, leaf_gradients[len(taps) :], strict=True))
         for index in {tap.layer for tap in taps}:
-            passes = [
+            factors = [
                 (tap.inputs, delta)
                 for tap, delta in zip(taps, leaf_gradients, strict=False)
                 if tap.layer == index
             ]
             inputs, delta = (
-                torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*passes, strict=True)
+                torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*factors, strict=True)
             )
             gradients[f"layers.{index}.weight"] = (inputs.T, delta)
             gradients[f"layers.{index}.bias"] = delta.sum(dim=0)
@@ -413,7 +421,10 @@ def _subtract(velocity: Tensor, gradient: Tensor, rate: Rate) -> None:
 
 
 def _softplus(odds: Tensor) -> Tensor:
-    """Return log(1 + exp(odds)) in one step, for one differentiation; torch's softplus leaves out the 1."""
+    """Return log(1 + exp(odds)) in one operation, which is differentiated at most once.
+
+    torch's softplus leaves out the 1 for large odds.
+    """
     return -logsigmoid(-odds)
 
 

@@ -27,7 +27,8 @@ _METHODS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[int]
     "projected": (scheduled.begin, scheduled.projected_step, lambda steps: [0] * steps),
     "frank-wolfe": (scheduled.begin, scheduled.frank_wolfe_step, scheduled.shares),
 }
-"""By name: the state at a start, one step from a state, and a number for each step."""
+"""The functions of each method. The first returns the state at a start, the second takes a step from a state,
+and the third returns a number for each step, which the second is given."""
 
 
 def ascend(
@@ -120,8 +121,8 @@ def ascend(
     ------
     TypeError, ValueError
         As in `lpfamily.epsilon`, for less than one step, restarts below 0, an unknown method, a step_size
-        with a method other than "projected", a stop_above that is NaN, and for values or gradients that do
-        not have their shape.
+        with a method other than "projected", a stop_above that is NaN, and for values or gradients of
+        another shape.
 
     References
     ----------
@@ -155,7 +156,7 @@ def _ascend_tree(
     scale: Any,
     how: dict[str, Any],
 ) -> A:
-    """Return `ascend` of a tree, by that of its rows."""
+    """Return `ascend` of a tree, computed by `ascend` of its rows."""
     joint = Joint.of("x", x, batch_ndim)
     box = () if bounds is None else box_of(x, bounds)
     within = Joint.of("x", x, joint.batch_ndim, mask, scale, box).within
@@ -184,7 +185,7 @@ def _ascend_scaled(
     scale: Numbers,
     how: dict[str, Any],
 ) -> A:
-    """Return `ascend` in a weighted ball, by that of u in x + scale * u."""
+    """Return `ascend` in a weighted ball, computed by `ascend` of u, where x + eps is x + scale * u."""
     given = examples(x, "x", batch_ndim)
     units = Units.of(x, sigma, bounds, batch_ndim, mask, scale)
     of_u = partial(units.value_and_grad, value_and_grad)
@@ -289,6 +290,7 @@ def _of(values: Array, indices: Array | None) -> Array:
 
 
 def _put(values: Array, indices: Array | None, new: Array) -> Array:
+    """Return the values with new ones at the indices, changed in place; None replaces all."""
     if indices is None:
         return new
     values[indices] = new

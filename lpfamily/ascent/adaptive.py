@@ -30,19 +30,19 @@ class Adaptive(NamedTuple):
     grad: Array
     """The gradient at `eps`."""
     share: Array
-    """The length of a step, as a share of the longest."""
+    """The length of a step, as a share of the longest step."""
     best_grad: Array
     """The gradient at `best`."""
-    before: Array
+    previous: Array
     """The perturbation before the last step."""
-    last: Array
+    value_at_eps: Array
     """The value at `eps`."""
     fresh: Array
     """Whether there is no last step to continue: at the start, and after a return to `best`."""
-    rises: Array
+    n_rises: Array
     """The number of steps of this window that have raised the value."""
-    rose: Array
-    """Whether one of them has raised the best value."""
+    best_rose: Array
+    """Whether a step of this window has raised the best value."""
 
 
 def begin(eps: Array, value: Array, grad: Array, share: Array) -> Adaptive:
@@ -61,7 +61,7 @@ def adaptive_step(search: Search, state: Adaptive, window: Any, first: bool = Fa
     else:  # the maximum is the only fixed point of this step; projecting a long step can have others
         share = 1.0 if first else search.column(state.share)
         step = share * (search.step(state.grad, search.sigma) - eps)
-    moved = search.nearest(eps + step + drift * (eps - state.before - step))
+    moved = search.nearest(eps + step + drift * (eps - state.previous - step))
     new, grad = search.evaluate(moved)
     better = search.better(new, state.value)
     state = Adaptive(
@@ -71,11 +71,11 @@ def adaptive_step(search: Search, state: Adaptive, window: Any, first: bool = Fa
         grad=grad,
         share=state.share,
         best_grad=search.where(better, grad, state.best_grad),
-        before=eps,
-        last=new,
+        previous=eps,
+        value_at_eps=new,
         fresh=xp.zeros_like(state.fresh),
-        rises=state.rises + xp.astype(new > state.last, state.rises.dtype),
-        rose=state.rose | better,
+        n_rises=state.n_rises + xp.astype(new > state.value_at_eps, state.n_rises.dtype),
+        best_rose=state.best_rose | better,
     )
     after: Adaptive = library_of(eps).branch(window > 0, partial(_end_window, search, window), state)
     return after
@@ -83,15 +83,15 @@ def adaptive_step(search: Search, state: Adaptive, window: Any, first: bool = Fa
 
 def _end_window(search: Search, window: Any, state: Adaptive) -> Adaptive:
     """Halve the share of each example that made too little progress, and return it to its best point."""
-    xp, stuck = namespace_of(state.rises), (state.rises < RISING * window) | ~state.rose
+    xp, stuck = namespace_of(state.n_rises), (state.n_rises < RISING * window) | ~state.best_rose
     return state._replace(
         eps=search.where(stuck, state.best, state.eps),
         grad=search.where(stuck, state.best_grad, state.grad),
         share=search.where(stuck, state.share / 2, state.share),
-        last=search.where(stuck, state.value, state.last),
+        value_at_eps=search.where(stuck, state.value, state.value_at_eps),
         fresh=stuck,
-        rises=xp.zeros_like(state.rises),
-        rose=xp.zeros_like(state.rose),
+        n_rises=xp.zeros_like(state.n_rises),
+        best_rose=xp.zeros_like(state.best_rose),
     )
 
 

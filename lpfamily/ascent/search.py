@@ -48,7 +48,10 @@ class Search:
         return value, grad
 
     def step(self, grad: Array, length: Numbers, eps: Array | None = None) -> Array:
-        """Return the steepest step from x, or one from x + eps whose end goes to `nearest`."""
+        """Return the steepest step from x, or with `eps` from x + eps.
+
+        The caller passes the end of a step from x + eps to `nearest`: at p = inf the step ignores the box.
+        """
         box: dict[str, Any] = {}
         if self.bounds is not None and eps is None:
             box = {"x": self.x, "bounds": self.bounds}

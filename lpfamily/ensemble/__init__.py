@@ -105,8 +105,8 @@ def robustness(
     Raises
     ------
     TypeError, ValueError
-        For labels and logits that do not have their shape, no example, no radius, an unknown effort, and as
-        in `lpfamily.epsilon`.
+        For labels or logits of another shape, no example, no radius, an unknown effort, and as in
+        `lpfamily.epsilon`.
 
     References
     ----------
@@ -232,7 +232,7 @@ def _checked(z: NDArray[Any], labels: Ints, n: int) -> NDArray[Any]:
 
 
 def _radii(p: float | Sequence[float], sigma: Sigmas) -> dict[float, tuple[float, ...]]:
-    """Return the radii above 0 by p, in rising order."""
+    """Return the radii above 0 by p, in ascending order."""
     ps: list[Any] = [p] if np.ndim(p) == 0 else list(p)  # type: ignore[arg-type]
     if not ps:
         raise ValueError("p must name at least one exponent, such as 2; got none")

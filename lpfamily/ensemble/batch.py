@@ -22,18 +22,18 @@ from lpfamily.step import epsilon
 
 @dataclass(frozen=True)
 class Plan:
-    """How many gradients of an example each attack takes."""
+    """How many gradients per example each attack takes."""
 
     steps: int
-    """On the log-odds, from the example and from every restart."""
+    """Gradients of an ascent of the log-odds, from the example and from every restart."""
     targets: int
-    """The number of classes that are aimed at."""
+    """The number of wrong classes that are aimed at."""
     target_steps: int
-    """On the margin of each of these classes."""
+    """Gradients of an ascent of the margin, for each of these classes."""
     restarts: int
     """The number of random restarts."""
     walk: int
-    """In the search for the smallest perturbation, of every example that an attack has fooled."""
+    """Gradients of the search for the smallest perturbation, for each example that an attack has fooled."""
     noise: int = 5
     """The number of random points in each ball, for the examples that nothing else fools."""
 

@@ -32,7 +32,8 @@ class Way(NamedTuple):
 
 
 WAYS = (
-    # log-odds find the nearest class, whichever it is; but where no class is likely, they leave it for others
+    # the log-odds lead to the nearest class, whichever it is; but where no wrong class is likely, they turn
+    # from the nearest to others
     Way(aimed=False, begin=0, share=0.35, length=(1, 0.01)),
     Way(aimed=True, begin=0, share=0.35, length=(1, 0.01)),
     Way(aimed=True, begin=1, share=0.3, length=(0.2, 0.01)),
@@ -40,7 +41,8 @@ WAYS = (
 GAMMA = 0.1, 0.001
 """The share by which the ball of a way grows or shrinks, in the first and the last step."""
 FLOOR = 0.01
-"""The least radius before anything fools the example, in units of the smallest norm known to."""
+"""The least radius until a perturbation of the way fools the example, in units of the smallest norm that is
+known to fool it."""
 NEARER = 6
 """The number of halvings in `nearer`."""
 
@@ -52,13 +54,13 @@ def walk(
 
     Each example has a ball. It shrinks where x + eps fools and grows where it does not; until one fools, its
     radius is the distance at which the linearised value changes its sign. The returned norms are at most
-    `most`, those of perturbations that are known to fool.
+    `most`, the norms of perturbations that are known to fool.
     """
     classifier, x, y = examples.classifier, examples.x[indices], examples.y[indices]
     xp = namespace_of(x)
     right = np.arange(examples.z.shape[1]) == examples.labels[indices, None]
     aims, best = examples.order[indices, 0], eps
-    least, radius, met = most, most, np.zeros(len(indices), bool)
+    least, radius, has_fooled = most, most, np.zeros(len(indices), bool)
     shares = 0.5 + 0.5 * np.cos(math.pi * np.arange(steps) / steps)
     for length, gamma in zip(_between(way.length, shares), _between(GAMMA, shares), strict=True):
         targets = examples.here(aims, examples.y) if way.aimed else None
@@ -69,15 +71,15 @@ def walk(
         aims = np.where(right, -math.inf, z).argmax(axis=1)
         less = fooled & (size < least)
         best = xp.where(examples.column(less) > 0, eps, best)
-        least, met = np.where(less, size, least), met | fooled
+        least, has_fooled = np.where(less, size, least), has_fooled | fooled
         grad, no_gradient = finite_gradients(grad)
         slope = classifier.host(penalty(grad, p, 1.0, **examples.ball_of(indices))).astype(np.float64)
         slope = np.where(classifier.host(no_gradient) | (slope == 0), math.inf, slope)
         ahead = np.nan_to_num(-classifier.host(value) / slope)
         linear = np.maximum(size + ahead, np.maximum(size, FLOOR * least) * (1 + gamma))
-        grown = np.minimum(np.where(met, radius * (1 + gamma), linear), least)
+        grown = np.minimum(np.where(has_fooled, radius * (1 + gamma), linear), least)
         radius = np.where(fooled, np.minimum(radius, least) * (1 - gamma), grown)
-        reach = examples.here(length * np.where(met, least, radius), x)
+        reach = examples.here(length * np.where(has_fooled, least, radius), x)
         eps = eps + epsilon(grad, p, reach, **examples.box_of(indices, x + eps))
         eps = examples.nearest(indices, eps, p, examples.here(radius, x))
     return best, least

@@ -82,11 +82,11 @@ class Examples:
         return low, high
 
     def ball_of(self, indices: Ints) -> dict[str, Any]:
-        """Return the keywords by which the core's functions know the ball of these examples."""
+        """Return the keyword arguments that give `epsilon` and `project` the ball of these examples."""
         return {"batch_ndim": 1, "scale": of_examples(indices, self.x, self.scale, self.x.ndim)}
 
     def box_of(self, indices: Ints, x: Array) -> dict[str, Any]:
-        """Return the same keywords, with those that keep x + eps in the box."""
+        """Return the same keyword arguments, and those that keep x + eps in the box."""
         box = {} if self.bounds is None else {"x": x, "bounds": self.bounds_of(indices)}
         return self.ball_of(indices) | box
 

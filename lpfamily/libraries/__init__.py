@@ -134,7 +134,7 @@ class Library:
     def per_row(self, function: Callable[..., Array], reduces: bool, *operands: Array) -> Array:
         """Evaluate a `function` of rows, (..., d), and of operands that broadcast to them, row by row.
 
-        It returns one number per row if it `reduces`, else a row.
+        The function returns one number per row if it `reduces`, else rows.
         """
         with self.unwarned():
             return function(*operands)
@@ -144,7 +144,7 @@ class Library:
         return None
 
     def read(self, *arrays: Array) -> tuple[Array, ...]:
-        """Return the arrays with values that can be looked at; a lazy library computes them here."""
+        """Return the arrays with their values; a lazy library computes them here."""
         return arrays
 
     def unwarned(self) -> AbstractContextManager[Any]:
@@ -197,7 +197,10 @@ class Library:
         return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else None
 
     def generators(self, rng: Any, count: int) -> Sequence[Any]:
-        """Return generators or keys for independent draws; a generator that advances is repeated."""
+        """Return `count` generators or keys whose draws are independent.
+
+        A generator that advances with each draw is returned `count` times.
+        """
         return [rng] * count
 
     def settled(self, old: tuple[Array, ...], new: tuple[Array, ...]) -> bool:
@@ -246,8 +249,8 @@ def library_of(x: Array, name: str = "x") -> Library:
 def detoured(function: Callable[..., A], name: str, x: Array, sigma: Any, *others: Any) -> A:
     """Return function(x, sigma, *others), by the `detour` of x's library; an error calls x `name`.
 
-    If sigma is an array, the detour is taken only if it has x's type and dtype and all radii are in range,
-    because libraries differ in how they handle others.
+    An array sigma allows the detour only if it has x's type and dtype and all its radii lie in [0, inf):
+    libraries differ in how they handle any other sigma.
     """
     library = library_of(x, name)
     if not isinstance(sigma, int | float):

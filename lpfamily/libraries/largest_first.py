@@ -1,4 +1,4 @@
-"""NumPy's kernel for the step in a box at p = 1: entries move to their bounds, the largest |x| first."""
+"""NumPy's step in a box at p = 1: entries move to their bounds, the largest |x| first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily.libraries.rows import Floats, Rows, column, rough_dots, sizes, with_sign_of
+from lpfamily.libraries.rows import Floats, Mask, column, rough_dots, sizes, with_sign_of
 
 SAMPLE = 16
 """A sample of one entry in SAMPLE shows roughly how far the budget goes."""
@@ -17,7 +17,7 @@ SAMPLED_FROM = 512
 """Row length from which a sample saves more time than it costs."""
 
 
-def fill_largest_first(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Rows:
+def fill_largest_first(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Mask:
     """Move entries to their bounds from the largest |x| down, the last one as far as the budget goes.
 
     Only entries near the last one are sorted; a sample gives the interval of |x| that they lie in.
@@ -28,7 +28,7 @@ def fill_largest_first(x: Floats, sigma: Floats, room: Floats, out: Floats, spac
     top, budget = sizes(x, size), sigma[:, 0].astype(np.float64)
     np.minimum(room, sigma, out=cost)
     least, share = np.empty(n, x.dtype), np.empty(n)
-    missed: Rows = np.ones(n, bool)
+    missed: Mask = np.ones(n, bool)
     if d >= SAMPLED_FROM:
         high, low = _bracket(size[:, ::SAMPLE], cost[:, ::SAMPLE], sigma / SAMPLE)
         np.greater(size, high, out=above)
@@ -44,8 +44,8 @@ def fill_largest_first(x: Floats, sigma: Floats, room: Floats, out: Floats, spac
         places = np.arange(len(where)) + np.repeat(np.arange(n) * width - begins[:-1], count)
         candidates = np.zeros((2, n * width), x.dtype)
         candidates[0, places], candidates[1, places] = size.take(where), cost.take(where)
-        values, prices = candidates.reshape(2, n, width)
-        least[...], share[...] = _reached(values, prices, left)
+        sizes_near, costs_near = candidates.reshape(2, n, width)
+        least[...], share[...] = _reached(sizes_near, costs_near, left)
     if missed.any():
         rest = size[missed]
         least[missed], share[missed] = _reached(rest, np.where(rest > 0, cost[missed], 0), budget[missed])
@@ -57,7 +57,7 @@ def fill_largest_first(x: Floats, sigma: Floats, room: Floats, out: Floats, spac
     where = np.flatnonzero(np.equal(size, least[:, None], out=near))
     np.put(out, where, np.minimum(share[where // d], cost.take(where)))
     with_sign_of(x, out, t)
-    valid: Rows = np.isfinite(top) & ~np.isnan(share)
+    valid: Mask = np.isfinite(top) & ~np.isnan(share)
     return valid
 
 
@@ -79,13 +79,13 @@ def _reached(size: Floats, cost: Floats, budget: Floats) -> tuple[Floats, Floats
     share = budget - spent[rows, first]
     if (most := ties.max()) > 1:
         place = np.arange(most)
-        prices = cost[rows[:, None], np.minimum(first[:, None] + place, size.shape[1] - 1)]
-        share = _even_share(np.where(place < ties[:, None], prices, math.inf), ties, share)
+        costs = cost[rows[:, None], np.minimum(first[:, None] + place, size.shape[1] - 1)]
+        share = _even_share(np.where(place < ties[:, None], costs, math.inf), ties, share)
     share[ample & ~np.isnan(spent[:, -1])] = math.inf
     return least, share
 
 
-def _first_true(mask: Rows) -> Any:
+def _first_true(mask: Mask) -> Any:
     """Return the index of the first True of each row, or the row's length without one."""
     at = mask.argmax(axis=1)
     return np.where(mask[np.arange(len(mask)), at], at, mask.shape[1])
@@ -103,14 +103,14 @@ def _sort_together(size: Floats, cost: Floats) -> tuple[Floats, Floats]:
     return np.take_along_axis(size, order, axis=1), np.take_along_axis(cost, order, axis=1)
 
 
-def _even_share(prices: Floats, count: Any, budget: Floats) -> Floats:
-    """Return c with sum min(c, price) = budget, over the `count` finite prices of each row."""
-    prices.sort(axis=1)
-    place = np.arange(prices.shape[1])
+def _even_share(costs: Floats, count: Any, budget: Floats) -> Floats:
+    """Return c with sum min(c, cost) = budget, over the `count` finite costs of each row."""
+    costs.sort(axis=1)
+    place = np.arange(costs.shape[1])
     real = place < count[:, None]
-    paid = np.cumsum(np.where(real, prices, 0), axis=1, dtype=np.float64)
-    share = (budget[:, None] - np.where(real, paid - prices, 0)) / np.maximum(count[:, None] - place, 1)
-    enough = (share <= prices) | (place == count[:, None] - 1)
+    paid = np.cumsum(np.where(real, costs, 0), axis=1, dtype=np.float64)
+    share = (budget[:, None] - np.where(real, paid - costs, 0)) / np.maximum(count[:, None] - place, 1)
+    enough = (share <= costs) | (place == count[:, None] - 1)
     return np.take_along_axis(share, np.argmax(enough, axis=1)[:, None], axis=1)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""NumPy's kernels for the step in a box and the nearest point, for one block of rows at a time.
+"""NumPy's step in a box and nearest point, for one block of rows at a time.
 
 Each row has one multiplier, which Newton's method finds.
 """
@@ -19,7 +19,7 @@ from lpfamily.libraries.largest_first import fill_largest_first
 from lpfamily.libraries.powers import fastest_power
 from lpfamily.libraries.rows import (
     Floats,
-    Rows,
+    Mask,
     column,
     ones_like,
     rough_dots,
@@ -32,7 +32,7 @@ from lpfamily.libraries.rows import (
 from lpfamily.nearest import nearest
 
 STEPS = 32
-"""Most steps of Newton's method; rows that have not converged by then go to the definition."""
+"""Maximum number of steps of Newton's method; rows that have not converged go to the definition."""
 
 ROUNDINGS = 4
 """How far the cost may miss the budget, in units in the last place."""
@@ -41,9 +41,10 @@ NEWTON_END = 0.25
 """Newton's method stops after a step shorter than NEWTON_END * sqrt(eps): the error left is below eps."""
 
 NEWTON_FROM = 1.05
-"""For a smaller p, too few entries of a row take part in a step of Newton's method."""
+"""For p between 1 and this, too few entries of a row take part in a step of Newton's method: rows go to the
+definition."""
 
-Fill = Callable[..., Rows]
+Fill = Callable[..., Mask]
 """fill(*operands, out, space) fills `out`, with `space` as scratch, and returns a mask of the exact rows."""
 
 
@@ -89,12 +90,15 @@ def fill_blocks(primitive: Primitive, fill: Fill, p: float, *operands: Floats) -
     return out
 
 
-def _none_exact(*operands: Floats) -> Rows:
+def _none_exact(*operands: Floats) -> Mask:
     return np.zeros(len(operands[0]), bool)
 
 
-def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
-    """Split r = |v| / max|v| into tau z + nu z^(p-1); z = |y| / sigma, capped by the room, has norm 1."""
+def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Mask:
+    """Fill `out` with the nearest point y: split r = |v| / max|v| into tau z + nu z^(p-1).
+
+    z = |y| / sigma, capped by the room, has norm 1. `lpfamily.nearest` derives this equation.
+    """
     *room, out, space = rest
     r, w, t, cap = space[:4]
     info, dtype = np.finfo(v.dtype), v.dtype.type
@@ -114,9 +118,9 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
         np.exp(cap, out=cap)
     t *= dtype(p)
     total = rough_dots(np.exp(t, out=t), ones)
-    outside: Rows = total > 1
+    outside: Mask = total > 1
     # entries smaller than `least` times the largest must not matter
-    valid: Rows = (tau > least / float(info.eps)) & (tau < math.inf) & ~np.isnan(total)
+    valid: Mask = (tau > least / float(info.eps)) & (tau < math.inf) & ~np.isnan(total)
     rows = np.flatnonzero(outside & valid)
     valid[rows] = _split(p, r, w, tau, cap if room else None, rows, space[4:])
     np.multiply(w, dtype(p), out=t)
@@ -129,9 +133,10 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
         spent = rough_dots(t, np.less(t, cap, out=free))
         np.minimum(t, cap, out=t)
         left = np.maximum(1 - (rough_dots(t, ones) - spent), 0)
-        # A bound as far as the radius does not count. Entries at such bounds leave nothing but rounding.
+        # A bound at the distance of the radius does not count. An entry that lies at one all the same uses
+        # the whole budget: `left` is only rounding, and the row is not exact.
         valid &= ~outside | (left > 64 * float(info.eps)) | (spent == 0)
-    # this undoes the rounding of nu, which 1 / (p - 1) magnifies by one factor for all free entries
+    # 1 / (p - 1) magnifies the rounding error of nu, which multiplies all free entries by one factor: undo it
     w *= column(radius * (left / np.where(spent > 0, spent, 1)) ** (1 / p), dtype)
     w[~outside] = math.inf
     np.copyto(out, v)
@@ -141,7 +146,7 @@ def _share(p: float, v: Floats, sigma: Floats, *rest: Any) -> Rows:
     return valid
 
 
-def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: Floats) -> Rows:
+def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows: Any, space: Floats) -> Mask:
     """Replace w = log r in these rows by log z, with tau z + nu z^(p-1) = r and sum min(z^p, cap) = 1.
 
     Newton's method for log nu and all entries at once takes three to six steps of two exponentials each.
@@ -199,28 +204,31 @@ def _split(p: float, r: Floats, w: Floats, tau: Floats, cap: Floats | None, rows
                 break
             place, r, w, tau, log_nu = (each[going] for each in (place, r, w, tau, log_nu))
             cap = None if cap is None else cap[going]
-    of_rows: Rows = converged[rows]
+    of_rows: Mask = converged[rows]
     return of_rows
 
 
-def _clip(v: Floats, sigma: Floats, *rest: Any) -> Rows:
+def _clip(v: Floats, sigma: Floats, *rest: Any) -> Mask:
+    """Fill `out` with v clipped to sigma and to the room, the nearest point for a very large p."""
     *room, out, space = rest
     np.minimum(v, sigma, out=out)
     np.maximum(out, -sigma, out=out)
     if room:
         within(out, room[0], space[0])
-    valid: Rows = ~np.isnan(out.max(axis=1))
+    valid: Mask = ~np.isnan(out.max(axis=1))
     return valid
 
 
-def _shrink(v: Floats, sigma: Floats, out: Floats, space: Floats) -> Rows:
+def _shrink(v: Floats, sigma: Floats, out: Floats, space: Floats) -> Mask:
+    """Fill `out` with v scaled down to norm sigma, the nearest point at p = 2 without a box."""
     total, info = rough_dots(v, v), np.finfo(v.dtype)
     np.multiply(v, np.minimum(sigma / np.sqrt(total)[:, None], 1).astype(v.dtype), out=out)
-    valid: Rows = (total >= float(info.tiny) * 2.0**26) & (total <= float(info.max))
+    valid: Mask = (total >= float(info.tiny) * 2.0**26) & (total <= float(info.max))
     return valid
 
 
-def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
+def _lower(v: Floats, sigma: Floats, *rest: Any) -> Mask:
+    """Lower every |v| by the same amount, down to 0: the nearest point at p = 1."""
     *room, out, space = rest
     size, t, count, mask = space[:4]
     top = sizes(v, size)
@@ -230,7 +238,7 @@ def _lower(v: Floats, sigma: Floats, *rest: Any) -> Rows:
     out -= np.clip(out, -second, second, out=t)
     if room:
         within(out, room[0], t)
-    valid: Rows = ~np.isnan(second[:, 0])
+    valid: Mask = ~np.isnan(second[:, 0])
     return valid
 
 
@@ -266,7 +274,7 @@ def _level(
         inside = (at == 0) & (over <= 0)
         last = (new <= at) | (high <= np.nextafter(at, t.dtype.type(math.inf)))
         done = inside | (np.abs(over) <= tolerance * sigma) | ((count > 0) & (over > 0) & last)
-        # a larger change would leave nothing of sigma but rounding
+        # y is of the size of sigma: subtracting a larger change would leave only rounding
         change = np.where(inside, 0.0, np.where(change > 4 * sigma, math.nan, np.maximum(change, 0)))
         first[rows[done], 0], second[rows[done], 0] = at[done], change[done]
         going = ~done & ~np.isnan(over)
@@ -281,7 +289,8 @@ def _level(
     return first, second
 
 
-def _signs(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Rows:
+def _signs(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -> Mask:
+    """Fill `out` with sigma * sign(x), clipped to the room: the step in a box at p = inf."""
     info = np.finfo(x.dtype)
     huge = x.dtype.type(2.0 ** (info.maxexp - 1))
     np.multiply(x, huge, out=out)
@@ -290,7 +299,7 @@ def _signs(x: Floats, sigma: Floats, room: Floats, out: Floats, space: Floats) -
     factor = sigma * (1 / least)
     np.multiply(out, factor, out=out)
     within(out, room, space[0])
-    valid: Rows = np.isfinite(factor[:, 0]) & ~np.isnan(room.min(axis=1))
+    valid: Mask = np.isfinite(factor[:, 0]) & ~np.isnan(room.min(axis=1))
     return valid
 
 
@@ -302,7 +311,11 @@ def _spend(
     out: Floats,
     space: Floats,
     most: float = math.inf,
-) -> Rows:
+) -> Mask:
+    """Fill `out` with min((s |x|^{p*})^(1/p), room) and the signs of x; s spends sigma^p, or is `most`.
+
+    This is the step in a box for 1 < p < inf. With x = v and s at most 1 it is the nearest point at p = 2.
+    """
     t, limits, weights, mask = space[:4]
     free = mask.view(bool)[:, : x.shape[1]]
     power = fastest_power(1 / (p - 1), x.dtype)
@@ -323,7 +336,7 @@ def _spend(
     factor *= scale
     np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
     within(out, room, t)
-    valid: Rows = (factor >= info.tiny) & (factor <= info.max)
+    valid: Mask = (factor >= info.tiny) & (factor <= info.max)
     if unit is not None:
         # scaled_s * sum r^{p*}, over the free entries, is at most 1
         valid &= scaled_s <= power.least ** (p / (1 - p))
@@ -368,7 +381,7 @@ def _multiplier(
     limits: Floats,
     budget: Floats,
     t: Floats,
-    free: Rows,
+    free: Mask,
     ends: tuple[float, float],
     most: float = math.inf,
 ) -> Floats:

@@ -1,4 +1,4 @@
-"""dask: each chunk holds whole examples and is computed by the kernels of its own array library."""
+"""dask: each chunk holds whole examples and is computed by the library of its arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class DaskLibrary(Library):
     def apply(self, primitive: Primitive, p: float, *operands: Array) -> Array:
         """Evaluate `primitive` chunk by chunk.
 
-        A kernel needs all coordinates of an example together, which costs memory only if they lie in several
-        chunks. An example larger than dask's limit for a chunk stays split if the primitive `splits`. A
-        primitive that sorts needs whole examples in any case.
+        An implementation needs all coordinates of an example together. This costs memory only if they lie in
+        several chunks. An example larger than dask's limit for a chunk stays split if the primitive `splits`.
+        A primitive that sorts needs whole examples in any case.
         """
         from dask import config
         from dask.utils import parse_bytes

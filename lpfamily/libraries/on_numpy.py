@@ -1,9 +1,9 @@
-"""NumPy's kernels: the primitives, evaluated one block of rows at a time.
+"""NumPy's implementations of the primitives, which evaluate one block of rows at a time.
 
 The definitions read and write the whole array in main memory some twenty times. Here a block of rows stays
-in the cache from start to end, and p decides once how the power is computed. Rare rows (NaN, infinite, zero,
-subnormal) show in one number per row. They are scaled and computed again; rows that are still not exact go
-to the definition. So ordinary rows take only the operations that the mathematics needs.
+in the cache from start to end, and p decides once how the power is computed. One number per row shows the
+rare rows (NaN, infinite, zero, subnormal). They are scaled and computed again; rows that are still not exact
+go to the definition. So ordinary rows take only the operations that the mathematics needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from lpfamily.box import step_in_box
 from lpfamily.libraries import Library, Primitive, multipliers
 from lpfamily.libraries.powers import fastest_power
-from lpfamily.libraries.rows import Floats, Rows, dots, row_blocks, scratch, share_out
+from lpfamily.libraries.rows import Floats, Mask, dots, row_blocks, scratch, share_out
 from lpfamily.nearest import nearest
 from lpfamily.steepest import steepest
 
@@ -34,7 +34,7 @@ class Kernel:
 
     fill: Callable[..., tuple[Any, ...]]
     """fill(x, sigma, out, t) fills out, with t as scratch of x's shape, and returns statistics per row."""
-    valid: Callable[..., Rows]
+    valid: Callable[..., Mask]
     """valid(sigma, *statistics) returns a mask of the rows whose result is exact."""
     scratch: bool = True
     """Whether it uses t."""
@@ -207,12 +207,12 @@ def _repaired(p: float, kernel: Kernel, x: Floats, sigma: Floats) -> Floats:
     return out
 
 
-def _scale(x: Floats, out: Floats, p: float) -> Rows:
-    """Fill `out` with x times powers of two, so that max|x| is in [1/2, 1); return the rows kept exactly."""
+def _scale(x: Floats, out: Floats, p: float) -> Mask:
+    """Fill `out` with x times powers of two, so that max|x| is in [1/2, 1); return which rows are exact."""
     info = np.finfo(x.dtype)
     top = np.maximum(x.max(axis=1), -x.min(axis=1))
     exponents = np.frexp(top)[1]
-    exact: Rows = (top > 0) & (top < math.inf) & (np.abs(exponents) <= info.maxexp - 2)
+    exact: Mask = (top > 0) & (top < math.inf) & (np.abs(exponents) <= info.maxexp - 2)
     if p >= 5 and (down := exact & (exponents > 0)).any():
         # scaling down may turn a small entry into zero, which matters for a small power of it
         size = np.abs(x[down])
@@ -252,8 +252,8 @@ def _kernel(p: float, dtype: np.dtype[Any]) -> Kernel:
         np.multiply(u, factor.astype(x.dtype)[:, None], out=out)
         return total, factor
 
-    def valid(sigma: Floats, total: Floats, factor: Floats) -> Rows:
-        in_range: Rows = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
+    def valid(sigma: Floats, total: Floats, factor: Floats) -> Mask:
+        in_range: Mask = (factor >= normal) & (factor <= largest) | (sigma[:, 0] == 0)
         return in_range & (total >= normal * 2.0**26) & (total <= most)
 
     return Kernel(fill, valid, power.scratch, power.working_arrays)
@@ -270,8 +270,8 @@ def _fill_largest(x: Floats, sigma: Floats, out: Floats, t: Floats) -> tuple[Flo
     return (top,)
 
 
-def _valid_largest(sigma: Floats, top: Floats) -> Rows:
-    valid: Rows = (top > 0) & ~np.isnan(sigma[:, 0])
+def _valid_largest(sigma: Floats, top: Floats) -> Mask:
+    valid: Mask = (top > 0) & ~np.isnan(sigma[:, 0])
     return valid
 
 

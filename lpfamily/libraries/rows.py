@@ -20,8 +20,7 @@ RUN = 1024
 """Number of products that NumPy may add one after another; their sum loses a few units in the last place."""
 
 Floats = NDArray[Any]
-Rows = NDArray[np.bool_]
-
+Mask = NDArray[np.bool_]
 
 THREADS_FROM = 1 << 25
 """Array size in bytes from which several threads gain more time than starting them costs."""
@@ -74,7 +73,7 @@ def share_out(work: Callable[[Sequence[Block]], None], blocks: Sequence[Block], 
             work(blocks)
 
     with ThreadPoolExecutor(count) as pool:
-        # a copied context, as it holds NumPy's error state and buffer size
+        # each thread needs a copy of the context, which holds NumPy's error state and buffer size
         futures = [
             pool.submit(copy_context().run, work_in_one_thread, blocks[i::count]) for i in range(count)
         ]
@@ -108,30 +107,36 @@ def dots(a: Floats, b: Floats, run: int = RUN) -> Floats:
 
 
 def rough_dots(a: Floats, b: Floats) -> Floats:
-    """Return `dots` in a third of the time; the sums may lose a little more."""
+    """Return `dots` in a third of the time; the sums may lose a little more precision."""
     return dots(a, b, run=4096)
 
 
 def column(numbers: Any, dtype: Any) -> Floats:
-    """Return one number per row beside entries of this dtype."""
+    """Return one number per row as a column of this dtype."""
     result: Floats = np.asarray(numbers, dtype)[:, None]
     return result
 
 
 def ones_like(x: Floats) -> Floats:
-    """Return ones in the shape of x, all of them one row in memory."""
+    """Return ones in the shape of x; memory holds one row of them."""
     return np.ndarray(x.shape, x.dtype, np.ones(x.shape[1], x.dtype), 0, (0, x.itemsize))
 
 
 def sizes(x: Floats, t: Floats) -> Floats:
-    """Fill t with |x| and return each row's largest; compared as integers, the bits have the same order."""
+    """Fill t with |x| and return the maximum of each row.
+
+    The bits are compared as integers, which have the same order.
+    """
     np.abs(x, out=t)
     top: Floats = t.view(f"i{x.itemsize}").max(axis=1).view(x.dtype)
     return top
 
 
 def scale_down(x: Floats, t: Floats, most: float = math.inf) -> Floats:
-    """Fill t with |x| / unit, below 1 unless `most` caps the unit, and return the units, powers of two."""
+    """Fill t with |x| / unit, and return the units: one power of two per row, `most` at most.
+
+    The quotients are below 1, unless `most` caps the unit.
+    """
     unit = np.minimum(np.ldexp(1.0, np.frexp(sizes(x, t))[1]), most)
     np.multiply(t, (1 / unit).astype(x.dtype)[:, None], out=t)
     return unit
