@@ -24,7 +24,7 @@ def test_a_batch_beyond_memory_is_a_memory_error(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_trainers_say_how_far_an_epoch_is(name):
+def test_trainers_report_progress_within_an_epoch(name):
     task, state = (made(NETWORKS["sigmoid"]) for made in (_task, _state))
     assert hasattr(backends.find(name).trainer(task, state), "tick")
 
@@ -48,7 +48,7 @@ if "torch" in NAMES:
             return model(torch.tensor(x)).detach().numpy()
 
         @pytest.mark.parametrize("kind", [Objective(), Objective("perturb", 2.0, random_start=True)])
-        def test_steps_that_are_launched_together_are_the_same(self, monkeypatch, kind):
+        def test_steps_replayed_from_a_graph_are_the_same(self, monkeypatch, kind):
             """What a CUDA graph replays is here called again, on the tensors that it was recorded with."""
             from lpfamily_torch import compiling
             from lpfamily_torch import trainer as module
@@ -84,7 +84,7 @@ if "torch" in NAMES:
 
         @pytest.mark.parametrize("before", [False, True])
         @pytest.mark.parametrize("tf32", [False, True])
-        def test_its_policy_on_tf32_is_that_of_the_task_and_leaves_the_processes(
+        def test_tf32_follows_the_task_and_the_policy_of_the_process_is_restored(
             self, monkeypatch, tf32, before
         ):
             from lpfamily_torch import trainer as module

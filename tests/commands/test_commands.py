@@ -179,7 +179,7 @@ def test_ctrl_c_is_not_lost_and_stays_ignored_where_it_was(tmp_path, code, expec
     assert (result.returncode, result.stdout, result.stderr) == expected
 
 
-# One name for all of them
+# One command for all
 
 
 @pytest.mark.parametrize("flags", [("--sigma", "much"), ("--out", "run", *SOFTMAX, "--quiet")])
@@ -295,7 +295,7 @@ def test_runs_are_listed_with_their_states(tmp_path):
     assert in_process(tmp_path / "none", command=runs.main).returncode == 2
 
 
-# Who listens
+# Output that may go unread
 
 
 def run_with(redirections, arguments, folder):
@@ -374,7 +374,7 @@ def test_the_other_commands_complete_whatever_happens_to_their_output(tmp_path, 
     assert made == {"index.html", "figure6.png", "figure6.svg", "measured"}
 
 
-# What a folder is called
+# Names of folders
 
 NAMELESS = os.fsdecode(b"r\xff\xc3n")
 

@@ -49,7 +49,7 @@ OBJECTIVES = {
 }
 
 
-# What a run leaves behind
+# The files of a run
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -162,7 +162,7 @@ def test_without_out_the_folder_is_named_after_the_run(tmp_path):
     assert result.stderr.startswith(f"run folder: runs/{folder.name}\n")
 
 
-# What it says while it trains
+# Progress and help
 
 
 @pytest.mark.parametrize("validation", [197, 0])
@@ -218,7 +218,7 @@ finally:
     assert not loaded & {"torch", "jax", "sklearn", "matplotlib", "tqdm", "safetensors"}
 
 
-# How it ends early
+# Early ends
 
 
 def test_ctrl_c_says_how_to_go_on(backend, tmp_path):
@@ -264,7 +264,7 @@ def test_a_run_whose_loss_is_not_finite_stops_and_keeps_the_last_finite_checkpoi
     assert all(np.isfinite(array).all() for array in state.values())
 
 
-# Budget that is left unused
+# Unused budget
 
 
 @pytest.mark.parametrize("objective", ["perturb", "penalty", "plain"])
@@ -524,7 +524,7 @@ def test_bad_data_is_named_with_its_remedy(tmp_path, name, content, parts):
     assert not (tmp_path / "run").exists()
 
 
-# What has learnt nothing
+# Networks that have learnt nothing
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_neighbours_agree_in_strokes_and_not_in_noise():
     assert_allclose(pictures.neighbours_agree(noise), 0, atol=0.02)
 
 
-# What is drawn and said, on digits
+# Figures, tables and findings, on digits
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_noise_in_the_space_of_the_weights_is_noise_in_the_inputs(problem):
             assert bounds["at_least"][f"{std}"] - slack < here["error"] < bounds["at_most"][f"{std}"] + slack
 
 
-# What is reported
+# The report
 
 
 def synthetic(seed=0):

@@ -248,7 +248,7 @@ def test_numpy_arrays_go_with_others_in_every_layout(lib):
             assert_array_equal(lib.to_numpy(call(low)), lib.to_numpy(call(low.astype("f4"))), err_msg=name)
 
 
-# What torch and JAX have besides.
+# Views and sparse arrays of torch and JAX.
 
 
 def not_dense(lead):

@@ -274,7 +274,7 @@ def test_an_error_says_what_was_given():
         project(np.ones(3, int), 2, 1.0)
 
 
-# The laws have teeth.
+# Mutants: each breaks a law.
 
 
 def scaled_to_the_ball(v, p, sigma):

@@ -106,7 +106,7 @@ def test_epsilon_in_a_box(data, lib, law):
     law(epsilon, data.draw(boxes(lib)))
 
 
-# Others' answers.
+# Other solvers, other shapes and errors.
 
 
 @pytest.mark.parametrize("p", [1, 1.05, 1.2, 1.5, 2, 3, 10, math.inf])
@@ -454,7 +454,7 @@ def test_derivatives_are_never_nan(data, autodiff):
         assert not np.isnan(autodiff.to_numpy(slope)).any(), box
 
 
-# The laws have teeth.
+# Mutants: each breaks a law.
 
 
 def maximum(grad, p, sigma, *, x, bounds, mask=None, spills=1000, infinite_spill=True):
@@ -514,7 +514,7 @@ def masked_entries_spend(grad, p, sigma, *, x, bounds, mask=None):
     return np.where(mask, step, np.zeros_like(step))
 
 
-def walls_of_the_other_side(grad, p, sigma, *, x, bounds, mask=None):
+def bounds_of_the_other_side(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, sigma, x=-x, bounds=(-bounds[1], -bounds[0]), mask=mask)
 
 
@@ -526,7 +526,7 @@ def nothing_is_outside_by_rounding(grad, p, sigma, *, x, bounds, mask=None):
     return np.where(outside, math.nan, epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask))
 
 
-def back_to_the_wall(grad, p, sigma, *, x, bounds, mask=None):
+def back_to_the_bound(grad, p, sigma, *, x, bounds, mask=None):
     step = epsilon(grad, p, sigma, x=x, bounds=bounds, mask=mask)
     return np.where((x < bounds[0]) | (x > bounds[1]), np.clip(x, *bounds) - x, step)
 
@@ -539,11 +539,11 @@ def short_of_the_ball(grad, p, sigma, *, x, bounds, mask=None):
     return epsilon(grad, p, 0.9 * np.asarray(sigma), x=x, bounds=bounds, mask=mask)
 
 
-def walls_ignored(x, room, t):
+def bounds_ignored(x, room, t):
     """Stand for `multipliers.within`."""
 
 
-def numpys_kernels_are_right_on_ordinary_rows():
+def numpys_implementations_are_right_on_ordinary_rows():
     rng = np.random.default_rng(0)
     v, room = rng.standard_normal((4, 50)).astype("f4"), rng.random((4, 50)).astype("f4")
     for p in 1, 1.5, 2, 2.7, 6:
@@ -554,16 +554,18 @@ def numpys_kernels_are_right_on_ordinary_rows():
             assert_allclose(primitive(p, *operands), definition, rtol=1e-5, atol=1e-6)
 
 
-KERNEL_MUTANTS = [("within", walls_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_END", 2.0**22)]
+IMPLEMENTATION_MUTANTS = [("within", bounds_ignored), ("ROUNDINGS", 2.0**22), ("NEWTON_END", 2.0**22)]
 
 
-@pytest.mark.parametrize(("name", "mutant"), KERNEL_MUTANTS, ids=[name for name, _ in KERNEL_MUTANTS])
+@pytest.mark.parametrize(
+    ("name", "mutant"), IMPLEMENTATION_MUTANTS, ids=[name for name, _ in IMPLEMENTATION_MUTANTS]
+)
 def test_a_mistake_in_numpys_implementations_is_found(name, mutant, monkeypatch):
     """Bounds ignored, a budget that is not spent, Newton's method stopped early."""
-    numpys_kernels_are_right_on_ordinary_rows()
+    numpys_implementations_are_right_on_ordinary_rows()
     monkeypatch.setattr(multipliers, name, mutant)
     with pytest.raises(AssertionError):
-        numpys_kernels_are_right_on_ordinary_rows()
+        numpys_implementations_are_right_on_ordinary_rows()
 
 
 MUTANTS = [
@@ -571,10 +573,10 @@ MUTANTS = [
     (saturated_budget_is_lost, attains_the_most),
     (short_of_the_ball, loses_nothing_to_clipping),
     (infinite_budget_is_lost, hands_on_what_infinite_entries_leave),
-    (walls_of_the_other_side, stays_in_ball_and_box),
-    (walls_of_the_other_side, moves_nothing_further_outside),
+    (bounds_of_the_other_side, stays_in_ball_and_box),
+    (bounds_of_the_other_side, moves_nothing_further_outside),
     (nothing_is_outside_by_rounding, attains_the_most),
-    (back_to_the_wall, stays_in_ball_and_box),
+    (back_to_the_bound, stays_in_ball_and_box),
     (beyond_the_ball, stays_in_ball_and_box),
     (masked_entries_spend, spends_nothing_outside_the_mask),
 ]

@@ -74,7 +74,7 @@ def clip(xp, grad, p, sigma, *, x, bounds):
     return xp.minimum(xp.maximum(epsilon(grad, p, sigma), down), up)
 
 
-def says_what_clipping_wastes(certify, box):
+def measures_the_waste_of_clipping(certify, box):
     if not is_sane(box) or box.case.p in (1 + 1e-12, 1e9, math.inf):
         return
     _, clipped = of(box, functools.partial(clip, box.case.lib.xp), certify)
@@ -87,18 +87,22 @@ def says_what_clipping_wastes(certify, box):
     assert np.all(clipped["underused"][share < 0.9] == 1), box
 
 
-def is_content_where_all_is_at_its_wall(certify, box):
-    def to_the_walls(grad, p, sigma, *, x, bounds):
+def finds_no_waste_where_all_entries_are_at_their_bounds(certify, box):
+    def to_the_bounds(grad, p, sigma, *, x, bounds):
         xp = box.case.lib.xp
         down, up = sides(xp, x, bounds)
         return xp.where(grad > 0, up, xp.where(grad < 0, down, xp.zeros_like(x)))
 
     if np.isfinite(box.low).all() and np.isfinite(box.high).all():
-        _, found = of(box, to_the_walls, certify)
+        _, found = of(box, to_the_bounds, certify)
         assert_array_equal(found["underused"], 0)
 
 
-LAWS = [certifies_the_maximiser, says_what_clipping_wastes, is_content_where_all_is_at_its_wall]
+LAWS = [
+    certifies_the_maximiser,
+    measures_the_waste_of_clipping,
+    finds_no_waste_where_all_entries_are_at_their_bounds,
+]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -210,14 +214,14 @@ def test_shapes_must_agree(lib):
         lpfamily.certify(one, other, 2, 1.0)
 
 
-# The laws have teeth.
+# Mutants: each breaks a law.
 
 
 def bound_without_the_box(grad, eps, p, sigma, x, bounds):
     return lpfamily.certify(grad, eps, p, sigma)
 
 
-def walls_are_forgotten(grad, eps, p, sigma, x, bounds):
+def bounds_are_forgotten(grad, eps, p, sigma, x, bounds):
     found = lpfamily.certify(grad, eps, p, sigma, x, bounds)
     return dataclasses.replace(found, underused=found.norm_used < 0.99)
 
@@ -229,8 +233,8 @@ def the_bound_is_what_was_attained(grad, eps, p, sigma, x, bounds):
 
 MUTANTS = [
     (bound_without_the_box, certifies_the_maximiser),
-    (walls_are_forgotten, is_content_where_all_is_at_its_wall),
-    (the_bound_is_what_was_attained, says_what_clipping_wastes),
+    (bounds_are_forgotten, finds_no_waste_where_all_entries_are_at_their_bounds),
+    (the_bound_is_what_was_attained, measures_the_waste_of_clipping),
 ]
 
 

@@ -170,7 +170,7 @@ def sees(lib):
     return lib.name in ("numpy", "torch")
 
 
-# Labels that are left out.
+# Ignored labels.
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int64"])
@@ -305,7 +305,7 @@ def test_binary_errors_say_what_was_given(lib, shape, labels, message):
         )
 
 
-# What automatic differentiation makes of it.
+# Automatic differentiation.
 
 
 @functools.cache

@@ -359,7 +359,7 @@ def test_probes_are_signs_that_a_seed_repeats(lib):
     assert np.isnan(lib.to_numpy(hutchinson(lambda v: v, rademacher(x, 1))[1])).all()
 
 
-# What is measured.
+# Measured gaps and orders.
 
 
 def cubic(rng):

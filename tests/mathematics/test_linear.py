@@ -307,7 +307,7 @@ def test_the_hard_case_by_hand(lib, residual, lengths, square):
         assert_allclose(eps, [-0.6, -0.8, 0.0], atol=1e-14)
 
 
-# Beside the exact solution.
+# First order, shortfall and bounds, compared with the exact solution.
 
 
 @given(data=st.data())
@@ -383,7 +383,7 @@ def test_a_mistake_breaks_the_bound(mutant):
         check(bounds, lambda theta, residual, p, sigma: mutant(theta, residual, p, sigma), math.inf)
 
 
-# Shapes, borders and errors.
+# Shapes, extreme values and errors.
 
 
 @pytest.mark.parametrize("p", EXACT)

@@ -317,7 +317,7 @@ def test_no_examples_give_no_distances(lib):
         assert lib.to_numpy(result).shape == (0,)
 
 
-# What the laws catch.
+# Mutants: each breaks the law.
 
 
 def textbook(
@@ -391,7 +391,7 @@ def test_derivatives_are_never_nan(autodiff):
         assert np.isfinite(autodiff.to_numpy(autodiff.derivative(total)(w))).all()
 
 
-# What is said of a bad call.
+# Errors.
 
 
 def test_a_label_out_of_range_is_an_error_or_makes_its_row_nan(lib):

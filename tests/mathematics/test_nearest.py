@@ -174,7 +174,7 @@ def projection_scaled_and_clipped(v, p, sigma, *, x, bounds, mask=None):
     return np.clip((v * factor).astype(v.dtype), bounds[0] - x, bounds[1] - x)
 
 
-def projection_without_walls(v, p, sigma, *, x, bounds, mask=None):
+def projection_without_bounds(v, p, sigma, *, x, bounds, mask=None):
     return project(v, p, sigma, mask=mask)
 
 
@@ -184,7 +184,7 @@ def projection_short_of_the_ball(v, p, sigma, *, x, bounds, mask=None):
 
 PROJECTION_MUTANTS = [
     (projection_scaled_and_clipped, nothing_in_ball_and_box_is_nearer),
-    (projection_without_walls, stays_in_ball_and_box),
+    (projection_without_bounds, stays_in_ball_and_box),
     (projection_short_of_the_ball, nothing_in_ball_and_box_is_nearer),
 ]
 

@@ -83,7 +83,7 @@ def test_the_intercept_dominates_the_one_sided_error_and_cancels_in_the_two_side
     assert_allclose(net, [0.044, 0.013, 0.002], atol=5e-4)
 
 
-# Eq. 33 as a law, and what it catches.
+# Eq. 33 as a law, and the mutants that break it.
 
 
 @dataclass(frozen=True)

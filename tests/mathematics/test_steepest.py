@@ -264,7 +264,7 @@ def test_p_is_any_real_number(lib, p):
     assert_array_equal(case.step(epsilon), case_of(lib, PLANE, 2, 1.0).step(epsilon))
 
 
-# NumPy's kernels against the definition that they replace.
+# NumPy's implementations against the definition that they replace.
 
 
 @given(data=st.data(), per_block=st.integers(1, 4))

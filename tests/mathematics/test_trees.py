@@ -441,7 +441,7 @@ def added(x, eps):
     return rebuilt(x, (a + b for a, b in zip(leaves(x), leaves(eps), strict=True)))
 
 
-# What differentiates, maps and compiles.
+# Derivatives, maps and compilation.
 
 
 @pytest.mark.parametrize("p", [1.5, 2, math.inf])

@@ -93,7 +93,7 @@ def drawn(lib, *seeds, shape=(4, 6), dtype="float64"):
     return [lib.from_numpy(np.random.default_rng(seed).standard_normal(shape), dtype) for seed in seeds]
 
 
-# What is exact by construction.
+# Exact by construction.
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
@@ -167,7 +167,7 @@ def test_products_may_leave_the_range_of_the_dtype(lib, p, dtype):
     assert np.all(gain[most > floats.largest] == math.inf)
 
 
-# What an optimiser finds.
+# Comparisons with an optimiser.
 
 
 def most(grad, p, radius, scale, room):
@@ -479,7 +479,7 @@ def test_robustness_is_that_in_units_of_the_scale(bounds):
         assert 0 < found.error(p, 0.05).value < 1
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize("function", [epsilon, project, norm, penalty])
@@ -527,7 +527,7 @@ def test_a_radius_for_every_entry_is_refused_with_what_to_use(lib):
         epsilon(drawn(lib, 1)[0], 2, np.ones(6))
 
 
-# The laws have teeth.
+# Mutants: each breaks a law.
 
 
 def on_the_wrong_side(grad, p, sigma, *, scale, **options):

@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-# What it leaves and returns
+# The run folder and the returned network
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -194,7 +194,7 @@ def test_a_callback_that_cannot_be_called_is_refused_before_a_folder_is_made(tmp
     assert not (tmp_path / "run").exists()
 
 
-# Going on
+# Resuming and more epochs
 
 
 def test_a_program_that_is_started_again_finds_its_run(tmp_path, undisturbed):
@@ -244,7 +244,7 @@ def test_a_wrong_continuation_is_refused_and_changes_nothing(undisturbed, act, p
     unchanged(undisturbed, refused)
 
 
-# Data of one's own
+# Custom data
 
 
 def own(rows=120, **changes):

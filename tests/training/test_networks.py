@@ -19,6 +19,7 @@ from lpfamily.training.networks import (
     parameter_shapes,
     shapes,
 )
+from lpfamily.training.testing import NETWORKS
 from lpfamily_reference.networks import dense, maxout, rectifier
 
 
@@ -73,6 +74,11 @@ def test_a_layer_of_another_package_gives_its_shapes_and_json():
     network = Network(12, (Doubling(3, base=3.0), Dense(2)), (3, 2, 2))
     assert shapes(network) == ((12,), (6,), (2,))
     assert parameter_shapes(network)["layers.1.weight"] == (6, 2)
+    assert networks.from_json(networks.to_json(network)) == network
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_can_be_read_from_its_json(network):
     assert networks.from_json(networks.to_json(network)) == network
 
 

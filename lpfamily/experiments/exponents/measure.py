@@ -19,7 +19,7 @@ EFFORT = {"quick": "quick", "paper": "standard"}
 def measurement(source: str, cost: float) -> Measurement:
     """Return the measurement on a data set; its result is, by network, a list over seeds.
 
-    Each entry holds what the run ended with, `fooled`, the error in each ball of `ATTACKED` by p, and
+    Each entry has the outcome of the run, `fooled`, the error in each ball of `ATTACKED` by p, and
     `attacked`, the number of test images that were attacked.
     """
     networks = of_kinds(f"exponents-{source}")

@@ -23,7 +23,7 @@ SIGMAS = (1.0, 10.0)
 EXPONENTS = (1.0, 1.5, 2.0, 4.0, math.inf)
 PICTURED = ("sigmoid-p2", "sigmoid-plain")
 CONFUSED = (2, 3, 6)
-"""The digits for which III-A says what they turn into."""
+"""The digits of III-A, for which the paper names the classes that they turn into."""
 SHOWN = 3
 """Number of classes that the decomposition shows one by one."""
 TRANSFER = of_kinds("softmax", "sigmoid", "maxout")

@@ -273,7 +273,10 @@ def _classes(setting: Setting, result: Json) -> Iterator[Item]:
 
 
 def _averages(result: Json) -> dict[str, float]:
-    """Return mean errors over the networks that have learned: clean, noise, foreign and own perturbations."""
+    """Return mean errors over the networks that have learned, by kind of input.
+
+    `foreign` is under perturbations that were made for another network, `own` under those made for the same.
+    """
     clean, noise, perturbed = result["clean"], result["noise"], result["perturbed"]
     learned = [name for name in perturbed if clean[name] < CHANCE / 2]
     errors = {

@@ -48,7 +48,7 @@ def weight_decay(penalty: float) -> float:
 
 
 IMITATING = 9e-6
-"""A c whose minimum is close to Table VI for lambda = 1e-4; the minimum at lambda / 200 is not."""
+"""A value of c whose minimum is close to Table VI for lambda = 1e-4; the minimum at lambda / 200 is not."""
 
 MODELS = {
     "lambda = 1": weight_decay(1.0),

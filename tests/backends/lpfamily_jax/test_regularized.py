@@ -226,7 +226,7 @@ def test_tokens_have_balls_of_their_own_and_padding_none():
     assert_array_equal(seen, x)
 
 
-def test_a_gradient_in_the_padding_that_is_nan_does_no_harm():
+def test_a_nan_gradient_in_the_padding_does_no_harm():
     x, keep = np.ones((2, 3, 4)), np.array([[True, True, False], [True, False, False]])
     x[~keep] = 0  # where a norm has no derivative
 
@@ -294,7 +294,7 @@ def test_a_pytree_is_one_point_and_not_joint_each_leaf_has_a_ball():
     assert_allclose(found[3], flatly[1], rtol=1e-9)  # that ball is a product
 
 
-def test_each_ball_may_have_a_radius():
+def test_each_ball_may_have_its_own_radius():
     rng = np.random.default_rng(3)
     w, x = rng.standard_normal((2, 4, 6))
     radii = {"first": 0.5, "rest": (rng.uniform(0, 0.1, 4),)}
@@ -424,7 +424,7 @@ def test_the_log_odds_direction_does_not_round_away():
     assert np.abs(by_loss - expected).max() > 0.05
 
 
-def test_the_penalty_multiplies_back_what_the_odds_leave_out():
+def test_the_penalty_by_the_odds_equals_that_by_the_loss():
     one, other = run(
         lambda *given: [
             values_and_slopes(regularize(loss, 3, sigma=0.2, objective="penalty", direction=d), *given)
@@ -491,7 +491,7 @@ def test_the_penalty_by_odds_of_any_size_has_the_derivative_of_that_by_the_loss(
         assert_array_equal(np.abs(one - other) <= bound, True, err_msg=str(p))
 
 
-def test_losses_pass_no_number_that_is_none_on_the_way():
+def test_no_nan_arises_inside_a_finite_loss():
     params, x, labels = problem()
     *below, v, c = (np.float32(array) for array in params)
     x, out = np.float32(x), jnp.array([*labels[:3], 255])
@@ -512,7 +512,7 @@ def test_losses_pass_no_number_that_is_none_on_the_way():
 
 
 @pytest.mark.parametrize("options", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_labels_that_are_left_out_move_nothing_and_no_labels_are_nan(options):
+def test_ignored_labels_move_nothing_and_invalid_labels_give_nan(options):
     params, x, labels = problem()
     given = np.array([labels[0], 255, 7, labels[3]])
 
@@ -534,7 +534,7 @@ def test_labels_that_are_left_out_move_nothing_and_no_labels_are_nan(options):
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9, atol=1e-12), slopes, expected)
 
 
-def test_it_maps_over_examples_and_computes_again_what_it_forgot():
+def test_vmap_and_checkpoint_do_not_change_the_loss():
     mixed = {"p": 1.5, "sigma": 0.2} | OBJECTIVES["mixed"]
     penalised = {"p": 1.5, "sigma": 0.2} | OBJECTIVES["penalty"]
     one = regularize(lambda p, x, y: loss(p, x[None], y[None])[0], batch_ndim=0, **mixed)
@@ -589,7 +589,7 @@ BAD_CHOICES = {
 
 
 @pytest.mark.parametrize(("message", "options"), BAD_CHOICES.items())
-def test_a_bad_choice_is_an_error_at_once(message, options):
+def test_an_invalid_option_is_an_error_before_any_call(message, options):
     with pytest.raises(ValueError, match=message):
         regularize(loss, **{"sigma": 0.1} | options)
 
@@ -627,7 +627,7 @@ def test_a_bad_loss_or_input_says_what_to_do():
         jax.eval_shape(half, jnp.ones((2, 3), jnp.bfloat16))
 
 
-def test_it_is_called_as_the_loss_is():
+def test_the_regularised_loss_has_the_signature_of_the_loss():
     robust = regularize(loss, sigma=0.1)
     assert inspect.signature(robust) == inspect.signature(loss)
     assert robust.__name__ == "loss"

@@ -97,7 +97,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_a_mistake_shows(mutant):
+def test_a_mistake_breaks_the_definition(mutant):
     is_the_definition(textbook(joint), [1.5])
     with pytest.raises(AssertionError):
         is_the_definition(mutant, [1.5])
@@ -124,7 +124,7 @@ def test_a_loop_of_optax():
     assert_allclose(flat(found), expected, rtol=1e-9)
 
 
-def test_the_aux_is_of_the_weights_that_stay():
+def test_the_aux_is_that_of_the_unmoved_weights():
     params, x, labels = problem()
 
     def with_aux(params, x, labels):
@@ -138,7 +138,7 @@ def test_the_aux_is_of_the_weights_that_stay():
     assert_array_equal(aux, params[1])
 
 
-def test_arrays_that_are_not_floating_stay():
+def test_only_floating_arrays_are_moved():
     params, x, labels = problem()
     tree = {"w": params, "count": jnp.arange(3), "name": "of the network", "rate": 0.5, "none": None}
     seen = []
@@ -153,7 +153,7 @@ def test_arrays_that_are_not_floating_stay():
         assert each == {key: tree[key] for key in tree.keys() - {"w"}}
 
 
-def test_stopped_weights_stay():
+def test_weights_under_stop_gradient_are_not_moved():
     params, x, labels = problem()
 
     def stopped(params, x, labels):

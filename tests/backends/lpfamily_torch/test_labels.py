@@ -103,7 +103,7 @@ def with_a_wrong_label(direction, label, dtype=torch.float64):
 
 @pytest.mark.parametrize(("direction", "label"), WRONG_LABELS)
 @pytest.mark.parametrize("function", [regularized_loss, perturb, ascend])
-def test_torch_labels_that_are_none_are_errors(function, direction, label):
+def test_torch_invalid_labels_are_errors(function, direction, label):
     model, loss, x, y = with_a_wrong_label(direction, label)
     with pytest.raises(ValueError, match=f"labels must .* got .*{label}.*ignore_index.*direction='loss'"):
         function(model, loss, x, y, sigma=0.5, direction=direction)
@@ -111,7 +111,7 @@ def test_torch_labels_that_are_none_are_errors(function, direction, label):
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
 @pytest.mark.parametrize(("direction", "label"), WRONG_LABELS)
-def test_torch_labels_that_only_a_device_sees_spoil_their_example(direction, label, scaled, monkeypatch):
+def test_torch_invalid_labels_on_a_device_make_their_example_nan(direction, label, scaled, monkeypatch):
     monkeypatch.setattr(type(library_of(torch.zeros(1))), "visible", lambda *_: False)
     model, loss, x, y = with_a_wrong_label(direction, label, torch.float32)
     options = {"sigma": 0.5, "direction": direction}

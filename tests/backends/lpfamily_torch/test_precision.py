@@ -22,7 +22,7 @@ from lpfamily_torch import perturb, regularized, regularized_loss
 pytestmark = pytest.mark.torch
 
 
-def test_torch_perturbs_where_gradients_are_off():
+def test_torch_perturb_works_under_no_grad():
     model, (x, y) = network(), batch()
     eps = perturb(model, losses_of, x, y, sigma=0.5)
     with torch.no_grad():

@@ -190,7 +190,7 @@ def test_torch_a_partial_is_the_model_that_it_calls():
     assert_same(before, snapshot(model))
 
 
-def test_torch_the_direction_can_drop_what_training_drops():
+def test_torch_the_direction_may_have_the_dropout_masks_of_training():
     model, (x, y) = network(nn.Dropout(0.5), seed=1), batch()
     options = {"sigma": 0.5, "direction": "log-odds"}
     state = torch.get_rng_state()
@@ -227,7 +227,7 @@ class Accelerator:
 
 
 @pytest.mark.parametrize("dropout", ["none", "same", "independent"])
-def test_torch_a_device_has_a_random_state_too(monkeypatch, dropout):
+def test_torch_the_random_state_of_a_device_is_restored(monkeypatch, dropout):
     accelerator = Accelerator()
     monkeypatch.setattr(torch, "get_device_module", lambda device: accelerator)
     device, before = torch.device("cuda:1"), accelerator.generator.get_state()
@@ -239,7 +239,7 @@ def test_torch_a_device_has_a_random_state_too(monkeypatch, dropout):
     assert torch.equal(accelerator.generator.get_state(), before)
 
 
-def test_torch_batch_norm_takes_the_statistics_that_one_asks_for():
+def test_torch_batch_norm_uses_the_requested_statistics():
     model, (x, y) = network(nn.BatchNorm1d(5)), batch()
     for _ in range(3):
         model(torch.rand(9, 6, dtype=torch.float64))
@@ -303,7 +303,7 @@ def test_torch_tokens_have_balls_of_their_own_and_padding_none(objective, kind):
     assert model.embedding.weight.grad.abs().sum() > 0  # what made the input is trained
 
 
-def test_torch_a_leaf_is_named_where_there_are_several():
+def test_torch_several_arguments_need_the_name_of_a_leaf():
     def model(a, b):
         return torch.stack([(a * b).sum(dim=1), a.sum(dim=1)], dim=1)
 
@@ -330,7 +330,7 @@ OF_TRANSFORMS = {
 
 
 @pytest.mark.parametrize("options", OF_TRANSFORMS.values(), ids=OF_TRANSFORMS)
-def test_torch_it_is_transformed_as_it_is_differentiated(options):
+def test_torch_func_transforms_give_the_gradient_of_autograd(options):
     """The gradient of a functional call, of the batch and of each example alone."""
     model, (x, y) = network(nn.LayerNorm(5)), batch()
     weights = {name: each.detach() for name, each in model.named_parameters()}
@@ -360,7 +360,7 @@ def test_torch_it_is_transformed_as_it_is_differentiated(options):
 
 
 @pytest.mark.parametrize("p", P)
-def test_torch_the_box_is_the_cores(p):
+def test_torch_the_step_in_a_box_is_that_of_epsilon(p):
     model, (x, y) = network(), batch()
     eps = perturb(model, losses_of, x, y, p=p, sigma=2.0, bounds=(0, 1))
     grad = torch.from_numpy(np.stack([input_gradient(model, *pair)[1] for pair in zip(x, y, strict=True)]))
@@ -436,7 +436,7 @@ def test_torch_images_keep_their_memory_format():
     assert_allclose((seen[1] - x).abs().amax(dim=(1, 2, 3)).detach(), 0.1, rtol=1e-5)
 
 
-def test_torch_several_steps_are_frank_wolfes_and_start_where_one_says():
+def test_torch_several_steps_are_frank_wolfe_from_a_given_start():
     model, (x, y) = network(), batch()
     start = 0.2 * torch.randn(x.shape, dtype=torch.float64) / 6
 
@@ -591,7 +591,7 @@ def test_torch_an_example_may_be_one_number(options):
 @pytest.mark.parametrize(
     "options", [{}, {"objective": "penalty"}, {"objective": "penalty", "penalty_by": "difference"}], ids=str
 )
-def test_torch_there_may_be_no_example(options, direction):
+def test_torch_a_batch_may_be_empty(options, direction):
     model, (x, y) = network(), batch(0)
     if direction == "binary-log-odds":
         y = torch.zeros(0, 3, dtype=torch.float64)
@@ -602,7 +602,7 @@ def test_torch_there_may_be_no_example(options, direction):
     assert not gradients(model, loss).any()
 
 
-def test_torch_the_radius_is_held_constant_too():
+def test_torch_the_radius_is_treated_as_a_constant():
     model, (x, y) = network(), batch()
     sigma = (0.1 * x.norm(dim=1)).requires_grad_()
     for function in perturb, ascend:

@@ -217,7 +217,7 @@ def raising(outputs, y):
 @pytest.mark.parametrize("kind", CHANGING)
 @pytest.mark.parametrize("dropout", ["none", "same", "independent"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_torch_parameters_and_buffers_are_the_same_with_the_same_bits(kind, dropout, training):
+def test_torch_parameters_and_buffers_keep_their_identity_and_bits(kind, dropout, training):
     torch.manual_seed(0)
     model, (x, y) = network(dtype=torch.float32), batch(dtype=torch.float32)
     model.insert(2, CHANGING[kind]())
@@ -231,7 +231,7 @@ def test_torch_parameters_and_buffers_are_the_same_with_the_same_bits(kind, drop
         assert_as_before(before, model)
 
 
-def test_torch_parameters_that_are_changed_and_not_copied_are_an_error():
+def test_torch_a_changed_parameter_that_was_not_copied_is_an_error():
     class Large(nn.Module):
         def __init__(self):
             super().__init__()
@@ -273,7 +273,7 @@ def test_torch_a_second_pass_begins_as_the_first_and_leaves_nothing(kind):
         assert torch.equal(bits, left), name
 
 
-def test_torch_lazy_modules_have_their_first_pass_before():
+def test_torch_lazy_modules_need_a_pass_before():
     model, (x, y) = nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.Linear(5, 3)), batch()
     with pytest.raises(TypeError, match=r"LazyBatchNorm1d gets its parameters .*: call the model once"):
         perturb(model.double(), losses_of, x, y, sigma=0.5)
@@ -283,7 +283,7 @@ def test_torch_lazy_modules_have_their_first_pass_before():
     assert_as_before(before, model)
 
 
-# Models that are no module.
+# Models that are not modules.
 
 SHARED = []
 
@@ -338,7 +338,7 @@ CALLABLES = {
 
 
 @pytest.mark.parametrize("kind", CALLABLES)
-def test_torch_the_modules_of_a_function_are_kept_too(kind):
+def test_torch_modules_that_a_function_calls_are_restored_too(kind):
     model, (x, y) = network(nn.BatchNorm1d(5), nn.Dropout(0.5), Codebook().double()), batch()
     SHARED[:] = [model]
     before = snapshot(model)
@@ -443,7 +443,7 @@ def test_torch_a_direction_draws_the_same_as_the_next_pass_or_anew(draw):
     assert not torch.allclose(found["independent"], expected, rtol=1e-3)
 
 
-def test_torch_generators_of_functions_are_kept_too():
+def test_torch_generators_that_a_function_uses_are_restored_too():
     model, (x, y), generator = network(), batch(), torch.Generator()
 
     def noisy(x):

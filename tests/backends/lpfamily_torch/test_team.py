@@ -88,7 +88,7 @@ def rank(process, wanted):
     raise AssertionError(f"no process of rank {wanted}")
 
 
-def test_processes_follow_ones_trajectory(tmp_path):
+def test_two_processes_follow_the_trajectory_of_one(tmp_path):
     from safetensors.numpy import load_file
 
     joined(4, "-c", SCRIPT, tmp_path, cwd=tmp_path)
@@ -101,7 +101,7 @@ FLAGS = ("--backend", "torch", "--model", "maxout", "--dtype", "float64", "--epo
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes by /proc")
-def test_a_lost_process_ends_the_run_which_can_go_on(tmp_path):
+def test_a_lost_process_ends_the_run_which_can_be_resumed(tmp_path):
     joined(2, "-m", "lpfamily.train", "--quiet", *FLAGS, "--out", "whole", cwd=tmp_path)
     flags = (*FLAGS, "--out", "killed")
     for lost, epochs, last_word in (

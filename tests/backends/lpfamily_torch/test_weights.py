@@ -283,7 +283,7 @@ def test_an_optimiser_that_steps_inside_is_an_error(optimizer, how):
     assert bits(model) != before
 
 
-def test_blocks_are_nested():
+def test_blocks_may_be_nested():
     """As for two steps of ascent."""
     model, (x, y) = with_gradients(), batch()
     before = bits(model)
@@ -416,7 +416,7 @@ def test_unsupported_calls_are_errors(make, options, error, says):
     assert bits(model) == before
 
 
-def test_parts_of_weights_are_an_error(monkeypatch):
+def test_weights_sharded_by_fsdp_are_an_error(monkeypatch):
     from torch.distributed import fsdp
 
     monkeypatch.setattr(fsdp, "FSDPModule", Network)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from lpfamily.training import backends, networks
+from lpfamily.training import backends
 from lpfamily.training.backends.leading import follow, leading
 from lpfamily.training.draws import Draws
 from lpfamily.training.errors import BadInput
@@ -140,8 +140,3 @@ def test_every_example_has_one_owner(examples):
         parts = [range(examples)[local_slice(Alone(rank, size), examples)] for rank in range(size)]
         assert [example for part in parts for example in part] == list(range(examples))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_a_network_is_a_json_value(network):
-    assert networks.from_json(networks.to_json(network)) == network

@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-# What is trained on
+# Arrays in a file
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (3, 4, 2), (2, 3, 2, 2)])
@@ -165,7 +165,7 @@ def test_an_example_that_is_beyond_the_scale_is_named(folder):
     assert not Path("no").exists()
 
 
-# A run's life
+# Runs on custom data
 
 
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bytes(folder, monkeypatch):
@@ -247,7 +247,7 @@ def test_runs_of_other_data_or_another_scale_are_not_compared(folder):
         assert said in refused.stderr
 
 
-# What cannot be used
+# Unusable files
 
 BAD = {
     "no x_test": ({"x_test": None}, ["has no array 'x_test', only"]),

@@ -49,7 +49,7 @@ def without_grid(folder):
     return found | {"files": None, "config.json": config}
 
 
-# What is chosen
+# The choice
 
 FLAGS = ("--model", "softmax", "--epochs", 3, "--patience", 2, "--second-epochs", 2, "--dtype", "float64")
 GRID = ("--grid", "lr=1/2", "--grid", "sigma=0.1/0.3/0.5")
@@ -140,7 +140,7 @@ def test_a_damaged_choice_is_named(chosen, tmp_path, damage):
     assert_refused(result, folder / "grid.json", "restore")
 
 
-# The rule, on errors that are given
+# The rule of choice, on given errors
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_if_nothing_is_finite_the_run_stops(choose):
         choose(9, a=[None], b=[0.1, None])
 
 
-# What a combination is
+# Combinations
 
 
 def one_epoch(folder, *flags):
@@ -354,7 +354,7 @@ def test_help_has_the_grid(capsys):
     assert "--grid NAME=VALUE/..." in capsys.readouterr().out
 
 
-# Killed, and gone on with
+# Killed and resumed
 
 
 def test_killed_before_any_file_access_the_choice_ends_with_the_same_bytes(tmp_path):

@@ -285,7 +285,7 @@ def test_a_damaged_combination_is_named_and_nothing_of_it_is_taken_over(choosing
     assert trajectory(folder).items() <= choosing.ended.items()
 
 
-# A stranger's run
+# A run of another person
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def input_gradient(name, model, x, labels):
     return np.asarray(odds(jax.numpy.asarray(x)))
 
 
-# What is handed out
+# The returned networks
 
 
 @pytest.mark.parametrize("name", sorted({"numpy", *NAMES}))
@@ -285,7 +285,7 @@ def test_a_run_that_stops_as_its_second_stage_begins_has_what_that_begins_with(
     assert np.array_equal(found.parameters["layers.0.weight"], fresh) == (second_stage == "scratch")
 
 
-# What is refused
+# Errors
 
 
 def changed(recipe):
