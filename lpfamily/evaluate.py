@@ -26,7 +26,7 @@ import numpy as np
 from lpfamily.training import backends, commands, data, recipes, runs
 from lpfamily.training.choices import (
     COUNT,
-    COUNT_OR_NONE,
+    COUNT_OR_ZERO,
     EXPONENT,
     NOT_NEGATIVE,
     PATH,
@@ -84,18 +84,18 @@ def _parser() -> commands.Parser:
     add("--sigma", "radii of the balls, in units of x: numbers or fractions", Numbers(RADIUS))
     add(
         "--multiples",
-        "instead of --sigma, multiples of the radius that matches the perturbation of the run; 0 is always "
-        "included",
+        "instead of --sigma: radii as multiples of the one that matches the strength of the run's "
+        "training; 0 is always included",
         Numbers(NOT_NEGATIVE),
         default=",".join(f"{multiple:g}" for multiple in robustness.MULTIPLES),
         old="--sigmas",
     )
-    add("--steps", "gradients of the ascent in each ball", COUNT, default=STEPS)
-    add("--examples", "test on the first N test examples only; 0: on all", COUNT_OR_NONE, default=EXAMPLES)
+    add("--steps", "steps of the ascent in each ball, one gradient each", COUNT, default=STEPS)
+    add("--examples", "test on the first N test examples only; 0: on all", COUNT_OR_ZERO, default=EXAMPLES)
     add(
         "--seed",
         "seed of the attacks and the noise",
-        COUNT_OR_NONE,
+        COUNT_OR_ZERO,
         default="that of the run; 0 with --model",
     )
     add("--data-dir", "local data files, as in lpfamily.train", PATH, default="that of the run")
@@ -106,8 +106,13 @@ def _parser() -> commands.Parser:
         TEXT,
     )
     add("--data", "an .npz file with inputs x (floating-point) and classes y (integers)", PATH)
-    add("--bounds", "low,high: limits of x that every attack keeps, numbers or fractions", Numbers(BOUND))
-    add("--effort", "effort of lpfamily.robustness", Names(tuple(EFFORTS)), default="standard")
+    add("--bounds", "low,high: the range in which attacks keep x, numbers or fractions", Numbers(BOUND))
+    add(
+        "--effort",
+        "effort of the attacks, as lpfamily.robustness has it",
+        Names(tuple(EFFORTS)),
+        default="standard",
+    )
     add = result.group("where and how")
     add("--backend", f"one of {', '.join(backends.names())}", TEXT, default="that of the run")
     add("--device", "as in lpfamily.train", TEXT, default="that of the run; cpu with --backend")
@@ -177,7 +182,7 @@ class _Opened:
         from lpfamily.training import load
 
         config, trained = configs.read(runs.find(folder, option="")), load(folder)
-        dataset = configs.dataset(config, given.get("data_dir"), f"{folder}: the run has used")
+        dataset = configs.dataset(config, given.get("data_dir"), f"{folder}: the run used")
         dataset = dataset.first(config.recipe.examples, config.recipe.test_examples)
         backend: str = given.get("backend") or config.backend
         device: str = given.get("device") or ("cpu" if "backend" in given else config.machine.device)
@@ -189,12 +194,12 @@ class _Opened:
         return cls(trained, trainer, dataset, config.data_sha256, recipe, backend, device)
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Everything that decides the units of sigma."""
+    def sigma_units(self) -> tuple[Any, ...]:
+        """Everything that decides the units of sigma; runs can be compared only if it is equal."""
         return self.recipe.inputs, self.data_sha256, self.dataset.scaling
 
     def measured(self, radii: Radii, given: Given, argv: list[str], tick: Tick) -> Json:
-        """Return the result of `lpfamily.training.robustness`, its findings, and how it was made."""
+        """Return the result of `lpfamily.training.robustness.measure`, with provenance and findings."""
         from lpfamily.training import robustness
 
         test = self.dataset.test.rows(slice(given.get("examples", EXAMPLES) or None))
@@ -226,7 +231,7 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
     first = opened[names[0]]
     for name, run in opened.items():
         _check_examples(given, len(run.dataset.test.x), "the run")
-        if run.inputs != first.inputs:
+        if run.sigma_units != first.sigma_units:
             other = "" if run.recipe.inputs != first.recipe.inputs else "other "
             raise BadInput(
                 f"{name} was trained on {other}{run.recipe.inputs}; {names[0]} on {first.recipe.inputs}; "
@@ -299,7 +304,7 @@ def _check_examples(given: Given, available: int, source: str) -> None:
 
 
 def _radii(given: Given, recipe: Recipe, inputs: int) -> Radii:
-    """Return the radii to test by p, after a check that the dtype can represent them."""
+    """Return, by p, the radii to test; raise `BadInput` if the dtype cannot represent them."""
     from lpfamily.training import robustness
 
     ps, sigmas = _ps(given), _sigmas(given)

@@ -76,7 +76,8 @@ def _parser() -> commands.Parser:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="run folders, or folders of run folders, whose finished runs of the same recipe are used",
+        help="run folders, or folders of run folders; finished runs of the same recipe are used, not trained "
+        "anew",
     )
     add("--jobs", "networks trained at the same time, each in one thread", COUNT, default="one per core")
     add = result.group("the result")
@@ -127,7 +128,10 @@ def _backend() -> str:
 
 
 def _measured(setting: Setting, names: list[str], progress: Progress) -> dict[str, Record]:
-    """Return records by measurement: all that exist, and those of `names`, measured if they are missing."""
+    """Return the records by the name of their measurement.
+
+    These are all stored records, and those that the experiments `names` need, measured now if missing.
+    """
     experiments = catalogue.EXPERIMENTS
     wanted = {m.name: m for name in names for m in experiments[name].measurements}
     for name in dict.fromkeys(name for m in wanted.values() for name in m.data):
@@ -159,7 +163,7 @@ def _against_the_paper(verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, s
 
 
 def _reported(setting: Setting, experiment: Experiment, measured: list[Record]) -> tuple[list[Item], str]:
-    """Return the items of an experiment and its finding, empty if it has none.
+    """Return the tables and figures of an experiment, and its finding, "" if it has none.
 
     Raise `BadInput` if the report fails on records read from files.
     """

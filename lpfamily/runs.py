@@ -1,4 +1,4 @@
-"""`python -m lpfamily.runs`: list the runs of a folder, and how far they are."""
+"""`python -m lpfamily.runs`: list the runs of a folder and their progress."""
 
 from __future__ import annotations
 

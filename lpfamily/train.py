@@ -46,7 +46,7 @@ def _train(given: Given) -> int:
     if "resume" in given:
         return _resume(given)
     name, device = given.get("backend", "numpy"), given.get("device", "cpu")
-    return _together(name, device, lambda backend, team: _begin(given, name, backend, team))
+    return _join_and_run(name, device, lambda backend, team: _begin(given, name, backend, team))
 
 
 def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> int:
@@ -86,13 +86,13 @@ def _resume(given: Given) -> int:
         raise BadInput(
             f"{flag(fixed[0])} cannot be changed in a run that has begun; leave it out, or start a new run"
         )
-    if not {"backend", "device"} <= given.keys():  # processes that follow need these two alone
+    if not {"backend", "device"} <= given.keys():  # a follower needs these two, not the run folder
         run = runs.find(given["resume"])
         if run.has(runs.CURVES) and _is_finished(run, given):
             return 0
         config = configs.read(run)
         given = {"backend": config.backend, "device": config.machine.device} | given
-    return _together(given["backend"], given["device"], functools.partial(_resume_run, given))
+    return _join_and_run(given["backend"], given["device"], functools.partial(_resume_run, given))
 
 
 def _resume_run(given: Given, backend: backends.Backend, team: Team) -> int:
@@ -116,7 +116,7 @@ def _resume_run(given: Given, backend: backends.Backend, team: Team) -> int:
         if changes := fitting.changes_since_begun(config, given["backend"], machine, team.size):
             _note(f"the run began with {' and '.join(changes)}; the results may differ by rounding")
         if (every := config.recipe.monitor) != began.monitor:
-            _note(f"it goes on checking for catastrophic overfitting every {every} epochs")
+            _note(f"the run still checks for catastrophic overfitting every {every} epochs")
         extension.extend(run, began, config.recipe)
         return _finish(run, config, dataset, backend, given)
 
@@ -148,7 +148,7 @@ def _machine(machine: Machine, given: Given) -> Machine:
     return replace(machine, **{name: given[name] for name in choices.options(Machine) if name in given})
 
 
-def _together(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
+def _join_and_run(name: str, device: str, lead: Callable[[backends.Backend, Team], int]) -> int:
     """Join the other processes of the run, if there are any, and lead them or follow their leader."""
     backend = backends.find(name)
     team = backend.join(device)

@@ -8,10 +8,10 @@ __all__ = ["Trained", "fit", "load"]
 if TYPE_CHECKING:
     from lpfamily.training.fitting import fit
     from lpfamily.training.runs.trained import Trained, load
-else:  # hidden from type checkers, which would let any name pass
+else:  # hidden from type checkers, which would then accept any name
 
     def __getattr__(name):
-        # imported on first use: a backend imports its contract from this package, and reads no runs
+        # on first use: a backend imports its contract from this package, and needs none of the code of runs
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "fitting" if name == "fit" else "runs.trained"

@@ -101,7 +101,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Names:
-    """A choice among names."""
+    """One of several names."""
 
     names: tuple[str, ...]
 
@@ -161,14 +161,14 @@ SWITCH = FromText(bool, "", "true or false")
 """A flag without a value."""
 
 FRACTION = Range("a number from 0 to 1", lambda v: 0 <= v <= 1)
-DECAY = Range("a number from 0, and below 1", lambda v: 0 <= v < 1)
-INCLUDE = Range("a probability, above 0 and at most 1", lambda v: 0 < v <= 1)
+BELOW_ONE = Range("a number from 0, and below 1", lambda v: 0 <= v < 1)
+PROBABILITY = Range("a probability, above 0 and at most 1", lambda v: 0 < v <= 1)
 POSITIVE = Range("a finite number above 0", lambda v: 0 < v < math.inf)
 NOT_NEGATIVE = Range("a finite number, 0 or more", lambda v: 0 <= v < math.inf)
 RADIUS = Ratio(NOT_NEGATIVE.what, NOT_NEGATIVE.accepts)
 EXPONENT = Range("a number of at least 1, or inf: below 1 the ball is not convex", lambda v: v >= 1)
 COUNT = Range("a whole number from 1 to 10^9", lambda v: 0 < v <= 10**9, int)
-COUNT_OR_NONE = Range("a whole number from 0 to 10^9", lambda v: 0 <= v <= 10**9, int)
+COUNT_OR_ZERO = Range("a whole number from 0 to 10^9", lambda v: 0 <= v <= 10**9, int)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Option:
 
     @property
     def needed(self) -> str:
-        """The other options that it needs, as they are given to a command."""
+        """The other options that it needs, as flags and values on a command line."""
         words = {
             " or ".join(map(flag, names.split("|"))): " or ".join(each or "none" for each in values)
             for names, values in self.needs.items()
@@ -236,8 +236,8 @@ def option(
     group
         The section of `--help` that lists it.
     needs
-        The other choices without which it has no effect: their values by name, where () stands for any value
-        that is not empty. The name "one|other" means that one of the two is enough.
+        The other choices that it needs to have an effect: by name, the values with which it has one. ()
+        stands for any value that is not empty. The name "one|other" means that one of the two is enough.
     default_text
         The default in words, for `--help`, if the value does not say it.
     """
@@ -273,7 +273,7 @@ def check(choices: DataclassInstance) -> None:
 
 
 def extract(choices: DataclassInstance, kind: type[T]) -> T:
-    """Return a dataclass of another kind, whose fields the given one has too."""
+    """Return a `kind` whose fields have the values of the fields with the same names in `choices`."""
     return kind(**{each.name: getattr(choices, each.name) for each in fields(kind)})
 
 

@@ -40,7 +40,7 @@ def measured(name: str, x: Floats, y: Ints, device: str | None, **options: Any) 
 
     `options` are those of `lpfamily.robustness`.
     """
-    model = _made(name)
+    model = _build(name)
     with _blaming(name, "calling it on one example"):
         classes, measure = _of_library(name, model, x[:1], device)
     if y.min() < 0 or y.max() >= classes:
@@ -54,11 +54,11 @@ def measured(name: str, x: Floats, y: Ints, device: str | None, **options: Any) 
         raise BadInput(f"--model {name}: {cause}") from cause
 
 
-def _made(name: str) -> Any:
+def _build(name: str) -> Any:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise BadInput(f"--model {name}: must be package.module:function")
-    # the path begins with the folder of the script `lpfamily`, and for `python -m` with the current folder
+    # `python -m` puts the current folder on sys.path; the script `lpfamily` puts its own there instead
     if not sys.flags.safe_path and not {"", here := str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, here)
     with _blaming(name, f"importing {module}"):

@@ -57,10 +57,10 @@ class Drawn(NamedTuple):
     passes: list[list[Random]]
     """Those of each gradient in the computation of eps, layer by layer."""
     shift: Any
-    """For sigma = 1, the noise, or the point of the ball at which the first gradient is taken; else None."""
+    """The noise, or the point of the ball where the first gradient is taken, for sigma = 1; None without."""
 
     def map(self, function: Callable[[Any], Any]) -> Drawn:
-        """Return the results of the function on all arrays; it is called once for each distinct array."""
+        """Return a copy with function(array) for each array; it is called once per distinct array."""
         results = {id(array): function(array) for array in self.arrays()}
         replaced: Drawn = _replaced(self, results)
         return replaced
@@ -199,7 +199,7 @@ class Draws:
         return stacked
 
     def part(self, examples: int, rows: slice) -> Draws:
-        """Return the draws of a process that has these rows of steps on `examples` examples."""
+        """Return the draws of a process that has only these rows of each step on `examples` examples."""
         return LocalDraws(self.seed, self.epoch, self, examples, rows)
 
     def masks(self, step: int, network: Network, examples: int, again: int = 0) -> Masks:

@@ -31,8 +31,8 @@ class BadInput(ValueError):
 def refusing(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn exceptions of these kinds into `BadInput`: the problem, the reason in parentheses, the remedy.
 
-    The reason is the first line of the exception's message. The remedy begins with its punctuation. A
-    `BadInput` is raised unchanged.
+    The reason is the first line of the exception's message. The remedy begins with the punctuation
+    before it. A `BadInput` is raised unchanged.
     """
     try:
         yield
@@ -45,6 +45,6 @@ def refusing(problem: str, remedy: str, *kinds: type[Exception]) -> Iterator[Non
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return "did you mean NAME?" with the known name that is most similar; `otherwise` without one."""
+    """Return "did you mean NAME?" with the known name that is most similar; `otherwise` if none is."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}?" if close else otherwise

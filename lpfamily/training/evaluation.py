@@ -28,7 +28,7 @@ ONE_STEP = (1.0, 2.0, math.inf)
 
 
 ENOUGH = 100
-"""The least number of examples that tell a network that guesses from one that has begun to learn."""
+"""On fewer examples, a network that guesses cannot be told from one that has begun to learn."""
 
 AT_ONCE = 1000
 """The largest number of examples given to a trainer at once; convolutions take some megabytes for each."""
@@ -50,12 +50,12 @@ def error(trainer: Trainer, x: Floats, labels: Ints) -> float:
 
 def noisy_error(trainer: Trainer, x: Floats, labels: Ints, std: float, seed: int) -> dict[str, float]:
     """Return `mean` and `standard_error` of the error under `NOISE_DRAWS` draws of Gaussian noise."""
-    drawn = [
+    errors = [
         error(trainer, x + x.dtype.type(std) * evaluation_noise(seed, draw, x.shape, x.dtype.name), labels)
         for draw in range(NOISE_DRAWS)
     ]
-    spread = float(np.std(drawn, ddof=1)) / math.sqrt(NOISE_DRAWS)
-    return {"mean": float(np.mean(drawn)), "standard_error": spread}
+    spread = float(np.std(errors, ddof=1)) / math.sqrt(NOISE_DRAWS)
+    return {"mean": float(np.mean(errors)), "standard_error": spread}
 
 
 def loss(trainer: Trainer, x: Floats, labels: Ints) -> float:
@@ -67,7 +67,7 @@ def unused(gradients: Floats, eps: Floats, p: float, sigma: float) -> int:
     """Return the number of examples whose perturbation leaves budget unused.
 
     This happens where the gradient is zero, for example behind saturated units, or not finite. Then there is
-    no direction, and the clean example is measured or trained instead.
+    no direction, so the network is tested or trained on the clean example.
     """
     certificate = certify(gradients, eps, p, sigma)
     is_zero = certificate.zero & (sigma > 0)
@@ -84,13 +84,16 @@ def unused_warning(where: str, counts: dict[str, int], examples: int) -> str:
 
 
 def measure(trainer: Trainer, split: Split, recipe: Recipe) -> Json:
-    """Return the test results of a run: `test_error` and, by p, `one_step_unused`, as fractions; `unlearnt`.
+    """Return the test results of a run: `test_error`, `one_step_unused` and `unlearnt`.
 
-    The errors are `clean`; `noise`, under unclipped Gaussian noise, by its standard deviation, as mean and
-    standard error over `NOISE_DRAWS` draws; and `one_step`, under the perturbation of eq. 3, by p, at the
-    radius that matches the recipe's strength. An example whose gradient is zero or NaN stays clean there.
-    `one_step_unused` is the fraction of such examples, whose errors are no sign of robustness. `unlearnt` is
-    a phrase that shows that the network has learnt nothing. It is empty if the network may have learnt, or if
+    `test_error` has three entries, all fractions. `clean` is the error on the examples themselves. `noise`
+    has, for each standard deviation, the error under unclipped Gaussian noise, as mean and standard error
+    over `NOISE_DRAWS` draws. `one_step` has, for each p, the error under the perturbation of eq. 3, at the
+    radius that matches the recipe's strength.
+
+    `one_step_unused` has, for each p, the fraction of examples that leave budget unused in `one_step`. Those
+    with a zero or NaN gradient stay clean there, so their low error is no sign of robustness. `unlearnt` is a
+    phrase that shows that the network has learnt nothing. It is empty if the network may have learnt, or if
     there are fewer than `ENOUGH` examples.
     """
     x, labels = split.x.astype(recipe.dtype), split.labels

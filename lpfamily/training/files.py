@@ -26,8 +26,8 @@ LONGEST_NAME = 255
 """The largest number of bytes in the name of a file."""
 
 # missing on Windows
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     """
     try:
         # opening a pipe would block until a writer opens it
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as stream:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadInput(f"{path}: is a pipe or a device, not a file; {REMEDY}")
@@ -59,7 +59,7 @@ def reading(path: Path) -> Iterator[tuple[BufferedReader, int]]:
 
 @contextmanager
 def understanding(path: Path, problem: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn exceptions that unexpected values from a file cause into `BadInput`."""
+    """Turn exceptions caused by unexpected values in a file into `BadInput`."""
     try:
         yield
     except BadInput:
@@ -86,7 +86,10 @@ def read_json(path: Path) -> Json:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the JSON value of a text; raise `ValueError` for other text, deep nesting and infinities."""
+    """Return the JSON value of a text.
+
+    Raise `ValueError` for other text, deep nesting, and numbers that are not finite.
+    """
     try:
         return json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
     except RecursionError as cause:
@@ -135,7 +138,7 @@ def replace(path: Path, *blocks: bytes | memoryview, new: Path | None = None) ->
 
 def append(path: Path, content: bytes) -> None:
     """Append to a file, which is made if it does not exist; a link is refused."""
-    with open(path, "ab", opener=lambda name, flags: os.open(name, flags | _NO_LINK, 0o666)) as file:
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags | _NOFOLLOW, 0o666)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

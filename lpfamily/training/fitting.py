@@ -163,7 +163,7 @@ def _created(
 
 
 def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None:
-    """Raise `BadInput` for all that is known to fail before a folder is made."""
+    """Raise `BadInput` for everything that can be found wrong before a folder is made."""
     network = stages.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
     if max(recipes.matched_radius(recipe, p, inputs) for p in evaluation.ONE_STEP) > largest:

@@ -35,7 +35,7 @@ class Loss(NamedTuple):
 def distance(outputs: Any, targets: Any) -> Any:
     """Return the root mean square of outputs - targets over the last axis; at 0 its derivative is 0."""
     xp, residual = namespace_of(outputs), outputs - targets
-    # not lpfamily.norm: torch.compile differentiates that once, and the penalty twice
+    # not lpfamily.norm, which torch.compile can differentiate only once; the penalty differentiates twice
     top = constant(xp.max(xp.abs(residual), axis=-1, keepdims=True))
     is_exact = top == 0
     top = xp.where(is_exact, 1.0, top)

@@ -53,7 +53,7 @@ _KINDS: dict[str, type[Layer]] = {}
 class Layer(ABC):
     """A weight, a bias and how they are trained; each type also defines its shapes and initial weights.
 
-    A layer that takes the largest of several numbers passes the gradient to the first of the largest.
+    A layer that takes the largest of several numbers passes the gradient to it; at a tie, to the first.
     """
 
     max_norm: float | None = None
@@ -160,7 +160,7 @@ class Maxout(FullyConnected):
     """A fully connected layer whose units each take the largest of some pieces (Goodfellow et al. 2013).
 
     A piece is a column of x @ weight + bias, with weight of shape (inputs, units * pieces). The pieces of a
-    unit are consecutive. The gradient goes to the first of the largest.
+    unit are consecutive. The gradient goes to the largest; at a tie, to the first.
     """
 
     pieces: int
@@ -178,8 +178,8 @@ class ConvMaxout(Layer):
     The convolution is a cross-correlation of stride 1 with zero padding. Its weight has shape (channels *
     pieces, channels of the input, kernel, kernel), with the pieces of a channel consecutive. The bias has one
     value per piece or, if untied, per piece and position. Pooling takes the largest of pool x pool positions
-    every `stride` positions, at most `pool`; windows that extend past the edge count (ceil mode). The
-    gradient of each maximum goes to the first of the largest, in row-major order.
+    every `stride` positions, at most `pool`; windows that extend past the edge are included (ceil mode).
+    The gradient of each maximum goes to the largest; at a tie, to the first in row-major order.
     """
 
     channels: int
@@ -256,7 +256,7 @@ def to_json(network: Network) -> Json:
 
 
 def from_json(values: Json) -> Network:
-    """Return the network of a value that `to_json` made."""
+    """Return the network from the JSON value that `to_json` made."""
     layers = tuple(
         _KINDS[layer["kind"]](
             **{name: value for name, value in layer.items() if name not in ("kind", "dropout")},

@@ -75,7 +75,7 @@ class Progress:
 
     @contextmanager
     def parts(self, costs: Mapping[str, float]) -> Iterator[Part]:
-        """Show the parts of the work by name, one after another; their costs give the time left of all."""
+        """Show the parts of the work one after another, by name; their costs give the time left in all."""
         if self.quiet or not costs:
             yield lambda name: nullcontext(silent)
         elif sys.stderr.isatty():
@@ -124,7 +124,7 @@ def _bars(costs: Mapping[str, float]) -> Iterator[Part]:
 
 @contextmanager
 def _lines(name: str) -> Iterator[Tick]:
-    """Yield a part that prints a line when it begins, at most every half minute, and when it ends."""
+    """Print a line when a part begins, at most every half minute, and when it ends; yield its tick."""
     begun = printed = time.monotonic()
     sys.stderr.write(f"{name}: begun\n")
 

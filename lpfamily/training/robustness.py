@@ -1,4 +1,4 @@
-"""Error against the radius of the ball for one step, many steps and noise, and what the curves reveal.
+"""The error as a function of the radius, after one step, after many and under noise, and findings from it.
 
 One step alone does not measure robustness: a network can learn to mislead it, above all the step that it is
 trained with. Many steps find what one step misses, and `findings` reports where the two differ.
@@ -36,7 +36,7 @@ logits after one step."""
 def matched_radii(
     recipe: Recipe, ps: Iterable[float], multiples: Iterable[float], inputs: int
 ) -> dict[float, tuple[float, ...]]:
-    """Return by p the multiples, in units of x, of the radius that matches the recipe's strength."""
+    """Return by p the radii in units of x: 0, and `multiples` of that of the recipe's strength."""
     return {p: tuple(k * matched_radius(recipe, p, inputs) for k in sorted({0.0, *multiples})) for p in ps}
 
 
@@ -65,9 +65,10 @@ def measure(
     - `noise`: the error under unclipped Gaussian noise of norm sigma (`noise_std`), as mean and standard
       error over `NOISE_DRAWS` draws, which are the same for all p and sigma.
 
-    It also has `smallest`: quantiles of the smallest radius over the examples that are right at x, by the
-    direction of one step and by all of `multi_step`. Both are upper bounds. A quantile is None if it falls
-    among the examples that nothing within the largest radius changes; `never` is their fraction. Beside
+    It also has `smallest`: quantiles, over the examples that are right at x, of the smallest radius that
+    changes the prediction. `one_step` searches along the direction of one step, `multi_step` in all the ways
+    above. Both are upper bounds. A quantile is None if it falls among the examples that nothing within the
+    largest radius changes; `never` is their fraction. Beside
     `balls`, `no_direction` is the fraction of all examples whose gradient is zero or not finite.
 
     Parameters
@@ -102,7 +103,7 @@ def measure(
     x = x.astype(recipe.dtype)
     plan = Plan(steps, 3, -(-steps // 2), 0, walk=2 * steps, noise=0)
     # in batches, as an ascent needs several arrays like x
-    batches = [_attacked(trainer, *some, plan) for some in ensemble.batches(x, labels, AT_ONCE)]
+    batches = [_batch_of(trainer, *examples, plan) for examples in ensemble.batches(x, labels, AT_ONCE)]
     gradients, predicted = (
         np.concatenate([getattr(batch, name) for batch in batches]) for name in ("grad", "predicted")
     )
@@ -236,7 +237,7 @@ def monitor(
     The last is that of `measure` without the search along the direction. Call this every few epochs, on the
     same examples in the trainer's dtype; `is_healthy` judges the result.
     """
-    batch = _attacked(trainer, x, labels, Plan(steps, 0, 0, 0, walk=0, noise=0))
+    batch = _batch_of(trainer, x, labels, Plan(steps, 0, 0, 0, walk=0, noise=0))
     ball = batch.ball(p, [sigma])
     errors = {
         "clean": batch.predicted != labels,
@@ -252,8 +253,8 @@ def is_healthy(monitored: Json) -> bool:
     return not is_gap(monitored["multi_step"] - one, monitored["examples"])
 
 
-def _attacked(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
-    """Return the examples as a batch for the ensemble to attack."""
+def _batch_of(trainer: Trainer, x: Floats, labels: Ints, plan: Plan) -> Batch:
+    """Return the examples and the network as a batch that the ensemble can attack."""
     return Batch(classifier_of(trainer), x, labels, None, plan, np.random.default_rng(0))
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from lpfamily.training.choices import (
+    BELOW_ONE,
     COUNT,
-    DECAY,
     EXPONENT,
     FRACTION,
     NOT_NEGATIVE,
@@ -77,7 +77,7 @@ class Objective:
     method: Literal["frank-wolfe", "projected"] = of_inner_maximum(
         "frank-wolfe",
         None,
-        "perturb, trades: algorithm of several --steps; projected with perturb and --random-start is PGD "
+        "perturb, trades: algorithm for several --steps; projected with perturb and --random-start is PGD "
         "training",
     )
     beta: float = of_objective(
@@ -105,7 +105,7 @@ class Objective:
     )
 
     label_smoothing: float = of_objective(
-        0.0, DECAY, "A, from 0 and below 1: targets are 1 - A at the label plus A / classes at each class"
+        0.0, BELOW_ONE, "A, from 0 and below 1: targets are 1 - A at the label plus A / classes at each class"
     )
 
     @property
@@ -133,7 +133,7 @@ class Optimiser:
     )
     ema: float = of_optimiser(
         0.0,
-        DECAY,
+        BELOW_ONE,
         "test and save the exponential moving average of the parameters, which keeps X of itself at each "
         "step, less at first; from 0 (no average) and below 1",
     )
@@ -147,7 +147,7 @@ class Machine:
     """
 
     device: str = of_machine(
-        "cpu", TEXT, "device that computes, of torch: cpu, cuda, cuda:1; of JAX: cpu, gpu (all GPUs), gpu:1"
+        "cpu", TEXT, "device that computes; torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1"
     )
     tf32: bool = of_machine(
         False, None, "let a GPU round the factors of float32 products to 10 bits (TensorFloat-32)"

@@ -19,7 +19,7 @@ TIMEOUT = 600
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Exchange = Callable[[NDArray[Any]], Iterable[NDArray[Any]]]
-"""Returns the arrays of all processes by rank; all have one shape."""
+"""Takes the array of this process and returns those of all processes, by rank; all have the same shape."""
 
 
 class Lost(OSError):
@@ -75,7 +75,7 @@ def local_slice(team: Team, examples: int) -> slice:
 
 
 def gathered(rows: NDArray[Scalar], exchange: Exchange) -> NDArray[Scalar]:
-    """Return the rows of all processes, concatenated; their numbers may differ."""
+    """Return the rows of all processes, concatenated; each may have another number of rows."""
     lengths = [int(length[0]) for length in exchange(np.array([len(rows)]))]
     padded = np.zeros((max(lengths), *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
@@ -83,7 +83,7 @@ def gathered(rows: NDArray[Scalar], exchange: Exchange) -> NDArray[Scalar]:
 
 
 def number(variable: str, least: int, below: int, remedy: str) -> int:
-    """Return an environment variable as a whole number of the range, or raise `BadInput`."""
+    """Return an environment variable as a whole number in [least, below), or raise `BadInput`."""
     text = os.environ.get(variable, "")
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) < below):
         raise BadInput(

@@ -239,4 +239,4 @@ def test_other_data_than_the_runs_is_refused(run, tmp_path, capsys):
     begun_with(tmp_path, lambda config: config.update(data_sha256="0" * 64))
     capsys.readouterr()
     assert evaluate.main([str(tmp_path)]) == 2
-    assert "has used other digits data; give its --data-dir" in capsys.readouterr().err
+    assert "the run used other digits data; give its --data-dir" in capsys.readouterr().err

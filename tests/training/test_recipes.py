@@ -177,8 +177,8 @@ def test_the_default_recipe_for_arrays_is_that_of_the_command(name):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"pieces": ()}, "3 kernels need as many layers with --units and --pieces"),
-        ({"units": (48, 48)}, "3 kernels need as many layers"),
+        ({"pieces": ()}, "--kernel for 3 convolutions needs as many layers in --units, and --pieces"),
+        ({"units": (48, 48)}, "--kernel for 3 convolutions needs as many layers"),
         ({"max_norm": (1.0, 2.0)}, "--max-norm must have one number or 4; got 2"),
         ({"dropout": (0.5, 0.5)}, "--dropout must have one number or 4"),
         ({"layer_noise": (0.5, 0.5)}, "--layer-noise must have one number or 4; got 2"),

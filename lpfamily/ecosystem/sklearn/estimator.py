@@ -21,7 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from lpfamily._arrays import Bounds, Numbers
 from lpfamily.ascent import ascend
 from lpfamily.training import Trained, backends, evaluation, recipes
-from lpfamily.training.choices import COUNT, COUNT_OR_NONE, Range, options
+from lpfamily.training.choices import COUNT, COUNT_OR_ZERO, Range, options
 from lpfamily.training.losses import LOSSES, LossName
 from lpfamily.training.networks import Array, Floats, Network, State, at_rest, evaluated, initial_state
 from lpfamily.training.progress import Progress
@@ -47,7 +47,7 @@ FIELDS = {name: name for name in ("p", "sigma", "steps", "clean_weight", "batch_
 """By the name of a parameter, the field of the recipe that it sets."""
 
 RANGES: dict[str, Any] = {
-    "pieces": COUNT_OR_NONE,
+    "pieces": COUNT_OR_ZERO,
     **{name: options(Recipe)[field].values for name, field in FIELDS.items()},
     "n_iter_no_change": COUNT,
     "validation_fraction": Range("a number between 0 and 1", lambda v: 0 < v < 1),

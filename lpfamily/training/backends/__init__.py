@@ -135,7 +135,7 @@ class Backend(Protocol):
     def join(self, device: str) -> Team:
         """Join the processes that a launcher has started for one run; `ALONE` if this is the only one.
 
-        It is called before anything else of the backend. If `Task.team` has several processes, the trainers
+        It is called before any other method. If `Task.team` has several processes, the trainers
         give all of them the metrics and the state that a single process would compute, up to rounding. If
         another process is lost, they raise `teams.Lost`.
         """

@@ -1,8 +1,8 @@
 """A backend whose trainers run in many processes.
 
 The leader does all that a single process would do: it reads options and data, keeps the run folder, decides
-and prints. Before its trainer does something, it sends the others a safetensors message, and they do the same
-with it. They do nothing else, and nothing is unpickled.
+and prints. Before each call of its trainer it sends that call to the others, as a safetensors message, and
+they make the same call. They do nothing else, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lpfamily.training.progress import Tick, silent
 from lpfamily.training.tasks import Machine, Objective, Optimiser, Rates, Task
 from lpfamily.training.teams import Team, local_slice
 
-_BY_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
+_PER_EXAMPLE = ("logits", "losses", "input_gradients", "hessian_products")
 """The methods of a trainer that treat each example separately, so that processes can divide the examples."""
 
 _STATE, _VALUES = "state.", "values"
@@ -44,7 +44,7 @@ def leading(backend: Backend, team: Team) -> Iterator[Backend]:
     may interrupt common work. Then only leaving the team reaches them.
     """
     try:
-        yield cast(Backend, _Leader(backend, team)) if team.size > 1 else backend
+        yield cast(Backend, _TeamBackend(backend, team)) if team.size > 1 else backend
     except BadInput:
         team.share(b"")
         raise
@@ -64,7 +64,7 @@ def follow(backend: Backend, team: Team) -> None:
             _do(trainer, team, values, arrays)
 
 
-class _Leader:
+class _TeamBackend:
     """A backend whose trainers lead a team; everything else is that of the wrapped backend."""
 
     def __init__(self, backend: Backend, team: Team) -> None:
@@ -74,10 +74,10 @@ class _Leader:
         return getattr(self._backend, name)
 
     def trainer(self, task: Task, state: State) -> Trainer:
-        return _Leading(self._backend, self._team, task, state)
+        return _TeamTrainer(self._backend, self._team, task, state)
 
 
-class _Leading:
+class _TeamTrainer:
     """A `lpfamily.training.backends.Trainer` whose work the other processes share."""
 
     def __init__(self, backend: Backend, team: Team, task: Task, state: State) -> None:
@@ -107,16 +107,16 @@ class _Leading:
         return metrics
 
     def logits(self, x: Floats) -> Floats:
-        return self._by_example("logits", x)
+        return self._per_example("logits", x)
 
     def losses(self, x: Floats, labels: Array) -> Floats:
-        return self._by_example("losses", x, labels)
+        return self._per_example("losses", x, labels)
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
-        return self._by_example("input_gradients", x, labels)
+        return self._per_example("input_gradients", x, labels)
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
-        return self._by_example("hessian_products", x, labels, v)
+        return self._per_example("hessian_products", x, labels, v)
 
     def state(self) -> State:
         return self._trainer.state()
@@ -124,7 +124,7 @@ class _Leading:
     def load(self, state: State) -> None:
         self._in_all("load", {}, state)
 
-    def _by_example(self, call: str, *arrays: Array) -> Floats:
+    def _per_example(self, call: str, *arrays: Array) -> Floats:
         result: Floats = self._in_all(call, {}, {str(index): array for index, array in enumerate(arrays)})
         return result
 
@@ -149,13 +149,13 @@ def _trainer(backend: Backend, team: Team, values: Json, arrays: Arrays) -> Trai
 
 
 def _do(trainer: Trainer, team: Team, values: Json, arrays: Arrays) -> Any:
-    """Do what a message says. The leader and the others call it alike."""
+    """Make the trainer's call that a message describes, in the leader and in the others alike."""
     call = values.pop("call")
     if call == "epoch":
         return trainer.epoch(arrays["order"], Rates(*arrays["rates"].T), Draws(**values))
     if call == "load":
         return trainer.load(arrays)
-    if call not in _BY_EXAMPLE:
+    if call not in _PER_EXAMPLE:
         raise ValueError(f"the leader says {call!r}, which no trainer does; start all processes anew")
     arguments = [arrays[str(index)] for index in range(len(arrays))]
     local = local_slice(team, len(arguments[0]))

@@ -180,7 +180,7 @@ def _output(stream: Any) -> Any:
 def _keep_standard_descriptors() -> None:
     """Open stdin, stdout and stderr on the null device if they are closed.
 
-    Otherwise a file that is opened later gets one of their descriptors, and then whatever libraries print.
+    Otherwise a file that is opened later could get such a descriptor, and libraries would print into it.
     """
     for descriptor in range(3):
         try:

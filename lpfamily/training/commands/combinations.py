@@ -14,7 +14,7 @@ from lpfamily.training.recipes import Recipe
 
 _AFTERWARDS = "it has no effect on stage one, which decides the choice"
 _OTHER_EXAMPLES = "errors on different examples cannot be compared"
-_OTHER_INPUTS = "a run has one data set, in whose units sigma is"
+_OTHER_INPUTS = "a run has one data set, and sigma is in its units"
 _FIXED = {
     "examples": _OTHER_EXAMPLES,  # the held-out ones are the last of them
     "size": _OTHER_INPUTS,
@@ -34,7 +34,7 @@ def combinations(given: Given) -> dict[str, Given]:
     for text in given.get("grid", ()):
         field, values = _axis(text)
         if field in axes:
-            raise BadInput(f"--grid {text}: {_name(field)} is there twice; put all its values in one")
+            raise BadInput(f"--grid {text}: {_name(field)} is given twice; put all its values in one")
         if field in given:
             raise BadInput(f"--grid {text}: {flag(field)} is given too; leave one of the two out")
         if given.get("validation") == 0:
@@ -73,7 +73,7 @@ def _axis(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError as cause:
             raise BadInput(f"{problem}: {_name(field)} {cause}") from cause
         if parsed in parsed_by_text.values():
-            raise BadInput(f"{problem}: {value} is there twice; leave one out")
+            raise BadInput(f"{problem}: {value} is given twice; leave one out")
         parsed_by_text[repr(parsed) if "/" in value else value] = parsed  # the text names a folder
     return field, parsed_by_text
 

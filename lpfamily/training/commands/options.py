@@ -112,7 +112,7 @@ def _default(each: Option) -> str | None:
         return each.default_text or None
     default = _text(each.default)
     others: dict[str, list[str]] = {}
-    of_data = {name: source.recipe for name, source in SOURCES.items()} | {"own data": custom.RECIPE}
+    of_data = {name: source.recipe for name, source in SOURCES.items()} | {"custom data": custom.RECIPE}
     of_both = {
         f"{model} on {name}": numbers
         for name, source in SOURCES.items()

@@ -66,7 +66,7 @@ def load(name: str, data_dir: Path | None = None, size: Sequence[int] = ()) -> D
     name
         One of `names()`, or a path relative to `data_dir` or, without it, to the current folder.
     data_dir
-        Folder with local files, the only ones that are then used. None takes the environment variable
+        Folder with local files; no other files are used then. None takes the environment variable
         LPFAMILY_DATA; without that, the official files are downloaded once into the user's cache. The digits
         need no files and ignore it. A path ignores the variable.
     size
@@ -77,7 +77,7 @@ def load(name: str, data_dir: Path | None = None, size: Sequence[int] = ()) -> D
     ------
     BadInput
         Unknown name; a file that is missing, unreadable, damaged or not what its name says; examples
-        that cannot be used; a download that failed everywhere; scikit-learn or Pillow missing.
+        that cannot be used; a download that failed from every mirror; scikit-learn or Pillow missing.
     """
     if _is_path(name, data_dir):
         path = _path(name, data_dir)

@@ -21,11 +21,11 @@ ORDER_SEED = 0
 MOST_HELD_OUT, HELD_OUT_ONE_IN = 10_000, 6
 """One training example in six is held out, as for MNIST, but at most 10,000."""
 RECIPE = {"epochs": 100, "patience": 0, "second_stage": "none"}
-"""A single full stage, as for the digits: on few examples the best of all epochs is an early one."""
+"""One stage without early stopping, as for the digits: on few examples the best epoch is an early one."""
 
 
 def load(path: Path, size: Sequence[int] = ()) -> Dataset:
-    """Load a file or a folder as a data set. The path's last name is its name, with a "/" for a folder.
+    """Load a file or a folder as a data set, named by the path's last component, with a "/" for a folder.
 
     x is float32, or float64 if the numbers have more than 24 bits. Bytes are pixels, x = byte / 255. Examples
     with two axes are images with one channel. The training examples are put in a random order, always the
@@ -94,7 +94,7 @@ def as_floats(x: NDArray[Any]) -> Floats:
     with np.errstate(over="ignore"):
         floats: Floats = flat.astype(kind, copy=False)
     if x.dtype == np.uint8:
-        floats /= np.float32(255)  # of a copy
+        floats /= np.float32(255)  # in place in the copy that astype has made
     return floats
 
 

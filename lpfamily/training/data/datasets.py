@@ -84,7 +84,10 @@ class Dataset:
         if by is None:
             return self
         if len(by.divide) != self.shape[0]:
-            raise BadInput(f"a scaling of {len(by.divide)} numbers is not one of {self.name}, {self.shape}")
+            raise BadInput(
+                f"a scaling with {len(by.divide)} numbers does not fit {self.name}, whose examples have "
+                f"shape {self.shape}"
+            )
         train, test = (Split(by(split.x), split.labels) for split in (self.train, self.test))
         return replace(self, train=train, test=test, source_sha256=self.sha256(), scaling=by)
 

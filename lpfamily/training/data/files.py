@@ -68,7 +68,7 @@ def find(name: str, folders: Sequence[Path], *other_names: str) -> Path:
     """Return the first of folder/name and folder/name.gz that exists, folder by folder.
 
     The other names of the file are tried in the same way. If the path is a folder, the file of the same name
-    in it is returned, as some archives unpack so.
+    in it is returned, as some archives unpack like that.
 
     Raises
     ------

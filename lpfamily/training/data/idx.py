@@ -26,7 +26,7 @@ _NAME = re.compile(r"(.*-)?(train|t10k|test)-(images|labels)[.-]idx[13]-ubyte(\.
 def find(folder: Path) -> dict[tuple[str, str], Path]:
     """Return the IDX files at any depth of a folder, by "train" or "test" and by "images" or "labels".
 
-    Files are recognised by their usual names. Without any the result is empty.
+    Files are recognised by their usual names. The result is empty if there are none.
 
     Raises
     ------

@@ -30,7 +30,7 @@ Labelled = list[tuple[Path, int]]
 
 
 def read(folder: Path, size: Sequence[int]) -> tuple[list[NDArray[np.integer]], str]:
-    """Return training images, (n, channels, height, width), and classes, then those for testing; a checksum.
+    """Return training images, (n, channels, height, width), their classes, both for testing, and a checksum.
 
     The folder has subfolders `train` and `test` (or `val`, `valid`), each with a folder per class. Or it has
     one folder per class, and a fifth of each is for testing, always the same. Classes are numbered in the

@@ -48,7 +48,7 @@ def read(path: Path, names: Sequence[str], known_as: str) -> dict[str, NDArray[A
                 check_memory(known_as, expanded)
                 if expanded > max(SMALL, MOST_EXPANDED * size):
                     raise BadInput(
-                        f"{known_as}: expands to {expanded / size:.0f} times its size, as no data do"
+                        f"{known_as}: expands to {expanded / size:.0f} times its size, more than real data do"
                     )
                 return {name: _array(archive, members[name]) for name in names}
     except BadInput as problem:

@@ -18,8 +18,8 @@ from lpfamily.training.data.preprocessing import blocks
 from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats
 
-AT_ONCE = 1 << 22
-"""About how many numbers are held in float64 at a time."""
+BLOCK_NUMBERS = 1 << 22
+"""About how many numbers are converted to float64 at a time."""
 
 Scale = Literal["none", "unit", "standard"]
 
@@ -85,7 +85,7 @@ def fit(scale: Scale, x: Floats, groups: int) -> Scaling | None:
 
 
 def _blocks(x: Floats) -> Iterator[slice]:
-    return blocks(len(x), max(1, AT_ONCE // x.shape[1]))
+    return blocks(len(x), max(1, BLOCK_NUMBERS // x.shape[1]))
 
 
 def _by_group(values: NDArray[np.floating], groups: int, of: Any) -> NDArray[np.float64]:

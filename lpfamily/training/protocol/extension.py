@@ -1,8 +1,9 @@
-"""More epochs for a run that has begun, if a run that began with as many would be at the same point now.
+"""Raise the epochs of a run, provided that a run begun with as many would now be in the same state.
 
-The rates of a step do not depend on the number of epochs. Three things do: how often a short run checks for
-catastrophic overfitting, which stays as it is; the choice among the combinations of a grid; and the last
-epoch of stage one, once stage two has replaced its state.
+The rates of a step do not depend on the number of epochs. Three things do. How often a short run checks for
+catastrophic overfitting: this stays as it is. The choice among the combinations of a grid: such a run gets no
+more epochs. The end of stage one: a stage that ended at its last epoch cannot go on once stage two has
+replaced its state.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def extended(run: Run, config: Config, recipe: Recipe, dataset: Dataset) -> Reci
 
 
 def extend(run: Run, began: Recipe, recipe: Recipe) -> None:
-    """Give a run the epochs of the recipe that `extended` returned; finish this if a kill interrupted it."""
+    """Give a run the epochs of the recipe that `extended` returned, or complete an earlier call cut short."""
     limits = {name: getattr(recipe, name) for name in RAISED}
     if changed := {name: value for name, value in limits.items() if value != getattr(began, name)}:
         run.raise_limits(changed)

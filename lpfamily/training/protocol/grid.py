@@ -38,12 +38,12 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
     results: Json = {}
     candidates = configs.candidates(config)
     for name, recipe in candidates.items():
-        first = replace(recipe, second_stage="none")
-        child = _child(run.folder / "grid", name, config, first)
+        stage_one = replace(recipe, second_stage="none")
+        child = _child(run.folder / "grid", name, config, stage_one)
         with child.locked():
             if child.result is None:
                 try:
-                    child.finish(train(child, first) | _kept(child, first))
+                    child.finish(train(child, stage_one) | _kept_epoch(child, stage_one))
                 except NotFinite as cause:
                     progress.warn(f"{name} is not chosen: {cause}")
                     child.finish(NOT_FINITE)
@@ -55,12 +55,12 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
         )
     chosen = min(errors, key=errors.__getitem__)  # the first of equal ones
     progress.note(f"chosen by validation error, {errors[chosen]:.2%}: {chosen}")
-    first = replace(candidates[chosen], second_stage="none")
+    stage_one = replace(candidates[chosen], second_stage="none")
     network = recipes.network_of(
-        first, *data.shape_and_classes(first.data, config.get("shape"), config.get("classes"))
+        stage_one, *data.shape_and_classes(stage_one.data, config.get("shape"), config.get("classes"))
     )
     child = Run(run.folder / "grid" / chosen)
-    snapshot = child.snapshot(first, network)
+    snapshot = child.snapshot(stage_one, network)
     run.write(GRID, {"chosen": chosen, "combinations": results}, config["grid"])
     run.write(runs.CONFIG, config | {"recipe": choices.to_json(candidates[chosen])})
     run.restore(snapshot)
@@ -83,7 +83,7 @@ def _child(parent: Path, name: str, config: Json, recipe: Recipe) -> Run:
         is_alike = choices.from_json(Recipe, decisive["recipe"]) == recipe
     if not is_alike or decisive | {"recipe": None} != expected | {"recipe": None}:
         raise BadInput(
-            f"{folder / runs.CONFIG}: is not of the combination that its folder is named after; restore it "
+            f"{folder / runs.CONFIG}: is not the config of the combination that names its folder; restore it "
             "from a copy, or remove that folder to train it anew"
         )
     return child
@@ -100,7 +100,7 @@ def _deciding(child: Run) -> Json:
     return deciding
 
 
-def _kept(child: Run, recipe: Recipe) -> Json:
+def _kept_epoch(child: Run, recipe: Recipe) -> Json:
     """Return the validation error of the epoch whose parameters stage one keeps."""
     lines = child.metrics()
     with files.understanding(child.folder / runs.METRICS, "lacks validation errors"):

@@ -30,13 +30,13 @@ from lpfamily.training.runs.positions import BEST, Position, split_best
 from lpfamily.training.tasks import Machine, Rates
 
 CHECKED = 50
-"""After each epoch one example in `CHECKED` is checked for unused budget, at a percent of the work."""
+"""After each epoch one example in `CHECKED` is checked for unused budget, for a percent of the work."""
 
 MONITORED = 200
 """The number of held-out examples that a check for catastrophic overfitting perturbs with many steps."""
 
 SHARE = 0.05
-"""The cost of these checks, as a fraction of the training's forward passes, by default."""
+"""The default cost of checks for catastrophic overfitting, as a fraction of training's forward passes."""
 
 Callback = Callable[[Metrics], object]
 """callback(metrics) gets each epoch's line of `metrics.jsonl`, after that and the checkpoint are written."""
@@ -46,7 +46,7 @@ MONITOR = "monitor_"
 
 
 def epochs_per_check(recipe: Recipe, examples: int, epochs: int) -> int:
-    """Return after how many epochs, of `epochs` in all, to check for catastrophic overfitting."""
+    """Return the number of epochs between checks for catastrophic overfitting, for recipes with checks."""
     if recipe.monitor:
         return recipe.monitor
     cost = min(MONITORED, recipe.validation) * robustness.MONITOR_PASSES
@@ -182,7 +182,7 @@ class _Training:
         """Train on all examples until the held-out ones reach the target loss, or the epochs end."""
         recipe, position, train = self.recipe, self.position, self.dataset.train
         first = position.first or 0
-        before = math.ceil(len(self.train_split.x) / recipe.batch_size)
+        steps_before = math.ceil(len(self.train_split.x) / recipe.batch_size)
         self.progress.note(
             f"second stage, on all {len(train.x)} examples, until the loss of the held-out ones is at most "
             f"{position.target:.4g}; it begins {self._second_start}"
@@ -191,7 +191,7 @@ class _Training:
         def scheduled(epoch: int, batches: int) -> Rates:
             if recipe.second_stage == "scratch":
                 return rates(recipe, epoch - first, batches)
-            return continued_rates(recipe, position.best, before, epoch - first, batches)
+            return continued_rates(recipe, position.best, steps_before, epoch - first, batches)
 
         self._train(train, scheduled, recipe.second_epochs)
 
@@ -269,7 +269,7 @@ class _Training:
                 judged="" if is_second else "validation_error",
                 until=lambda: self.position.is_reached,
                 tick=shown.tick,
-                remedy=self._kept,
+                remedy=self._remedy,
             )
             for epoch in trained:
                 at, metrics = epoch.standing, epoch.metrics
@@ -310,7 +310,7 @@ class _Training:
         if not largest <= float(np.finfo(recipe.dtype).max):
             raise NotFinite(
                 f"epoch {epoch + 1} has a learning rate, with --lr-scale and --weight-decay, beyond "
-                f"{recipe.dtype}; {self._kept()}"
+                f"{recipe.dtype}; {self._remedy()}"
             )
         return result
 
@@ -347,15 +347,19 @@ class _Training:
         return {MONITOR + name: value for name, value in errors.items()}
 
     def _keep_healthy(self, line: Json) -> None:
-        """Copy the checkpoint of a healthy check before the next epoch, if not healthy too, replaces it."""
+        """Copy the checkpoint if it is healthy and the new epoch, with metrics `line`, is not.
+
+        The checkpoint of the new epoch is about to replace it. An epoch without a check does not count as
+        healthy, but the state before the first epoch does.
+        """
         if self._interval and all(map(_is_healthy, self.metrics[-1:])) and not _is_healthy(line):
             self.run.keep_healthy()
 
     def _loss(self, split: Split, what: str) -> float:
         loss = evaluation.loss(self.trainer, split.x, split.labels)
-        return epochs.finite(loss, what, self._kept())
+        return epochs.finite(loss, what, self._remedy())
 
-    def _kept(self) -> str:
+    def _remedy(self) -> str:
         folder, epoch = self.run.folder, self.position.epoch
         return f"{folder} keeps the checkpoint after epoch {epoch}; try a smaller --lr or --sigma"
 

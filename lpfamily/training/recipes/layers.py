@@ -52,13 +52,15 @@ def task_of(recipe: Recipe, network: Network, x: Floats, labels: Array, machine:
 def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
     hidden, convolutions = len(recipe.units), len(recipe.kernel)
     if convolutions > hidden or (convolutions and not recipe.pieces):
-        raise ValueError(f"{convolutions} kernels need as many layers with --units and --pieces")
-    of_each = [_of_layers(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")]
-    of_each.append(_dropout(recipe, hidden + 1))
-    of_each.append(
-        _of_layers(recipe, "layer_noise", hidden + 1) if recipe.layer_noise else (0,) * (hidden + 1)
+        raise ValueError(
+            f"--kernel for {convolutions} convolutions needs as many layers in --units, and --pieces"
+        )
+    per_layer = [_per_layer(recipe, name, hidden + 1) for name in ("max_norm", "lr_scale")]
+    per_layer.append(_dropout(recipe, hidden + 1))
+    per_layer.append(
+        _per_layer(recipe, "layer_noise", hidden + 1) if recipe.layer_noise else (0,) * (hidden + 1)
     )
-    trained: list[dict[str, Any]] = [
+    common: list[dict[str, Any]] = [
         {
             "max_norm": max_norm or None,
             "lr_scale": lr_scale,
@@ -66,34 +68,34 @@ def _layers(recipe: Recipe, classes: int) -> tuple[Layer, ...]:
             "noise": noise or None,
             "init": recipe.init or None,
         }
-        for max_norm, lr_scale, dropout, noise in zip(*of_each, strict=True)
+        for max_norm, lr_scale, dropout, noise in zip(*per_layer, strict=True)
     ]
-    pieces = _of_layers(recipe, "pieces", hidden) if recipe.pieces else ()
-    square = (_of_layers(recipe, name, convolutions) for name in ("padding", "pool", "stride"))
-    convolved = list(zip(recipe.kernel, *square, strict=True))
+    pieces = _per_layer(recipe, "pieces", hidden) if recipe.pieces else ()
+    sizes = (_per_layer(recipe, name, convolutions) for name in ("padding", "pool", "stride"))
+    convolved = list(zip(recipe.kernel, *sizes, strict=True))
     layers: list[Layer] = []
     for index, count in enumerate(recipe.units):
         if index < convolutions:
             shape = (count, pieces[index], *convolved[index], recipe.bias == "tied")
-            layers.append(ConvMaxout(*shape, **trained[index]))
+            layers.append(ConvMaxout(*shape, **common[index]))
         elif pieces:
-            layers.append(Maxout(count, pieces[index], **trained[index]))
+            layers.append(Maxout(count, pieces[index], **common[index]))
         else:
-            layers.append(_UNITS[recipe.activation](count, **trained[index]))
-    return (*layers, Dense(classes, **trained[hidden]))
+            layers.append(_UNITS[recipe.activation](count, **common[index]))
+    return (*layers, Dense(classes, **common[hidden]))
 
 
 def _dropout(recipe: Recipe, layers: int) -> tuple[Dropout | None, ...]:
     if not recipe.dropout:
         return (None,) * layers
-    include = _of_layers(recipe, "dropout", layers)
-    scale = (1.0, *(1 / share for share in include[1:]))
+    include = _per_layer(recipe, "dropout", layers)
+    scale = (1.0, *(1 / keep for keep in include[1:]))
     if recipe.dropout_scale:
-        scale = _of_layers(recipe, "dropout_scale", layers)
+        scale = _per_layer(recipe, "dropout_scale", layers)
     return tuple(Dropout(*pair) for pair in zip(include, scale, strict=True))
 
 
-def _of_layers(recipe: Recipe, name: str, layers: int) -> tuple[Any, ...]:
+def _per_layer(recipe: Recipe, name: str, layers: int) -> tuple[Any, ...]:
     """Return an option's numbers, one per layer; a single number is repeated."""
     values: tuple[Any, ...] = getattr(recipe, name)
     if len(values) not in (1, layers):

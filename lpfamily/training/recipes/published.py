@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 RecipeName = Literal["paper", "quick", "best"]
 
-_LIMIT = math.sqrt(15) / 2  # for inputs that dropout with probability 1/2 doubles
+_LIMIT = math.sqrt(15) / 2  # half, as dropout with keep probability 1/2 doubles the inputs
 
 # Sources. IV: the paper's section IV. pylearn2: the scripts of Goodfellow et al., Maxout Networks, 2013
 # (mnist_pi.yaml, mnist.yaml, cifar10_old_small.yaml), which the paper builds on.
@@ -107,10 +107,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "conv-maxout": {**_ONE_STAGE, "epochs": 4, "lr": 0.05, "momentum": 0.7, "momentum_final": 0.7},
     "cifar-maxout-small": {**_ONE_STAGE, "epochs": 10, "lr": 0.1, "momentum": 0.7, "momentum_final": 0.7},
 }
-"""By model, the values of the quick recipe that differ from `PUBLISHED`, chosen for minutes, not hours."""
+"""By model, the values of the quick recipe that differ from `PUBLISHED`, so that it trains in minutes."""
 
 QUICK_EXAMPLES, MOST_QUICK_EPOCHS = 50_000, 100
-"""The examples per epoch of the quick recipe; a smaller set has more epochs, at most `MOST_QUICK_EPOCHS`."""
+"""The epochs of `QUICK` are for a set of `QUICK_EXAMPLES` examples or more.
+
+A smaller set has proportionally more epochs, at most `MOST_QUICK_EPOCHS`.
+"""
 
 _BEST: dict[str, Any] = {
     **_ONE_STAGE,

@@ -12,11 +12,11 @@ from lpfamily.training import choices
 from lpfamily.training import data as data_sets
 from lpfamily.training.choices import (
     COUNT,
-    COUNT_OR_NONE,
+    COUNT_OR_ZERO,
     FRACTION,
-    INCLUDE,
     NOT_NEGATIVE,
     POSITIVE,
+    PROBABILITY,
     RADIUS,
     TEXT,
     Names,
@@ -66,7 +66,8 @@ class Recipe(Optimiser, Objective):
         "paper",
         None,
         "values of the options that are not given: as published (paper), for training in minutes (quick), or "
-        f"with the lowest error on MNIST that was found in minutes (best, only for {', '.join(BEST)})",
+        "for the lowest error on MNIST that training in minutes has reached (best, only for "
+        f"{', '.join(BEST)})",
     )
     data: str = of_data(
         next(iter(SOURCES)),
@@ -86,20 +87,20 @@ class Recipe(Optimiser, Objective):
         "scale each input, or each channel of images, by its values in the training set: unit to 0..1, "
         "standard to mean 0 and standard deviation 1; --sigma is then in scaled units",
     )
-    examples: int = of_data(0, COUNT_OR_NONE, "train on the first N training examples only; 0: on all")
-    test_examples: int = of_data(0, COUNT_OR_NONE, "test on the first N test examples only; 0: on all")
+    examples: int = of_data(0, COUNT_OR_ZERO, "train on the first N training examples only; 0: on all")
+    test_examples: int = of_data(0, COUNT_OR_ZERO, "test on the first N test examples only; 0: on all")
     validation: int = of_data(
-        10_000, COUNT_OR_NONE, "hold out the last N training examples for validation; 0: none"
+        10_000, COUNT_OR_ZERO, "hold out the last N training examples for validation; 0: none"
     )
-    seed: int = of_data(0, COUNT_OR_NONE, "seed of the initial weights, the order of examples and all noise")
+    seed: int = of_data(0, COUNT_OR_ZERO, "seed of the initial weights, the order of examples and all noise")
 
     units: tuple[int, ...] = of_network(
-        (600, 600), Numbers(COUNT), "units of each hidden layer; channels, where it is a convolution"
+        (600, 600), Numbers(COUNT), "units of each hidden layer, or channels of a convolution"
     )
     pieces: tuple[int, ...] = of_network(
         (),
         Numbers(COUNT),
-        "linear pieces of each maxout unit, per hidden layer; none: the units are not maxout units",
+        "linear pieces of each maxout unit, per hidden layer; none: no maxout units",
     )
     activation: Literal["sigmoid", "relu"] = of_network(
         "sigmoid", None, "activation of the hidden units, unless they are maxout units", needs=UNITS
@@ -111,7 +112,7 @@ class Recipe(Optimiser, Objective):
         "convolutions",
     )
     padding: tuple[int, ...] = of_convolutions(
-        (0,), Numbers(COUNT_OR_NONE), "zero padding on each side of a convolution's input, in pixels"
+        (0,), Numbers(COUNT_OR_ZERO), "zero padding on each side of a convolution's input, in pixels"
     )
     pool: tuple[int, ...] = of_convolutions(
         (1,), Numbers(COUNT), "side of a convolution's max-pooling windows, in pixels; 1: no pooling"
@@ -126,14 +127,14 @@ class Recipe(Optimiser, Objective):
     )
     dropout: tuple[float, ...] = of_network(
         (),
-        Numbers(INCLUDE),
+        Numbers(PROBABILITY),
         "keep probability of each layer's inputs, last layer included, above 0 and at most 1; none: no "
         "dropout",
     )
     dropout_scale: tuple[float, ...] = of_network(
         (),
         Numbers(POSITIVE),
-        "factor that multiplies the inputs which --dropout keeps",
+        "factor on the inputs that --dropout keeps",
         needs={"dropout": ()},
         default_text="1 in the first layer, 1 / keep probability in others",
     )
@@ -169,15 +170,16 @@ class Recipe(Optimiser, Objective):
     )
     sigma_ramp: int = of_objective(
         0,
-        COUNT_OR_NONE,
+        COUNT_OR_ZERO,
         "raise sigma linearly to its value over the first N epochs; 0: full from the start",
         needs={"objective": ("noise", "perturb", "penalty", "trades")},
     )
 
     monitor: int = of_objective(
         0,
-        COUNT_OR_NONE,
-        "check for catastrophic overfitting every N epochs; 0: as often as takes a twentieth of the work",
+        COUNT_OR_ZERO,
+        "check for catastrophic overfitting every N epochs; 0: so often that the checks cost a twentieth of "
+        "the training",
         needs={"objective": ("perturb", "penalty", "trades")},
     )
 
@@ -209,7 +211,7 @@ class Recipe(Optimiser, Objective):
 
     patience: int = of_stages(
         100,
-        COUNT_OR_NONE,
+        COUNT_OR_ZERO,
         "end stage one after N epochs without a new lowest validation error, and keep the epoch with the "
         "lowest; 0: train all epochs and keep the last",
     )
@@ -228,7 +230,7 @@ class Recipe(Optimiser, Objective):
     second_epochs: int = of_stages(
         400,
         COUNT,
-        "largest number of epochs of stage two; a smaller --epochs becomes the default",
+        "largest number of epochs of stage two; the default is at most --epochs",
         needs={"second_stage": ("continue", "scratch")},
     )
 
@@ -246,7 +248,7 @@ class Recipe(Optimiser, Objective):
 
     @property
     def inputs(self) -> str:
-        """The name of the data set, with its scaling, as sigma is in units of the scaled inputs."""
+        """The data set and its scaling in words, for titles and messages; sigma is in the scaled units."""
         return (
             self.data if self.scale == "none" else f"{self.data} scaled to {self.scale}, sigma in these units"
         )
@@ -327,13 +329,13 @@ def default(
     return result
 
 
-def of_dataset(recipe: Recipe, numbers: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with the numbers that a data set brings; raise `BadInput` if they are not valid."""
+def of_dataset(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with the values that its data set sets; raise `BadInput` if they are not valid."""
     try:
-        return replace(recipe, **numbers)
+        return replace(recipe, **values)
     except (TypeError, ValueError) as cause:
         raise BadInput(
-            f"data set {recipe.data!r} brings a recipe that is not valid ({cause}); tell its authors"
+            f"data set {recipe.data!r} sets values that are not valid in a recipe ({cause}); tell its authors"
         ) from cause
 
 

@@ -14,7 +14,7 @@ from lpfamily.training.tasks import Rates
 def rates(recipe: Recipe, epoch: int, steps: int) -> Rates:
     """Return the rates of each of the `steps` steps of `epoch`, which is counted from 0.
 
-    Let t be the number of steps before, in all epochs. Exponential decay goes step by step,
+    Let t be the number of earlier steps, over all epochs. Exponential decay goes step by step,
     lr_t = max(lr / factor^t, floor); linear decay, momentum and the ramp of sigma go epoch by epoch. At step
     t the moving average keeps min(ema, (1 + t) / (10 + t)) of itself, so that it forgets the initial weights.
     """

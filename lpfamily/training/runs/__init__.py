@@ -59,7 +59,7 @@ _SEAL = ("format", "sha256")
 
 _RESTART = f"{REMEDY}, or start a new run"
 
-# no run can be at a path with these errors, and a name may be too long
+# the errors of a path at which there can be no run, the last because a name is too long
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -104,7 +104,7 @@ class Run:
         return {name: value for name, value in self.config.items() if name not in _CIRCUMSTANCES}
 
     def _all_decisive(self) -> list[Json]:
-        """Return `decisive`, then its earlier values before the run was given more epochs, latest first."""
+        """Return `decisive`, then its values before each raise of the number of epochs, latest first."""
         decisive, raised = self.decisive, self.config.get("raised", ())
         kept = {name: value for name, value in decisive.get("recipe", {}).items() if name not in RAISED}
         return [decisive, *(decisive | {"recipe": kept | before} for before in reversed(raised))]
@@ -139,7 +139,7 @@ class Run:
         return lines
 
     def read_metrics(self, epochs: int, sha256: str | None, needed: Iterable[str] = ()) -> list[Json]:
-        """Return the metrics of the first epochs, checked with the checksum that a checkpoint has of them.
+        """Return the metrics of the first epochs, checked against the checksum in a checkpoint.
 
         `sha256` is that of `metrics_digest`, or None if the checkpoint has none. Each line must have the
         needed entries.

@@ -1,8 +1,8 @@
 """Named arrays and a JSON object in one file of the safetensors format.
 
 Any safetensors library reads these files. The object is the text `lpfamily` in their metadata. This module
-does not use that library: when memory is short, it ends the process or prints a trace, and it allocates the
-memory that a header announces before the header can be checked.
+does not use the library of that name, which ends the process or prints a trace when memory is short, and
+allocates the memory that a header announces before the header can be checked.
 """
 
 from __future__ import annotations

@@ -110,7 +110,10 @@ def read(run: Run) -> Config:
 
 
 def differences(candidates: dict[str, Recipe]) -> Json:
-    """Return the fields in which recipes differ, by name; merged into any recipe, they give the named one."""
+    """Return for each name the fields in which the recipes differ.
+
+    Merged into any of the recipes, they give the recipe of that name.
+    """
     values = {name: choices.to_json(recipe) for name, recipe in candidates.items()}
     first, *others = values.values()
     differing = [field for field in first if any(other[field] != first[field] for other in others)]
@@ -134,7 +137,7 @@ def dataset(config: Config, data_dir: Path | None, begin: str) -> data.Dataset:
     """Return the data set of a run, from another folder if one is given.
 
     If it is another data set, raise `BadInput` with a message that starts with `begin`, for example "RUN: the
-    run has used".
+    run used".
     """
     name = config.recipe.data
     if config.shape and config.data_dir is None and not data.is_named(name):
@@ -177,7 +180,7 @@ _ADDED = {
         "ema",
     )
 }
-"""The fields that recipes have had since configs carry a checksum; earlier configs lack them."""
+"""The defaults of the fields that configs from before the checksum may lack, as recipes got them later."""
 
 _KINDS: dict[str, type | UnionType] = {
     "backend": str,

@@ -21,7 +21,7 @@ _OF_TRAINING = {each.name for each in fields(Layer)}
 
 
 def from_run(config: Config, folder: Path, dataset: Dataset, option: str) -> Config:
-    """Return the config with the run in a folder, named by an option, as the source of the initial weights.
+    """Return the config, with the initial weights those of the run in a folder; errors begin with `option`.
 
     Raises
     ------

@@ -75,8 +75,8 @@ class Trained:
 
         Inputs have shape (n, inputs) and the recipe's dtype. They are preprocessed as by
         `lpfamily.training.data.load(recipe.data)`, flattened (images channels first), and scaled by the run's
-        `--scale`: `inputs` returns them so. Logits have shape (n, classes). If `network.loss` is the squared
-        error, they are predictions of the targets. The model holds copies of the parameters.
+        `--scale`. `inputs` does the last two. Logits have shape (n, classes). If `network.loss` is the
+        squared error, they are predictions of the targets. The model holds copies of the parameters.
 
         Parameters
         ----------

@@ -299,7 +299,7 @@ class BackendTests:
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_a_direction_of_fewer_bits_gains_as_much_of_the_loss(self, network: Network, dtype: str) -> None:
-        """It loses at most its rounding squared: at its maximum on the sphere the gain is stationary."""
+        """It loses the square of its rounding, as the gain is stationary at its maximum on the sphere."""
         network = _changed(network, dropout=None, noise=None)
 
         def loss(objective: Objective) -> float:

@@ -102,7 +102,11 @@ def divergence(logits: Array, log_probabilities: Targets) -> Array:
 
 
 def _slope(logits: Array, log_probabilities: Targets) -> Array:
-    """Return the divergence's gradient in the logits; for the likely class, minus the sum of the others."""
+    """Return the gradient of the divergence with respect to the logits.
+
+    The entry of the likeliest class is minus the sum of the others: its two probabilities, both near 1, would
+    cancel.
+    """
     slope, rows = np.exp(_log_softmax(logits)) - np.exp(log_probabilities), np.arange(len(logits))
     likely = log_probabilities.argmax(axis=1)
     slope[rows, likely] = 0

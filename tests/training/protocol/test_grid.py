@@ -276,7 +276,7 @@ def test_fractions_are_numbers_alone_and_in_parentheses_of_a_grid():
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ("--grid sigma=(1/2)/0.5", ["0.5 is there twice"]),
+        ("--grid sigma=(1/2)/0.5", ["0.5 is given twice"]),
         ("--grid sigma=(1/0)/1", ["sigma must be a finite number or fraction", "got 1/0"]),
         ("--grid sigma=(1/2", ["sigma must be", "got (1"]),
         ("--grid epochs=(1/2)/1", ["epochs must be a whole number", "got 1/2"]),
@@ -289,9 +289,9 @@ def test_fractions_are_numbers_alone_and_in_parentheses_of_a_grid():
         ("--grid sigma=", ["--grid sigma=", "0 or more"]),
         ("--grid units=4,4/4,0", ["--grid units=4,4/4,0", "units must be", "got 0"]),
         ("--grid lr-decay=linear/fast", ["--grid lr-decay=linear/fast", "exponential, linear", "got fast"]),
-        ("--grid sigma=1/2/1.0", ["--grid sigma=1/2/1.0", "1.0 is there twice"]),
-        ("--grid lr=1/2 --grid lr=3", ["--grid lr=3", "lr is there twice", "in one"]),
-        ("--grid batch-size=1 --grid batch_size=2", ["--grid batch_size=2", "batch-size is there twice"]),
+        ("--grid sigma=1/2/1.0", ["--grid sigma=1/2/1.0", "1.0 is given twice"]),
+        ("--grid lr=1/2 --grid lr=3", ["--grid lr=3", "lr is given twice", "in one"]),
+        ("--grid batch-size=1 --grid batch_size=2", ["--grid batch_size=2", "batch-size is given twice"]),
         ("--grid sigma=1/2 --sigma 1", ["--grid sigma=1/2", "--sigma is given too", "leave one"]),
         ("--grid sigma=1/2 --validation 0", ["--grid sigma=1/2", "--validation 0", "hold some out"]),
         ("--grid validation=5/6", ["--grid validation=5/6", "cannot be compared", "--validation one value"]),

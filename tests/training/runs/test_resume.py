@@ -320,7 +320,7 @@ def test_more_epochs_end_with_the_bytes_of_a_run_that_began_with_them(
     folder, flags = tmp_path / "run", (*flags, "--seed", 1)
     trained(folder, *flags, "--epochs", epochs)
     result = in_process("--resume", folder, "--epochs", more, "--quiet")
-    looking = f"{NAME}: it goes on checking for catastrophic overfitting every {epochs} epochs\n"
+    looking = f"{NAME}: the run still checks for catastrophic overfitting every {epochs} epochs\n"
     assert (result.returncode, result.stderr) == (0, looking if added else "")
     trained(tmp_path / "whole", *flags, "--epochs", more, *added)
     found, raised = of_more_epochs(folder)
