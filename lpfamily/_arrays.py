@@ -181,7 +181,7 @@ def _tensor_layout(x: Array) -> tuple[str, str]:
     return f"layout {x.layout}", "{0}.to_dense()"
 
 
-def carried(value: Array) -> Array:
+def portable(value: Array) -> Array:
     """Return a NumPy array in a form that any other library takes; return anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
@@ -320,7 +320,7 @@ def of_library(lead: Array, value: Array, name: str) -> Array:
             f"{name} must be an array of {library_name(xp)}, as the array beside it is, or a NumPy array; "
             f"got an array of {library_name(namespace)}: convert it first"
         )
-    return xp.asarray(carried(value), device=device_of(lead))
+    return xp.asarray(portable(value), device=device_of(lead))
 
 
 def mask_beside(lead: Array, mask: Array) -> Array:
@@ -332,7 +332,7 @@ def mask_beside(lead: Array, mask: Array) -> Array:
         namespace, mask = admit(mask, "mask")
         if namespace is xp and device_of(mask) in (None, device):
             return mask
-    return xp.asarray(carried(mask), device=device)
+    return xp.asarray(portable(mask), device=device)
 
 
 def masked(grad: Array, mask: Array, name: str = "grad") -> Array:

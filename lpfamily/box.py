@@ -37,7 +37,6 @@ from lpfamily._arrays import (
     as_dtype,
     as_float,
     beside,
-    carried,
     device_of,
     finfo,
     is_bfloat16,
@@ -46,6 +45,7 @@ from lpfamily._arrays import (
     is_real,
     mask_beside,
     namespace_of,
+    portable,
     reshape,
     sign,
 )
@@ -121,7 +121,7 @@ def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
         if not is_real(value.dtype):
             raise TypeError(f"{name} must be real; got {value.dtype}")
         with np.errstate(over="ignore"):
-            value = xp.asarray(carried(value), dtype=grad.dtype, device=device_of(grad))
+            value = xp.asarray(portable(value), dtype=grad.dtype, device=device_of(grad))
     else:
         value = as_dtype(xp, beside(grad, value, name), grad.dtype)
     shape, whole = tuple(value.shape), tuple(grad.shape)

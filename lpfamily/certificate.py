@@ -125,7 +125,7 @@ def certify(
         coarsest = max(joint.rounding, steps.rounding)
     given, step = examples(grad, "grad", batch_ndim), floating(eps, "eps")
     xp, rows, dtype = given.xp, given.values, given.values.dtype
-    # eps may have the rounding of half precision, although float32 is computed in
+    # eps may be rounded to half precision, although this computes in float32
     rounding = max(coarsest, *(float(finfo(each.xp, each.array.dtype).eps) for each in (given, step)))
     eps = beside(rows, step.values, "eps")
     if tuple(eps.shape) != tuple(grad.shape):
@@ -164,12 +164,17 @@ def _judge(
     could_move: Array,
     finite: Array,
 ) -> tuple[Array, ...]:
+    """Return the fields of a `Certificate` for examples as rows.
+
+    `rounding` is the largest eps of the given dtypes. `could_move` is a mask of the examples in which an
+    entry with a nonzero gradient could still move.
+    """
     xp = namespace_of(grad)
     rows = len(grad.shape) - 1
     size = norm(eps, p, batch_ndim=rows)
     radius = sigma[..., 0]
     positive = radius > 0
-    # of a radius of 0, a norm of 0 uses all, and a larger norm uses infinitely much
+    # at radius 0, a norm of 0 uses all of it, and a larger norm infinitely much
     norm_used = xp.where(positive | (size > 0), size / radius, 1.0)
 
     # in units of the largest gradient and of the radius, so that nothing here overflows

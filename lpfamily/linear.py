@@ -262,6 +262,7 @@ def _scales(sigma: Array, top: Array, longest: Array) -> tuple[Array, Array]:
 
 
 def _worst(p: float, problem: _Problem[Array]) -> Array:
+    """Return the exact maximiser u for p = 1, 2 or inf; raise ValueError for any other p."""
     solvers: dict[float, Callable[..., Array]] = {1: _vertex, 2: _sphere, math.inf: _corner}
     if p not in solvers:
         raise ValueError(
@@ -277,6 +278,7 @@ def _worst(p: float, problem: _Problem[Array]) -> Array:
 
 
 def _first(p: float, problem: _Problem[Array]) -> Array:
+    """Return the maximiser u of the linearised problem, eq. 3 at u = 0."""
     return steepest(
         p, -(problem.direction @ problem.theta), namespace_of(problem.radius).ones_like(problem.radius)
     )
@@ -287,6 +289,7 @@ def _first(p: float, problem: _Problem[Array]) -> Array:
 
 
 def _vertex(theta: Array, rows: Array, radius: Array) -> Array:
+    """Return the best of the vertices +-e_i, for p = 1."""
     xp = namespace_of(rows)
     along = rows @ theta
     gain = 2 * xp.abs(along) + radius * xp.sum(theta * theta, axis=0)
@@ -295,6 +298,7 @@ def _vertex(theta: Array, rows: Array, radius: Array) -> Array:
 
 
 def _sphere(theta: Array, rows: Array, radius: Array) -> Array:
+    """Return the best point of the unit sphere, for p = 2: a trust-region problem."""
     xp = namespace_of(rows)
     left, s, right = xp.linalg.svd(theta, full_matrices=False)
     c = rows @ left
@@ -338,7 +342,10 @@ def _shares(xp: ModuleType, b: Array, gap: Array) -> tuple[Array, Array]:
 
 
 def _corner(theta: Array, rows: Array, radius: Array) -> Array:
-    """Enumerate the corners as pairs: a corner of the first half of the inputs, and one of the second."""
+    """Return the best corner of {-1, 1}^n, for p = inf.
+
+    Corners are enumerated as pairs: a corner of the first half of the inputs, and one of the second.
+    """
     xp = namespace_of(rows)
     m, n = theta.shape
     batch = tuple(rows.shape[:-1])

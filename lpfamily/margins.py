@@ -232,6 +232,11 @@ def _search(
     brackets: int,
     steps: int,
 ) -> Array:
+    """Return for each example the first t at which the prediction of x + t * direction is changed.
+
+    Of `brackets` equal intervals from 0 to `most`, the first at whose end it is changed is bisected `steps`
+    times. t is inf if there is none, and NaN where the margin is NaN.
+    """
     xp = namespace_of(x)
     start, ray = constant(x), constant(xp.astype(direction, x.dtype, copy=False))
 

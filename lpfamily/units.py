@@ -14,10 +14,10 @@ from lpfamily._arrays import (
     admit,
     as_dtype,
     broadcast_mask,
-    carried,
     device_of,
     examples,
     namespace_of,
+    portable,
     reshape,
 )
 from lpfamily.box import box_of, room_down_and_up
@@ -78,7 +78,7 @@ class Units:
         if tuple(eps.shape) != tuple(self.x.shape):
             return eps
         xp, like = namespace_of(self.x), self.scale
-        return divided(xp.asarray(carried(eps), dtype=like.dtype, device=device_of(like)), like)
+        return divided(xp.asarray(portable(eps), dtype=like.dtype, device=device_of(like)), like)
 
     def eps(self, u: Array) -> Array:
         """Return the perturbation of u, inside the box even where rounding puts u outside."""

@@ -20,11 +20,11 @@ from lpfamily._arrays import (
     Numbers,
     as_float,
     beside,
-    carried,
     device_of,
     is_number,
     is_real,
     namespace_of,
+    portable,
     reshape,
 )
 from lpfamily.libraries import constant, library_of
@@ -51,7 +51,7 @@ def _scale_of(given: Given[A], scale: Numbers) -> Array:
         if not is_real(scale.dtype):
             raise TypeError(f"scale must be real; got {scale.dtype}")
         _check(np.all((scale >= 0) & (scale < math.inf)), f"an array with {scale.min(initial=0)}")
-        scale = xp.asarray(carried(scale), dtype=values.dtype, device=device_of(values))
+        scale = xp.asarray(portable(scale), dtype=values.dtype, device=device_of(values))
     else:
         scale = xp.astype(beside(values, scale, "scale"), values.dtype)
     shape, whole, batch = tuple(scale.shape), tuple(given.array.shape), given.batch

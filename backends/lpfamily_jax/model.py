@@ -87,9 +87,10 @@ def _correlated(x: Array, weight: Array, padding: int) -> Array:
     """Return the cross-correlation of zero-padded images (n, channels, height, width) with kernels.
 
     On a CPU, XLA takes up to a hundred times as long for a convolution whose kernel is larger than the image
-    without its padding. For such a kernel the image is padded before. In the gradient of the kernels, the
+    without its padding. For such a kernel the image is padded beforehand. In the gradient of the kernels, the
     output of the layer is such a kernel; there a product of matrices for each position replaces the
-    convolution. It also replaces the gradient in images of one channel, which takes XLA five times as long.
+    convolution. The gradient in images of one channel would take XLA five times as long as one product of
+    matrices, which replaces it.
     """
     if min(x.shape[2:]) < weight.shape[2]:
         x, padding = _padded(x, padding), 0

@@ -125,11 +125,11 @@ class JaxTrainer:
         schedule = rates.table().astype(self.task.dtype)
         settings = self.task.network, self.task.objective, self.task.optimiser
         totals, done = [], 0
-        draws_mapped = nullcontext(map) if self._device.platform == "cpu" else by_threads()
-        with self._scope(), draws_mapped as mapped:
+        map_or_threads = nullcontext(map) if self._device.platform == "cpu" else by_threads()
+        with self._scope(), map_or_threads as map_draws:
             for batches in launches(order, self.task.batch_size, self._steps_per_launch, self.tick):
                 numbers = range(done, done := done + len(batches))
-                drawn = draws.steps(numbers, self.task, batches.shape[1], mapped)
+                drawn = draws.steps(numbers, self.task, batches.shape[1], map_draws)
                 steps = self._steps(batches, schedule[numbers], drawn)
                 arguments = (settings, self._state, self._x, self._labels, steps)
                 run = _epoch if self._mesh is None else functools.partial(_sharded_epoch, self._mesh)

@@ -98,7 +98,7 @@ def robustness(
         tensor: Tensor = torch.as_tensor(given).detach().to(device)
         return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
 
-    share: dict[str, Any] = {}
+    processes: dict[str, Any] = {}
 
     def gather(result: Any) -> list[Any]:
         results: list[Any] = [None] * dist.get_world_size()
@@ -106,13 +106,13 @@ def robustness(
         return results
 
     if dist.is_available() and dist.is_initialized():
-        share = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}
+        processes = {"rank": dist.get_rank(), "size": dist.get_world_size(), "gather": gather}
     classifier = ensemble.Classifier(
         evaluate,
         call,
         host=lambda tensor: tensor.detach().cpu().numpy(),
         admit=admit,
-        **share,
+        **processes,
     )
     with without_side_effects(inner, device, "none", "running"), torch.no_grad():
         data = ensemble.batches(x, y, batch_size)

@@ -81,16 +81,16 @@ class TensorSnapshot:
     def restore_all(self) -> list[Tensor]:
         """Restore everything; return the tensors that were changed and have no copy."""
         self.restore()
-        lost = []
+        changed = []
         for tensor, before, now in zip(self._all, self._versions, _versions(self._all), strict=True):
             if before == now:
                 continue
             if id(tensor) not in self._copies:
-                lost.append(tensor)
+                changed.append(tensor)
             elif id(tensor) not in self._memory or tensor.nbytes > SMALL:
                 with torch.no_grad():
                     tensor.copy_(self._copies[id(tensor)])
-        return lost
+        return changed
 
     def name(self, tensor: Tensor) -> str:
         """Return the name of the tensor in its module, and its shape."""
@@ -117,12 +117,12 @@ def restoring_tensors(modules: dict[nn.Module, bool]) -> Iterator[None]:
     try:
         yield
     finally:
-        lost = snapshot.restore_all()
-    if lost:
+        changed = snapshot.restore_all()
+    if changed:
         raise RuntimeError(
-            f"the forward pass changes {snapshot.name(lost[0])} in place, which cannot be undone, as it is "
-            f"larger than {SMALL >> 20} MiB or in a module of torch: register it as a buffer, or change it "
-            "between passes"
+            f"the forward pass changes {snapshot.name(changed[0])} in place, which cannot be undone, as it "
+            f"is larger than {SMALL >> 20} MiB or in a module of torch: register it as a buffer, or change "
+            "it between passes"
         )
 
 

@@ -140,13 +140,13 @@ class TorchTrainer:
         with (
             self._precision(),
             tracing_gradients() if task.compiled else nullcontext(),
-            by_threads() if self._on_cuda else nullcontext(map) as mapped,
+            by_threads() if self._on_cuda else nullcontext(map) as map_draws,
         ):
             for batches in launches(order, task.batch_size, RECORDED if self._recorded else 1, self.tick):
                 steps = range(done, done := done + len(batches))
                 examples, rows = batches.shape[1], local_slice(team, batches.shape[1])
                 local_draws = draws if team.size == 1 else draws.part(examples, rows)
-                drawn = local_draws.steps(steps, task, rows.stop - rows.start, mapped, self._empty)
+                drawn = local_draws.steps(steps, task, rows.stop - rows.start, map_draws, self._empty)
                 pairs = np.repeat(table[steps, :, None], 2, axis=2)
                 inputs = Steps(
                     self._tensor(batches[:, rows]), self._tensor(pairs), drawn.map(self._sent), examples

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, Bounds, Numbers, admit, carried, device_of, examples, namespace_of
+from lpfamily._arrays import Array, Bounds, Numbers, admit, device_of, examples, namespace_of, portable
 from lpfamily.balls import project, sample
 from lpfamily.libraries import library_of_generator
 from lpfamily.units import Units
@@ -35,7 +35,7 @@ def starting_point(
     within: dict[str, Any] = {"batch_ndim": batch_ndim, "mask": mask}
     if bounds is not None:
         within |= {"x": x, "bounds": bounds}
-    if start is None:  # 0 is in every ball; projecting makes bad examples NaN, at the least cost for p = inf
+    if start is None:  # 0 is in every ball; the projection makes bad examples NaN, and p = inf costs least
         return project(xp.zeros_like(x), math.inf, sigma, **within)
     if not is_random(start):
         _, start = admit(start, "start")
@@ -49,9 +49,9 @@ def starting_point(
                 f"start must be None, a floating array like x, or a generator or key; got {start!r}"
             ) from cause
         given = examples(x, "x", batch_ndim)  # x may be of another library than the generator
-        start = xp.asarray(carried(start), dtype=given.values.dtype, device=device_of(x))
+        start = xp.asarray(portable(start), dtype=given.values.dtype, device=device_of(x))
         start = given.shaped(given.radius(sigma) * given.rows(start))
-    start = xp.astype(xp.asarray(carried(start), device=device_of(x)), x.dtype, copy=False)
+    start = xp.astype(xp.asarray(portable(start), device=device_of(x)), x.dtype, copy=False)
     return project(start, p, sigma, **within)
 
 

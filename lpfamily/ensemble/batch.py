@@ -84,7 +84,7 @@ class Batch(Examples):
         number of gradients of each example.
         """
         x, y, xp = self.x[indices], self.y[indices], namespace_of(self.x)
-        aims = None if rank is None else self.here(self.order[indices, rank], self.y)
+        aims = None if rank is None else self.from_host(self.order[indices, rank], self.y)
         taken = np.zeros(len(indices), np.int64)
 
         def value_and_grad(at: Array, rows: Any) -> tuple[Array, Array]:
@@ -114,13 +114,16 @@ class Batch(Examples):
         ball = self.ball_of(indices)
         if not (ball["scale"] is None or isinstance(ball["scale"], int | float | np.ndarray | np.generic)):
             ball["scale"] = self.classifier.host(ball["scale"])  # the draws are NumPy's
-        drawn = self.here(sample(tuple(self.x[indices].shape), p, sigma, self.rng, **ball), self.x)
+        drawn = self.from_host(sample(tuple(self.x[indices].shape), p, sigma, self.rng, **ball), self.x)
         return drawn if self.bounds is None else self.nearest(indices, drawn, p, sigma)
 
     def ball(
         self, p: float, sigmas: Sequence[float], tick: Callable[[int, str], None] = lambda *_: None
     ) -> Ball:
-        """Attack every example in balls of these radii, in the given order; `tick` is told which is next."""
+        """Attack every example in balls of these radii, in the given order.
+
+        `tick(index, text)` is called before each ball, and before the search for the smallest perturbations.
+        """
         n, plan, before = len(self.labels), self.plan, self.gradients
         fooled_by = np.where(self.predicted != self.labels, 0, -1)
         smallest = np.where(fooled_by == 0, 0.0, math.inf)
@@ -164,11 +167,11 @@ class Batch(Examples):
         if plan.walk and len(indices := np.flatnonzero(fooled_by > 0)):
             tick(len(sigmas), "smallest sigma")
             for way in boundary.WAYS:
-                start = self.here(best[indices], self.x) * way.begin
+                start = self.from_host(best[indices], self.x) * way.begin
                 steps = round(plan.walk * way.share)
                 eps, least = boundary.walk(self, indices, p, smallest[indices], way, steps, start)
                 note(indices, eps, self.fools(indices, eps), least, "log-odds")
-            eps = boundary.nearer(self, indices, self.here(best[indices], self.x))
+            eps = boundary.nearer(self, indices, self.from_host(best[indices], self.x))
             note(indices, eps, self.fools(indices, eps), smallest[indices], "log-odds")
         return Ball(
             p=p,

@@ -63,7 +63,7 @@ def walk(
     least, radius, has_fooled = most, most, np.zeros(len(indices), bool)
     shares = 0.5 + 0.5 * np.cos(math.pi * np.arange(steps) / steps)
     for length, gamma in zip(_between(way.length, shares), _between(GAMMA, shares), strict=True):
-        targets = examples.here(aims, examples.y) if way.aimed else None
+        targets = examples.from_host(aims, examples.y) if way.aimed else None
         logits, value, grad = classifier.evaluate(x + eps, y, targets)
         examples.gradients += len(indices)
         z, size = classifier.host(logits), examples.norms(indices, eps, p)
@@ -79,9 +79,9 @@ def walk(
         linear = np.maximum(size + ahead, np.maximum(size, FLOOR * least) * (1 + gamma))
         grown = np.minimum(np.where(has_fooled, radius * (1 + gamma), linear), least)
         radius = np.where(fooled, np.minimum(radius, least) * (1 - gamma), grown)
-        reach = examples.here(length * np.where(has_fooled, least, radius), x)
+        reach = examples.from_host(length * np.where(has_fooled, least, radius), x)
         eps = eps + epsilon(grad, p, reach, **examples.box_of(indices, x + eps))
-        eps = examples.nearest(indices, eps, p, examples.here(radius, x))
+        eps = examples.nearest(indices, eps, p, examples.from_host(radius, x))
     return best, least
 
 

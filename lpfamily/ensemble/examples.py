@@ -90,14 +90,14 @@ class Examples:
         box = {} if self.bounds is None else {"x": x, "bounds": self.bounds_of(indices)}
         return self.ball_of(indices) | box
 
-    def here(self, values: NDArray[Any], like: Array) -> Array:
+    def from_host(self, values: NDArray[Any], like: Array) -> Array:
         """Return a NumPy array as an array of the classifier's library."""
         xp = namespace_of(like)
         return xp.asarray(values, dtype=like.dtype, device=device_of(like))
 
     def column(self, values: Floats) -> Array:
         """Return one value per example, shaped to broadcast over the entries of x."""
-        return self.here(values.reshape(-1, *[1] * (self.x.ndim - 1)), self.x)
+        return self.from_host(values.reshape(-1, *[1] * (self.x.ndim - 1)), self.x)
 
     def norms(self, indices: Ints, eps: Array, p: float) -> Floats:
         """Return the norms of perturbations, as a float64 NumPy array."""

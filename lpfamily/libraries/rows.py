@@ -32,7 +32,7 @@ _threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Set the number of threads of NumPy's kernels inside this context; None leaves it to the environment.
+    """Set the number of threads for NumPy arrays inside this context; None leaves it to the environment.
 
     The environment's number is OMP_NUM_THREADS, or else the number of cores that this process may use; for
     torch's tensors it is torch.get_num_threads(). Results do not depend on the number.
@@ -46,13 +46,13 @@ def threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def threads_by_default(count: int) -> Iterator[None]:
-    """Set the number of threads of NumPy's kernels inside this context, unless `threads` has set one."""
+    """Set the number of threads for NumPy arrays inside this context, unless `threads` has set one."""
     with threads(_threads.get() or count):
         yield
 
 
 def thread_count() -> int:
-    """Return the number of threads that NumPy's kernels may use."""
+    """Return the number of threads that a function of NumPy arrays may use."""
     if (count := _threads.get()) is not None:
         return count
     setting = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
