@@ -41,7 +41,7 @@ def radius(p):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Return a network so sure of itself that 1 - p_y is often 0 in float32, and what it is tested on."""
+    """Return a network so confident that 1 - p_y is often 0 in float32, and its test set."""
     digits = load_digits()
     x, labels = torch.tensor(digits.data / 16), torch.tensor(digits.target)
     with torch.random.fork_rng():

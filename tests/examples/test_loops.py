@@ -31,7 +31,7 @@ def example(monkeypatch):
 
 
 def withstand_more(printed, by):
-    """Check lines of errors: plain training's first, then those that err less where inputs are perturbed."""
+    """Check lines of errors: first plain training, then trainings that err less on perturbed inputs."""
     lines = printed.splitlines()
     rows = [[float(figure) for figure in re.findall(r"([\d.]+)%", line)] for line in lines]
     (clean, moved), *others = rows

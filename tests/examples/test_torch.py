@@ -23,7 +23,7 @@ EXAMPLES = {
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Return what runs an example, and returns the percentages of each line that it prints."""
+    """Return a function that runs an example and returns the percentages of each line that it prints."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
 
     def figures(name, flags):

@@ -40,7 +40,7 @@ def listing(folder: Path) -> list[str]:
 
 
 class Mirror:
-    """A web server on this machine: what it serves below /good/, /bad/ and so on, and what was asked."""
+    """A web server on this machine, with the pages that it serves and the paths that were requested."""
 
     def __init__(self) -> None:
         self.pages: dict[str, bytes | Callable[[BufferedIOBase], None]] = {}

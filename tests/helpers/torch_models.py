@@ -112,7 +112,7 @@ def set_buffers(model, values):
 
 
 def two_arguments(seed=0):
-    """Return a model of image and text, the same model of both in one array, inputs for each, and labels."""
+    """Return a model of image and text, the same model of one array, the inputs of each, and the labels."""
     net, (x, y) = network(nn.BatchNorm1d(5), inputs=10, seed=seed), batch(shape=(10,), seed=seed)
     x = torch.where(torch.arange(10) < 6, x, x / 50)  # of another scale
 

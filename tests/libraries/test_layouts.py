@@ -99,7 +99,7 @@ def assert_same(found, expected):
 
 
 def more():
-    """Return calls with the arguments that those of every function lack."""
+    """Return calls with arguments that `helpers.calls.EVERY` lacks."""
     rng = np.random.default_rng(4)
     grad, sigma = rng.standard_normal((EXAMPLES, SIZE)), rng.uniform(0.3, 1.2, EXAMPLES)
     x, mask = rng.uniform(0.2, 0.8, grad.shape), rng.random(grad.shape) < 0.7

@@ -97,7 +97,7 @@ PLAN = ensemble.Plan(10, 2, 5, 1, walk=6)
 
 
 def attacked(monkeypatch, plan=PLAN):
-    """Measure with a note of which attack was asked for which example, and of every eps that has fooled."""
+    """Measure, and record which attack tried which example, and every eps that fooled the model."""
     model, x, y = curved()
     asked, fooling = {}, []
     climb, fools = ensemble.Batch.climb, ensemble.Batch.fools
@@ -400,7 +400,7 @@ def test_torch_finds_what_numpy_finds_and_leaves_the_model():
 @pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
 @pytest.mark.torch
 def test_torch_gives_the_model_its_arguments():
-    """By position or by name; a leaf that it does not use stays; a loader makes a list of a tuple."""
+    """By position or by name; a leaf that the model ignores stays; a loader turns a tuple into a list."""
     import torch
 
     import lpfamily_torch

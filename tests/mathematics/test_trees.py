@@ -35,7 +35,7 @@ def is_shape(x):
 
 
 def grown(make, shapes=SHAPES):
-    """Return a tree like `shapes` of what is made of each."""
+    """Return a tree like `shapes`, with make(shape) for each shape."""
     if is_shape(shapes):
         return make(shapes)
     children = shapes.items() if isinstance(shapes, dict) else enumerate(shapes)
@@ -182,7 +182,7 @@ def test_a_tree_of_one_leaf_is_that_leaf(lib, name, p):
 
 
 def as_a_tree(lib, function):
-    """Return a function of an array that goes by a tree of two leaves."""
+    """Return a function of an array that computes with a tree of two leaves."""
 
     def of_array(grad, p, sigma, *, mask=None):
         xp, shape = lib.xp, tuple(grad.shape)

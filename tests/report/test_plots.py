@@ -33,7 +33,7 @@ CURVES = {
 
 
 def ticks(axis):
-    """Return what the ticks say that are within the limits of an axis."""
+    """Return the labels of the ticks that lie within the limits of an axis."""
     low, high = axis.get_view_interval()
     shown = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
     assert not any(text.get_text() for text in axis.get_minorticklabels())

@@ -413,7 +413,7 @@ PLAIN = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run whose weights others take, which has velocities too."""
+    """A run that others take their initial weights from; it has velocities too."""
     folder = tmp_path_factory.mktemp("source") / "run"
     recipe = recipe_of(parser().parse(list(map(str, PLAIN))), DIGITS)
     fit(replace(recipe, batch_size=50, seed=5), DIGITS, "numpy", out=folder)

@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def terminal(monkeypatch):
-    """Return what stands for stderr; a fixture would come before pytest's own."""
+    """Return a replacement of stderr; a fixture would come before pytest's."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     return sys.stderr
 

@@ -36,7 +36,7 @@ CASES = [
 
 
 def trained(backend, network, objective, examples):
-    """Return a trainer after three epochs, in float64, what it had from them, and its data."""
+    """Return a float64 trainer after three epochs, their metrics and its state, and its data."""
     rng = np.random.default_rng(0)
     x, labels = rng.uniform(0, 1, (examples, 64)), rng.integers(0, 10, examples)
     decay = Optimiser(1e-4, ema=0.9)
@@ -51,7 +51,7 @@ def trained(backend, network, objective, examples):
 
 
 def of_one(*case):
-    """Return what one process has from one device, or NumPy, where it knows the network."""
+    """Train in one process: by NumPy if it knows the network's layers, else by JAX on one device."""
     known = all(type(layer) in backends.find("numpy").layers for layer in case[0].layers)
     return trained(backends.find("numpy" if known else "jax"), *case)
 
@@ -77,7 +77,7 @@ def test_three_devices_train_as_one_does(tmp_path):
 
 
 def on_devices(folder):
-    """Save what training on all devices gives, and what each of them did for it."""
+    """Save the result of training on all devices, and what each of them computed and exchanged."""
     from lpfamily_jax import trainer as module
 
     original, widths, exchanged = module._sharded_epoch, [], []
@@ -106,12 +106,12 @@ def test_two_processes_of_two_devices_train_as_one_does(tmp_path):
 
 
 def in_processes(path):
-    """Save what training with others gives."""
+    """Save the result of training in this process together with others."""
     with_others(lambda backend: np.savez(path, **asked(*trained(backend, *CASES[1]))))
 
 
 def asked(trainer, found, x, labels):
-    """Return also what the trainer says of examples, more and fewer than there are processes."""
+    """Add the trainer's outputs for more and for fewer examples than there are processes."""
     trainer.load({name: 1.5 * array for name, array in trainer.state().items()})
     return found | {
         "logits": trainer.logits(x[1:]),

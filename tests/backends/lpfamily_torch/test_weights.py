@@ -62,7 +62,7 @@ def with_gradients(scale=1.0):
 
 
 def bits(model):
-    """Return which tensors there are, and what is in them, as bytes."""
+    """Return the identity and the bytes of each tensor."""
     return {
         name: (id(tensor), tensor.detach().numpy().tobytes())
         for name, tensor in (*model.named_parameters(), *model.named_buffers())

@@ -201,7 +201,7 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[RawMirror]:
 
 
 def refusal(folder: Path, url: str) -> str:
-    """Return what a download that cannot succeed says after its URL."""
+    """Return the message of a download that cannot succeed, after its URL."""
     with pytest.raises(BadInput) as caught:
         files.fetch(files.Remote("file", 1000, "0" * 64), [f"{url}/"], folder)
     return str(caught.value).removeprefix(f"file could not be downloaded ({url}/file: ")

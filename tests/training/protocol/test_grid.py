@@ -41,7 +41,7 @@ CHILD = ["checkpoint.safetensors", "config.json", "metrics.jsonl", "result.json"
 
 
 def without_grid(folder):
-    """Return what a run with a grid shares with one that was given what it chose."""
+    """Return the results that a run with a grid shares with a run of the chosen recipe."""
     found = timeless(folder)
     config = json.loads(found["config.json"])
     config.pop("grid", None)
@@ -377,7 +377,7 @@ def test_killed_before_any_file_access_the_choice_ends_with_the_same_bytes(tmp_p
 
 
 def all_of(folder):
-    """Return what two runs with a grid share if they are of one trajectory."""
+    """Return the results in which two runs with a grid agree if they follow one trajectory."""
     children = {path.name: timeless(path) for path in (folder / "grid").iterdir()}
     return timeless(folder) | children | {"grid.json": (folder / "grid.json").read_text()}
 

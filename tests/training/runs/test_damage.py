@@ -96,12 +96,12 @@ def resumed(folder):
 
 
 def trajectory(folder):
-    """Return what training has made, without the config, which it began with."""
+    """Return the results of training, without the config."""
     return {name: value for name, value in timeless(folder).items() if name not in ("files", CONFIG)}
 
 
 def robustness(folder):
-    """Return what the command says of a finished run, as it ended and with what it found."""
+    """Evaluate a run; return how the command ended, and the path of its result."""
     out = folder.parent / f"{folder.name}.json"
     flags = ("--quiet", "--steps", "1", "--sigmas", "1", "--p", "2", "--examples", "9", "--out", str(out))
     with pytest.MonkeyPatch.context() as patch:

@@ -147,7 +147,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path):
 
 
 def lengthened(folder, **values):
-    """Let a finished run be one that has an epoch to go; values of its config are changed too."""
+    """Rewrite a finished run as one with an epoch to go, and change values of its config."""
 
     def edit(config):
         config |= values
@@ -305,7 +305,7 @@ def no_curves(monkeypatch):
 
 
 def of_more_epochs(folder):
-    """Return what is left of a run but that its config says which epochs it had."""
+    """Return the results of a run without the record of its former epochs, and this record."""
     values = timeless(folder)
     config = json.loads(values["config.json"])
     raised = config.pop("raised", [])

@@ -289,7 +289,7 @@ def test_a_run_that_stops_as_its_second_stage_begins_has_what_that_begins_with(
 
 
 def changed(recipe):
-    """Return what lets a run be one that began with another recipe."""
+    """Return an edit that rewrites a run as if it had begun with another recipe."""
     return lambda folder: begun_with(folder, lambda config: config["recipe"].update(recipe))
 
 

@@ -205,7 +205,7 @@ def drawing(kind):
 
 
 class WithAnAverageOfTheStepBefore(NumpyTrainer):
-    """Takes of the parameters what the step before was to take."""
+    """Averages with the mixing weight of the step before."""
 
     before = 1.0
 
