@@ -74,7 +74,7 @@ def _described(folder: Path) -> Json:
         run = runs.find(folder, option="")
         config, metrics, result = configs.read(run), run.metrics(), run.result
         if run.has(runs.CHECKPOINT):
-            _ = run.kept  # raises if the checkpoint is damaged
+            _ = run.checkpoint_in_words  # raises if the checkpoint is damaged
         for name in ("model", "data", "objective", "p", "sigma"):
             values = {getattr(recipe, name) for recipe in (config.recipe, *config.grid.values())}
             line[name] = _shown(values.pop()) if len(values) == 1 else None

@@ -194,7 +194,7 @@ def _finish(
         print(f"\nstopped; go on with {NAME} --resume {run.folder}", file=sys.stderr)
         raise
     except Lost as cause:
-        raise Lost(f"{cause}; {run.kept}; go on with {NAME} --resume {run.folder}") from cause
+        raise Lost(f"{cause}; {run.checkpoint_in_words}; go on with {NAME} --resume {run.folder}") from cause
     return 0
 
 

@@ -42,7 +42,7 @@ def fit(
 ) -> Trained:
     """Train a network by a recipe on a data set, test it, save the run, and return the network.
 
-    This is `lpfamily train` as a function: the same recipe on the same data leaves the same run folder,
+    This is `lpfamily train` as a function: the same recipe on the same data writes the same run folder,
     except for `curves.png`, which `lpfamily train --resume OUT` adds.
 
     Parameters

@@ -1,7 +1,7 @@
 """The losses that networks are trained with: functions of outputs and targets, one value per example.
 
 Each is outer(inner(outputs, targets)), so its gradient is the slope of outer times the gradient of inner.
-Both gradients have the same direction, but that of inner does not vanish where the slope does, so
+Both gradients have the same direction, but the gradient of inner does not vanish where the slope does, so
 perturbations use inner. These definitions take the arrays of any library; a backend may have faster ones.
 """
 

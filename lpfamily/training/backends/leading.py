@@ -103,7 +103,7 @@ class _TeamTrainer:
 
     def epoch(self, order: Ints, rates: Rates, draws: Draws) -> Metrics:
         arrays = {"order": order, "rates": rates.table()}
-        metrics: Metrics = self._in_all("epoch", asdict(draws), arrays)
+        metrics: Metrics = self._call_in_all("epoch", asdict(draws), arrays)
         return metrics
 
     def logits(self, x: Floats) -> Floats:
@@ -122,13 +122,15 @@ class _TeamTrainer:
         return self._trainer.state()
 
     def load(self, state: State) -> None:
-        self._in_all("load", {}, state)
+        self._call_in_all("load", {}, state)
 
     def _per_example(self, call: str, *arrays: Array) -> Floats:
-        result: Floats = self._in_all(call, {}, {str(index): array for index, array in enumerate(arrays)})
+        result: Floats = self._call_in_all(
+            call, {}, {str(index): array for index, array in enumerate(arrays)}
+        )
         return result
 
-    def _in_all(self, call: str, values: Json, arrays: Arrays) -> Any:
+    def _call_in_all(self, call: str, values: Json, arrays: Arrays) -> Any:
         return _do(self._trainer, self.team, *self._sent(call, values, arrays))
 
     def _sent(self, call: str, values: Json, arrays: Arrays) -> tuple[Json, Arrays]:

@@ -69,7 +69,7 @@ def fit(scale: Scale, x: Floats, groups: int) -> Scaling | None:
     """
     if scale == "none":
         return None
-    low, high = (_by_group(of(x, axis=0), groups, of) for of in (np.min, np.max))
+    low, high = (_by_group(reduce(x, axis=0), groups, reduce) for reduce in (np.min, np.max))
     span = np.where(low == high, 1.0, high - low)
     if scale == "unit":
         subtract, divide = low, span
@@ -88,5 +88,5 @@ def _blocks(x: Floats) -> Iterator[slice]:
     return blocks(len(x), max(1, BLOCK_NUMBERS // x.shape[1]))
 
 
-def _by_group(values: NDArray[np.floating], groups: int, of: Any) -> NDArray[np.float64]:
-    return np.asarray(of(values.reshape(groups, -1), axis=1), np.float64)
+def _by_group(values: NDArray[np.floating], groups: int, reduce: Any) -> NDArray[np.float64]:
+    return np.asarray(reduce(values.reshape(groups, -1), axis=1), np.float64)

@@ -74,10 +74,10 @@ def train(
     ----------
     trainer
         The trainer.
-    visits
-        The number of examples that an epoch visits; without weights, that of the trainer's examples.
     recipe
         The recipe, for its batch size, seed and patience.
+    visits
+        The number of examples that an epoch visits; without weights, the number of the trainer's examples.
     rates
         rates(epoch, batches) returns the rates of an epoch, counted from 0, of `batches` steps.
     measure

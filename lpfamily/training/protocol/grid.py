@@ -48,7 +48,7 @@ def choose(run: Run, config: Json, train: Callable[[Run, Recipe], Json], progres
                     progress.warn(f"{name} is not chosen: {cause}")
                     child.finish(NOT_FINITE)
         results[name] = _deciding(child)
-    errors = {name: kept["validation_error"] for name, kept in results.items() if kept != NOT_FINITE}
+    errors = {name: each["validation_error"] for name, each in results.items() if each != NOT_FINITE}
     if not errors:
         raise NotFinite(
             "no combination of --grid stays finite; start a new run with a smaller --lr or --sigma"

@@ -74,8 +74,8 @@ def hold_out(dataset: Dataset, validation: int) -> tuple[Split, Split]:
         raise BadInput(
             f"--validation {validation}: {dataset.name} has {examples} training examples; hold out fewer"
         )
-    kept = examples - validation
-    return dataset.train.rows(slice(kept)), dataset.train.rows(slice(kept, None))
+    first = examples - validation
+    return dataset.train.rows(slice(first)), dataset.train.rows(slice(first, None))
 
 
 def check(recipe: Recipe, dataset: Dataset) -> Network:
@@ -169,10 +169,10 @@ class _Training:
 
     def begin_second_stage(self) -> None:
         """Record the target loss, and start from the best parameters or from new ones."""
-        kept = at_rest(self.best, self.averaged)
-        self.trainer.load(kept)
+        best = at_rest(self.best, self.averaged)
+        self.trainer.load(best)
         target = self._loss(self.train_split, "the loss that the second stage is to reach")
-        state = self._fresh() if self.recipe.second_stage == "scratch" else kept
+        state = self._fresh() if self.recipe.second_stage == "scratch" else best
         self.position = replace(self.position, first=self.position.epoch, target=target)
         self.best = {}
         self._save(state)

@@ -106,8 +106,8 @@ class Run:
     def _all_decisive(self) -> list[Json]:
         """Return `decisive`, then its values before each raise of the number of epochs, latest first."""
         decisive, raised = self.decisive, self.config.get("raised", ())
-        kept = {name: value for name, value in decisive.get("recipe", {}).items() if name not in RAISED}
-        return [decisive, *(decisive | {"recipe": kept | before} for before in reversed(raised))]
+        fixed = {name: value for name, value in decisive.get("recipe", {}).items() if name not in RAISED}
+        return [decisive, *(decisive | {"recipe": fixed | before} for before in reversed(raised))]
 
     @property
     def result(self) -> Json | None:
@@ -158,9 +158,9 @@ class Run:
 
     def cut_metrics(self, epochs: int, sha256: str | None = None, needed: Iterable[str] = ()) -> list[Json]:
         """Remove later epochs from `metrics.jsonl`; return the others, as `read_metrics` does."""
-        kept = self.read_metrics(epochs, sha256, needed)
-        self._write_metrics(kept)
-        return kept
+        lines = self.read_metrics(epochs, sha256, needed)
+        self._write_metrics(lines)
+        return lines
 
     def log(self, metrics: Json) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -309,13 +309,13 @@ class Run:
             yield path
         except OSError as cause:
             raise OSError(
-                f"{path}: cannot be written ({cause.strerror or cause}); {self.kept}; "
+                f"{path}: cannot be written ({cause.strerror or cause}); {self.checkpoint_in_words}; "
                 f"make room, or remove that cause, then go on with --resume {self.folder}"
             ) from cause
 
     @property
-    def kept(self) -> str:
-        """The state of the checkpoint in words, for an error message."""
+    def checkpoint_in_words(self) -> str:
+        """The state of the checkpoint, for an error message; raises `BadInput` if it is damaged."""
         if not self.has(CHECKPOINT):
             return "there is no checkpoint yet"
         try:

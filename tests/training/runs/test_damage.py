@@ -394,7 +394,7 @@ def test_an_error_of_the_system_is_named_and_nothing_is_lost(plain, tmp_path, mo
     assert "new run" not in result.stderr
     assert "restore" not in result.stderr
     if name == CHECKPOINT:
-        assert Run(folder).kept == "the checkpoint is as it was"
+        assert Run(folder).checkpoint_in_words == "the checkpoint is as it was"
 
 
 # Versions
