@@ -57,7 +57,7 @@ class Ball:
         joint = Joint.of("x", x, self.batch_ndim, self.mask, self.scale, box)
         if not random:
             start = joint.like("start", start, joint.leaves[0].batch).rows
-        of_rows = joint.within
+        of_rows = joint.keywords
         within = {name: of_rows.get(name) for name in within}
         return joint.tree_of(starting_point(joint.rows, self.p, self.sigma, start, **within))
 

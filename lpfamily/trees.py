@@ -101,7 +101,7 @@ def rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
 
 def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Return a tree, or a leaf, with `function` applied to its leaves and those of `others`."""
-    columns = (matched("x", tree, "what goes with it", each) for each in others)
+    columns = (matched("x", tree, "the other tree", each) for each in others)
     return rebuilt(tree, map(function, (leaf for _, leaf in named_leaves(tree, "")), *columns))
 
 
@@ -262,7 +262,7 @@ class Joint:
         return tuple(map(self.joined, zip(*boxes, strict=True)))
 
     @property
-    def within(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
         """Keyword arguments for a function of the rows: `batch_ndim`, `mask`, `scale`; `x` and `bounds`."""
         ball: dict[str, Any] = {"batch_ndim": self.batch_ndim, "mask": self.mask, "scale": self.scale}
         box = self.box_of_rows
@@ -307,7 +307,7 @@ def over_leaves(
     by_leaves: Callable[[Joint, Numbers], Sequence[Array] | None] = lambda *_: None,
     reduces: bool = False,
 ) -> Any:
-    """Apply function(rows, sigma, **within) to a tree; return a tree like it, or an array if it `reduces`.
+    """Apply function(rows, sigma, **keywords) to a tree; return a tree like it, or an array if it `reduces`.
 
     `by_leaves` may return the result's leaves without joining the tree's, or None.
     """
@@ -321,7 +321,7 @@ def over_leaves(
         )
         if (leaves := by_leaves(joint, sigma)) is not None:
             return tuple(leaves)
-        result = function(joint.rows, sigma, **joint.within)
+        result = function(joint.rows, sigma, **joint.keywords)
         return result if reduces else tuple(joint.split(result))
 
     first, *others = chain(*columns)

@@ -34,7 +34,7 @@ from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
 
 def radius_and_scale(given: Given[A], radius: Array, scale: Numbers) -> tuple[Array, Array]:
-    """Return the radius and the scale of examples; where the scale is bad and unseen, the radius is NaN."""
+    """Return the radius and the scale of examples; the radius is NaN where an unchecked scale is bad."""
     xp, scale = given.xp, _scale_of(given, scale)
     good = (scale >= 0) & (scale < math.inf)
     return xp.where(xp.all(good, axis=-1, keepdims=True), radius, math.nan), xp.where(good, scale, 0.0)

@@ -29,7 +29,7 @@ Kernel = Callable[..., tuple[jax.Array, jax.Array]]
 def step_in_box_rows(p: float, x: jax.Array, sigma: jax.Array, room: jax.Array) -> jax.Array:
     """Evaluate `step_in_box` on rows."""
     kernel = _fill_in_order if p == 1 else functools.partial(_spend, p)
-    return _where_exact(step_in_box, None if p == math.inf else kernel, p, x, sigma, room)
+    return _if_exact(step_in_box, None if p == math.inf else kernel, p, x, sigma, room)
 
 
 def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> jax.Array:
@@ -41,10 +41,10 @@ def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> 
         kernel = _shrink if room else None
     elif NEWTON_FROM <= p <= 2.0**60:
         kernel = functools.partial(_share, p)
-    return _where_exact(nearest, kernel, p, v, sigma, *room)
+    return _if_exact(nearest, kernel, p, v, sigma, *room)
 
 
-def _where_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operands: jax.Array) -> jax.Array:
+def _if_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operands: jax.Array) -> jax.Array:
     """Return the kernel's result if it is exact for all rows, else that of the definition."""
     definition: Callable[..., jax.Array] = functools.partial(primitive.value, p)
     if kernel is None or operands[0].size == 0:

@@ -97,7 +97,7 @@ class JaxTeam:
         """Do nothing: processes leave as they end, after the command has printed the reason."""
 
     def _combined(self, function: Combine, local: NDArray[Scalar]) -> NDArray[Scalar]:
-        """Return, in every process, a function of the arrays of all processes, stacked by rank."""
+        """Stack the arrays of all processes by rank; return function(stacked) in every process."""
         with translating_errors(), jax.enable_x64(True):
             stacked = jax.make_array_from_callback(
                 (self.size, *local.shape),

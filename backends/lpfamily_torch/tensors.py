@@ -22,9 +22,9 @@ BATCH_NORM_FORWARDS = (_BatchNorm.forward, SyncBatchNorm.forward)
 class TensorSnapshot:
     """The parameters and buffers of modules as they are now: which tensors, and their values.
 
-    It records the identity of every tensor, and torch's count of its changes. It records the memory, which
-    `.data = ` replaces, of frozen parameters and of the parameters of modules with code other than torch's.
-    It copies the values of the small parameters of these modules, and of buffers.
+    It records the identity of every tensor, and torch's count of its changes. For frozen parameters, and for
+    the parameters of modules with code other than torch's, it also records the memory, which an assignment to
+    `.data` replaces. It copies the values of buffers, and of the small parameters of these modules.
     """
 
     def __init__(self, modules: dict[nn.Module, bool], *, norms: bool = False) -> None:

@@ -159,7 +159,7 @@ def _ascend_tree(
     """Return `ascend` of a tree, computed by `ascend` of its rows."""
     joint = Joint.of("x", x, batch_ndim)
     box = () if bounds is None else box_of(x, bounds)
-    within = Joint.of("x", x, joint.batch_ndim, mask, scale, box).within
+    keywords = Joint.of("x", x, joint.batch_ndim, mask, scale, box).keywords
     if is_tree(start) or not (start is None or is_random(start)):
         start = joint.like("start", start, joint.leaves[0].batch).rows
 
@@ -167,8 +167,8 @@ def _ascend_tree(
         value, grad = value_and_grad(joint.tree_of(rows), *indices)
         return value, joint.like("grad", grad, tuple(rows.shape[: joint.batch_ndim])).rows
 
-    ball = {"batch_ndim": joint.batch_ndim, "mask": within["mask"], "scale": within["scale"]}
-    eps = ascend(on_rows, joint.rows, p, sigma, start=start, bounds=within.get("bounds"), **ball, **how)
+    ball = {"batch_ndim": joint.batch_ndim, "mask": keywords["mask"], "scale": keywords["scale"]}
+    eps = ascend(on_rows, joint.rows, p, sigma, start=start, bounds=keywords.get("bounds"), **ball, **how)
     tree: A = joint.tree_of(eps)
     return tree
 

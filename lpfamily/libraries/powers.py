@@ -117,7 +117,7 @@ def _floor(e: float, dtype: np.dtype[Any]) -> float:
 
 
 def _by_squaring(whole: int, e: float, x: Floats, u: Floats, t: Floats) -> Powers:
-    # |x|^(e-1) by squaring; its base has a floor, as products with x would become subnormal, which is slow
+    # |x|^(e-1) by squaring; a floor under its base keeps products with x from being subnormal, which is slow
     unit = scale_down(x, t)
     np.maximum(t, _floor(e, x.dtype), out=t)
     n = whole - 1
