@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from helpers import TESTS
+from helpers.data_files import idx
 from lpfamily.report import drawing
 from lpfamily.train import main
 from lpfamily.training.runs import Run
@@ -221,9 +222,3 @@ def small_mnist(folder: Path) -> Path:
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
     return folder
-
-
-def idx(array: Any) -> bytes:
-    """Return an array as an IDX file of unsigned bytes."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + sizes + array.astype(np.uint8).tobytes()

@@ -71,10 +71,12 @@ class Mirror:
 COUNTS = {"train": 5, "t10k": 3}
 
 
-def idx(array: NDArray[np.uint8], magic: bytes | None = None) -> bytes:
-    """Write an array as the IDX format describes it, optionally with another magic number."""
+def idx(array: NDArray[np.integer], magic: bytes | None = None) -> bytes:
+    """Return an array as an IDX file of unsigned bytes, optionally with another magic number."""
     magic = bytes((0, 0, 8, array.ndim)) if magic is None else magic
-    return magic + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
+    return (
+        magic + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.astype(np.uint8).tobytes()
+    )
 
 
 def mnist_files() -> dict[str, bytes]:

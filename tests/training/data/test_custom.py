@@ -19,13 +19,13 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 import lpfamily.training
 from helpers.commandline import (
     assert_refused,
-    idx,
     in_process,
     of_an_earlier_version,
     timeless,
     trained,
     unchanged,
 )
+from helpers.data_files import idx
 from lpfamily import evaluate
 from lpfamily.training import data, runs
 from lpfamily.training.data import npz
