@@ -137,9 +137,10 @@ def test_a_quick_recipe_is_short_and_of_the_same_network(model):
 
 
 def test_the_best_recipe_trains_on_every_image_down_to_a_hundredth_of_its_rate():
-    paper, best = (default("maxout", "mnist", inputs=784, recipe=name) for name in ("paper", "best"))
+    paper, best = (default("relu-mlp", "mnist", inputs=784, recipe=name) for name in ("paper", "best"))
     assert (best.validation, best.patience, best.second_stage) == (0, 0, "none")
     assert best.sigma == 1.5 * paper.sigma
+    assert default("maxout", "mnist", inputs=784, recipe="best").sigma == paper.sigma
     assert rates(best, best.epochs - 1, 1).lr[0] == pytest.approx(best.lr / 100)
     dataset = of_examples(20)
     short = recipe_of_command({"model": "relu-mlp", "recipe": "best", "epochs": 2}, dataset)

@@ -28,7 +28,7 @@ from lpfamily.training.data.datasets import Dataset, published_radius
 from lpfamily.training.errors import BadInput
 from lpfamily.training.recipes.published import (
     BEST,
-    BEST_RADIUS,
+    BEST_RADII,
     MOST_QUICK_EPOCHS,
     PUBLISHED,
     QUICK,
@@ -284,7 +284,7 @@ def default(
     recipe
         "paper" has the published values. "quick" has those of `QUICK`, with epochs of 50,000 examples; a
         smaller `Dataset` has proportionally more epochs, at most 100. "best" has those of `BEST`, and
-        `BEST_RADIUS` times the radius.
+        `BEST_RADII` times the radius.
 
     Returns
     -------
@@ -312,7 +312,7 @@ def default(
     source = data_sets.source(name) if data_sets.is_named(name) else None
     radius = published_radius(source.radius if source else None, inputs)
     exponent = (0.0 if objective == "noise" else 1 / p) - 1 / 2
-    sigma = radius * inputs**exponent * (BEST_RADIUS if recipe == "best" else 1.0)
+    sigma = radius * inputs**exponent * (BEST_RADII[model] if recipe == "best" else 1.0)
     result = Recipe(
         recipe=recipe, data=name, model=model, objective=objective, p=p, sigma=sigma, **PUBLISHED[model]
     )
