@@ -50,7 +50,8 @@ PEERS = {"ART": "art", "torchattacks": "torchattacks", "foolbox": "foolbox", "cl
 SIZES = (1024, 2048)
 """The sizes of the square matrices whose product gives the peak."""
 
-OURS, COMPILED, ALONE = "lpfamily", "lpfamily --compile", "products alone"
+OURS, COMPILED, ROUNDED = "lpfamily", "lpfamily --compile", "lpfamily --bf16"
+ALONE = "products alone"
 
 Key = tuple[str, Row]
 Times = dict[Key, float]
@@ -130,10 +131,9 @@ def _calls(
     if all(type(layer) in backend.layers for layer in network.layers):
         for name in objectives:
             objective = extract(_recipe(model, name, max_norm), Objective)
-            for code in (OURS, COMPILED) if framework == "torch" else (OURS,):
-                changed = dataclasses.replace(
-                    task, objective=objective, machine=Machine(compile=code == COMPILED)
-                )
+            for code in (OURS, COMPILED, ROUNDED) if framework == "torch" else (OURS,):
+                machine = Machine(compile=code == COMPILED, bf16=code == ROUNDED)
+                changed = dataclasses.replace(task, objective=objective, machine=machine)
                 trainer = backend.trainer(changed, state)
                 calls[code, name] = functools.partial(trainer.epoch, draws.order(count), rates, draws)
     if model != "conv-maxout":
@@ -259,7 +259,8 @@ def _print_table(model: str, times: Times) -> None:
         if code == ALONE:
             _print_line(f"{framework}, {code}, {objective}", cells)
             continue
-        plain = times.get((framework, (code if code in (OURS, COMPILED) else "eager loop", "plain")), 0.0)
+        is_ours = code in (OURS, COMPILED, ROUNDED)
+        plain = times.get((framework, (code if is_ours else "eager loop", "plain")), 0.0)
         if plain and objective != "plain":
             ratio = seconds / plain
             cells += [f"{ratio:.2f}", f"{ratio * flops['plain'] / flops[objective]:.2f}"]

@@ -67,7 +67,7 @@ def _begin(given: Given, name: str, backend: backends.Backend, team: Team) -> in
         tensorboard.check()
     if "init_from" in given:
         config = initial_weights.from_run(config, given["init_from"], dataset, f"{flag('init_from')} ")
-    _check(candidates, dataset, name, backend)
+    _check(candidates, dataset, name, backend, config.machine)
     name_of_run = f"{recipe.model}-{recipe.short_data}-grid" if config.grid else fitting.run_name(recipe)
     folder = given.get("out") or fitting.new_folder(name_of_run)
     commands.check_out(folder, folder / f".{runs.CHECKPOINT}.new")
@@ -111,8 +111,8 @@ def _resume_run(given: Given, backend: backends.Backend, team: Team) -> int:
         if "epochs" in given:
             recipe = extension.with_epochs(began, given["epochs"])
             config = replace(config, recipe=extension.extended(run, config, recipe, dataset))
-        _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend)
         machine = _machine(config.machine, given)
+        _check(config.grid or {"": config.recipe}, dataset, given["backend"], backend, machine)
         if changes := fitting.changes_since_begun(config, given["backend"], machine, team.size):
             _note(f"the run began with {' and '.join(changes)}; the results may differ by rounding")
         if (every := config.recipe.monitor) != began.monitor:
@@ -211,12 +211,16 @@ def _draw(run: runs.Run, recipe: Recipe, progress: Progress) -> None:
 
 
 def _check(
-    candidates: dict[str, Recipe], dataset: data.Dataset, name: str, backend: backends.Backend
+    candidates: dict[str, Recipe],
+    dataset: data.Dataset,
+    name: str,
+    backend: backends.Backend,
+    machine: Machine,
 ) -> None:
     """Raise `BadInput` for errors that can be found before a folder is created."""
     for combination, recipe in candidates.items():
         try:
-            fitting.check(recipe, dataset, name, backend)
+            fitting.check(recipe, dataset, name, backend, machine)
         except BadInput as problem:
             raise BadInput(f"--grid {combination}: {problem}" if combination else problem) from problem
 

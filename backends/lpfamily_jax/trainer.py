@@ -66,7 +66,7 @@ class JaxBackend:
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same", "bfloat16"})
     losses: frozenset[LossName] = frozenset(LOSSES)
-    options: frozenset[str] = OPTIONS
+    options: frozenset[str] = OPTIONS - {"bf16"}
 
     def check_device(self, device: str) -> None:
         """Ask JAX for the device."""

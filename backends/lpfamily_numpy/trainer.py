@@ -60,7 +60,7 @@ class NumpyBackend:
     layers: frozenset[type] = frozenset(LAYERS)
     direction_dtypes: frozenset[str] = frozenset({"same"})
     losses: frozenset[LossName] = frozenset(LOSSES)
-    options: frozenset[str] = OPTIONS
+    options: frozenset[str] = OPTIONS - {"bf16"}
 
     def check_device(self, device: str) -> None:
         """Accept the CPU alone."""

@@ -106,7 +106,7 @@ def logits(
         x = x.reshape(len(x), *entering)
         factor, noise = Random() if random is None else random[index]
         if factor is not None:
-            x = x * factor
+            x = x * factor.to(x.dtype)
         z = function.product(layer, x, weight, bias)
         if noise is not None:
             z = z + noise
@@ -130,12 +130,12 @@ def scaled_draws(layer: Layer, random: Random, dtype: torch.dtype) -> Random:
 
 
 def _matrix_product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, x, weight).to(bias.dtype)  # products alone have autocast's dtype
+    return torch.addmm(bias, x, weight).to(bias.dtype)  # under autocast too
 
 
 def _convolution(layer: ConvMaxout, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding).to(bias.dtype)
-    return z if layer.tied_bias else z + bias
+    z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding)
+    return z if layer.tied_bias else z + bias.to(z.dtype)  # autocast's dtype halves the memory up to pooling
 
 
 def _dense(layer: Dense, z: Tensor, largest: Largest) -> Tensor:
@@ -164,22 +164,50 @@ def first_largest(z: Tensor, pieces: int) -> Tensor:
 def largest_by_piece(z: Tensor, pieces: int) -> Tensor:
     """Return the same maximum for the layout with the first pieces of all units first, then the second ones.
 
-    In this layout a CPU compares whole vectors. max, which also returns indices, takes four times as long as
-    amax and the arithmetic below, which finds the first of the largest.
+    In this layout a CPU compares whole vectors.
     """
     z = z.reshape(len(z), pieces, z.shape[1] // pieces, *z.shape[2:])
     if torch.compiler.is_compiling():  # it becomes one loop
         return functools.reduce(lambda a, b: torch.where((b > a) | (b != b), b, a), z.unbind(dim=1))
     if z.device.type != "cpu":
         return z.max(dim=1).values
-    with torch.no_grad():
-        is_largest = z - z.amax(dim=1, keepdim=True)
-        is_largest.sign_().add_(1)
-        if not torch.all(is_largest.sum(dim=1) <= 1):  # ties
-            not_yet = 1 - is_largest[:, 0]
-            for piece in is_largest.unbind(dim=1)[1:]:
-                not_yet -= piece.mul_(not_yet)
-    return (z * is_largest).sum(dim=1)
+    largest: Tensor = _FirstLargest.apply(z)  # type: ignore[no-untyped-call]
+    return largest
+
+
+class _FirstLargest(torch.autograd.Function):
+    """The maximum along axis 1, and its gradient, each in the memory layout of z.
+
+    A CPU takes many times as long for `max`, which also returns indices, and for masks of bool.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        first, *others = z.unbind(dim=1)
+        largest, is_larger = first, []  # 1 or 0, in the dtype of z
+        for other in others:
+            is_larger.append((other - largest).sign_().clamp_(min=0))
+            largest = torch.maximum(largest, other)
+        ctx.save_for_backward(*is_larger)
+        ctx.layout = z.shape, z.stride()
+        return largest if others else first.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        is_larger: tuple[Tensor, ...] = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated
+            parts: list[Tensor] = []
+            for mask in reversed(is_larger):
+                parts.append(gradient * mask)
+                gradient = gradient - parts[-1]
+            return torch.stack([gradient, *reversed(parts)], dim=1)
+        result = gradient.new_empty_strided(*ctx.layout)
+        first, *others = result.unbind(dim=1)
+        for mask, part in zip(reversed(is_larger), reversed(others), strict=True):
+            torch.mul(gradient, mask, out=part)
+            gradient = gradient - part
+        first.copy_(gradient)
+        return result
 
 
 def by_piece(network: Network, name: str, array: NDArray[Any], *, back: bool = False) -> NDArray[Any]:

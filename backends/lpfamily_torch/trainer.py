@@ -119,8 +119,8 @@ class TorchTrainer:
             for name, array in state.items()
         }
         differentiates_twice = objective.name == "penalty" and objective.penalty_by == "gradient"
-        # the other gradients are matrix products, which addmm_ adds to the velocity if the rates are numbers
-        all_differentiated = differentiates_twice or self.task.compiled or self._records
+        # the other gradients are float32 products, which addmm_ adds to the velocity if the rates are numbers
+        all_differentiated = differentiates_twice or self.task.bf16 or self.task.compiled or self._records
         self._differentiated = [
             name
             for name in parameter_shapes(self.task.network)
@@ -285,9 +285,12 @@ class TorchTrainer:
         at = self._differentiable(x)
         state = {name: self._state[name].detach().float() for name in parameter_shapes(self.task.network)}
         single = [Random(*(each if each is None else each.float() for each in both)) for both in random]
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with self._autocast():
             z = logits(self._layers, state, at.float(), single, None, largest_by_piece)
             return torch.autograd.grad(self._loss.inner(z, labels).sum(), at)[0]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.task.device).type, torch.bfloat16)
 
     def _differentiable(self, x: Tensor) -> Tensor:
         """Return x without its graph, requiring a gradient."""
@@ -316,9 +319,10 @@ class TorchTrainer:
         x, labels = self._x.index_select(0, batch), self._labels.index_select(0, batch)
         taps: list[Tap] = []
         all_differentiated = len(self._differentiated) == len(parameter_shapes(self.task.network))
-        losses, logits = self._objective(x, labels, sigma, drawn, None if all_differentiated else taps)
-        leaves = [tap.z for tap in taps] + [self._state[name] for name in self._differentiated]
-        leaf_gradients = torch.autograd.grad(losses.sum() / examples, leaves)
+        with self._autocast() if self.task.bf16 else nullcontext():
+            losses, logits = self._objective(x, labels, sigma, drawn, None if all_differentiated else taps)
+            leaves = [tap.z for tap in taps] + [self._state[name] for name in self._differentiated]
+            leaf_gradients = torch.autograd.grad(losses.sum() / examples, leaves)
         gradients: Gradients = dict(zip(self._differentiated, leaf_gradients[len(taps) :], strict=True))
         for index in {tap.layer for tap in taps}:
             factors = [
@@ -371,7 +375,14 @@ class TorchTrainer:
     def _laid_out(self, array: NDArray[np.generic]) -> Tensor:
         # column-major matrices: the norm over a unit's weights, then contiguous, takes a third of the time
         tensor = self._tensor(array)
-        return tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+        if tensor.ndim == 2:
+            return tensor.T.contiguous().T
+        if tensor.ndim < 3 or self._on_cuda:
+            return tensor
+        # kernels and untied biases with channels last, so that images have them too, and a CPU pools whole
+        # vectors; a copy has these strides even for one channel, and convolutions go by them
+        laid_out = tensor.new_empty(tensor.movedim(-3, -1).shape).movedim(-1, -3)
+        return laid_out.copy_(tensor)
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.tensor(array)

@@ -106,7 +106,7 @@ def fit(
     dataset = _scaled(dataset, recipe, begun)
     used = machine or (configs.read(begun).machine if begun else Machine())
     _check_alone(chosen, used.device)
-    check(recipe, dataset, backend, chosen)
+    check(recipe, dataset, backend, chosen, used)
     run = begun or _created(recipe, dataset, backend, used, folder, init_from)
     with run.locked():
         config = configs.read(run)
@@ -162,7 +162,7 @@ def _created(
     return runs.create(folder, configs.to_json(config))
 
 
-def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None:
+def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend, machine: Machine) -> None:
     """Raise `BadInput` for everything that can be found wrong before a folder is made."""
     network = stages.check(recipe, dataset)
     inputs, largest = dataset.train.x.shape[1], float(np.finfo(recipe.dtype).max)
@@ -177,6 +177,7 @@ def check(recipe: Recipe, dataset: Dataset, name: str, backend: Backend) -> None
     backends.check_layers(name, backend, network)
     backends.check_loss(name, backend, network)
     backends.check_options(name, backend, recipe)
+    backends.check_options(name, backend, machine)
     backends.check_direction(name, backend, extract(recipe, Objective))
 
 
@@ -215,7 +216,7 @@ def changes_since_begun(config: Config, name: str, machine: Machine, processes: 
     changes = [f"another {each}" for each in same if not same[each]]
     if config.versions != commands.versions(processes):
         changes.append("other versions")
-    flags = [each for each in ("tf32", "compile") if getattr(machine, each)]
+    flags = [each for each in ("tf32", "bf16", "compile") if getattr(machine, each)]
     return changes + [f"no --{each}" for each in flags if not getattr(began, each)]
 
 

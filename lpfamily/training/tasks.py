@@ -152,6 +152,11 @@ class Machine:
     tf32: bool = of_machine(
         False, None, "let a GPU round the factors of float32 products to 10 bits (TensorFloat-32)"
     )
+    bf16: bool = of_machine(
+        False,
+        None,
+        "torch: round the factors and results of float32 products to 8 bits (bfloat16) in training",
+    )
     compile: bool = of_machine(
         False,
         None,
@@ -232,6 +237,11 @@ class Task:
     def tf32(self) -> bool:
         """Whether a CUDA device may round the factors of float32 products to TensorFloat-32."""
         return self.machine.tf32
+
+    @property
+    def bf16(self) -> bool:
+        """Whether training rounds the factors and results of float32 products to bfloat16."""
+        return self.machine.bf16 and self.dtype == "float32"
 
     @property
     def compiled(self) -> bool:

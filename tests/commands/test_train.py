@@ -431,6 +431,7 @@ def test_a_bad_option_is_named_with_what_is_allowed(tmp_path, flags, parts):
         ("--steps 2 --method projected", "--method"),
         ("--objective trades", "--objective trades"),
         ("--ema 0.9", "--ema"),
+        ("--bf16", "--bf16"),
     ],
 )
 def test_an_option_that_the_backend_does_not_know_is_refused(tmp_path, monkeypatch, flags, what):

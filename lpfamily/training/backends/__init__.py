@@ -56,7 +56,7 @@ __all__ = [
 
 GROUP = "lpfamily.backends"
 
-OPTIONS = frozenset({"ema", "label_smoothing", "layer_noise", "method", "trades"})
+OPTIONS = frozenset({"bf16", "ema", "label_smoothing", "layer_noise", "method", "trades"})
 """The training options and objectives that a backend need not support."""
 
 SMALLER = "give a smaller --batch-size, or a smaller network"

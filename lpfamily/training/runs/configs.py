@@ -65,11 +65,12 @@ def to_json(config: Config) -> Json:
 def read(run: Run) -> Config:
     """Return the config of a run; raise `BadInput` if it is not a config, or one of a later version.
 
-    Unknown fields are refused, as they might change the training. Missing fields of the recipe get their
-    defaults, as an earlier version did not have them.
+    Unknown fields are refused, as they might change the training. Missing fields of the recipe, and
+    `bf16`, get their defaults, as an earlier version did not have them.
     """
     values, path = run.config, run.folder / runs.CONFIG
     with files.understanding(path, "not the config of a run"):
+        values.setdefault("bf16", Machine.bf16)
         recipe, known = values["recipe"], {each.name for each in (*fields(Config), *fields(Machine))}
         if unknown := (values.keys() - known) | (recipe.keys() - {each.name for each in fields(Recipe)}):
             wrote = values["versions"].get("lpfamily", "another")

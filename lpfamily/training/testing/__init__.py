@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.linalg import norm
+from numpy.testing import assert_allclose, assert_array_equal
 
 from lpfamily.step import epsilon
 from lpfamily.training import backends
@@ -315,6 +316,28 @@ class BackendTests:
         for kind, share in shares.items():
             assert share == pytest.approx(1, abs=0.01), kind
             assert share != 1, kind
+
+    @pytest.mark.parametrize("kind", ["plain", "perturb", "penalty"])
+    def test_rounded_products_change_a_step_a_little_and_tests_not(self, network: Network, kind: str) -> None:
+        if "bf16" not in backends.options_of(self.find()):
+            pytest.skip("it does not round products to bfloat16")
+        objective, rounding = Objective(kind, 2.0), Machine(bf16=True)  # type: ignore[arg-type]
+        for dtype, is_rounded in ("float32", True), ("float64", False):
+            results = []
+            for machine in Machine(), rounding:
+                task, before, trainer = self._made(network, dtype, objective=objective, machine=machine)
+                tested = trainer.logits(task.x), trainer.input_gradients(task.x, task.labels)
+                metrics = trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))
+                results.append((tested, metrics["loss"], trainer.state()))
+            (tested, loss, after), (tested_too, rounded_loss, rounded) = results
+            for expected, actual in zip(tested, tested_too, strict=True):
+                assert_array_equal(actual, expected)
+            assert rounded_loss == pytest.approx(loss, rel=0.02)
+            assert (rounded_loss != loss) == is_rounded
+            for name, array in after.items():
+                moved, error = norm(array - before[name]), norm(rounded[name] - array)
+                assert error <= 0.1 * moved, name
+                assert (error > 0) == is_rounded, name
 
     def test_an_epoch_is_its_steps(self, network: Network) -> None:
         """Rates, momentum, weight decay, norm constraints, dropout, noise, average, a smaller last batch."""

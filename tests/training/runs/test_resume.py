@@ -188,6 +188,15 @@ def test_every_other_change_of_a_resumed_run_is_announced(tmp_path):
         begun_with(folder, lambda config: config.update(device="cpu"))
 
 
+def test_a_run_of_a_version_without_bf16_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    trained(folder, *SOFTMAX)
+    lengthened(folder)
+    begun_with(folder, lambda config: config.pop("bf16"))
+    result = in_process("--resume", folder, "--quiet")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_run_that_another_process_trains_is_not_resumed(tmp_path):
     folder = tmp_path / "run"
     flags = ("--model", "softmax", "--batch-size", 5, "--epochs", 8, "--quiet", "--out", folder)
