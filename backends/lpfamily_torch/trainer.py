@@ -290,7 +290,8 @@ class TorchTrainer:
             return torch.autograd.grad(self._loss.inner(z, labels).sum(), at)[0]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(torch.device(self.task.device).type, torch.bfloat16)
+        # a cached rounded weight would be in the graphs of both passes, which a compiled step refuses
+        return torch.autocast(torch.device(self.task.device).type, torch.bfloat16, cache_enabled=False)
 
     def _differentiable(self, x: Tensor) -> Tensor:
         """Return x without its graph, requiring a gradient."""

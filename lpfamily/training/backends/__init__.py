@@ -247,10 +247,7 @@ def check_options(name: str, backend: Backend, choices: DataclassInstance) -> No
             what = each.flag
         else:
             continue
-        raise BadInput(
-            f"backend {name!r} does not know {what}; leave it out, or choose another backend of "
-            f"{', '.join(other for other in names() if other != name)}"
-        )
+        raise BadInput(f"backend {name!r} does not know {what}; leave it out, or choose another backend")
 
 
 def options_of(backend: Backend) -> frozenset[str]:

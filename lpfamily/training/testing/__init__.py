@@ -539,6 +539,19 @@ class BackendTests:
         assert compiled_metrics == pytest.approx(metrics, rel=1e-9)
         _assert_close(compiled_state, state, rtol=1e-9, atol=1e-12)
 
+    def test_a_compiled_step_rounds_products_too(self) -> None:
+        if problem := self.find().compile_problem(self.device):
+            pytest.skip(problem)
+        if "bf16" not in backends.options_of(self.find()):
+            pytest.skip("it does not round products to bfloat16")
+        losses = []
+        for machine in Machine(), Machine(bf16=True), Machine(bf16=True, compile=True):
+            objective = Objective("perturb", 2.0)
+            _, _, trainer = self._made(NETWORKS["sigmoid"], "float32", objective=objective, machine=machine)
+            losses.append(trainer.epoch(np.arange(7), _rates(1, lr=0.5, momentum=0.5), Draws(5, 2))["loss"])
+        exact, rounded, compiled = losses
+        assert compiled == pytest.approx(rounded, abs=abs(rounded - exact) / 2)
+
     def test_an_epoch_says_how_far_it_is_and_is_the_same(self) -> None:
         network, states, ticks = NETWORKS["sigmoid"], [], []
         for watched in False, True:
