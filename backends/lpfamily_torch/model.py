@@ -135,7 +135,15 @@ def _matrix_product(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Te
 
 def _convolution(layer: ConvMaxout, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     z = conv2d(x, weight, bias if layer.tied_bias else None, padding=layer.padding)
-    return z if layer.tied_bias else z + bias.to(z.dtype)  # autocast's dtype halves the memory up to pooling
+    if layer.tied_bias:
+        return z
+    bias = bias.to(z.dtype)  # autocast's dtype halves the memory up to pooling
+    if z.device.type != "cpu":
+        return z + bias
+    # rows with channels last, as the trainer's images are: their sum over the examples is vectorised
+    images = z.movedim(1, -1)
+    rows = images.flatten(1) + bias.movedim(0, -1).flatten()
+    return rows.reshape(images.shape).movedim(-1, 1)
 
 
 def _dense(layer: Dense, z: Tensor, largest: Largest) -> Tensor:
