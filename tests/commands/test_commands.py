@@ -206,6 +206,15 @@ def test_one_command_has_the_help_of_each(name):
     assert told[0][0].startswith(f"usage: python -m lpfamily.{name} ")
 
 
+@pytest.mark.parametrize("name", __main__.COMMANDS)
+def test_a_command_begins_without_the_packages_that_it_may_not_need(tmp_path, name):
+    """To import SciPy takes longer than all that is the project's own."""
+    packages = {"scipy", "sklearn", "matplotlib", "PIL", "torch", "jax"}
+    code = f"import lpfamily.{name}, sys; print(*({packages} & sys.modules.keys()))"
+    run = python(code, cwd=tmp_path)
+    assert (run.stdout, run.stderr) == ("\n", "")
+
+
 def test_one_command_lists_its_subcommands(capsys):
     assert __main__.main([]) == 2
     shown = capsys.readouterr()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from lpfamily.experiments.definitions import Chapter, Experiment, Measurement, Setting, Verdict
 from lpfamily.experiments.errors.measure import CIFAR, CONV, DENSE
@@ -163,6 +162,8 @@ def paired_p_value(errors: Sequence[float], plain: Sequence[float]) -> float | N
     It is undefined for one seed, and where all differences are equal up to rounding. Equal differences do
     occur, as errors are counts over a test set.
     """
+    from scipy import stats  # here because it takes longer to import than all commands do
+
     differences, largest = np.subtract(errors, plain), np.max(np.abs([errors, plain]))
     if len(differences) < 2 or np.ptp(differences) <= 4 * np.finfo(float).eps * largest:
         return None
@@ -176,6 +177,8 @@ def verdict(errors: Sequence[float], published: float, examples: int) -> Verdict
     standard deviation s differs from another seed by about s sqrt(1 + 1/n). With one seed, s is the standard
     deviation of an error counted over `examples`. s is at least one example, the resolution of a count.
     """
+    from scipy import stats
+
     mean, deviation = mean_and_deviation(errors)
     spread = resolution(published, examples) if deviation is None else deviation
     t = (mean - published) / (max(spread, 1 / examples) * math.sqrt(1 + 1 / len(errors)))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from lpfamily.classification import cross_entropy
 from lpfamily.curvature.derivatives import logit_gradient
@@ -113,6 +112,8 @@ def fit(x: Inputs, labels: Labels, decay: float, start: Fit, sizes: Floats, axes
     therefore works in the basis of its eigenvectors (`principal`), scaled so that the Hessian is nearly the
     identity. For the weakest decay of MODELS this takes a third of the iterations.
     """
+    from scipy.optimize import minimize  # here so that no other command waits for it
+
     scale = np.sqrt(CURVATURE * sizes + decay)[:, None]
 
     def split(flat: Floats) -> tuple[Floats, Floats]:
