@@ -60,8 +60,10 @@ class Drawn(NamedTuple):
     """The noise, or the point of the ball where the first gradient is taken, for sigma = 1; None without."""
 
     def map(self, function: Callable[[Any], Any]) -> Drawn:
-        """Return a copy with function(array) for each array; it is called once per distinct array."""
+        """Return these with function(array) for each array; it is called once per distinct array."""
         results = {id(array): function(array) for array in self.arrays()}
+        if not results:
+            return self
         replaced: Drawn = _replaced(self, results)
         return replaced
 
