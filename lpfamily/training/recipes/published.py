@@ -121,7 +121,7 @@ _BEST: dict[str, Any] = {
     "ema": 0.999,
 }
 BEST: dict[str, dict[str, Any]] = {
-    # with a momentum of .9 from the start, some seeds stay at chance
+    # with a momentum of .9 from the start, a network may stay at chance
     "sigmoid-mlp": {
         **_BEST,
         "epochs": 150,
