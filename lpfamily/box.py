@@ -272,16 +272,18 @@ def _search(
 
 def last_affordable(xp: ModuleType, values: Array, spent: Callable[[Array], Array], budget: Array) -> Array:
     """Return the last of the sorted `values` where the increasing `spent` is within the budget, or -inf."""
-    count = xp.argmax(budget, axis=-1, keepdims=True)  # 0, in the library's index dtype
-    last = xp.full_like(budget, -math.inf)
+    zero = xp.argmax(budget, axis=-1, keepdims=True)  # in the library's index dtype
     d = values.shape[-1]
-    for bit in reversed(range(d.bit_length())):
-        more = count + 2**bit
+
+    def step(state: tuple[Array, Array], bit: float) -> tuple[Array, Array]:
+        count, last = state
+        more = count + bit
         value = xp.take_along_axis(values, xp.clip(more - 1, 0, d - 1), axis=-1)
         affordable = (more <= d) & (spent(value) <= budget)
-        count = xp.where(affordable, more, count)
-        last = xp.where(affordable, value, last)
-    return last
+        return xp.where(affordable, more, count), xp.where(affordable, value, last)
+
+    bits = [2**k for k in reversed(range(d.bit_length()))]
+    return library_of(values).iterate(step, (zero, xp.full_like(budget, -math.inf)), bits)[1]
 
 
 def _log_ratio(xp: ModuleType, size: Array) -> Array:

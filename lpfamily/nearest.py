@@ -204,10 +204,11 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
         return xp.where(xp.abs(norm - 1) <= rounding, nu, new), low, high
 
     # an upper bound of nu: its value far from the ball, where tau is 0 and z is the steepest step
+    one = xp.ones_like(r[..., :1])  # tau has a column for each entry in a weighted ball
     if share is None:
-        high = dual_norm(p, r, xp.ones_like(tau))[..., None]
+        high = dual_norm(p, r, one)[..., None]
     else:
-        far = step_in_box(p, r, xp.ones_like(tau), share)
+        far = step_in_box(p, r, one, share)
         free = positive & (far < share) & (far > 0)
         log_high = xp.where(free, log_r - (p - 1) * xp.log(xp.where(free, far, 1.0)), -math.inf)
         high = xp.exp(xp.max(log_high, axis=-1, keepdims=True))

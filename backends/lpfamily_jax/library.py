@@ -37,14 +37,14 @@ class JaxLibrary(Library):
     ) -> tuple[jax.Array, ...]:
         """Loop in XLA, so that it compiles one step instead of all."""
 
-        def changes(carry: tuple[int | jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> jax.Array:
+        def goes_on(carry: tuple[int | jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> jax.Array:
             count, old, new = carry
             different = [jax.numpy.any(a != b) for a, b in zip(old, new, strict=True)]
-            return jax.numpy.any(jax.numpy.stack(different)) & (count < times)
+            return (count < times) & ((count == 0) | jax.numpy.any(jax.numpy.stack(different)))
 
-        first = step(*state)
+        # the first step too is one of the loop: loops in loops would double the program at every level
         _, _, result = jax.lax.while_loop(
-            changes, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (1, state, first)
+            goes_on, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (0, state, state)
         )
         return tuple(result)
 

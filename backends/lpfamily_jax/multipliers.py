@@ -317,6 +317,6 @@ def _multiplier(weights: jax.Array, limits: jax.Array, most: Any) -> tuple[jax.A
     begin = jnp.minimum(1 / _unit(total), most)
     no = jnp.zeros_like(total, bool)
     _, s, done, exhausted, steep = jax.lax.while_loop(
-        lambda state: (state[0] < STEPS) & ~jnp.all(state[2]), step, step((0, begin, no, no, no))
+        lambda state: (state[0] < STEPS) & ~jnp.all(state[2]), step, (0, begin, no, no, no)
     )
     return s, exhausted, done & steep
