@@ -20,7 +20,7 @@ EXAMPLES = min(
 )
 
 FEW = any(library.compiles or library.slow for library in UNDER_TEST)
-SAMPLED = ("p", "objective", *(("method",) if FEW else ()))
+SAMPLED = ("p", "objective", *(("method", "given") if FEW else ()))
 
 np.set_printoptions(threshold=300)  # a case is printed when it fails, and Hypothesis objects to 30 kB
 

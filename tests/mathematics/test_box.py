@@ -415,7 +415,7 @@ def test_jax_compiles_no_more_for_more_entries(p, function):
         program = jax.make_jaxpr(lambda grad: function(grad, p, 0.5, x=x, bounds=(-1, 1)))(x)
         return str(program).count(" = ")
 
-    assert operations(4096) <= operations(64)
+    assert operations(4096) == pytest.approx(operations(64), rel=0.01)  # common parts may be shared
 
 
 def test_many_equal_entries_spend_the_whole_budget(lib):

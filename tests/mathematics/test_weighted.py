@@ -36,21 +36,18 @@ def in_units(lib, epsilon, floats):
     """Return a step that equals the plain one if epsilon is right about scales."""
 
     def of_array(grad, p, sigma, *, x=None, bounds=None, **options):
-        xp, n = lib.xp, math.prod(grad.shape)
-        exponents = (np.arange(n) % 5 - (2 if bounds is None else 0)).reshape(grad.shape)
+        exponents = (np.arange(math.prod(grad.shape)) % 5 - (2 if bounds is None else 0)).reshape(grad.shape)
         radii = sigma if isinstance(sigma, float | np.ndarray) else lib.to_numpy(sigma)
         radii = np.broadcast_to(radii, grad.shape[:1]).reshape(-1, *[1] * (grad.ndim - 1))
-        safe = (radii < floats.largest / 16) & ((radii > 1e3 * floats.tiny) | (radii == 0))
-        scale = lib.from_numpy(np.where(safe, 2.0**exponents, 1.0), floats.name)
-        exact = xp.ones_like(grad) > 0
-        for each in (grad,) if x is None else (grad, x, *bounds):
-            size = xp.abs(each)
+        exact = (radii < floats.largest / 16) & ((radii > 1e3 * floats.tiny) | (radii == 0))
+        for each in map(lib.to_numpy, (grad,) if x is None else (grad, x, *bounds)):
+            size = np.abs(each)
             exact = (
                 exact
                 & ((size == 0) | (size > 16 * floats.tiny))
                 & ((size < floats.largest / 16) | (size == math.inf))
             )
-        scale = xp.where(exact, scale, xp.ones_like(scale))
+        scale = lib.from_numpy(np.where(exact, 2.0**exponents, 1.0), floats.name)
         if x is not None:
             options |= {"x": x * scale, "bounds": tuple(bound * scale for bound in bounds)}
         return epsilon(grad / scale, p, sigma, scale=scale, **options) / scale
@@ -286,17 +283,20 @@ def test_derivatives_are_central_differences(autodiff, name, p):
         shape = tuple(function(given[0], p, *given[1:]).shape)
         weights = autodiff.from_numpy(rng.standard_normal(shape), "float64")
 
-        def total(*operands):
+        def total(operands):
             return autodiff.xp.sum(weights * function(operands[0], p, *operands[1:]))
 
-        for k in range(3):
-            of_one = lambda each, k=k: total(*given[:k], each, *given[k + 1 :])  # noqa: E731
-            found = autodiff.to_numpy(autodiff.derivative(of_one)(given[k]))
-            along = rng.standard_normal(operands[k].shape)
+        found = autodiff.jit(autodiff.derivative(total))(given)
+        for k, operand in enumerate(operands):
+            along = rng.standard_normal(operand.shape)
             ends = [
-                float(of_one(autodiff.from_numpy(operands[k] + h * along, "float64"))) for h in (1e-6, -1e-6)
+                float(
+                    total([*given[:k], autodiff.from_numpy(operand + h * along, "float64"), *given[k + 1 :]])
+                )
+                for h in (1e-6, -1e-6)
             ]
-            assert_allclose(np.sum(found * along), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+            slope = np.sum(autodiff.to_numpy(found[k]) * along)
+            assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, math.inf])
