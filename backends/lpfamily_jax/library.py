@@ -96,8 +96,27 @@ def _compiled(function: Callable[..., Any], *static: Any) -> Any:
 @functools.cache
 def _function(primitive: Primitive, p: float) -> Callable[..., jax.Array]:
     value = library.implementations.get(primitive, primitive.value)
-    function = jax.custom_jvp(functools.partial(value, p))
+    function = jax.custom_jvp(_of_all_rows(functools.partial(value, p)))
     function.defjvp(
         lambda operands, tangents: (_function(primitive, p)(*operands), primitive.jvp(p, operands, tangents))
     )
     return jax.jit(function)
+
+
+def _of_all_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return a function of rows that `jax.vmap` gives more rows.
+
+    By itself it would evaluate both sides of each condition, of which one is a definition.
+    """
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def more_rows(size: int, are_mapped: Sequence[bool], *operands: Any) -> tuple[jax.Array, bool]:
+        def repeated(operand: Any) -> Any:  # an operand may be None
+            return jax.tree.map(lambda x: jax.numpy.broadcast_to(x, (size, *x.shape)), operand)
+
+        pairs = zip(operands, are_mapped, strict=True)
+        alike = (operand if is_mapped else repeated(operand) for operand, is_mapped in pairs)
+        return mapped(*alike), True
+
+    return mapped

@@ -418,6 +418,26 @@ def test_jax_compiles_no_more_for_more_entries(p, function):
     assert operations(4096) == pytest.approx(operations(64), rel=0.01)  # common parts may be shared
 
 
+@pytest.mark.jax
+@needs_jax
+@pytest.mark.parametrize("function", [epsilon, project])
+@pytest.mark.parametrize("p", [1, 1.5])
+def test_jax_vmap_leaves_conditions_what_they_are(p, function):
+    """It would evaluate both sides, also the definition, which takes ten to forty times as long."""
+    import jax
+
+    def step(grad, x, batch_ndim=0):
+        return function(grad, p, 0.5, x=x, bounds=(-1, 1), batch_ndim=batch_ndim)
+
+    def conditions(function, *operands):
+        return str(jax.make_jaxpr(function)(*operands)).count(" = cond[")
+
+    x = jax.numpy.zeros((2, 3, 8))
+    whole = conditions(functools.partial(step, batch_ndim=2), x, x)
+    assert conditions(jax.vmap(jax.vmap(step)), x, x) == whole > 0
+    assert conditions(jax.vmap(jax.vmap(step, (0, None)), (0, None)), x, x[0, 0]) == whole
+
+
 def test_many_equal_entries_spend_the_whole_budget(lib):
     """A sum that adds one after another loses d / 8 units in the last place."""
     d = 1 << 15
