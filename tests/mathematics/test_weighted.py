@@ -289,12 +289,8 @@ def test_derivatives_are_central_differences(autodiff, name, p):
         found = autodiff.jit(autodiff.derivative(total))(given)
         for k, operand in enumerate(operands):
             along = rng.standard_normal(operand.shape)
-            ends = [
-                float(
-                    total([*given[:k], autodiff.from_numpy(operand + h * along, "float64"), *given[k + 1 :]])
-                )
-                for h in (1e-6, -1e-6)
-            ]
+            moved = (autodiff.from_numpy(operand + h * along, "float64") for h in (1e-6, -1e-6))
+            ends = [float(total([*given[:k], each, *given[k + 1 :]])) for each in moved]
             slope = np.sum(autodiff.to_numpy(found[k]) * along)
             assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
 
