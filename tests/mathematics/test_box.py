@@ -423,7 +423,7 @@ def test_jax_compiles_no_more_for_more_entries(p, function):
 @pytest.mark.parametrize("function", [epsilon, project])
 @pytest.mark.parametrize("p", [1, 1.5])
 def test_jax_vmap_leaves_conditions_what_they_are(p, function):
-    """It would evaluate both sides, also the definition, which takes ten to forty times as long."""
+    """It would evaluate both sides, also the definition, which takes ten times as long or more."""
     import jax
 
     def step(grad, x, batch_ndim=0):
