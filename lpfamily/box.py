@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import NoReturn
 
@@ -74,18 +74,13 @@ def room_to_move(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -
     at, and NaN elsewhere.
     """
     xp, grad, mask = given.xp, given.array, given.mask
-    library, info = library_of(grad), finfo(xp, grad.dtype)
-    named = {"low": low, "x": x, "high": high}
+    library, named = library_of(grad), {"low": low, "x": x, "high": high}
     x = entries(given, "x", x)
-    low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
+    low, high = (bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
-        room, visible, within = library.reach(grad, x, low, high)
-    _check_seen(named, grad, mask, info, arrays=not visible)
-    if not within:
-        with library.unwarned():
-            depth = xp.minimum(high - x, x - low)
-        inside = depth >= -_slack(xp, low, high, info, _coarsest(xp, grad, named))
-        room = xp.where(inside, xp.where(room > 0, room, 0.0), math.nan)
+        room, within = library.reach(grad, x, low, high, _Slack.of(grad, named))
+    visible = library.visible(room)
+    _check_seen(named, grad, mask, arrays=not visible)
     if mask is not None:
         room = xp.where(mask_beside(grad, mask), room, 0.0)
     if visible and not within and bool(xp.any(room != room)):
@@ -106,11 +101,11 @@ def entries(given: Given[Array], name: str, value: Numbers) -> Array:
     if is_number(value):
         number = _in_range(value, finfo(xp, grad.dtype))
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
-    array: Array = _bound(given, name, value)
+    array: Array = bound(given, name, value)
     return array if array.shape == grad.shape else xp.broadcast_to(array, grad.shape)
 
 
-def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
+def bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
     """Return a number, or an array that broadcasts to grad's shape, rounded to grad's dtype."""
     xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):
@@ -145,32 +140,42 @@ def _rounded(number: float, info: FInfo) -> float:
     return round(number / unit) * unit
 
 
-def _coarsest(xp: ModuleType, grad: Array, named: Mapping[str, Numbers]) -> float:
-    """Return the largest machine epsilon of grad, x and bounds: any of their dtypes may have rounded x."""
-    of_numpy = [v for v in named.values() if isinstance(v, np.ndarray)]
-    others = [v for v in named.values() if not isinstance(v, np.ndarray) and not is_number(v)]
-    infos = [finfo(np, v.dtype) for v in of_numpy if is_dtype(np, v.dtype, "real floating")]
-    infos += [finfo(xp, v.dtype) for v in (grad, *others) if is_dtype(xp, v.dtype, "real floating")]
-    return max(float(info.eps) for info in infos)
+@dataclass(frozen=True)
+class _Slack:
+    """How far outside its bounds x may be by rounding: a function of low and high, hashable for compilers."""
+
+    least: float
+    """The least size of a bound."""
+    rounding: float
+    """In units of the larger bound."""
+
+    @classmethod
+    def of(cls, grad: Array, named: Mapping[str, Numbers]) -> _Slack:
+        """Return the slack for x and bounds: any of their dtypes, and grad's, may have rounded x."""
+        xp, values = namespace_of(grad), named.values()
+        of_numpy = [v for v in values if isinstance(v, np.ndarray)]
+        others = [v for v in values if not isinstance(v, np.ndarray) and not is_number(v)]
+        infos = [finfo(np, v.dtype) for v in of_numpy if is_dtype(np, v.dtype, "real floating")]
+        infos += [finfo(xp, v.dtype) for v in (grad, *others) if is_dtype(xp, v.dtype, "real floating")]
+        coarsest = max(float(info.eps) for info in infos)
+        return cls(float(finfo(xp, grad.dtype).smallest_normal), ROUNDINGS * coarsest)
+
+    def __call__(self, low: Numbers, high: Numbers) -> Numbers:
+        """Return `rounding` times the larger finite |bound|."""
+        least, arrays = self.least, []
+        for bound in low, high:
+            if not isinstance(bound, float):
+                xp = namespace_of(bound)
+                arrays.append(xp.where(xp.isinf(bound), 0.0, xp.abs(bound)))
+            elif math.isfinite(bound):
+                least = max(least, abs(bound))
+        largest: Numbers = least
+        for size in arrays:
+            largest = namespace_of(size).where(size > largest, size, largest)
+        return self.rounding * largest
 
 
-def _slack(xp: ModuleType, low: Numbers, high: Numbers, info: FInfo, eps: float) -> Numbers:
-    """Return how far outside x may be by rounding, in proportion to the larger finite bound."""
-    least, arrays = float(info.smallest_normal), []
-    for bound in low, high:
-        if not isinstance(bound, float):
-            arrays.append(xp.where(xp.isinf(bound), 0.0, xp.abs(bound)))
-        elif math.isfinite(bound):
-            least = max(least, abs(bound))
-    largest: Numbers = least
-    for size in arrays:
-        largest = xp.where(size > largest, size, largest)
-    return ROUNDINGS * eps * largest
-
-
-def _check_seen(
-    named: dict[str, Numbers], grad: Array, mask: Array | None, info: FInfo, *, arrays: bool
-) -> None:
+def _check_seen(named: dict[str, Numbers], grad: Array, mask: Array | None, *, arrays: bool) -> None:
     """Raise if Python numbers, and with `arrays` NumPy arrays too, show that x is outside its bounds."""
     seen: dict[str, Numbers] = {name: as_float(value) for name, value in named.items() if is_number(value)}
     given = {name: value for name, value in named.items() if arrays and isinstance(value, np.ndarray)}
@@ -184,7 +189,7 @@ def _check_seen(
     x = seen.get("x", low)
     if not given and low <= x <= high:
         return
-    slack = _slack(np, low, high, info, _coarsest(namespace_of(grad), grad, given))
+    slack = _Slack.of(grad, given)(low, high)
     inside = (x >= low - slack) & (x <= high + slack)
     if isinstance(inside, bool):
         if not inside:

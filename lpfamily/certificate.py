@@ -13,7 +13,7 @@ from lpfamily.libraries import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
-from lpfamily.weighted import divided, per_row, radius_and_scale, scaled_direction
+from lpfamily.weighted import divided, radius_and_scale, scaled_direction
 
 HALVINGS = 64
 """The number of bisections of an interval of logarithms; after these its ends are the same number."""
@@ -131,46 +131,41 @@ def certify(
     if tuple(eps.shape) != tuple(grad.shape):
         raise ValueError(f"eps must have the shape of grad, {tuple(grad.shape)}; got {tuple(eps.shape)}")
     eps = given.rows(xp.astype(eps, dtype, copy=False))
-    if not box:
-        room, magnitude = xp.full_like(rows, math.inf), 0.0
-    else:
-        room = room_to_move(given, *box)
-        # x + eps, rounded, may be at a bound that eps itself misses by the rounding of x
-        magnitude = xp.abs(given.rows(entries(given, "x", box[0]))) + xp.where(room < math.inf, room, 0.0)
-    radius, could_move = given.radius(sigma), xp.where(rows < 0, -eps, eps) < room - 4 * rounding * magnitude
-    finite = xp.all(xp.isfinite(rows) & xp.isfinite(eps), axis=-1)
+    radius, more = given.radius(sigma), []
+    if box:
+        more += [room_to_move(given, *box), given.rows(entries(given, "x", box[0]))]
     if scale is not None:
         radius, scale = radius_and_scale(given, radius, scale)
-        rows = per_row(scaled_direction, rows, scale)
-        eps, room = per_row(divided, eps, scale), per_row(divided, room, scale)
-    could_move = xp.any(could_move & (rows != 0), axis=-1)
+        more.append(xp.broadcast_to(scale, rows.shape))
     judged = library_of(rows).per_example(
         functools.partial(_judge, p, rounding, bool(box)),
-        "(n),(n),(n),(k),(),()->(),(),(),(),()",
+        f"(n),(n),(k){',(n)' * len(more)}->(),(),(),(),()",
         (dtype, dtype, xp.bool, xp.bool, xp.bool),
-        *(constant(each) for each in (rows, eps, room, radius, could_move, finite)),
+        *(constant(each) for each in (rows, eps, radius, *more)),
     )
     return Certificate(*judged)
 
 
 def _judge(
-    p: float,
-    rounding: float,
-    in_box: bool,
-    grad: Array,
-    eps: Array,
-    room: Array,
-    sigma: Array,
-    could_move: Array,
-    finite: Array,
+    p: float, rounding: float, in_box: bool, grad: Array, eps: Array, sigma: Array, *more: Array
 ) -> tuple[Array, ...]:
     """Return the fields of a `Certificate` for examples as rows.
 
-    `rounding` is the largest eps of the given dtypes. `could_move` is a mask of the examples in which an
-    entry with a nonzero gradient could still move.
+    `rounding` is the largest eps of the given dtypes. `more` has the room and the inputs, if there is a box,
+    and the scale, if there is one.
     """
     xp = namespace_of(grad)
     rows = len(grad.shape) - 1
+    room, magnitude = xp.full_like(grad, math.inf), 0.0
+    if in_box:
+        (room, x), more = more[:2], more[2:]
+        # x + eps, rounded, may be at a bound that eps itself misses by the rounding of x
+        magnitude = xp.abs(x) + xp.where(room < math.inf, room, 0.0)
+    could_move = xp.where(grad < 0, -eps, eps) < room - 4 * rounding * magnitude
+    finite = xp.all(xp.isfinite(grad) & xp.isfinite(eps), axis=-1)
+    for scale in more:
+        grad, eps, room = scaled_direction(grad, scale), divided(eps, scale), divided(room, scale)
+    could_move = xp.any(could_move & (grad != 0), axis=-1)
     size = norm(eps, p, batch_ndim=rows)
     radius = sigma[..., 0]
     positive = radius > 0

@@ -21,6 +21,7 @@ from lpfamily._arrays import (
     reshape,
 )
 from lpfamily.box import box_of, room_down_and_up
+from lpfamily.libraries import library_of
 from lpfamily.weighted import divided, per_row, radius_and_scale, scaled_direction
 
 
@@ -82,11 +83,7 @@ class Units:
 
     def eps(self, u: Array) -> Array:
         """Return the perturbation of u, inside the box even where rounding puts u outside."""
-        xp, eps = namespace_of(u), self.scale * u
-        if self.room:
-            down, up = self.room
-            eps = xp.minimum(xp.maximum(eps, -down), up)
-        return eps
+        return library_of(u).together(_eps, u, self.scale, *self.room)
 
     def value_and_grad(
         self, of_x: Callable[..., tuple[Array, Array]], u: Array, *rows: Any
@@ -111,3 +108,11 @@ class Units:
         return replace(
             self, x=self.x[rows, ...], scale=scale, room=tuple(each[rows, ...] for each in self.room)
         )
+
+
+def _eps(u: Array, scale: Array, *room: Array) -> Array:
+    xp, eps = namespace_of(u), scale * u
+    if room:
+        down, up = room
+        eps = xp.minimum(xp.maximum(eps, -down), up)
+    return eps

@@ -16,11 +16,13 @@ from lpfamily import box
 from lpfamily._arrays import (
     A,
     Array,
+    DType,
     Given,
     Numbers,
     as_float,
     beside,
     device_of,
+    finfo,
     is_number,
     is_real,
     namespace_of,
@@ -35,25 +37,35 @@ from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
 def radius_and_scale(given: Given[A], radius: Array, scale: Numbers) -> tuple[Array, Array]:
     """Return the radius and the scale of examples; the radius is NaN where an unchecked scale is bad."""
-    xp, scale = given.xp, _scale_of(given, scale)
-    good = (scale >= 0) & (scale < math.inf)
+    rows = _scale_of(given, scale)
+    if is_number(scale) or isinstance(scale, np.ndarray):
+        return radius, rows
+    checked: tuple[Array, Array] = library_of(rows).together(_checked, radius, rows)
+    return checked
+
+
+def _checked(radius: Array, scale: Array) -> tuple[Array, Array]:
+    xp, good = namespace_of(scale), (scale >= 0) & (scale < math.inf)
     return xp.where(xp.all(good, axis=-1, keepdims=True), radius, math.nan), xp.where(good, scale, 0.0)
 
 
 def _scale_of(given: Given[A], scale: Numbers) -> Array:
     """Return a scale in the dtype of the rows: one row if it is the same for all examples."""
     xp, values = given.xp, given.values
+    dtype, device = values.dtype, device_of(values)
+    largest = float(finfo(xp, dtype).max)
     if is_number(scale):
         number = as_float(scale)
-        _check(0 <= number < math.inf, scale)
-        return xp.full_like(values[(slice(1),) * (values.ndim - 1) + (...,)], number)
+        _check(0 <= number <= largest, scale, largest, dtype)
+        return xp.full((*(1,) * (values.ndim - 1), values.shape[-1]), number, dtype=dtype, device=device)
     if isinstance(scale, np.ndarray):
         if not is_real(scale.dtype):
             raise TypeError(f"scale must be real; got {scale.dtype}")
-        _check(np.all((scale >= 0) & (scale < math.inf)), f"an array with {scale.min(initial=0)}")
-        scale = xp.asarray(portable(scale), dtype=values.dtype, device=device_of(values))
+        fits = np.all((scale >= 0) & (scale <= np.float64(largest)))
+        _check(fits, f"an array from {scale.min(initial=0)} to {scale.max(initial=0)}", largest, dtype)
+        scale = xp.asarray(portable(scale), dtype=dtype, device=device)
     else:
-        scale = xp.astype(beside(values, scale, "scale"), values.dtype)
+        scale = xp.astype(beside(values, scale, "scale"), dtype)
     shape, whole, batch = tuple(scale.shape), tuple(given.array.shape), given.batch
     alike = len(shape) <= len(whole) and set(shape[: max(0, len(shape) - len(whole) + len(batch))]) <= {1}
     batch = (1,) * len(batch) if alike else batch
@@ -66,9 +78,11 @@ def _scale_of(given: Given[A], scale: Numbers) -> Array:
     return reshape(scale, (*batch, values.shape[-1]))
 
 
-def _check(fits: bool | np.bool_, given: object) -> None:
+def _check(fits: bool | np.bool_, given: object, largest: float, dtype: DType) -> None:
     if not fits:
-        raise ValueError(f"scale must be at least 0, where 0 moves nothing, and finite; got {given}")
+        raise ValueError(
+            f"scale must lie in [0, {largest:.4g}] for {dtype}, where 0 moves nothing; got {given}"
+        )
 
 
 def per_row(function: Callable[..., Array], *rows: Array, reduces: bool = False) -> Array:
@@ -86,6 +100,10 @@ def zero_where_fixed(rows: Array, scale: Array) -> Array:
 
 def divided(rows: Array, scale: Array) -> Array:
     """Return rows / scale, where 0 / 0 is 0 and other entries over 0 are infinite."""
+    return library_of(rows).together(_divided, rows, scale)
+
+
+def _divided(rows: Array, scale: Array) -> Array:
     xp, some = namespace_of(rows), scale > 0
     infinite = xp.copysign(xp.where(rows == 0, rows, math.inf), rows)
     return xp.where(some, rows / xp.where(some, scale, 1.0), infinite)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from lpfamily.ascent.search import Region
 from lpfamily.box import step_in_box
 from lpfamily.libraries import Library, Primitive
 from lpfamily.nearest import nearest
@@ -28,9 +29,23 @@ class JaxLibrary(Library):
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
     ) -> Any:
         """Evaluate as one compiled function: in an eager call, a loop would be compiled at every call."""
+        return self.together(function, *operands)
+
+    def per_row(self, function: Callable[..., Any], reduces: bool, *operands: jax.Array) -> Any:
+        """Evaluate as one compiled function."""
+        return self.together(function, *operands)
+
+    def together(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """Evaluate as one compiled function."""
         if isinstance(function, functools.partial):  # jax.jit would take each partial for a new function
             return _compiled(function.func, *function.args)(*operands)
         return _compiled(function)(*operands)
+
+    def reach(
+        self, grad: jax.Array, x: jax.Array, low: Any, high: Any, slack: Callable[..., Any]
+    ) -> tuple[jax.Array, bool]:
+        """Evaluate as one compiled function; bounds that are numbers compile it only once."""
+        return _compiled(_reach, slack)(grad, x, low, high), False
 
     def repeat(
         self, step: Callable[..., tuple[jax.Array, ...]], state: tuple[jax.Array, ...], times: int
@@ -87,16 +102,27 @@ class JaxLibrary(Library):
 
 library = JaxLibrary()
 
+jax.tree_util.register_dataclass(Region, ["x", "sigma", "bounds", "mask"], ["p", "batch_ndim"])
+
 
 @functools.cache
 def _compiled(function: Callable[..., Any], *static: Any) -> Any:
     return jax.jit(functools.partial(function, *static))
 
 
+def _reach(slack: Callable[..., Any], grad: jax.Array, x: jax.Array, low: Any, high: Any) -> Any:
+    return Library().reach(grad, x, low, high, slack)[0]
+
+
 @functools.cache
 def _function(primitive: Primitive, p: float) -> Callable[..., jax.Array]:
     value = library.implementations.get(primitive, primitive.value)
-    function = jax.custom_jvp(_of_all_rows(functools.partial(value, p)))
+
+    def named(*operands: Any) -> Any:
+        return value(p, *operands)
+
+    named.__name__ = f"lpfamily_{primitive.name}"  # profilers show it
+    function = jax.custom_jvp(_of_all_rows(named))
     function.defjvp(
         lambda operands, tangents: (_function(primitive, p)(*operands), primitive.jvp(p, operands, tangents))
     )

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from lpfamily._arrays import A, Array, Bounds, Numbers, examples, is_number, namespace_of
+from lpfamily._arrays import A, Array, Bounds, Numbers, examples, is_number, mask_beside, namespace_of
 from lpfamily.ascent import adaptive, scheduled
 from lpfamily.ascent.last_iterates import LAST_ITERATES, check_steps, frank_wolfe, projected
-from lpfamily.ascent.search import Search
+from lpfamily.ascent.search import Region, Search, is_better
 from lpfamily.ascent.starts import in_units, is_random, random_starts, starting_point
-from lpfamily.box import box_of
+from lpfamily.box import bound, box_of
 from lpfamily.libraries import library_of
 from lpfamily.trees import Joint, is_tree
 from lpfamily.units import Units
@@ -22,13 +22,27 @@ __all__ = ["LAST_ITERATES", "Method", "ascend", "check_ascent", "frank_wolfe", "
 
 Method: TypeAlias = Literal["adaptive", "projected", "frank-wolfe"]
 
-_METHODS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[int], list[Any]]]] = {
-    "adaptive": (adaptive.begin, adaptive.adaptive_step, adaptive.windows),
-    "projected": (scheduled.begin, scheduled.projected_step, lambda steps: [0] * steps),
-    "frank-wolfe": (scheduled.begin, scheduled.frank_wolfe_step, scheduled.shares),
+
+class _Method(NamedTuple):
+    begin: Callable[..., Any]
+    """Returns the state at a start."""
+    propose: Callable[..., Array]
+    """Returns where a step goes from a state."""
+    accept: Callable[..., Any]
+    """Returns the state after that step."""
+    schedule: Callable[[int], list[Any]]
+    """Returns a number for each of so many steps, which `propose` and `accept` are given."""
+
+
+_METHODS = {
+    "adaptive": _Method(adaptive.begin, adaptive.propose, adaptive.accept, adaptive.windows),
+    "projected": _Method(
+        scheduled.begin, scheduled.propose_projected, scheduled.accept, lambda steps: [0] * steps
+    ),
+    "frank-wolfe": _Method(
+        scheduled.begin, scheduled.propose_frank_wolfe, scheduled.accept, scheduled.shares
+    ),
 }
-"""The functions of each method. The first returns the state at a start, the second takes a step from a state,
-and the third returns a number for each step, which the second is given."""
 
 
 def ascend(
@@ -222,9 +236,16 @@ def _ascend_array(
         length = given.radius(step_size, "step_size")[..., 0]
     else:
         length = radius if steps == 1 else 2.5 / steps * radius
-    search = Search(
-        value_and_grad, at, p, sigma if is_number(sigma) else radius, bounds, mask, batch_ndim, stop_above
+    sides = () if bounds is None else box_of(at, bounds)[1:]
+    region = Region(
+        x=at,
+        p=p,
+        sigma=sigma if is_number(sigma) else radius,
+        bounds=sides and (bound(given, "low", sides[0]), bound(given, "high", sides[1])),
+        mask=None if mask is None else mask_beside(at, mask),
+        batch_ndim=batch_ndim,
     )
+    search = Search(value_and_grad, region, stop_above)
     begin = partial(starting_point, at, p, sigma, bounds=bounds, mask=mask, batch_ndim=batch_ndim)
     best, value = _climb(search, begin(start), length, method, steps)
     for random in random_starts(start, restarts):
@@ -234,9 +255,9 @@ def _ascend_array(
         eps, new = _climb(
             search.of(indices), _of(begin(random), indices), _of(length, indices), method, steps
         )
-        better = search.better(new, _of(value, indices))
-        best = _put(best, indices, search.where(better, eps, _of(best, indices)))
-        value = _put(value, indices, search.where(better, new, _of(value, indices)))
+        better = is_better(new, _of(value, indices), stop_above)
+        best = _put(best, indices, region.where(better, eps, _of(best, indices)))
+        value = _put(value, indices, region.where(better, new, _of(value, indices)))
     return given.back(best)
 
 
@@ -265,11 +286,12 @@ def check_ascent(
 
 def _climb(search: Search, eps: Array, length: Array, method: str, steps: int) -> tuple[Array, Array]:
     """Return the best perturbation that a method finds from eps, and its value."""
-    begin, step, schedule = _METHODS[method]
-    state = begin(eps, *search.evaluate(eps), length)
-    first, *others = schedule(steps)
+    how = _METHODS[method]
+    state = how.begin(eps, *search.evaluate(eps), length)
+    first, *others = how.schedule(steps)
     if search.unfinished(state.value) is None:
-        state = library_of(eps).iterate(partial(step, search), step(search, state, first, True), others)
+        state = _stepped(how, True, search, state, first)
+        state = library_of(eps).iterate(partial(_stepped, how, False, search), state, others)
         return state.best, state.value
     xp, indices = namespace_of(eps), None
     best, value = (xp.asarray(each, copy=True) for each in (eps, state.value))
@@ -281,8 +303,16 @@ def _climb(search: Search, eps: Array, length: Array, method: str, steps: int) -
             state = type(state)(*(each[going] for each in state))
         if not going.shape[0]:
             break
-        state = step(search, state, number, k == 0)
+        state = _stepped(how, k == 0, search, state, number)
     return _put(best, indices, state.best), _put(value, indices, state.value)
+
+
+def _stepped(how: _Method, first: bool, search: Search, state: Any, number: Any) -> Any:
+    """Return the state after one step."""
+    together = library_of(state.eps).together
+    eps = together(partial(how.propose, first), search.region, state, number)
+    found = search.evaluate(eps)
+    return together(how.accept, search.region, state, number, search.stop_above, eps, *found)
 
 
 def _of(values: Array, indices: Array | None) -> Array:

@@ -6,8 +6,8 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
-from lpfamily._arrays import Array, namespace_of
-from lpfamily.ascent.search import Search
+from lpfamily._arrays import Array, Numbers, namespace_of
+from lpfamily.ascent.search import Region, is_better
 from lpfamily.libraries import library_of
 
 MOMENTUM = 0.25
@@ -52,43 +52,54 @@ def begin(eps: Array, value: Array, grad: Array, share: Array) -> Adaptive:
     return Adaptive(eps, value, eps, grad, share, grad, eps, value, yes, xp.zeros_like(share), ~yes)
 
 
-def adaptive_step(search: Search, state: Adaptive, window: Any, first: bool = False) -> Adaptive:
-    """Take a step; `window` is the length of the window of steps that it ends, or 0 if it ends none."""
+def propose(first: bool, region: Region, state: Adaptive, window: Any) -> Array:
+    """Return where a step goes."""
     xp, eps = namespace_of(state.eps), state.eps
-    drift = search.column(MOMENTUM * xp.astype(~state.fresh, state.share.dtype))
-    if search.p in (1, math.inf) and not first:
-        step = search.step(state.grad, 2 * search.sigma * state.share, eps)
+    drift = region.column(MOMENTUM * xp.astype(~state.fresh, state.share.dtype))
+    if region.p in (1, math.inf) and not first:
+        step = region.step(state.grad, 2 * region.sigma * state.share, eps)
     else:  # the maximum is the only fixed point of this step; projecting a long step can have others
-        share = 1.0 if first else search.column(state.share)
-        step = share * (search.step(state.grad, search.sigma) - eps)
-    moved = search.nearest(eps + step + drift * (eps - state.previous - step))
-    new, grad = search.evaluate(moved)
-    better = search.better(new, state.value)
+        share = 1.0 if first else region.column(state.share)
+        step = share * (region.step(state.grad, region.sigma) - eps)
+    return region.nearest(eps + step + drift * (eps - state.previous - step))
+
+
+def accept(
+    region: Region,
+    state: Adaptive,
+    window: Any,
+    stop_above: Numbers | None,
+    eps: Array,
+    value: Array,
+    grad: Array,
+) -> Adaptive:
+    """Return the state after a step; `window` is the length of the window of steps that it ends, or 0."""
+    xp, better = namespace_of(eps), is_better(value, state.value, stop_above)
     state = Adaptive(
-        best=search.where(better, moved, state.best),
-        value=search.where(better, new, state.value),
-        eps=moved,
+        best=region.where(better, eps, state.best),
+        value=region.where(better, value, state.value),
+        eps=eps,
         grad=grad,
         share=state.share,
-        best_grad=search.where(better, grad, state.best_grad),
-        previous=eps,
-        value_at_eps=new,
+        best_grad=region.where(better, grad, state.best_grad),
+        previous=state.eps,
+        value_at_eps=value,
         fresh=xp.zeros_like(state.fresh),
-        n_rises=state.n_rises + xp.astype(new > state.value_at_eps, state.n_rises.dtype),
+        n_rises=state.n_rises + xp.astype(value > state.value_at_eps, state.n_rises.dtype),
         best_rose=state.best_rose | better,
     )
-    after: Adaptive = library_of(eps).branch(window > 0, partial(_end_window, search, window), state)
+    after: Adaptive = library_of(eps).branch(window > 0, partial(_end_window, region, window), state)
     return after
 
 
-def _end_window(search: Search, window: Any, state: Adaptive) -> Adaptive:
+def _end_window(region: Region, window: Any, state: Adaptive) -> Adaptive:
     """Halve the share of each example that made too little progress, and return it to its best point."""
     xp, stuck = namespace_of(state.n_rises), (state.n_rises < RISING * window) | ~state.best_rose
     return state._replace(
-        eps=search.where(stuck, state.best, state.eps),
-        grad=search.where(stuck, state.best_grad, state.grad),
-        share=search.where(stuck, state.share / 2, state.share),
-        value_at_eps=search.where(stuck, state.value, state.value_at_eps),
+        eps=region.where(stuck, state.best, state.eps),
+        grad=region.where(stuck, state.best_grad, state.grad),
+        share=region.where(stuck, state.share / 2, state.share),
+        value_at_eps=region.where(stuck, state.value, state.value_at_eps),
         fresh=stuck,
         n_rises=xp.zeros_like(state.n_rises),
         best_rose=xp.zeros_like(state.best_rose),

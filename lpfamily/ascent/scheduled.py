@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lpfamily._arrays import Array, namespace_of
-from lpfamily.ascent.search import Search
+from lpfamily._arrays import Array, Numbers, namespace_of
+from lpfamily.ascent.search import Region, is_better
 
 
 class Scheduled(NamedTuple):
@@ -28,15 +28,29 @@ def begin(eps: Array, value: Array, grad: Array, length: Array) -> Scheduled:
     return Scheduled(eps, value, eps, grad, length)
 
 
-def projected_step(search: Search, state: Scheduled, _: Any, first: bool = False) -> Scheduled:
-    """Take the steepest step, then go to the nearest point of ball and box."""
-    step = search.step(state.grad, state.length, state.eps)
-    return _moved(search, state, search.nearest(state.eps + step))
+def propose_projected(first: bool, region: Region, state: Scheduled, _: Any) -> Array:
+    """Return the nearest point of ball and box to the end of the steepest step."""
+    return region.nearest(state.eps + region.step(state.grad, state.length, state.eps))
 
 
-def frank_wolfe_step(search: Search, state: Scheduled, share: Any, first: bool = False) -> Scheduled:
-    """Go a share of the way to the maximiser of the linearised loss."""
-    return _moved(search, state, towards(state.eps, search.step(state.grad, search.sigma), share))
+def propose_frank_wolfe(first: bool, region: Region, state: Scheduled, share: Any) -> Array:
+    """Return the point at a share of the way to the maximiser of the linearised loss."""
+    return towards(state.eps, region.step(state.grad, region.sigma), share)
+
+
+def accept(
+    region: Region,
+    state: Scheduled,
+    _: Any,
+    stop_above: Numbers | None,
+    eps: Array,
+    value: Array,
+    grad: Array,
+) -> Scheduled:
+    """Return the state after a step."""
+    better = is_better(value, state.value, stop_above)
+    best, most = region.where(better, eps, state.best), region.where(better, value, state.value)
+    return state._replace(best=best, value=most, eps=eps, grad=grad)
 
 
 def towards(eps: Array, vertex: Array, share: Any) -> Array:
@@ -48,10 +62,3 @@ def towards(eps: Array, vertex: Array, share: Any) -> Array:
 def shares(steps: int) -> list[float]:
     """Return the share of the way that each step of Frank-Wolfe goes: 2 / (k + 2) for k = 0, 1, ..."""
     return [2 / (k + 2) for k in range(steps)]
-
-
-def _moved(search: Search, state: Scheduled, eps: Array) -> Scheduled:
-    new, grad = search.evaluate(eps)
-    better = search.better(new, state.value)
-    best, value = search.where(better, eps, state.best), search.where(better, new, state.value)
-    return state._replace(best=best, value=value, eps=eps, grad=grad)

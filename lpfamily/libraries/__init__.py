@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lpfamily._arrays import A, Array, constant_when_traced, device_of, library_name, namespace_of
+from lpfamily._arrays import A, Array, Numbers, constant_when_traced, device_of, library_name, namespace_of
 from lpfamily.libraries.rows import threads as threads
 
 GROUP = "lpfamily.libraries"
@@ -139,6 +139,13 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
+    def together(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """Evaluate a `function` of many operations; a compiler makes them one program.
+
+        Operands and results are arrays, numbers, None, tuples of them, and regions of `lpfamily.ascent`.
+        """
+        return function(*operands)
+
     def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
         """Return eq. 3 of rows that are split over several arrays, or None if these must be joined first."""
         return None
@@ -155,18 +162,26 @@ class Library:
         """Whether the values of x can be looked at without waiting for a device or a computation."""
         return False
 
-    def reach(self, grad: Array, x: Array, low: Any, high: Any) -> tuple[Array, bool, bool]:
+    def reach(
+        self,
+        grad: Array,
+        x: Array,
+        low: Numbers,
+        high: Numbers,
+        slack: Callable[[Numbers, Numbers], Numbers],
+    ) -> tuple[Array, bool]:
         """Return the distance of each entry of x from the bound that grad points to, in x's dtype.
 
-        The second result is whether the values are visible, the third whether they show that no x is outside
-        its bounds.
+        It is 0 where x is outside its bounds, and NaN where it is so by more than slack(low, high). The
+        second result is whether the values show that no x is outside.
         """
         xp = namespace_of(x)
         up, down = high - x, x - low
         room = xp.where(xp.astype(grad, x.dtype, copy=False) < 0, down, up)
-        visible = self.visible(room)
-        within = visible and (0 in room.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0)))
-        return room, visible, within
+        if self.visible(room) and (0 in room.shape or (bool(xp.min(up) >= 0) and bool(xp.min(down) >= 0))):
+            return room, True
+        inside = xp.minimum(up, down) >= -slack(low, high)
+        return xp.where(inside, xp.where(room > 0, room, 0.0), math.nan), False
 
     def constant(self, x: Array) -> Array:
         """Return x with its gradient stopped."""

@@ -73,10 +73,10 @@ class NumpyLibrary(Library):
         """Return True: the values are in memory."""
         return True
 
-    def reach(self, grad: Floats, x: Floats, low: Any, high: Any) -> tuple[Floats, bool, bool]:
+    def reach(self, grad: Floats, x: Floats, low: Any, high: Any, slack: Any) -> tuple[Floats, bool]:
         """Select by the bits of grad's sign, in blocks: selecting by a mask costs more than all the rest."""
         if grad.ndim == 0 or grad.nbytes < BLOCKS_FROM:
-            return super().reach(grad, x, low, high)
+            return super().reach(grad, x, low, high, slack)
         grad = np.ascontiguousarray(grad, x.dtype)
         sides = [np.broadcast_to(np.asarray(side, x.dtype), x.shape) for side in (low, high)]
         room, bits = np.empty(x.shape, x.dtype), f"i{x.itemsize}"
@@ -97,7 +97,9 @@ class NumpyLibrary(Library):
                 selected ^= other
 
         share_out(work, row_blocks(room), room.nbytes)
-        return room, True, all(each >= 0 for each in least)
+        if all(each >= 0 for each in least):
+            return room, True
+        return super().reach(grad, x, low, high, slack)
 
     def per_row(self, function: Callable[..., Floats], reduces: bool, *operands: Floats) -> Floats:
         """Evaluate in blocks; an operand with one row is given to every block."""

@@ -13,7 +13,7 @@ from helpers.calls import EVERY
 from helpers.laws import assert_rows_close, cases, closed_form, dual, norms
 from helpers.libraries import P
 from helpers.libraries_under_test import NAMES
-from lpfamily import ascend, cross_entropy, epsilon, norm, penalty, project
+from lpfamily import ascend, certify, cross_entropy, epsilon, norm, penalty, project
 from lpfamily.steepest import steepest
 
 needs_torch = pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
@@ -263,6 +263,27 @@ def test_there_is_no_derivative_at_a_kink(autodiff, p):
 
 
 # torch.
+
+
+@pytest.mark.jax
+@needs_jax
+@pytest.mark.parametrize("function", [epsilon, project, certify, ascend])
+def test_jax_runs_an_eager_call_in_few_programs(function):
+    """An operation outside of compiled functions is compiled for every shape, and started by itself."""
+    import jax
+
+    def value_and_grad(x):
+        return x[:, 0], x
+
+    x = jax.numpy.zeros((3, 4))
+    arguments = {certify: (x, x), ascend: (value_and_grad, x)}.get(function, (x,))
+    more = {"steps": 1} if function is ascend else {"x": x}
+    for p in 1, 2, math.inf:
+
+        def called(scale, p=p):
+            function(*arguments, p, 0.1, bounds=(0, 1), scale=scale, **more)
+
+        assert 0 < len(jax.make_jaxpr(called)(x).eqns) <= (60 if function is ascend else 15)
 
 
 @pytest.mark.torch

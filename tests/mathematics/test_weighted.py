@@ -483,8 +483,15 @@ def test_a_scale_that_is_negative_infinite_or_misshapen_is_refused(lib, function
     (x,) = drawn(lib, 1)
     call = functools.partial(function, x, 2, **({} if function is norm else {"sigma": 1.0}))
     for scale in -1.0, math.nan, math.inf, np.array([1, 1, 1, 1, 1, -2.0]), np.array(math.nan):
-        with pytest.raises(ValueError, match="scale must be at least 0"), lib.scope():
+        with pytest.raises(ValueError, match=r"scale must lie in \[0, 1.798e\+308\]"), lib.scope():
             call(scale=scale)
+    (single,) = drawn(lib, 1, dtype="float32")
+    for scale in 1e39, np.full(6, 1e39):
+        with (
+            pytest.raises(ValueError, match=r"scale must lie in \[0, 3.403e\+38\].* got .*1e\+39"),
+            lib.scope(),
+        ):
+            function(single, 2, **call.keywords, scale=scale)
     with (
         pytest.raises(
             ValueError,
