@@ -83,7 +83,7 @@ class Units:
 
     def eps(self, u: Array) -> Array:
         """Return the perturbation of u, inside the box even where rounding puts u outside."""
-        return library_of(u).together(_eps, u, self.scale, *self.room)
+        return library_of(u).fused(_eps, u, self.scale, *self.room)
 
     def value_and_grad(
         self, of_x: Callable[..., tuple[Array, Array]], u: Array, *rows: Any

@@ -40,7 +40,7 @@ def radius_and_scale(given: Given[A], radius: Array, scale: Numbers) -> tuple[Ar
     rows = _scale_of(given, scale)
     if is_number(scale) or isinstance(scale, np.ndarray):
         return radius, rows
-    checked: tuple[Array, Array] = library_of(rows).together(_checked, radius, rows)
+    checked: tuple[Array, Array] = library_of(rows).fused(_checked, radius, rows)
     return checked
 
 
@@ -100,7 +100,7 @@ def zero_where_fixed(rows: Array, scale: Array) -> Array:
 
 def divided(rows: Array, scale: Array) -> Array:
     """Return rows / scale, where 0 / 0 is 0 and other entries over 0 are infinite."""
-    return library_of(rows).together(_divided, rows, scale)
+    return library_of(rows).fused(_divided, rows, scale)
 
 
 def _divided(rows: Array, scale: Array) -> Array:

@@ -29,13 +29,13 @@ class JaxLibrary(Library):
         self, function: Callable[..., Any], signature: str, dtypes: Any, *operands: jax.Array
     ) -> Any:
         """Evaluate as one compiled function: in an eager call, a loop would be compiled at every call."""
-        return self.together(function, *operands)
+        return self.fused(function, *operands)
 
     def per_row(self, function: Callable[..., Any], reduces: bool, *operands: jax.Array) -> Any:
         """Evaluate as one compiled function."""
-        return self.together(function, *operands)
+        return self.fused(function, *operands)
 
-    def together(self, function: Callable[..., Any], *operands: Any) -> Any:
+    def fused(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Evaluate as one compiled function."""
         if isinstance(function, functools.partial):  # jax.jit would take each partial for a new function
             return _compiled(function.func, *function.args)(*operands)

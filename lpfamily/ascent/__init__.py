@@ -309,10 +309,10 @@ def _climb(search: Search, eps: Array, length: Array, method: str, steps: int) -
 
 def _stepped(how: _Method, first: bool, search: Search, state: Any, number: Any) -> Any:
     """Return the state after one step."""
-    together = library_of(state.eps).together
-    eps = together(partial(how.propose, first), search.region, state, number)
+    fused = library_of(state.eps).fused
+    eps = fused(partial(how.propose, first), search.region, state, number)
     found = search.evaluate(eps)
-    return together(how.accept, search.region, state, number, search.stop_above, eps, *found)
+    return fused(how.accept, search.region, state, number, search.stop_above, eps, *found)
 
 
 def _of(values: Array, indices: Array | None) -> Array:

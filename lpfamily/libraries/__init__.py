@@ -139,7 +139,7 @@ class Library:
         with self.unwarned():
             return function(*operands)
 
-    def together(self, function: Callable[..., Any], *operands: Any) -> Any:
+    def fused(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Evaluate a `function` of many operations; a compiler makes them one program.
 
         Operands and results are arrays, numbers, None, tuples of them, and regions of `lpfamily.ascent`.
