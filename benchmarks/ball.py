@@ -28,7 +28,7 @@ KINDS = {
     "decades": "12 decades",
 }
 FUNCTIONS = ("epsilon in a box", "project", "project in a box")
-LIBRARIES = ("NumPy", "torch", "float16", "bfloat16", "jax.jit", "torch.compile")
+LIBRARIES = ("NumPy", "torch", "float16", "bfloat16", "jax", "jax.jit", "jax.vmap", "torch.compile")
 
 Row = tuple[str, str, str]
 """A kind of data, a function, and the library that computes it, or CLIPPED."""
@@ -113,16 +113,19 @@ def _call(library: str, name: str, grad: Any, x: Any, p: float, sigma: float) ->
 
     function: Callable[..., Any] = epsilon if name == FUNCTIONS[0] else project
 
-    def call(grad: Any, x: Any) -> Any:
-        return function(grad, p, sigma, **({} if name == "project" else {"x": x, "bounds": (0, 1)}))
+    def call(grad: Any, x: Any, batch_ndim: int = 1) -> Any:
+        box = {} if name == "project" else {"x": x, "bounds": (0, 1)}
+        return function(grad, p, sigma, batch_ndim=batch_ndim, **box)
 
     if library == "NumPy":
         return functools.partial(call, grad, x)
-    if library == "jax.jit":
+    if library.startswith("jax"):
         import jax
 
-        compiled, arrays = jax.jit(call), [jax.numpy.asarray(a) for a in (grad, x)]
-        return lambda: compiled(*arrays).block_until_ready()
+        mapped = jax.vmap(functools.partial(call, batch_ndim=0))
+        run = {"jax": call, "jax.jit": jax.jit(call), "jax.vmap": jax.jit(mapped)}[library]
+        arrays = [jax.numpy.asarray(a) for a in (grad, x)]
+        return lambda: run(*arrays).block_until_ready()
     import torch
 
     torch.compiler.reset()
