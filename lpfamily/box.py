@@ -76,7 +76,7 @@ def room_to_move(given: Given[Array], x: Numbers, low: Numbers, high: Numbers) -
     xp, grad, mask = given.xp, given.array, given.mask
     library, named = library_of(grad), {"low": low, "x": x, "high": high}
     x = entries(given, "x", x)
-    low, high = (bound(given, name, named[name]) for name in ("low", "high"))
+    low, high = (_bound(given, name, named[name]) for name in ("low", "high"))
     with library.unwarned():
         room, within = library.reach(grad, x, low, high, _Slack.of(grad, named))
     visible = library.visible(room)
@@ -101,11 +101,11 @@ def entries(given: Given[Array], name: str, value: Numbers) -> Array:
     if is_number(value):
         number = _in_range(value, finfo(xp, grad.dtype))
         return xp.astype(xp.full_like(grad, number), dtype, copy=False)
-    array: Array = bound(given, name, value)
+    array: Array = _bound(given, name, value)
     return array if array.shape == grad.shape else xp.broadcast_to(array, grad.shape)
 
 
-def bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
+def _bound(given: Given[Array], name: str, value: Numbers) -> Numbers:
     """Return a number, or an array that broadcasts to grad's shape, rounded to grad's dtype."""
     xp, grad, dtype = given.xp, given.array, given.values.dtype
     if is_number(value):

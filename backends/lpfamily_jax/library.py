@@ -37,9 +37,10 @@ class JaxLibrary(Library):
 
     def fused(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Evaluate as one compiled function."""
-        if isinstance(function, functools.partial):  # jax.jit would take each partial for a new function
-            return _compiled(function.func, *function.args)(*operands)
-        return _compiled(function)(*operands)
+        with self.unwarned():
+            if isinstance(function, functools.partial):  # jax.jit would take each partial for a new function
+                return _compiled(function.func, *function.args)(*operands)
+            return _compiled(function)(*operands)
 
     def reach(
         self, grad: jax.Array, x: jax.Array, low: Any, high: Any, slack: Callable[..., Any]

@@ -8,12 +8,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from lpfamily._arrays import A, Array, Bounds, Numbers, examples, is_number, mask_beside, namespace_of
+from lpfamily._arrays import (
+    A,
+    Array,
+    Bounds,
+    Numbers,
+    admit,
+    as_float,
+    examples,
+    is_number,
+    mask_beside,
+    namespace_of,
+)
 from lpfamily.ascent import adaptive, scheduled
 from lpfamily.ascent.last_iterates import LAST_ITERATES, check_steps, frank_wolfe, projected
 from lpfamily.ascent.search import Region, Search, is_better
 from lpfamily.ascent.starts import in_units, is_random, random_starts, starting_point
-from lpfamily.box import bound, box_of
+from lpfamily.box import box_of
 from lpfamily.libraries import library_of
 from lpfamily.trees import Joint, is_tree
 from lpfamily.units import Units
@@ -236,12 +247,12 @@ def _ascend_array(
         length = given.radius(step_size, "step_size")[..., 0]
     else:
         length = radius if steps == 1 else 2.5 / steps * radius
-    sides = () if bounds is None else box_of(at, bounds)[1:]
+    sides = () if bounds is None else zip(("low", "high"), box_of(at, bounds)[1:], strict=True)
     region = Region(
         x=at,
         p=p,
         sigma=sigma if is_number(sigma) else radius,
-        bounds=sides and (bound(given, "low", sides[0]), bound(given, "high", sides[1])),
+        bounds=tuple(as_float(side) if is_number(side) else admit(side, name)[1] for name, side in sides),
         mask=None if mask is None else mask_beside(at, mask),
         batch_ndim=batch_ndim,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lpfamily._arrays import Array, Bounds, Numbers, is_number, namespace_of, of_library, reshape
+from lpfamily._arrays import Array, Numbers, is_number, namespace_of, of_library, reshape
 from lpfamily.balls import project
 from lpfamily.libraries import library_of
 from lpfamily.step import epsilon
@@ -23,7 +23,8 @@ class Region:
     x: Array
     p: float
     sigma: Numbers
-    bounds: Bounds | tuple[()]
+    bounds: tuple[Numbers, ...]
+    """(low, high), or () without bounds."""
     mask: Array | None
     batch_ndim: int
 
@@ -67,7 +68,7 @@ class Region:
             self,
             x=self.x[indices],
             sigma=of_these(self.sigma, self.batch_ndim),
-            bounds=self.bounds and (of_these(self.bounds[0], ndim), of_these(self.bounds[1], ndim)),
+            bounds=tuple(of_these(bound, ndim) for bound in self.bounds),
             mask=of_these(self.mask, ndim),
         )
 

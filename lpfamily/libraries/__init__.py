@@ -144,7 +144,8 @@ class Library:
 
         Operands and results are arrays, numbers, None, tuples of them, and regions of `lpfamily.ascent`.
         """
-        return function(*operands)
+        with self.unwarned():
+            return function(*operands)
 
     def steps_of_leaves(self, p: float, leaves: Sequence[Array], sigma: Array) -> Sequence[Array] | None:
         """Return eq. 3 of rows that are split over several arrays, or None if these must be joined first."""

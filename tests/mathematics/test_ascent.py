@@ -484,6 +484,27 @@ def test_rounding_puts_no_iterate_outside_the_bounds(lib, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_bounds_may_have_any_dtype_and_their_rounding_counts(lib, method):
+    """The float32 x is outside of the float16 low, by less than the rounding of float16."""
+    x, end, far = np.full((2, 3), 0.0998), np.full(3, 0.9), np.array(1e300)
+
+    def value_and_grad(x):
+        return lib.xp.sum(x, axis=-1), 0 * x + 1
+
+    for bounds in (
+        (np.full(3, 0.1, "f2"), 1),
+        (-(10**400), end.astype(">f8")),
+        (np.array(0), far),
+        (0, 10**400),
+    ):
+        for p in 1, 2, math.inf:
+            eps = ascend(
+                value_and_grad, lib.from_numpy(x, "float32"), p, 0.2, 3, bounds=bounds, method=method
+            )
+            assert_allclose(lib.to_numpy(eps), 0.2 / 3 ** (1 / p), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_masked_entries_of_x_may_have_any_value(lib, method):
     x, mask = (
         np.array([[0.5, 0.5, 7.0], [0.5, -3.0, 0.5]]),
