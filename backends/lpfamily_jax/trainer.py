@@ -139,24 +139,28 @@ class JaxTrainer:
         return {"loss": loss, "error": error}
 
     def logits(self, x: Floats) -> Floats:
-        return self._computed(forward, x)
+        return self._computed(forward, x)[0]
 
     def losses(self, x: Floats, labels: NDArray[np.generic]) -> Floats:
-        return self._computed(_losses, x, labels)
+        return self._computed(_losses, x, labels)[0]
 
     def input_gradients(self, x: Floats, labels: NDArray[np.generic]) -> Floats:
-        return self._computed(_direction, x, labels)
+        return self.logits_and_gradients(x, labels)[1]
+
+    def logits_and_gradients(self, x: Floats, labels: NDArray[np.generic]) -> tuple[Floats, Floats]:
+        logits, gradients = self._computed(_logits_and_gradients, x, labels)
+        return logits, gradients
 
     def hessian_products(self, x: Floats, labels: NDArray[np.generic], v: Floats) -> Floats:
-        return self._computed(_hessian_products, x, labels, v)
+        return self._computed(_hessian_products, x, labels, v)[0]
 
-    def _computed(self, function: Callable[..., Array], *arrays: NDArray[np.generic]) -> Floats:
-        """Return a function of the network and arrays, computed on one device of this process."""
+    def _computed(self, function: Callable[..., Any], *arrays: NDArray[np.generic]) -> list[Floats]:
+        """Return the results of a function of the network and arrays, on one device of this process."""
         with self._scope():
             state = evaluated(self.task.network, self._state)
             local = {name: array.addressable_data(0) for name, array in state.items()}
-            inputs = (jnp.asarray(padded(array)) for array in arrays)
-            return np.asarray(function(self.task.network, local, *inputs))[: len(arrays[0])]
+            results = function(self.task.network, local, *map(padded, arrays))
+            return [np.asarray(result)[: len(arrays[0])] for result in jax.tree.leaves(results)]
 
     @property
     def _steps_per_launch(self) -> int:
@@ -361,6 +365,16 @@ def _direction(
 
     gradient: Array = jax.grad(total)(x)
     return gradient
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_and_gradients(network: Network, state: Arrays, x: Array, labels: Array) -> tuple[Array, Array]:
+    def total(at: Array) -> tuple[Array, Array]:
+        outputs = forward(network, state, at)
+        return jnp.sum(_LOSSES[network.loss].inner(outputs, labels)), outputs
+
+    gradient, outputs = jax.grad(total, has_aux=True)(x)
+    return outputs, gradient
 
 
 @functools.partial(jax.jit, static_argnums=0)

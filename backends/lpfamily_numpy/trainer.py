@@ -140,8 +140,14 @@ class NumpyTrainer:
 
     @_without_warnings
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
+        return self.logits_and_gradients(x, labels)[1]
+
+    @_without_warnings
+    def logits_and_gradients(self, x: Floats, labels: Array) -> tuple[Floats, Floats]:
         with self._threads():
-            return self._evaluated._direction(x, labels, None)
+            tape = self._evaluated._forward(x)
+            outputs = tape[-1].outputs
+            return outputs, tape[0].to_inputs(_backward(tape, self._deltas.inner(outputs, labels))[0])
 
     @_without_warnings
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:

@@ -166,8 +166,14 @@ class TorchTrainer:
             return self._evaluated._losses(self._tensor(x), self._tensor(labels)).cpu().numpy()
 
     def input_gradients(self, x: Floats, labels: Array) -> Floats:
+        return self.logits_and_gradients(x, labels)[1]
+
+    def logits_and_gradients(self, x: Floats, labels: Array) -> tuple[Floats, Floats]:
         with self._precision():
-            return self._evaluated._direction(self._tensor(x), self._tensor(labels)).cpu().numpy()
+            at = self._differentiable(self._tensor(x))
+            outputs = self._evaluated._logits(at)
+            (gradient,) = torch.autograd.grad(self._loss.inner(outputs, self._tensor(labels)).sum(), at)
+            return outputs.detach().cpu().numpy(), gradient.cpu().numpy()
 
     def hessian_products(self, x: Floats, labels: Array, v: Floats) -> Floats:
         with self._precision():

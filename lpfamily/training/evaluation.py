@@ -34,13 +34,14 @@ AT_ONCE = 1000
 """The largest number of examples given to a trainer at once; convolutions take some megabytes for each."""
 
 
+def chunks(examples: int) -> list[slice]:
+    """Return slices of at most `AT_ONCE` examples; one empty slice if there are none."""
+    return [slice(begin, begin + AT_ONCE) for begin in range(0, max(1, examples), AT_ONCE)]
+
+
 def in_chunks(function: Callable[..., NDArray[Scalar]], *arrays: Array) -> NDArray[Scalar]:
     """Return function(*arrays), computed in chunks of `AT_ONCE` examples."""
-    chunks = [
-        function(*(array[begin : begin + AT_ONCE] for array in arrays))
-        for begin in range(0, max(1, len(arrays[0])), AT_ONCE)
-    ]
-    return np.concatenate(chunks)
+    return np.concatenate([function(*(array[rows] for array in arrays)) for rows in chunks(len(arrays[0]))])
 
 
 def error(trainer: Trainer, x: Floats, labels: Ints) -> float:

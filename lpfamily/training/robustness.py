@@ -18,8 +18,16 @@ from lpfamily.ensemble import Batch, Classifier, Plan
 from lpfamily.margins import flip_distance
 from lpfamily.measured import SURE, Ball, deviation, is_gap, quantiles_of
 from lpfamily.step import epsilon
-from lpfamily.training.backends import Trainer
-from lpfamily.training.evaluation import AT_ONCE, NOISE_DRAWS, ONE_STEP, error, in_chunks, noisy_error
+from lpfamily.training.backends import Trainer, logits_and_gradients
+from lpfamily.training.evaluation import (
+    AT_ONCE,
+    NOISE_DRAWS,
+    ONE_STEP,
+    chunks,
+    error,
+    in_chunks,
+    noisy_error,
+)
 from lpfamily.training.files import Json
 from lpfamily.training.networks import Floats, Ints
 from lpfamily.training.progress import Tick, silent
@@ -262,8 +270,10 @@ def classifier_of(trainer: Trainer) -> Classifier:
     """Return a trainer's network as a classifier; it aims at a class by the log-odds of that class."""
 
     def evaluate(x: Floats, y: Ints, targets: Ints | None) -> tuple[Floats, Floats, Floats]:
-        logits, classes = in_chunks(trainer.logits, x), y if targets is None else targets
-        values, grad = error_log_odds(logits, classes), in_chunks(trainer.input_gradients, x, classes)
+        classes = y if targets is None else targets
+        both = [logits_and_gradients(trainer, x[rows], classes[rows]) for rows in chunks(len(x))]
+        logits, grad = map(np.concatenate, zip(*both, strict=True))
+        values = error_log_odds(logits, classes)
         return (logits, values, grad) if targets is None else (logits, -values, -grad)
 
     return Classifier(evaluate, partial(in_chunks, trainer.logits))

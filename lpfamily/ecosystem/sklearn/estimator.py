@@ -200,7 +200,8 @@ class NetworkEstimator(BaseEstimator, ABC):
         targets, inner = self._targets(y), LOSSES[self._loss].inner
 
         def value_and_grad(at: Floats) -> tuple[Floats, Floats]:
-            return inner(trainer.logits(at), targets), trainer.input_gradients(at, targets)
+            outputs, gradients = backends.logits_and_gradients(trainer, at, targets)
+            return inner(outputs, targets), gradients
 
         p = recipe.p if p is None else float(p)
         sigma = recipes.matched_radius(recipe, p, x.shape[1]) if sigma is None else sigma

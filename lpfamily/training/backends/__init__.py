@@ -71,6 +71,9 @@ class Trainer(Protocol):
     tick(done, of) with the number of steps done and of all steps. A launched step counts as done, as `epoch`
     must not wait for a device. `launches` does this.
 
+    A trainer may have a method logits_and_gradients(x, labels) that returns the results of `logits` and
+    `input_gradients` from one forward pass. Callers use the function of that name.
+
     With `Optimiser.ema`, `logits`, `losses`, `input_gradients` and `hessian_products` use the averages, which
     `networks.evaluated` returns. Only `epoch` computes with the parameters themselves.
     """
@@ -149,6 +152,14 @@ class Backend(Protocol):
         It has the form that users of the library expect of a network, holds copies of the parameters, applies
         no dropout, and raises where `check_inputs` does.
         """
+
+
+def logits_and_gradients(trainer: Trainer, x: Floats, labels: Array) -> tuple[Floats, Floats]:
+    """Return a trainer's logits and input gradients, from one forward pass if it has a method for that."""
+    if hasattr(trainer, "logits_and_gradients"):
+        both: tuple[Floats, Floats] = trainer.logits_and_gradients(x, labels)
+        return both
+    return trainer.logits(x), trainer.input_gradients(x, labels)
 
 
 def launches(order: Ints, batch_size: int, most: int, tick: Tick = silent) -> Iterator[Ints]:

@@ -186,6 +186,9 @@ class BackendTests:
         expected = oracle.input_gradient(_loss(network).inner, network, state, task.x, task.labels)
         actual = trainer.input_gradients(task.x, task.labels)
         assert_allclose(actual, expected, rtol=1e-10)
+        logits, again = backends.logits_and_gradients(trainer, task.x, task.labels)
+        assert_allclose(logits, trainer.logits(task.x), rtol=1e-12)
+        assert_allclose(again, actual, rtol=1e-12)
 
     def test_the_direction_of_a_confident_network_does_not_round_away(self, classifier: Network) -> None:
         network, task = classifier, _task(classifier, "float32")
@@ -469,6 +472,9 @@ class BackendTests:
         for name, count in counts.items():
             actual, expected = (getattr(each, name)(*given[:count]) for each in (trainer, other))
             assert_allclose(actual, expected, rtol=1e-12, err_msg=name)
+        both = backends.logits_and_gradients(trainer, task.x, task.labels)
+        for actual, name in zip(both, ("logits", "input_gradients"), strict=True):
+            assert_allclose(actual, getattr(other, name)(*given[: counts[name]]), rtol=1e-12, err_msg=name)
         _assert_close(trainer.state(), state)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -241,6 +241,16 @@ class WithoutAnAverageInTests(NumpyTrainer):
         return self
 
 
+class WithTwoForwardPasses(NumpyTrainer):
+    """The logits that come with gradients are those of the parameters, not of their averages."""
+
+    def input_gradients(self, x, labels):
+        return super().logits_and_gradients(x, labels)[1]
+
+    def logits_and_gradients(self, x, labels):
+        return self._forward(x)[-1].outputs, self.input_gradients(x, labels)
+
+
 class WithoutItsAverageOnResume(NumpyTrainer):
     def load(self, state):
         parameters = {name: state[name] for name in parameter_shapes(self.task.network)}
@@ -342,6 +352,10 @@ CASES = {
         ),
     ),
     "average updated before the step": (WithAnAverageOfOldParameters, follows),
+    "logits of the parameters with gradients at the average": (
+        WithTwoForwardPasses,
+        lambda tests, step: functools.partial(tests.test_the_average_is_what_is_tested, NETWORKS["sigmoid"]),
+    ),
     "average a step late": (WithAnAverageOfTheStepBefore, follows),
     "gradients at the average": (WithGradientsAtTheAverage, follows),
     "the parameters themselves tested": (
