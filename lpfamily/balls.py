@@ -25,7 +25,7 @@ from lpfamily.box import box_of, room_to_move
 from lpfamily.libraries import detoured, library_of_generator
 from lpfamily.nearest import nearest, weighted_nearest
 from lpfamily.trees import is_tree, over_leaves
-from lpfamily.weighted import radius_and_scale, zero_where_fixed
+from lpfamily.weighted import joined, radius_and_scale, zero_where_fixed
 
 
 def project(
@@ -75,7 +75,7 @@ def project(
     ----------
     Duchi, Shalev-Shwartz, Singer, Chandra: Efficient Projections onto the l1-Ball, 2008, for p = 1.
     """
-    p = check_p(p)
+    p, (sigma, scale) = check_p(p), joined(sigma, scale)
     if is_tree(v):
         arguments = "v", v, sigma, batch_ndim, mask, scale, box_of(x, bounds)
         result: A = over_leaves(lambda rows, sigma, **ball: project(rows, p, sigma, **ball), *arguments)

@@ -13,7 +13,7 @@ from lpfamily.libraries import constant, library_of
 from lpfamily.norms import norm, penalty
 from lpfamily.steepest import dual_exponent
 from lpfamily.trees import Joint, is_tree
-from lpfamily.weighted import divided, radius_and_scale, scaled_direction
+from lpfamily.weighted import divided, joined, radius_and_scale, scaled_direction
 
 HALVINGS = 64
 """The number of bisections of an interval of logarithms; after these its ends are the same number."""
@@ -116,7 +116,8 @@ def certify(
     TypeError, ValueError
         As in `lpfamily.epsilon`, and for an eps whose shape is not grad's.
     """
-    p, box, coarsest = check_p(p), box_of(x, bounds), 0.0
+    p, (sigma, scale) = check_p(p), joined(sigma, scale)
+    box, coarsest = box_of(x, bounds), 0.0
     if is_tree(grad):
         joint = Joint.of("grad", grad, batch_ndim, scale=scale, box=box)
         steps = joint.like("eps", eps, joint.leaves[0].batch)

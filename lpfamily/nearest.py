@@ -172,6 +172,8 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
     least, rounding = float(xp.finfo(r.dtype).smallest_normal), 16 * float(xp.finfo(r.dtype).eps)
 
     def entries(nu: Array) -> Array:
+        if p in (1.5, 2, 3):
+            return xp.where(positive, _solution(xp, p, r, tau, nu), 0.0)
         log_nu = xp.log(nu)
 
         def step(w: Array) -> tuple[Array]:
@@ -221,6 +223,18 @@ def _shares(xp: ModuleType, p: float, r: Array, tau: Array, share: Array | None)
     left = xp.maximum(1 - paid * xp.ones_like(spent), xp.zeros_like(spent))
     z = z * (left / xp.where(spent > 0, spent, 1.0)) ** (1 / p)
     return z if share is None else xp.where(free, z, xp.where(positive, share, 0.0))
+
+
+def _solution(xp: ModuleType, p: float, r: Array, tau: Array, nu: Array) -> Array:
+    """Return the z with tau z + nu z^(p-1) = r, for p = 1.5, 2 or 3: the equation is linear or quadratic."""
+    if p == 2:
+        return r / (tau + nu)
+    linear, square = (tau, nu) if p == 3 else (nu, tau)  # for p = 1.5 the unknown is the square root of z
+    half = 2 * xp.sqrt(square) * xp.sqrt(r)
+    larger = xp.maximum(linear, half)
+    ratio = xp.minimum(linear, half) / xp.where(larger > 0, larger, 1.0)
+    root = 2 * r / (linear + larger * xp.sqrt(1 + ratio * ratio))
+    return root if p == 3 else root * root
 
 
 def _nearer(xp: ModuleType, p: float, w: Array, log_r: Array, log_a: Array, log_b: Array) -> Array:

@@ -74,7 +74,7 @@ def penalty(
     TypeError, ValueError
         As in `lpfamily.epsilon`.
     """
-    weighted_norm = weighted.dual_norm_of_product
+    weighted_norm, (sigma, scale) = weighted.dual_norm_of_product, weighted.joined(sigma, scale)
     return _of_examples(grad, check_p(p), sigma, batch_ndim, scale, "grad", weighted_norm)
 
 

@@ -110,7 +110,7 @@ def epsilon(
     Lyu, Huang, Liang: A Unified Gradient Regularization Family for Adversarial Examples, 2015,
     eq. 2-12 and Appendix A.
     """
-    p = check_p(p)
+    p, (sigma, scale) = check_p(p), weighted.joined(sigma, scale)
     if is_tree(grad):
         arguments = "grad", grad, sigma, batch_ndim, mask, scale, box_of(x, bounds)
         result: A = over_leaves(

@@ -32,6 +32,18 @@ from lpfamily._arrays import (
 from lpfamily.libraries import constant, library_of
 from lpfamily.steepest import dual_exponent, dual_norm, steepest
 
+ORDINARY = 2.0**-100, 2.0**100
+"""The products of a radius and a scale that no dtype to compute in rounds to zero, or to infinity."""
+
+
+def joined(sigma: Numbers, scale: Numbers | None) -> tuple[Numbers, Numbers | None]:
+    """Return radius and scale of the same balls, without the scale where both are ordinary numbers."""
+    if not (is_number(scale) and is_number(sigma) and 0 < scale < math.inf):
+        return sigma, scale
+    radius = as_float(sigma) * as_float(scale)
+    return (radius, None) if sigma == 0 or ORDINARY[0] <= radius <= ORDINARY[1] else (sigma, scale)
+
+
 # `rows` are examples, (..., d); `radius` is (..., 1); `scale` broadcasts to the rows.
 
 

@@ -28,6 +28,7 @@ from lpfamily.box import box_of
 from lpfamily.libraries import library_of
 from lpfamily.trees import Joint, is_tree
 from lpfamily.units import Units
+from lpfamily.weighted import joined
 
 __all__ = ["LAST_ITERATES", "Method", "ascend", "check_ascent", "frank_wolfe", "projected"]
 
@@ -162,6 +163,8 @@ def ascend(
         "restarts": restarts,
         "stop_above": stop_above,
     }
+    if step_size is None:  # it would have to be multiplied too
+        sigma, scale = joined(sigma, scale)
     if is_tree(x):
         return _ascend_tree(value_and_grad, x, p, sigma, start, bounds, batch_ndim, mask, scale, how)
     if scale is not None:

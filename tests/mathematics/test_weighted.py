@@ -113,6 +113,22 @@ def test_a_scale_of_one_changes_nothing(lib, p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize(
+    ("sigma", "scale"), [(0.7, 2.5), (0.0, 1e300), (1e-200, 1e180), (2.0**600, 1e-180), (1e-200, 1e200)]
+)
+def test_a_number_scales_as_an_array_of_it(lib, p, sigma, scale):
+    grad, x = drawn(lib, 1, 2)
+    with lib.scope():
+        for box in {}, {"x": x, "bounds": (-4.0, 4.0)}:
+            for function in epsilon, project:
+                by_number = lib.to_numpy(function(grad, p, sigma, scale=scale, **box))
+                by_array = lib.to_numpy(function(grad, p, sigma, scale=np.full(6, scale), **box))
+                assert_allclose(by_number, by_array, rtol=1e-9, atol=1e-12)
+        gains = (penalty(grad, p, sigma, scale=each) for each in (scale, np.full(6, scale)))
+        assert_allclose(*map(lib.to_numpy, gains), rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("function", [epsilon, project])
 def test_a_scale_of_zero_is_a_mask(lib, function, p):
     """Entries that stay may have any value."""
