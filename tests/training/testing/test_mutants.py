@@ -241,7 +241,7 @@ class WithoutAnAverageInTests(NumpyTrainer):
         return self
 
 
-class WithTwoForwardPasses(NumpyTrainer):
+class WithLogitsOfTheParameters(NumpyTrainer):
     """The logits that come with gradients are those of the parameters, not of their averages."""
 
     def input_gradients(self, x, labels):
@@ -353,7 +353,7 @@ CASES = {
     ),
     "average updated before the step": (WithAnAverageOfOldParameters, follows),
     "logits of the parameters with gradients at the average": (
-        WithTwoForwardPasses,
+        WithLogitsOfTheParameters,
         lambda tests, step: functools.partial(tests.test_the_average_is_what_is_tested, NETWORKS["sigmoid"]),
     ),
     "average a step late": (WithAnAverageOfTheStepBefore, follows),
