@@ -304,10 +304,15 @@ def _check_logits(logits: Any, shape: tuple[int, ...]) -> None:
 def _check_values(values: object, shape: tuple[int, ...]) -> None:
     given = getattr(values, "shape", type(values).__name__)
     if given != shape:
-        raise ValueError(
-            f"the loss, and the direction, must return one value per example, of shape {shape}; got {given}: "
+        advice = (
             "take the mean of what `regularize` returns, as the penalty of a mean shrinks with the batch; "
             "(values, aux) needs has_aux=True"
+        )
+        if shape and given[: len(shape)] == shape:
+            advice = "take the mean over the further axes"
+        raise ValueError(
+            f"the loss, and the direction, must return one value per example, of shape {shape}; got {given}: "
+            f"{advice}"
         )
 
 

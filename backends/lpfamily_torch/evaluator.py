@@ -228,9 +228,11 @@ class Evaluator:
 def _per_example(values: object, examples: int, name: str) -> Tensor:
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or shape != (examples,):
+        advice = "a mean would shrink the penalty with the batch; losses of torch take reduction='none'"
+        if shape[:1] == (examples,):
+            advice = "take the mean over the further axes"
         raise ValueError(
-            f"{name} must return one value per example, of shape ({examples},); got {shape}: with their mean "
-            f"the penalty would shrink with the batch; losses of torch take reduction='none'"
+            f"{name} must return one value per example, of shape ({examples},); got {shape}: {advice}"
         )
     return values
 

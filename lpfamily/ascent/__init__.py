@@ -74,7 +74,7 @@ def ascend(
     restarts: int = 0,
     stop_above: float | None = None,
 ) -> A:
-    """Return, for each example, the best perturbation in the Lp ball that `steps` gradients find.
+    """Return, for each example, the best perturbation in the Lp ball that is found in `steps` steps.
 
     It approximates the inner maximum of eq. 1: max L(x + eps) subject to ||eps||_p <= sigma, and to
     low <= x + eps <= high if there are bounds. Each step uses eq. 3 at the gradient of the current point:

@@ -67,8 +67,8 @@ def fit(
         raised by this function; the run can be continued after that epoch. So callbacks see an epoch at most
         once, and those of a resumed run see only the epochs to come.
     machine
-        A `lpfamily.training.backends.Machine`: device, TensorFloat-32, compilation. None is the CPU, or for a
-        resumed run the machine that it began with.
+        A `lpfamily.training.backends.Machine`: device, TensorFloat-32, bfloat16, compilation. None is the
+        CPU, or for a resumed run the machine that it began with.
     init_from
         The folder of another run of the same network. Training starts from its weights, those that `load`
         returns, with velocities of zero.

@@ -150,7 +150,7 @@ class Machine:
         "cpu", TEXT, "device that computes; torch: cpu, cuda, cuda:1; JAX: cpu, gpu (all GPUs), gpu:1"
     )
     tf32: bool = of_machine(
-        False, None, "let a GPU round the factors of float32 products to 10 bits (TensorFloat-32)"
+        False, None, "let a GPU round the factors of float32 products to 11 bits (TensorFloat-32)"
     )
     bf16: bool = of_machine(
         False,

@@ -601,6 +601,8 @@ def test_a_bad_loss_or_input_says_what_to_do():
         ValueError, match=r"one value per example, of shape \(4,\); got \(\): take the mean of"
     ):
         jax.eval_shape(mean, params, x, labels)
+    with pytest.raises(ValueError, match=r"got \(4, 3\): take the mean over the further axes"):
+        jax.eval_shape(regularize(lambda *_: jnp.ones((4, 3)), sigma=0.1), params, x, labels)
     with pytest.raises(ValueError, match=r"got tuple: .* needs has_aux=True"):
         jax.eval_shape(regularize(lambda *given: (loss(*given), 0), sigma=0.1), params, x, labels)
     with pytest.raises(TypeError, match=r"argument 1 .* must be floating; got int.*: .*embed tokens first"):

@@ -31,7 +31,7 @@ ERRORS = [
         ValueError,
         r"loss must return one value per example, of shape \(7,\); got \(\).*reduction='none'",
     ),
-    ({"loss": lambda z, _: z}, ValueError, r"loss must return one value per example.*got \(7, 3\)"),
+    ({"loss": lambda z, _: z}, ValueError, r"loss must return .* per example.*got \(7, 3\): .*further axes"),
     ({"loss": lambda *_: 1.0}, ValueError, "loss must return one value per example.*got float"),
     ({"direction": lambda z, _: z}, ValueError, r"direction must return one value per example.*got \(7, 3\)"),
     ({"loss": lambda z, _: z.detach()[:, 0]}, ValueError, "does not depend on what is to be perturbed"),
