@@ -287,7 +287,7 @@ def last_affordable(xp: ModuleType, values: Array, spent: Callable[[Array], Arra
         affordable = (more <= d) & (spent(value) <= budget)
         return xp.where(affordable, more, count), xp.where(affordable, value, last)
 
-    bits = [2**k for k in reversed(range(d.bit_length()))]
+    bits = [2**k for k in reversed(range(int(d).bit_length()))]
     return library_of(values).iterate(step, (zero, xp.full_like(budget, -math.inf)), bits)[1]
 
 

@@ -224,7 +224,8 @@ def _evaluate_runs(given: Given, argv: list[str]) -> int:
     from lpfamily.report.tables import robustness_table
 
     names = [str(folder) for folder in given["run"]]
-    if twice := [name for name in names if names.count(name) > 1]:
+    folders = [Path(name).resolve() for name in names]
+    if twice := [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]:
         raise BadInput(f"{twice[0]}: is given twice; leave one out")
     several = len(names) > 1
     opened = {name: _Opened.of(Path(name), given) for name in names}
@@ -275,7 +276,8 @@ def _file(given: Given) -> Path:
     run_files = {runs.CONFIG, runs.RESULT, grid.GRID, runs.CURVES}
     if run_files & {out.name, out.with_suffix(".png").name} and (out.parent / runs.CONFIG).exists():
         raise BadInput(f"--out {out}: would replace a file of the run in that folder; give another name")
-    _check_new(given, out, out)
+    for result in out, out.with_suffix(".png"):
+        _check_new(given, result, result)
     return out
 
 

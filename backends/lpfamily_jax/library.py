@@ -13,6 +13,7 @@ from lpfamily.box import step_in_box
 from lpfamily.libraries import Library, Primitive
 from lpfamily.nearest import nearest
 from lpfamily_jax import multipliers
+from lpfamily_jax.meshes import alike
 
 
 class JaxLibrary(Library):
@@ -60,7 +61,7 @@ class JaxLibrary(Library):
 
         # the first step too is one of the loop: loops in loops would double the program at every level
         _, _, result = jax.lax.while_loop(
-            goes_on, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (0, state, state)
+            goes_on, lambda carry: (carry[0] + 1, carry[2], step(*carry[2])), (0, *alike((state, state)))
         )
         return tuple(result)
 
@@ -69,13 +70,13 @@ class JaxLibrary(Library):
         if not numbers or not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
             return super().iterate(step, state, numbers)
         xs = jax.numpy.asarray(numbers)
-        return jax.lax.scan(lambda state, number: (step(state, number), None), state, xs)[0]
+        return jax.lax.scan(lambda state, number: (step(state, number), None), alike(state), xs)[0]
 
     def branch(self, condition: Any, function: Callable[[Any], Any], state: Any) -> Any:
         """Branch in XLA if the condition is traced."""
         if not isinstance(condition, jax.core.Tracer):
             return super().branch(condition, function, state)
-        return jax.lax.cond(condition, function, lambda state: state, state)
+        return jax.lax.cond(condition, function, lambda state: state, alike(state))
 
     def generators(self, rng: Any, count: int) -> Sequence[Any]:
         """Split a key."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from lpfamily.box import step_in_box
 from lpfamily.libraries import Primitive
 from lpfamily.libraries.multipliers import NEWTON_END, NEWTON_FROM, ROUNDINGS, STEPS
 from lpfamily.nearest import nearest
+from lpfamily_jax.meshes import alike
 
 EXPONENT = 32
 """Up to this exponent, the rounding of exp's argument costs no more than that of the row's sums."""
@@ -47,6 +49,7 @@ def nearest_rows(p: float, v: jax.Array, sigma: jax.Array, *room: jax.Array) -> 
 def _if_exact(primitive: Primitive, kernel: Kernel | None, p: float, *operands: jax.Array) -> jax.Array:
     """Return the kernel's result if it is exact for all rows, else that of the definition."""
     definition: Callable[..., jax.Array] = functools.partial(primitive.value, p)
+    operands = alike(operands)
     if kernel is None or operands[0].size == 0:
         return definition(*operands)
     size, valid = kernel(*operands)
@@ -64,7 +67,7 @@ def _spend(p: float, x: jax.Array, sigma: jax.Array, room: jax.Array) -> tuple[j
         u, most = jnp.exp(e * (jnp.log(r) + lost / _unit(top))), math.exp(EXPONENT)
     limits = _limits(p, sigma, room)
     s, exhausted, valid = _multiplier(u * r, limits, math.inf)
-    factor = s ** (1 / p)
+    factor = _root(s, p)
     eps = jnp.minimum(jnp.where(exhausted, jnp.where(x == 0, 0, reach), u * (factor * sigma)), reach)
     in_range = _ordinary(factor * sigma) & (factor <= most)
     valid = valid & _ordinary(top) & _ordinary(sigma) & (exhausted | in_range)
@@ -245,6 +248,14 @@ def _power(x: jax.Array, e: float) -> jax.Array:
         return jnp.exp(e * jnp.log(x))
     whole = jax.lax.integer_pow(x, int(e))
     return whole if e == int(e) else whole * jnp.sqrt(x)
+
+
+def _root(s: jax.Array, p: float) -> jax.Array:
+    """Return s^(1/p), corrected for the rounding error of 1/p, which log s magnifies."""
+    root = s.dtype.type(1 / p)
+    lost = float(1 / Fraction(p) - Fraction(float(root)))
+    corrected: jax.Array = s**root * (1 + lost * jnp.log(_unit(s)))
+    return corrected
 
 
 def _limits(p: float, sigma: jax.Array, room: jax.Array) -> jax.Array:

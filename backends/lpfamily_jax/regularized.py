@@ -103,7 +103,9 @@ def regularize(
         A function of the loss's arguments whose gradient gives eps, in place of the gradient of the loss. It
         returns what `loss` returns, but without aux. For the cross-entropy of hard labels take
         `lpfamily.error_log_odds`, for sigmoid outputs `lpfamily.binary_error_log_odds`: their gradient has
-        the direction of the loss's gradient, but does not round to zero. Their `ignore_index` leaves labels
+        the direction of the loss's gradient, but does not round to zero. (Where an input also changes the
+        outputs of other examples, as with batch statistics, eps raises the sum of the log-odds, in which all
+        examples have equal weight, and differs from that of the loss.) Their `ignore_index` leaves labels
         out, as the loss should; any other label that is not a class gives NaN. The penalty assumes that the
         loss is a multiple of softplus(direction): weights and a mean over labels are possible, smoothing is
         not. The passes that compute eps have the dropout and the batch statistics that this function applies;

@@ -28,7 +28,7 @@ class TorchLibrary(Library):
 
     def detour(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Compute with NumPy if tensors are plain and need no derivative, without autograd's bookkeeping."""
-        if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # tensors may carry tangents
+        if _is_recording() or forward_ad._current_level >= 0:  # tensors may carry tangents
             return function(*arguments)
         arrays, size = [], 0
         for argument in arguments:
@@ -149,16 +149,21 @@ class _Function(_ReverseOnly):
         return result
 
 
+def _is_recording() -> bool:
+    """Whether operations are traced, by a compiler, make_fx or jit.trace, to be computed for other values."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
 def _has_values(x: torch.Tensor) -> bool:
-    return not (
-        torch.compiler.is_compiling() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
-    )
+    return not (_is_recording() or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _is_plain(x: torch.Tensor) -> bool:
     """Whether x is an ordinary tensor in this computer's memory, without wrappers or lazy views."""
     return (
-        not torch.compiler.is_compiling()
+        not _is_recording()
         and type(x) is torch.Tensor
         and x.is_cpu
         and not x.is_neg()

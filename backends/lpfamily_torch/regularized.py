@@ -135,7 +135,10 @@ def regularized_loss(
         "log-odds" is `lpfamily.error_log_odds`, for the cross-entropy of hard labels, where the outputs are
         logits (n, classes, ...), or have them as `.logits`. Its gradient has the direction of the loss's
         gradient, but does not round to zero, whatever the weight of the example. If an example has several
-        labels, these are the log-odds of an error in any of them, all with equal weight.
+        labels, these are the log-odds of an error in any of them, all with equal weight. Where an input also
+        changes the outputs of other examples (`batch_norm="batch"`), eps raises the sum of the log-odds: all
+        examples have equal weight in it, whereas in the loss those that are right with confidence have
+        little. So eps and the penalty differ from those of the loss there.
         "binary-log-odds" is `lpfamily.binary_error_log_odds`, for sigmoid outputs (n, ...) and labels 0 or 1.
         A function of (outputs, y) returns such odds, one value per example. With odds, the penalty of
         `regularized_loss` assumes a loss that is a multiple of softplus(odds): a mean over labels is one, a

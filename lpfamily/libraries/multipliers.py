@@ -326,7 +326,7 @@ def _spend(
     scale, budget = _room_powers(p, room, sigma[:, 0].astype(np.float64), limits, t)
     s = _multiplier(weights, limits, budget, t, free, ends, most)
     exhausted = s == math.inf
-    root = Fraction(1) / Fraction(p)
+    root = power.exact / (power.exact + 1) if power.exact else 1 / Fraction(p)
     scaled_s = s if unit is None else s * unit ** (1 + power.carries)
     factor = scaled_s ** float(root)
     if x.itemsize == 8:

@@ -16,7 +16,7 @@ import numpy as np
 from lpfamily.ensemble import robustness
 from lpfamily.measured import Robustness
 from lpfamily.training.data import custom, npz
-from lpfamily.training.errors import BadInput, refusing
+from lpfamily.training.errors import BadInput
 from lpfamily.training.networks import Floats, Ints
 
 RETURNS = "a torch module, a JAX function of x, or a NumPy one that returns logits and their pullback"
@@ -48,10 +48,11 @@ def measured(name: str, x: Floats, y: Ints, device: str | None, **options: Any) 
             f"--data: y has classes from {y.min()} to {y.max()}, and {name} returns {classes} logits, for "
             f"0 to {classes - 1}"
         )
-    try:
-        return measure(x, y, **options)
-    except (TypeError, ValueError) as cause:
-        raise BadInput(f"--model {name}: {cause}") from cause
+    with _blaming(name, "measuring it"):
+        try:
+            return measure(x, y, **options)
+        except (TypeError, ValueError) as cause:
+            raise BadInput(f"--model {name}: {cause}") from cause
 
 
 def _build(name: str) -> Any:
@@ -77,9 +78,9 @@ def _blaming(name: str, what: str) -> Iterator[None]:
     """Turn an exception in the user's code into a `BadInput` that says where it was raised."""
     try:
         yield
-    except BadInput:
+    except (BadInput, MemoryError):
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         last = traceback.extract_tb(cause.__traceback__)[-1]
         raise BadInput(
             f"--model {name}: {what} raised {type(cause).__name__} in {Path(last.filename).name}, line "
@@ -114,9 +115,11 @@ def _of_torch(model: Any, one: Floats, device: str | None) -> tuple[int, Callabl
 
     from lpfamily_torch import robustness as of_torch
     from lpfamily_torch.side_effects import without_side_effects
+    from lpfamily_torch.team import usable
 
-    with refusing(f"--device {device}: torch cannot use it", "", RuntimeError):
-        model = model if device is None else model.to(device)
+    if device is not None:
+        with usable(device):
+            model = model.to(device)
     parameters = [*model.parameters(), *model.buffers()]
     floating = [each for each in parameters if each.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()

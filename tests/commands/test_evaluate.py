@@ -112,6 +112,9 @@ def test_only_force_replaces_an_earlier_result(run, tmp_path, capsys):
     assert evaluate.main(flags) == 2
     assert "here.json: has an earlier result; give --force to replace it" in capsys.readouterr().err
     assert out.read_bytes() == kept
+    picture = out.rename(tmp_path / "kept.json").with_name("here.png")
+    assert evaluate.main(flags) == 2
+    assert f"{picture}: has an earlier result" in capsys.readouterr().err
     assert evaluate.main([*flags, "--seed", "1", "--force"]) == 0
     assert out.read_bytes() != kept
 
@@ -197,6 +200,7 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
         (("RUN", "--sigma", "1", "--multiples", "1"), ("--sigma and --multiples: give only one of them",)),
         (("RUN", "--effort", "quick"), ("--effort has an effect only with --model; leave it out",)),
         (("RUN", "RUN"), ("is given twice; leave one out",)),
+        (("RUN", "RUN/."), ("is given twice; leave one out",)),
         (("RUN", "--model", "mine:load"), ("give runs or --model, not both",)),
         ((), ("give a run folder, or --model with --data",)),
     ],
@@ -205,7 +209,7 @@ def test_a_run_without_a_radius_is_tested_at_the_published_one(tmp_path, capsys)
 def test_bad_input_is_refused_in_one_line(run, capsys, flags, parts):
     capsys.readouterr()
     before = sorted(run.iterdir())
-    assert evaluate.main([str(run) if flag == "RUN" else flag for flag in flags]) == 2
+    assert evaluate.main([flag.replace("RUN", str(run)) for flag in flags]) == 2
     printed = capsys.readouterr()
     assert (printed.out, len(printed.err.splitlines())) == ("", 1)
     assert printed.err.startswith("python -m lpfamily.evaluate: ")

@@ -390,6 +390,22 @@ class TestTorch:
         for got, slope in zip(found, expected, strict=True):
             assert_allclose(got, slope, rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("mode", ["real", "symbolic"])
+    @pytest.mark.parametrize("p", [1, 2, 3])
+    def test_a_recorded_graph_computes_other_values_too(self, p, mode):
+        import torch
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        grad, other = torch.tensor([[3.0, -4, 0], [1, 2, 2]]), torch.tensor([[1.0, 0, 0], [0, 0, 5]])
+
+        def in_box(function, g):
+            return function(g, p, 0.5, x=torch.zeros_like(g), bounds=(-0.3, 0.3))
+
+        for function in epsilon, project:
+            for called in functools.partial(function, p=p, sigma=0.5), functools.partial(in_box, function):
+                recorded = make_fx(called, tracing_mode=mode)(grad)
+                torch.testing.assert_close(recorded(other), called(other))
+
     def test_p_and_sigma_may_change_between_compiled_calls(self):
         import torch
 
@@ -458,6 +474,25 @@ class TestJax:
         with jax.disable_jit():  # each operation by itself
             expected = epsilon(grad, p, sigma)
         assert_allclose(step(grad, sigma), expected, rtol=1e-5, atol=1e-30)
+
+    @pytest.mark.parametrize("p", [1, 2])
+    def test_a_shard_is_computed_as_its_array(self, p):
+        import jax
+
+        def value_and_grad(x):
+            return x[:, 0], jax.numpy.cos(x)
+
+        def of_shard(function, x):
+            mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:1]), "d"), jax.sharding.PartitionSpec("d")
+            return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+        x = jax.numpy.asarray([[0.3, -0.4, 0], [0.1, 0.2, 0.2]])
+        for function in (
+            lambda v: project(v, p, 0.2),
+            lambda v: epsilon(v, p, 0.2, x=0.0, bounds=(-0.1, 0.1)),
+            lambda v: ascend(value_and_grad, v, p, 0.2, steps=5, bounds=(-1, 1)),
+        ):
+            assert_allclose(of_shard(function, x), function(x), rtol=1e-6)
 
     @pytest.mark.parametrize("p", [1.2, 2, 3])
     def test_hessian_is_the_jacobian_of_epsilon(self, p):

@@ -1,6 +1,7 @@
 """Laws of the step in a ball and a box, and the mutants that break them."""
 
 import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -436,6 +437,18 @@ def test_jax_vmap_leaves_conditions_what_they_are(p, function):
     whole = conditions(functools.partial(step, batch_ndim=2), x, x)
     assert conditions(jax.vmap(jax.vmap(step)), x, x) == whole > 0
     assert conditions(jax.vmap(jax.vmap(step, (0, None)), (0, None)), x, x[0, 0]) == whole
+
+
+def test_small_gradients_spend_the_budget_to_rounding(lib):
+    """The large ones are at their bounds, so the multiplier is huge, and magnifies every rounded exponent."""
+    least_entries = ("float32", 1e-15), ("float64", 1e-15), ("float64", 1e-40)
+    for p, (dtype, least) in itertools.product((6 / 5, 1.5, 3), least_entries):
+        grad, room = np.array([[least, -1.0]], dtype), np.array([[math.inf, 1e-6]], dtype)
+        with lib.scope():
+            x, low, high = (lib.from_numpy(each, dtype) for each in (0 * grad, -room, room))
+            eps = lib.to_numpy(epsilon(lib.from_numpy(grad, dtype), p, 0.1, x=x, bounds=(low, high)))
+        size = np.sum(np.abs(eps).astype(np.longdouble) ** p) ** (1 / np.longdouble(p))
+        assert abs(size / np.longdouble(np.dtype(dtype).type(0.1)) - 1) < 4 * np.finfo(dtype).eps
 
 
 def test_many_equal_entries_spend_the_whole_budget(lib):

@@ -54,6 +54,19 @@ def alone():
 
 def fails_inside():
     return lambda x: x @ WEIGHTS[:5]
+
+
+def fails_on_several():
+    def model(x):
+        if len(x) > 1:
+            raise RuntimeError("one at a time")
+        return of_numpy()(x)
+
+    return model
+
+
+def leaves():
+    raise SystemExit("no weights")
 """
 
 
@@ -140,6 +153,8 @@ def test_a_model_is_measured_as_its_librarys_robustness_does(name, folder, capsy
         ("one_logit", "must map examples to logits, (n, classes); for one it gives shape (1, 1)"),
         ("alone", "it returns a function from x to numpy.ndarray"),
         ("fails_inside", "calling it on one example raised ValueError in mine.py"),
+        ("fails_on_several", "measuring it raised RuntimeError in mine.py, line 48: one at a time"),
+        ("leaves", "leaves() raised SystemExit in mine.py, line 55: no weights"),
         ("missing", "--model mine:missing: mine has no function 'missing'"),
     ],
 )
@@ -210,6 +225,20 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(more, part, folder, capsy
     arrays(folder)
     assert evaluate.main(flags("of_numpy", *more)) == 2
     assert_one_line(capsys, part)
+
+
+@pytest.mark.parametrize("bounds", ["-1,1", "-inf,inf", "-1/2,1"])
+def test_bounds_may_be_negative(bounds, folder):
+    arrays(folder)
+    more = ("--sigma", ".1", "--bounds", bounds, "--effort", "quick")
+    assert evaluate.main(flags("of_numpy", *more)) == 0
+
+
+@pytest.mark.torch
+def test_a_device_that_torch_cannot_use_is_named(folder, capsys):
+    arrays(folder)
+    assert evaluate.main(flags("of_torch", *BALLS, "--device", "cuda:99")) == 2
+    assert_one_line(capsys, "--device cuda:99: torch cannot use it (")
 
 
 def test_a_module_that_cannot_be_imported_is_named(folder, capsys):

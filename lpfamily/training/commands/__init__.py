@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=functools.partial(kind, max_help_position=28, width=width),
             **settings,
         )
+        # argparse takes -1 for a value after a flag, but -1,1 and -inf for flags
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf)")
         self.add_argument("--version", action="version", version=f"lpfamily {__version__}")
 
     def group(self, title: str) -> Callable[..., None]:

@@ -241,6 +241,10 @@ def test_class_weights_are_the_sample_weights_that_they_mean(class_weight, iris)
 
 def test_small_weights_are_relative(iris):
     same_network(small().fit(*iris, FRACTIONS / 1024), small().fit(*iris, FRACTIONS / 4))
+    same_network(small().fit(*iris, np.full(150, 5e-324)), small().fit(*iris, np.full(150, 0.25)))
+    for weight in 1e-320, 1e307:
+        classes = dict.fromkeys(range(3), weight)
+        same_network(small(class_weight=classes).fit(*iris), small().fit(*iris, np.ones(150)))
     boosted = AdaBoostClassifier(small(hidden_layer_sizes=()), n_estimators=3, random_state=0)
     assert boosted.fit(*iris).score(*iris) > 0.9  # its weights sum to 1
 
