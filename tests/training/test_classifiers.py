@@ -235,6 +235,7 @@ def test_bounds_may_be_negative(bounds, folder):
 
 
 @pytest.mark.torch
+@pytest.mark.skipif("torch" not in NAMES, reason="torch is not under test")
 def test_a_device_that_torch_cannot_use_is_named(folder, capsys):
     arrays(folder)
     assert evaluate.main(flags("of_torch", *BALLS, "--device", "cuda:99")) == 2
