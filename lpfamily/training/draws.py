@@ -100,7 +100,7 @@ def _place(layer: int, again: int) -> int:
     return layer + (again << 16)
 
 
-def in_range(weights: Floats) -> Floats:
+def rescaled(weights: Floats) -> Floats:
     """Return weights with the same ratios, the largest in [1, 2), so that their sum does not overflow."""
     return np.asarray(np.ldexp(weights, 1 - np.frexp(weights.max())[1]))
 
@@ -123,7 +123,7 @@ class Draws:
         order = generator.permutation(visits)
         if weights is None:
             return order
-        upto = np.cumsum(in_range(weights))
+        upto = np.cumsum(rescaled(weights))
         upto *= visits / upto[-1]
         upto[-1] = visits
         whole = np.floor(upto)

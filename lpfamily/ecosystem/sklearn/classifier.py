@@ -20,7 +20,7 @@ from sklearn.utils.validation import validate_data
 from lpfamily._docstrings import documented_by
 from lpfamily.classification import cross_entropy
 from lpfamily.ecosystem.sklearn.estimator import NetworkEstimator
-from lpfamily.training.draws import in_range
+from lpfamily.training.draws import rescaled
 from lpfamily.training.losses import LossName
 from lpfamily.training.networks import Array, Floats, Ints
 
@@ -211,4 +211,4 @@ def _class_factors(
         raise ValueError(f"class_weight must hold finite numbers, 0 or more; got {class_weight!r}")
     if not factors[labels].any():
         raise ValueError("class_weight is 0 for every example; one needs a weight above 0")
-    return in_range(factors)
+    return rescaled(factors)
